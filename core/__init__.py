@@ -1,0 +1,1 @@
+"""What an algorithm is: policies seen through log-probabilities, routes, weights, recipes and diagnostics."""

@@ -1,0 +1,95 @@
+"""Corrections: what is made of an importance ratio before it multiplies the advantage.
+
+A correction is a factor `[..., B, T]` on the weight. k is the ratio `of` over `span` that the recipe names;
+ρ(y) is the sequence product of `of`. None of them carries a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .ratio import log_ratio, ratio
+from .recipe import Correction
+from .stats import TokenStats
+
+
+def none(stats: TokenStats, c: Correction) -> Tensor:
+    """1."""
+    return torch.ones_like(stats.logp_theta)
+
+
+def identity(stats: TokenStats, c: Correction) -> Tensor:
+    """k, untouched (the π_prox/μ factor of decoupled PPO, arXiv 2505.24298)."""
+    return ratio(stats, c.of, c.span)
+
+
+def truncate(stats: TokenStats, c: Correction) -> Tensor:
+    """min(k, C), truncated importance sampling (TIS)."""
+    return ratio(stats, c.of, c.span).clamp(max=c.high)
+
+
+def mask(stats: TokenStats, c: Correction) -> Tensor:
+    """k · 1[low ≤ k ≤ high] (IcePop on tokens; MIS on the sequence product)."""
+    k = ratio(stats, c.of, c.span)
+    return k * _inside(k, c)
+
+
+def sequence_mask(stats: TokenStats, c: Correction) -> Tensor:
+    """1[low ≤ ρ(y) ≤ high]: the whole response is kept or dropped, its weight unchanged."""
+    return _inside(ratio(stats, c.of, "sequence"), c)
+
+
+def geometric_mask(stats: TokenStats, c: Correction) -> Tensor:
+    """1[low ≤ ρ(y)^{1/|y|} ≤ high]: as `sequence_mask`, on the geometric mean."""
+    return _inside(ratio(stats, c.of, "geometric"), c)
+
+
+def vespo(stats: TokenStats, c: Correction) -> Tensor:
+    """φ(W) = W^{c1} exp(c2 (1 - W)), W = ρ(y), with (c1, c2) chosen by the sign of the advantage (VESPO)."""
+    log_w = log_ratio(stats, c.of).sum(-1, keepdim=True).expand_as(stats.logp_theta)
+    w = log_w.clamp(max=30.0).exp()
+    positive = stats.token_advantage > 0
+    c1 = torch.where(positive, c.positive[0], c.negative[0])
+    c2 = torch.where(positive, c.positive[1], c.negative[1])
+    return (c1 * log_w + c2 * (1.0 - w)).exp()
+
+
+def max_kl(stats: TokenStats, c: Correction) -> Tensor:
+    """1[max_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (Trust Region Masking, arXiv 2512.23075)."""
+    if stats.kl_mu is None:
+        raise DataError("correction `max_kl` needs `kl_mu`, the full-distribution KL of every token; got None")
+    worst = torch.where(stats.mask, stats.kl_mu, 0.0).amax(-1, keepdim=True)
+    return (worst <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
+
+
+def router_shift(stats: TokenStats, c: Correction) -> Tensor:
+    """max(floor, exp(-mean |Δ log router|)) per token, averaged over layers and selected experts (RSPO)."""
+    if stats.router_shift is None:
+        raise DataError("correction `router_shift` needs `router_shift`, the router log-prob shift; got None")
+    return torch.where(stats.mask, (-stats.router_shift).exp().clamp(min=c.low), 1.0)
+
+
+CORRECTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
+    "none": none,
+    "ratio": identity,
+    "truncate": truncate,
+    "mask": mask,
+    "sequence_mask": sequence_mask,
+    "geometric_mask": geometric_mask,
+    "vespo": vespo,
+    "max_kl": max_kl,
+    "router_shift": router_shift,
+}
+
+
+def correction(stats: TokenStats, c: Correction) -> Tensor:
+    """The correction factor that a recipe names, `[..., B, T]`."""
+    return CORRECTIONS[c.kind](stats, c)
+
+
+def _inside(k: Tensor, c: Correction) -> Tensor:
+    return ((k >= c.low) & (k <= c.high)).to(k)

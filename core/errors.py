@@ -1,0 +1,17 @@
+"""The exceptions a user can meet; each also inherits the standard class a caller would expect."""
+
+
+class FirstOrderError(Exception):
+    """Root of every error raised on purpose; its message is one line: what, got, remedy."""
+
+
+class ConfigError(FirstOrderError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class DataError(FirstOrderError, ValueError):
+    """A rollout, a reward or a route breaks the contract of `core.batch`."""
+
+
+class SizeError(FirstOrderError, MemoryError):
+    """An enumeration does not fit: says how large it is and which setting to lower."""

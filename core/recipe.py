@@ -1,0 +1,230 @@
+"""Recipes: a method and a schedule, typed and checked, and nothing about any backend.
+
+A recipe is read from TOML (`core.toml`), names every part of the weight `w_t = A · clip(ratio) · correction / norm`
+and declares its scope, which is checked against its parts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scope = Literal["token", "sequence", "group", "batch"]
+SCOPES: tuple[Scope, ...] = ("token", "sequence", "group", "batch")
+
+Policies = Literal["theta/mu", "theta/old", "old/mu"]
+Span = Literal["token", "prefix", "sequence", "geometric", "forward", "min_prefix"]
+
+
+class Section(BaseModel):
+    """A frozen section of a recipe that refuses unknown keys, NaN and infinities (except where `inf` means none)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class About(Section):
+    """What the recipe is called, where it comes from and how far a weight of it looks."""
+
+    name: str = "custom"
+    summary: str = ""
+    source: str = ""
+    scope: Scope | None = None
+    unsupported: str | None = Field(None, description="why the method does not fit the form; it cannot be run")
+
+
+class Advantage(Section):
+    """Baseline over the responses of one prompt: `core.advantage`."""
+
+    baseline: Literal["none", "group_mean", "leave_one_out"] = "group_mean"
+    std: bool = False
+
+
+class Ratio(Section):
+    """The importance ratio that multiplies the advantage: `core.ratio`."""
+
+    of: Literal["none"] | Policies = "theta/mu"
+    span: Span = "token"
+    steps: int = Field(1, ge=1, description="tokens of the `forward` span")
+
+
+class Correction(Section):
+    """A further factor made from a ratio: `core.correction`. `low`, `high` bound it where the kind has bounds."""
+
+    kind: Literal[
+        "none", "ratio", "truncate", "mask", "sequence_mask", "geometric_mask", "vespo", "max_kl", "router_shift"
+    ] = "none"
+    of: Policies = "old/mu"
+    span: Span = "token"
+    low: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    high: float = Field(float("inf"), gt=0.0)
+    positive: tuple[float, float] = Field((2.0, 3.0), description="(c1, c2) of `vespo` for A > 0")
+    negative: tuple[float, float] = Field((3.0, 2.0), description="(c1, c2) of `vespo` for A < 0")
+
+
+class Clip(Section):
+    """How far the target may move: `core.clip`. Ratio clips bound r to [1 - low, 1 + high]; others use `high`."""
+
+    kind: Literal["none", "minirl", "ppo", "gspo", "cispo", "tv", "kl", "second_moment"] = "none"
+    low: float = Field(0.2, ge=0.0, allow_inf_nan=False)
+    high: float = Field(0.27, gt=0.0, allow_inf_nan=False)
+
+
+class Aggregation(Section):
+    """What divides a token's weight: nothing, |y|^alpha, the batch's token count, or a constant."""
+
+    kind: Literal["token_sum", "length", "token_mean", "constant"] = "token_sum"
+    alpha: float = Field(1.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    constant: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+
+
+class RouterReplay(Section):
+    """Whose experts the target replays: nobody's, π_old's (R2) or μ_old's (R3)."""
+
+    mode: Literal["disabled", "R2", "R3"] = "disabled"
+
+
+class Schedule(Section):
+    """A global step: `prompts` × `group_size` responses, split into `minibatches` updates (the N of the paper)."""
+
+    steps: int = Field(100, ge=1)
+    prompts: int = Field(64, ge=1)
+    group_size: int = Field(16, ge=1)
+    minibatches: int = Field(1, ge=1)
+
+
+class Optimizer(Section):
+    """The optimiser of the training engine."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-6, gt=0.0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0.0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+
+
+class Recipe(Section):
+    """One method with its schedule; see the section classes for the keys."""
+
+    about: About = About()
+    advantage: Advantage = Advantage()
+    ratio: Ratio = Ratio()
+    correction: Correction = Correction()
+    clip: Clip = Clip()
+    aggregation: Aggregation = Aggregation()
+    router_replay: RouterReplay = RouterReplay()
+    schedule: Schedule = Schedule()
+    optimizer: Optimizer = Optimizer()
+
+    @property
+    def weight_scope(self) -> Scope:
+        """How much of a batch one token's weight reads, its advantage being given.
+
+        `token` weights can be formed inside a chunk of the update's forward; the others need a pass without
+        gradient first.
+        """
+        scope: Scope = "token"
+        sequence = {"sequence_mask", "geometric_mask", "vespo", "max_kl"}
+        spanned = self.correction.kind in {"ratio", "truncate", "mask"} and self.correction.span != "token"
+        if (self.ratio.of != "none" and self.ratio.span != "token") or spanned:
+            scope = "sequence"
+        if self.correction.kind in sequence:
+            scope = "sequence"
+        if self.clip.kind == "second_moment" or self.aggregation.kind == "token_mean":
+            scope = "batch"
+        return scope
+
+    @property
+    def scope(self) -> Scope:
+        """As `weight_scope`, the advantage included: a group baseline reads the group."""
+        group: Scope = "token" if self.advantage.baseline == "none" and not self.advantage.std else "group"
+        return max(self.weight_scope, group, key=SCOPES.index)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        for broken, what in _contradictions(self):
+            if broken:
+                raise ValueError(what)
+        return self
+
+
+def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
+    """Every way in which the parts of a recipe can contradict each other, with its remedy."""
+    c, n = r.correction, r.schedule.minibatches
+    moving = r.ratio.of in ("theta/mu", "theta/old")
+    bounded = c.kind in ("truncate", "mask", "sequence_mask", "geometric_mask", "max_kl")
+    return [
+        (
+            r.advantage.std and r.advantage.baseline == "none",
+            "advantage.std divides by a group's spread but advantage.baseline is none; choose group_mean or leave_one_out",
+        ),
+        (
+            (r.advantage.baseline != "none") and r.schedule.group_size < 2,
+            f"advantage.baseline = {r.advantage.baseline} needs schedule.group_size >= 2, got {r.schedule.group_size}",
+        ),
+        (
+            r.ratio.span != "forward" and r.ratio.steps != 1,
+            f"ratio.steps = {r.ratio.steps} is read by span forward only; set ratio.span = forward",
+        ),
+        (
+            r.ratio.of == "none" and r.ratio.span != "token",
+            f"ratio.span = {r.ratio.span} has no ratio to span; set ratio.of",
+        ),
+        (
+            r.clip.kind in ("ppo", "gspo", "cispo") and not moving,
+            f"clip.kind = {r.clip.kind} bounds a ratio of theta, but ratio.of = {r.ratio.of}; use theta/old or theta/mu",
+        ),
+        (
+            r.clip.kind == "gspo" and r.ratio.span != "geometric",
+            f"clip.kind = gspo bounds the geometric sequence ratio, got ratio.span = {r.ratio.span}; "
+            "set ratio.span = geometric or use ppo",
+        ),
+        (
+            r.clip.kind in ("minirl", "ppo", "gspo", "cispo") and r.clip.low > 1.0,
+            f"clip.low must be at most 1 (a ratio is positive), got {r.clip.low}",
+        ),
+        (bounded and c.low >= c.high, f"correction.low must be below correction.high, got {c.low} >= {c.high}"),
+        (
+            bounded and c.low <= 0.0 and c.high == float("inf"),
+            f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
+        ),
+        (
+            c.kind == "router_shift" and c.low > 1.0,
+            f"correction.low is the floor of exp(-shift) and must be at most 1, got {c.low}",
+        ),
+        (
+            r.schedule.prompts % n != 0,
+            f"schedule.prompts = {r.schedule.prompts} must be a multiple of schedule.minibatches = {n}",
+        ),
+        (
+            r.about.scope is not None and r.about.scope != r.scope,
+            f"about.scope = {r.about.scope} but the parts of the recipe make it {r.scope}",
+        ),
+    ]
+
+
+def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:
+    """The parts that cannot act in this schedule, one sentence each.
+
+    Args:
+        recipe: the method.
+        stale: θ differs from θ_old at some update (N > 1, or a staleness in the simulator).
+        mismatch: the two engines differ.
+    """
+    found = []
+    clip, replay, correction = recipe.clip.kind, recipe.router_replay.mode, recipe.correction
+    reads_old = clip == "minirl" or (clip in ("ppo", "gspo", "cispo") and recipe.ratio.of == "theta/old")
+    if not stale and reads_old:
+        found.append(f"clip.kind = {clip}: theta equals theta_old, every ratio is 1")
+    if not stale and replay == "R2":
+        found.append("router_replay.mode = R2: theta equals theta_old, its own experts are replayed")
+    if not stale and recipe.ratio.of == "theta/old":
+        found.append("ratio.of = theta/old: theta equals theta_old, the ratio is 1")
+    if not stale and correction.kind == "router_shift":
+        found.append("correction.kind = router_shift: theta equals theta_old, the shift is 0")
+    if not mismatch and replay == "R3" and not stale:
+        found.append("router_replay.mode = R3: the engines agree, mu's experts are the trainer's own")
+    if not mismatch and correction.kind not in ("none", "router_shift") and correction.of == "old/mu":
+        found.append(f"correction.kind = {correction.kind}: the engines agree, old/mu is 1")
+    return found

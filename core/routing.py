@@ -1,0 +1,159 @@
+"""Routing: which experts a token visits, with what gates, and how two routings differ.
+
+Shapes: `...` any leading axes, E experts, K experts a token.
+Replay replaces the ids only. Gates are always made from the live scores, so the router keeps its gradient.
+A replayed row is K distinct ids, or -1 throughout: that token routes live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .errors import ConfigError, DataError
+from .recipe import Section
+
+RouterKind = Literal["softmax_topk", "topk_softmax", "sigmoid_bias", "group_limited", "top1"]
+
+
+class Router(Section):
+    """A router: how scores are made, how experts are chosen and how gates are formed.
+
+    - `softmax_topk`: softmax over all experts, take K, renormalise (Qwen3-MoE, torchtitan).
+    - `topk_softmax`: take K logits, softmax over them (Mixtral, Megatron); equal to the above in exact arithmetic.
+    - `sigmoid_bias`: sigmoid scores; a bias moves the choice only; unbiased scores are gathered and renormalised
+      (DeepSeek-V3).
+    - `group_limited`: `sigmoid_bias` restricted to the best `limited_groups` of `groups`, a group's score being
+      the sum of its two best (DeepSeek-V3, node-limited).
+    - `top1`: one expert, its softmax probability is the gate (Switch).
+    """
+
+    kind: RouterKind = "softmax_topk"
+    experts: int = Field(8, ge=2)
+    top_k: int = Field(2, ge=1)
+    groups: int = Field(1, ge=1)
+    limited_groups: int = Field(1, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """One layer's decision: `ids` int64 `[..., K]` in the router's own order, `gates` `[..., K]`, and
+    `selection` `[..., E]`, the scores that the choice was made by."""
+
+    ids: Tensor
+    gates: Tensor
+    selection: Tensor
+
+
+def check_router(router: Router) -> None:
+    """Refuse sizes that cannot route.
+
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    if router.top_k > router.experts:
+        raise ConfigError(f"top_k must be at most experts = {router.experts}, got {router.top_k}; lower top_k")
+    if router.kind == "top1" and router.top_k != 1:
+        raise ConfigError(f"router top1 takes one expert, got top_k = {router.top_k}; set top_k = 1")
+    if router.kind == "group_limited":
+        size, rest = divmod(router.experts, router.groups)
+        if rest or size < 2 or router.limited_groups > router.groups:
+            raise ConfigError(
+                f"group_limited needs groups of at least 2 experts that divide experts = {router.experts}, "
+                f"got groups = {router.groups}, limited_groups = {router.limited_groups}"
+            )
+        if router.top_k > size * router.limited_groups:
+            raise ConfigError(
+                f"top_k must be at most {size * router.limited_groups}, the experts of limited_groups groups, "
+                f"got {router.top_k}"
+            )
+
+
+def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Tensor | None = None) -> Routing:
+    """Choose experts and form their gates.
+
+    Args:
+        logits: `[..., E]` router logits.
+        router: the kind and its sizes.
+        bias: `[E]`-broadcastable selection bias of the sigmoid kinds; it never enters a gate.
+        replay: `[..., K]` ids to use instead of the live choice, -1 where live.
+
+    Returns:
+        The routing. Gradients reach `logits` through the gates only.
+    """
+    scores = score(logits, router)
+    selection = (scores if bias is None else scores + bias).detach()
+    ids = select(selection, router)
+    if replay is not None:
+        given = replay.to(ids.dtype)
+        ids = torch.where(given >= 0, given, ids)
+    return Routing(ids=ids, gates=gate(logits, scores, ids, router), selection=selection)
+
+
+def score(logits: Tensor, router: Router) -> Tensor:
+    """Scores over all experts `[..., E]`: softmax or sigmoid of the logits; the logits where top-k comes first."""
+    if router.kind in ("sigmoid_bias", "group_limited"):
+        return logits.sigmoid()
+    return logits if router.kind == "topk_softmax" else logits.softmax(-1)
+
+
+def select(selection: Tensor, router: Router) -> Tensor:
+    """The ids of the K largest selection scores, best first, `[..., K]`; within the best groups if limited."""
+    if router.kind == "group_limited":
+        grouped = selection.reshape(*selection.shape[:-1], router.groups, -1)
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(router.limited_groups, dim=-1).indices
+        open_group = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
+        selection = grouped.masked_fill(~open_group[..., None], -torch.inf).flatten(-2)
+    return selection.topk(router.top_k, dim=-1).indices
+
+
+def gate(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
+    """Gate weights of the chosen experts from live scores, `[..., K]`."""
+    if router.kind == "topk_softmax":
+        return logits.gather(-1, ids).softmax(-1)
+    chosen = scores.gather(-1, ids)
+    return chosen if router.kind == "top1" else chosen / chosen.sum(-1, keepdim=True)
+
+
+def flips(a: Tensor, b: Tensor) -> Tensor:
+    """Whether two routings choose different expert *sets*, bool `[...]` for ids `[..., K]`."""
+    return (a.sort(-1).values != b.sort(-1).values).any(-1)
+
+
+def jaccard(a: Tensor, b: Tensor) -> Tensor:
+    """|A ∩ B| / |A ∪ B| of two expert sets, `[...]`."""
+    shared = (a[..., :, None] == b[..., None, :]).any(-1).sum(-1)
+    return shared / (a.shape[-1] + b.shape[-1] - shared)
+
+
+def margin(selection: Tensor, top_k: int) -> Tensor:
+    """k-th minus (k+1)-th largest selection score, `[...]`: how far a route is from flipping."""
+    if top_k >= selection.shape[-1]:
+        return torch.full_like(selection[..., 0], torch.inf)
+    best = selection.topk(top_k + 1, dim=-1).values
+    return best[..., -2] - best[..., -1]
+
+
+def check_routes(ids: Tensor, experts: int) -> None:
+    """Refuse route rows that are neither K distinct ids in range nor -1 throughout.
+
+    Args:
+        ids: `[..., K]` integer.
+        experts: number of experts E.
+
+    Raises:
+        DataError: naming the first broken rule.
+    """
+    live = (ids == -1).all(-1)
+    if not (live | (ids >= 0).all(-1)).all():
+        raise DataError("a route row must be all ids or all -1 (live), got a row with both")
+    if (ids >= experts).any():
+        raise DataError(f"route ids must be below experts = {experts}, got {int(ids.max())}")
+    ordered = ids.sort(-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]).any(-1) & ~live
+    if repeated.any():
+        raise DataError(f"a route row must name distinct experts, got {ids[repeated][0].tolist()}; padding leaked in?")

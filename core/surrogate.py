@@ -1,0 +1,104 @@
+"""Every method as a weight on the score function.
+
+The expected update of a recipe is
+
+    u = E_{y~μ_old}[ Σ_t w_t · ∇_θ log π_θ(y_t | c_t) ],     w_t = A · clip(ratio)_t · correction_t / norm_t
+
+with a weight w that carries no gradient. eq. (4) has ratio π_θ/μ_old and nothing else; eq. (7), MiniRL, adds M_t.
+What is validated on an exhaustive batch, whose `measure` is μ(y), and what runs on a sampled one, whose
+measure is 1/B, is the same three functions below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clip import clip
+from .correction import correction
+from .ratio import ratio
+from .recipe import Recipe
+from .stats import TokenStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeights:
+    """The weight of every token and the factors that it was made of, all `[..., B, T]`.
+
+    `weight = token_advantage · clipped · correction / norm` on the mask and 0 off it.
+    """
+
+    weight: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    correction: Tensor
+    norm: Tensor
+
+
+def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
+    """w_t of a recipe for one batch.
+
+    Args:
+        stats: log-probabilities, mask and advantage; `[..., B, T]`.
+        recipe: the method.
+
+    Returns:
+        The weights and their factors; none requires grad.
+
+    Reference:
+        arXiv 2512.01374 eqs. (4), (7).
+    """
+    r = ratio(stats, recipe.ratio.of, recipe.ratio.span, recipe.ratio.steps)
+    clipped = clip(stats, r, recipe)
+    factor = correction(stats, recipe.correction)
+    norm = normaliser(stats, recipe)
+    weight = torch.where(stats.mask, stats.token_advantage * clipped * factor / norm, 0.0).detach()
+    return TokenWeights(weight=weight, ratio=r, clipped=clipped, correction=factor, norm=norm)
+
+
+def normaliser(stats: TokenStats, recipe: Recipe) -> Tensor:
+    """What a token's weight is divided by: 1, |y|^α, the batch's mean length, or a constant; broadcasts over tokens.
+
+    `token_mean` divides the batch sum by the batch's token count; since responses are averaged, that is the
+    mean length under the batch's measure.
+    """
+    rule = recipe.aggregation
+    lengths = stats.lengths.to(stats.logp_theta)
+    if rule.kind == "length":
+        return lengths[..., None] ** rule.alpha
+    if rule.kind == "token_mean":
+        mean = (stats.weights * stats.mask.sum(-1)).sum(-1, keepdim=True)
+        return mean[..., None]
+    value = rule.constant if rule.kind == "constant" else 1.0
+    return torch.full_like(lengths, value)[..., None]
+
+
+def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
+    """-Σ_b m_b Σ_t w_bt log π_θ(y_bt): its gradient is minus the expected update; shape `[...]`.
+
+    Args:
+        stats: `logp_theta` carries the gradient; m_b is the response's measure, or 1/B.
+        weight: `[..., B, T]` from `token_weights`.
+    """
+    per_response = (weight.detach() * stats.logp_theta).sum(-1)
+    return -(stats.weights * per_response).sum(-1)
+
+
+def receipts(stats: TokenStats, parts: TokenWeights) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`.
+
+    `clip_upper` and `clip_lower` count tokens whose ratio the clip changed, by the sign of the advantage;
+    `corrected` those whose correction factor is not 1; `ratio_not_one` those whose ratio is not 1.
+    """
+    clipped = parts.clipped != parts.ratio
+    positive = stats.token_advantage > 0
+    acted = {
+        "clip_upper": clipped & positive,
+        "clip_lower": clipped & (stats.token_advantage < 0),
+        "corrected": parts.correction != 1,
+        "ratio_not_one": parts.ratio != 1,
+    }
+    tokens = stats.mask.sum((-2, -1))
+    return {name: ((hit & stats.mask).sum((-2, -1)), tokens) for name, hit in acted.items()}

@@ -1,0 +1,145 @@
+"""TOML in, TOML out: files, shipped names, dotted overrides, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import ConfigError
+
+Tree = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def shipped() -> list[str]:
+    """The names of the recipes in the package, sorted."""
+    folder = resources.files("firstorder.core") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read(recipe: str) -> Tree:
+    """The tables of a shipped recipe or of a TOML file.
+
+    Raises:
+        ConfigError: no such recipe or file, or not TOML.
+    """
+    if recipe in shipped():
+        return tomllib.loads(source(recipe))
+    path = Path(recipe)
+    if not path.is_file():
+        hint = nearest(recipe, shipped())
+        raise ConfigError(f"no recipe or file {recipe!r}; {hint}`firstorder recipes` lists the shipped ones")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def source(name: str) -> str:
+    """The text of a shipped recipe, byte for byte."""
+    return (resources.files("firstorder.core") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def override(tree: Tree, assignments: Iterable[str]) -> Tree:
+    """`tree` with dotted assignments `a.b=value` laid over it; a value is TOML, or else a bare string.
+
+    Example:
+        >>> override({"sim": {"seed": 0}}, ["sim.seed=7", "sim.numerics.kind=noise"])
+        {'sim': {'seed': 7, 'numerics': {'kind': 'noise'}}}
+    """
+    result = copy.deepcopy(tree)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise ConfigError(f"an override is a.b=value, got {assignment!r}")
+        table = result
+        for part in path[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key!r} reaches into {part!r}, which is a value, not a section")
+        table[path[-1]] = _value(text.strip())
+    return result
+
+
+def build(model: type[Model], tree: Mapping[str, Any], section: str = "") -> Model:
+    """A validated model from a tree.
+
+    Raises:
+        ConfigError: one line with the dotted key, what was got and the nearest valid key or the rule broken.
+    """
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError(_explain(model, error, section)) from None
+
+
+def dump(tree: Mapping[str, Any], prefix: str = "") -> str:
+    """TOML of nested tables of scalars and arrays; None is left out."""
+    lines = [f"{key} = {_literal(value)}" for key, value in tree.items() if not _skip(value)]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{key}"
+            body = dump(value, prefix=f"{name}.")
+            header = f"[{name}]\n" if any(not isinstance(v, Mapping) and v is not None for v in value.values()) else ""
+            text += ("\n" if text else "") + header + body
+    return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _skip(value: Any) -> bool:
+    return value is None or isinstance(value, Mapping)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else {"inf": "inf", "-inf": "-inf"}.get(str(value), "nan")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(model: type[BaseModel], error: ValidationError, section: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    dotted = ".".join([section, *path] if section else path)
+    if first["type"] == "extra_forbidden":
+        known = _keys(model, path[:-1])
+        return f"unknown key {dotted!r}; {nearest(path[-1], known)}valid keys: {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and not path:
+        return message
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return sorted(model.model_fields)
