@@ -1,0 +1,1 @@
+"""A backend whose expectations are exact: tiny MoE policies whose every response can be enumerated."""

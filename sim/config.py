@@ -1,0 +1,83 @@
+"""The `[sim]` section: the tiny policy, its prompts, its two engines and how stale the target is."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from firstorder.core.errors import ConfigError
+from firstorder.core.recipe import Recipe, Section
+from firstorder.core.routing import Router, RouterKind, check_router
+
+from .numerics import Numerics
+
+
+class Sim(Section):
+    """Sizes, engines and staleness of an exact experiment. Lengths are in tokens."""
+
+    vocab: int = Field(4, ge=2, description="tokens; token 0 ends a response")
+    horizon: int = Field(5, ge=1, description="longest response")
+    prompts: int = Field(4, ge=1, description="prompts measured, equally likely")
+    prompt_length: int = Field(2, ge=1)
+    layers: int = Field(2, ge=1, description="MoE layers")
+    experts: int = Field(8, ge=2)
+    top_k: int = Field(2, ge=1)
+    router: RouterKind = "softmax_topk"
+    groups: int = Field(2, ge=1, description="expert groups of router = group_limited")
+    limited_groups: int = Field(1, ge=1)
+    width: int = Field(16, ge=1)
+    expert_width: int = Field(16, ge=1)
+    sharpness: float = Field(1.5, gt=0.0, allow_inf_nan=False, description="standard deviation of the initial logits")
+    temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, description="weights")
+    reward: Literal["binary", "graded"] = "binary"
+    truncated: Literal["scored", "zero"] = Field("scored", description="what a response cut at the horizon earns")
+    numerics: Numerics = Numerics(kind="noise")
+    training_numerics: Numerics = Numerics(kind="exact")
+    draws: int = Field(32, ge=2, description="calls averaged over when numerics.kind = batch")
+    staleness: int = Field(0, ge=0, description="plain-SGD steps from theta_old to theta")
+    lr: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="step size of those steps")
+    direction: Literal["natural", "recipe"] = "natural"
+
+    @property
+    def routing(self) -> Router:
+        """The router of every MoE layer."""
+        return Router(
+            kind=self.router,
+            experts=self.experts,
+            top_k=self.top_k,
+            groups=self.groups,
+            limited_groups=self.limited_groups,
+        )
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        check_router(self.routing)
+        available = (self.vocab - 1) ** self.prompt_length
+        if self.prompts > available:
+            raise ValueError(
+                f"sim.prompts = {self.prompts} but only {available} prompts of sim.prompt_length = "
+                f"{self.prompt_length} exist over {self.vocab - 1} tokens; raise sim.prompt_length"
+            )
+        if self.staleness and self.prompts == available:
+            raise ValueError(
+                f"sim.staleness moves theta on prompts other than those measured, but sim.prompts = {self.prompts} "
+                "measures all; lower sim.prompts or raise sim.prompt_length"
+            )
+        if self.training_numerics.kind == "batch":
+            raise ValueError("sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix")
+        return self
+
+
+def check_replay(recipe: Recipe, sim: Sim) -> None:
+    """Refuse replay where it can never act.
+
+    Raises:
+        ConfigError: every expert is always chosen.
+    """
+    if recipe.router_replay.mode != "disabled" and sim.top_k == sim.experts:
+        raise ConfigError(
+            f"router_replay.mode = {recipe.router_replay.mode} can never act with sim.top_k = sim.experts = "
+            f"{sim.experts} (a dense model); lower sim.top_k or disable replay"
+        )
