@@ -42,6 +42,9 @@ def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
         centred = rewards - total / size
     else:
         centred = rewards - (total - rewards) / (size - 1)
+    if rule.baseline != "none":
+        agree = (rewards == rewards[..., :1]).all(-1, keepdim=True)
+        centred = torch.where(agree, 0.0, centred)  # their mean may round, and the spread divides by what is left
     if not rule.std:
         return centred
     return centred / (rewards.std(-1, keepdim=True, correction=1) + STD_EPSILON)

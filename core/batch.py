@@ -115,6 +115,8 @@ def _check_values(b: RolloutBatch) -> None:
         raise DataError("`logp_mu` must be finite and at most 0 (nats); got a value that is not a log-probability")
     if (b.logp_mu[~b.mask] != 0).any():
         raise DataError("`logp_mu` must be 0 where `mask` is False; the array is shifted or the mask is wrong")
+    if (b.lengths < 1).any() or (b.lengths > b.tokens.shape[1]).any():
+        raise DataError(f"`lengths` must lie in 1..{b.tokens.shape[1]}, got {b.lengths.tolist()}")
     position = torch.arange(b.tokens.shape[1], device=b.tokens.device)
     if (b.mask & (position >= b.lengths[:, None])).any():
         raise DataError("`mask` must be False on padding, got a sampled token beyond `lengths`")
@@ -129,9 +131,14 @@ def _check_values(b: RolloutBatch) -> None:
 def _check_rows(routes: Tensor, lengths: Tensor) -> None:
     if routes.dtype.is_floating_point:
         raise DataError(f"`routes` must be integers, got {routes.dtype}")
-    position = torch.arange(routes.shape[1], device=routes.device)
+    rows, position = (routes >= 0).all(-1).all(-1), torch.arange(routes.shape[1], device=routes.device)
     unused = position >= (lengths - 1)[:, None]
     if (routes[unused] != -1).any():
         raise DataError(
             "`routes` must be -1 in the row of the last token and beyond (it is never run); the rows are shifted by one"
+        )
+    last, before = (lengths - 2).clamp(min=0)[:, None], (lengths - 3).clamp(min=0)[:, None]
+    if ((lengths[:, None] >= 3) & rows.gather(1, before) & ~rows.gather(1, last)).any():
+        raise DataError(
+            "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
         )

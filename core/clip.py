@@ -70,7 +70,11 @@ def second_moment(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
     flat, weight = square.flatten(-2), share.flatten(-2)
     order = flat.argsort(-1)
     sorted_square, sorted_weight = flat.gather(-1, order), weight.gather(-1, order)
-    mean = (sorted_square * sorted_weight).cumsum(-1) / sorted_weight.cumsum(-1).clamp(min=1e-300)
+    floor = torch.finfo(flat.dtype).tiny
+    mean = (sorted_square * sorted_weight).cumsum(-1) / sorted_weight.cumsum(-1).clamp(min=floor)
+    # equal squares stay or go together, so that a response counted twice is one response of twice the measure
+    last = torch.searchsorted(sorted_square.contiguous(), sorted_square.contiguous(), right=True) - 1
+    mean = mean.gather(-1, last)
     keep = torch.zeros_like(flat).scatter(-1, order, (mean <= c.high).to(flat)).view_as(square)
     return r * keep
 

@@ -8,6 +8,7 @@ expectations under μ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +56,9 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "token_mult_prob_error": Quantity(formula="mean exp|D|", unit="1", source="NeMo-RL; alarm above 1.05 there"),
     "ratio_tail_2": Quantity(
-        formula="P(max(rho, 1/rho) > 2)", unit="probability", source="F(2) of arXiv 2510.11370; danger above 0.1 there"
+        formula="P(max(rho, 1/rho) > 2)",
+        unit="probability",
+        source="F(2) of arXiv 2510.11370; danger above 0.1 there",
     ),
     "seq_log_ratio_std": Quantity(formula="std over sequences of sum D", unit="nats", source="second moment of D"),
 }
@@ -64,19 +67,22 @@ QUANTITIES: dict[str, Quantity] = {
 def moments(stats: TokenStats) -> Moments:
     """The sums that every quantity is made of, each `(numerator, denominator)` of shape `[...]`.
 
-    Masked tokens enter neither. Tokens weigh by their response's measure.
+    Masked tokens enter neither, and a response without tokens enters no sequence term. Tokens weigh by their
+    response's measure, or 1 in a sampled batch, so that the moments of batches of any sizes add up.
     """
-    mask, weight = stats.mask, stats.weights
+    mask = stats.mask
+    weight = torch.ones_like(stats.weights) if stats.measure is None else stats.measure
+    some = weight * mask.any(-1)
     d = torch.where(mask, stats.logp_old - stats.logp_mu, 0.0).detach()
     total = d.sum(-1)
-    rho = d.clamp(max=MAX_LOG_RATIO).exp()
+    rho = d.clamp(max=MAX_LOG_RATIO / 2).exp()  # its square stays finite
     p, q = stats.logp_old.detach().exp(), stats.logp_mu.exp()
     token_terms = {
         "d": d,
         "rho": rho,
         "rho_square": rho.square(),
         "abs_ratio": d.abs().clamp(max=MAX_LOG_RATIO).exp(),
-        "tail_2": (d.abs() > torch.log(torch.tensor(2.0))).to(d),
+        "tail_2": (d.abs() > math.log(2.0)).to(d),
         "abs_diff": (p - q).abs(),
         "square_diff": (p - q).square(),
         "p": p,
@@ -96,7 +102,7 @@ def moments(stats: TokenStats) -> Moments:
     found: Moments = {
         name: ((weight * torch.where(mask, x, 0.0).sum(-1)).sum(-1), tokens) for name, x in token_terms.items()
     }
-    found |= {name: ((weight * x).sum(-1), weight.sum(-1)) for name, x in sequence_terms.items()}
+    found |= {name: ((some * x).sum(-1), some.sum(-1)) for name, x in sequence_terms.items()}
     return found
 
 

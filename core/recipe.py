@@ -20,7 +20,7 @@ Span = Literal["token", "prefix", "sequence", "geometric", "forward", "min_prefi
 class Section(BaseModel):
     """A frozen section of a recipe that refuses unknown keys, NaN and infinities (except where `inf` means none)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class About(Section):
@@ -52,12 +52,20 @@ class Correction(Section):
     """A further factor made from a ratio: `core.correction`. `low`, `high` bound it where the kind has bounds."""
 
     kind: Literal[
-        "none", "ratio", "truncate", "mask", "sequence_mask", "geometric_mask", "vespo", "max_kl", "router_shift"
+        "none",
+        "ratio",
+        "truncate",
+        "mask",
+        "sequence_mask",
+        "geometric_mask",
+        "vespo",
+        "max_kl",
+        "router_shift",
     ] = "none"
     of: Policies = "old/mu"
     span: Span = "token"
     low: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    high: float = Field(float("inf"), gt=0.0)
+    high: float = Field(float("inf"), gt=0.0, allow_inf_nan=True)
     positive: tuple[float, float] = Field((2.0, 3.0), description="(c1, c2) of `vespo` for A > 0")
     negative: tuple[float, float] = Field((3.0, 2.0), description="(c1, c2) of `vespo` for A < 0")
 
@@ -101,7 +109,7 @@ class Optimizer(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0.0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    max_grad_norm: float = Field(1.0, gt=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0, allow_inf_nan=True)
 
 
 class Recipe(Section):
@@ -184,7 +192,14 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
             r.clip.kind in ("minirl", "ppo", "gspo", "cispo") and r.clip.low > 1.0,
             f"clip.low must be at most 1 (a ratio is positive), got {r.clip.low}",
         ),
-        (bounded and c.low >= c.high, f"correction.low must be below correction.high, got {c.low} >= {c.high}"),
+        (
+            bounded and c.low >= c.high,
+            f"correction.low must be below correction.high, got {c.low} >= {c.high}",
+        ),
+        (
+            c.kind in ("truncate", "max_kl") and c.low > 0.0,
+            f"correction.low = {c.low} is not read by correction.kind = {c.kind}; remove it",
+        ),
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
@@ -225,6 +240,6 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
         found.append("correction.kind = router_shift: theta equals theta_old, the shift is 0")
     if not mismatch and replay == "R3" and not stale:
         found.append("router_replay.mode = R3: the engines agree, mu's experts are the trainer's own")
-    if not mismatch and correction.kind not in ("none", "router_shift") and correction.of == "old/mu":
+    if not mismatch and correction.kind not in ("none", "router_shift", "max_kl") and correction.of == "old/mu":
         found.append(f"correction.kind = {correction.kind}: the engines agree, old/mu is 1")
     return found

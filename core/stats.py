@@ -52,8 +52,7 @@ class TokenStats:
     @property
     def token_advantage(self) -> Tensor:
         """The advantage broadcast to `[..., B, T]`."""
-        per_token = self.advantage.ndim >= 2 and self.advantage.shape[-2:] == self.logp_theta.shape[-2:]
-        return self.advantage if per_token else self.advantage[..., None]
+        return self.advantage if self.advantage.ndim == self.logp_theta.ndim else self.advantage[..., None]
 
     @property
     def lengths(self) -> Tensor:
@@ -66,7 +65,7 @@ class TokenStats:
         if self.measure is not None:
             return self.measure
         size = self.logp_theta.shape[-2]
-        return torch.full(self.logp_theta.shape[:-1], 1.0 / size, dtype=self.logp_theta.dtype)
+        return self.logp_theta.new_full(self.logp_theta.shape[:-1], 1.0 / size)
 
     def with_advantage(self, advantage: Tensor) -> TokenStats:
         """The same tokens under another advantage."""

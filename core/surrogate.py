@@ -82,7 +82,7 @@ def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
         stats: `logp_theta` carries the gradient; m_b is the response's measure, or 1/B.
         weight: `[..., B, T]` from `token_weights`.
     """
-    per_response = (weight.detach() * stats.logp_theta).sum(-1)
+    per_response = (weight.detach() * torch.where(stats.mask, stats.logp_theta, 0.0)).sum(-1)
     return -(stats.weights * per_response).sum(-1)
 
 

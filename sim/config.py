@@ -37,7 +37,7 @@ class Sim(Section):
     training_numerics: Numerics = Numerics(kind="exact")
     draws: int = Field(32, ge=2, description="calls averaged over when numerics.kind = batch")
     staleness: int = Field(0, ge=0, description="plain-SGD steps from theta_old to theta")
-    lr: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="step size of those steps")
+    lr: float = Field(0.1, gt=0.0, allow_inf_nan=False, description="step size of those steps")
     direction: Literal["natural", "recipe"] = "natural"
 
     @property
@@ -66,7 +66,9 @@ class Sim(Section):
                 "measures all; lower sim.prompts or raise sim.prompt_length"
             )
         if self.training_numerics.kind == "batch":
-            raise ValueError("sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix")
+            raise ValueError(
+                "sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix"
+            )
         return self
 
 

@@ -71,7 +71,9 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         given = None if replay is None else _level(replay.contexts, tree, depth)
         levels.append(_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given))
     ids = torch.cat([level.ids for level in levels], dim=1)
-    prompt = torch.stack(prompt_ids, dim=1) if prompt_ids else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
+    prompt = (
+        torch.stack(prompt_ids, dim=1) if prompt_ids else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
+    )
     return Pass(
         logp=torch.cat([level.logp for level in levels], dim=1),
         routes=Routes(prompt=prompt, contexts=ids),

@@ -72,9 +72,7 @@ def _groups(levels: Tensor, own: int, rest: int) -> Tensor:
     n = len(levels)
     first = torch.cartesian_prod(*[levels] * own).reshape(n**own, 1, own)
     others = levels[_expand(_compositions(n, rest))]
-    return torch.cat(
-        [first.expand(-1, len(others), -1), others.expand(n**own, *others.shape)], dim=-1
-    )
+    return torch.cat([first.expand(-1, len(others), -1), others.expand(n**own, *others.shape)], dim=-1)
 
 
 def _signed(groups: Tensor, rule: Advantage) -> Tensor:

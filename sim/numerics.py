@@ -56,7 +56,9 @@ class Numerics(Section):
     @model_validator(mode="after")
     def _accumulate_rounds(self) -> Self:
         if self.kind in ("split", "gate_order", "batch") and self.accumulate == "float64":
-            raise ValueError(f"numerics.kind = {self.kind} changes nothing in float64; set accumulate = float32 or bf16")
+            raise ValueError(
+                f"numerics.kind = {self.kind} changes nothing in float64; set accumulate = float32 or bf16"
+            )
         return self
 
 

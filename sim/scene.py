@@ -113,9 +113,7 @@ def build(
     replayed: dict[Mode, Routes | None] = {"disabled": None, "R2": old_live.routes, "R3": mu_old.routes}
     trainer = load(leaves, pair.pi, sim)
     target = {mode: run(trainer, tree, replayed[mode]) for mode in MODES if mode in wanted}
-    return Scene(
-        tree=tree, rewards=rewards, weights=leaves, mu_old=mu_old, mu=mu, old=old, target=target, stale=stale
-    )
+    return Scene(tree=tree, rewards=rewards, weights=leaves, mu_old=mu_old, mu=mu, old=old, target=target, stale=stale)
 
 
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:

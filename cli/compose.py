@@ -1,0 +1,31 @@
+"""A recipe and its backend sections, from a name or file and dotted overrides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstorder.core.recipe import Recipe
+    from firstorder.sim.config import Sim
+
+
+def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
+    """The recipe and the `[sim]` section, both validated.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.recipe import Recipe
+    from firstorder.core.toml import build, nearest, override, read
+    from firstorder.sim.config import Sim
+
+    tree = override(read(name), assignments)
+    sections = [*Recipe.model_fields, "sim"]
+    for key, value in tree.items():
+        if key not in sections:
+            raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key!r} must be a section, got {value!r}")
+    sim: dict[str, Any] = tree.pop("sim", {})
+    return build(Recipe, tree), build(Sim, sim, "sim")

@@ -1,0 +1,63 @@
+"""`firstorder`: one module a command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from firstorder import __version__
+from firstorder.core.errors import FirstOrderError
+
+from . import measure, recipes, validate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Is a token-level objective still a first-order proxy of the sequence-level reward?",
+)
+app.command("validate")(validate.validate)
+app.command("measure")(measure.measure)
+app.command("recipes")(recipes.recipes)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code: 0 done, 1 a theorem failed, 2 bad input, 130 interrupted."""
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="firstorder")
+    except FirstOrderError as error:
+        return _refuse(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("firstorder: interrupted, nothing was written", err=True)
+        return 130
+    except Exception as error:
+        # the command-line parser's own complaints; the class moved between releases of typer, its method did not
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        return 0 if not message else _refuse(message.replace("\n", " "))
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str) -> int:
+    typer.echo(f"firstorder: {message}", err=True)
+    return 2

@@ -1,0 +1,35 @@
+"""Where results go: a file written whole, or standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def check_target(target: str | None) -> None:
+    """Refuse an output file that cannot be written, before the work is done.
+
+    Raises:
+        ConfigError: its folder does not exist, or it is a folder.
+    """
+    from firstorder.core.errors import ConfigError
+
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise ConfigError(f"--json {target} is a folder; give a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {target}: folder {path.parent} does not exist; create it first")
+
+
+def write_json(target: str, document: dict[str, Any]) -> None:
+    """Write a JSON document whole to a file, or to standard output for `-`."""
+    from firstorder.core.record import to_json, write_whole
+
+    text = to_json(document)
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_whole(Path(target), text)

@@ -1,0 +1,68 @@
+"""What a claim is: a statement with its source, a rule fixed in code, and an outcome computed by this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["theorem", "empirical"]
+Verdict = Literal["holds", "fails", "reproduced", "not reproduced", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much is spent on a claim.
+
+    Args:
+        policies: random policies, the units of every interval.
+        draws: perturbation draws of each policy.
+        first_seed: seeds of the policies count up from here.
+    """
+
+    policies: int
+    draws: int
+    first_seed: int
+
+
+# Settings and rules were chosen on seeds below 1000; these are the seeds that verdicts are reported on.
+FULL = Budget(policies=48, draws=4, first_seed=1000)
+QUICK = Budget(policies=16, draws=2, first_seed=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A verdict and the numbers behind it."""
+
+    verdict: Verdict
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim.
+
+    Args:
+        id: what `--only` takes.
+        statement: one sentence.
+        source: paper and equation or section.
+        kind: a theorem must hold; an empirical claim gets a verdict.
+        rule: how the verdict follows from the numbers.
+        check: computes the outcome within a budget.
+    """
+
+    id: str
+    statement: str
+    source: str
+    kind: Kind
+    rule: str
+    check: Callable[[Budget], Outcome]
+
+
+EXACT = 1e-10  # relative deviation up to which a theorem in float64 holds
+
+
+def theorem(deviations: dict[str, float], **more: Any) -> Outcome:
+    """The outcome of a theorem from relative deviations of its two sides."""
+    worst = max(deviations.values())
+    return Outcome(verdict="holds" if worst <= EXACT else "fails", measured={**deviations, **more})

@@ -1,0 +1,73 @@
+"""Ensembles for claims: policies × perturbation draws on the member axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from firstorder.core.recipe import Recipe
+from firstorder.core.toml import build as build_recipe
+from firstorder.core.toml import read
+from firstorder.sim.config import Sim
+from firstorder.sim.policy import Weights, initial_weights
+from firstorder.sim.scene import Engines, Mode, Scene, build, engines, grow
+from firstorder.sim.tree import Tree
+
+from .claim import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Members m = policy · draws + draw over one tree.
+
+    `seeds` `[M]` name the policies, `noise` `[M]` the perturbation draws, `owner` `[M]` the policy's position.
+    """
+
+    sim: Sim
+    tree: Tree
+    rewards: Tensor
+    seeds: Tensor
+    noise: Tensor
+    owner: Tensor
+
+    @property
+    def policies(self) -> int:
+        """Number of policies."""
+        return int(self.owner[-1]) + 1
+
+    def engines(self, scale: float) -> Engines:
+        """Both engines, μ perturbed by relative noise `scale`."""
+        return engines(self.sim, self.noise, torch.full(self.noise.shape, scale, dtype=torch.float64))
+
+    def weights(self) -> Weights:
+        """θ_old of every member."""
+        return initial_weights(self.sim, self.seeds)
+
+    def scene(self, scale: float, modes: Iterable[Mode], *, theta: Weights | None = None, grad: bool = True) -> Scene:
+        """All passes at one perturbation; without `grad` for values only, which is faster."""
+        with torch.set_grad_enabled(grad):
+            return build(self.sim, self.tree, self.rewards, self.engines(scale), self.weights(), theta, modes)
+
+    def per_policy(self, values: Tensor) -> Tensor:
+        """Member values `[M]` added up over the draws of each policy, `[policies]`."""
+        return torch.zeros(self.policies, dtype=torch.float64).index_add(0, self.owner, values.double())
+
+
+def ensemble(budget: Budget, sim: Sim | None = None) -> Ensemble:
+    """The members that a budget buys."""
+    sim = sim or Sim()
+    tree, rewards = grow(sim)
+    owner = torch.arange(budget.policies).repeat_interleave(budget.draws)
+    seeds = budget.first_seed + owner
+    noise = seeds * 1000 + torch.arange(budget.draws).repeat(budget.policies)
+    return Ensemble(sim=sim, tree=tree, rewards=rewards, seeds=seeds, noise=noise, owner=owner)
+
+
+@lru_cache
+def recipe(name: str) -> Recipe:
+    """A shipped recipe."""
+    return build_recipe(Recipe, read(name))

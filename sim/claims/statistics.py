@@ -1,0 +1,84 @@
+"""Intervals over policies: the policy is the unit, its perturbation draws are averaged first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+Array = NDArray[np.float64]
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A statistic with its 95% bootstrap interval over policies."""
+
+    value: float
+    low: float
+    high: float
+
+    def json(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return asdict(self)
+
+    def inside(self, low: float, high: float) -> bool:
+        """Whether the whole interval lies in [low, high]."""
+        return low <= self.low and self.high <= high
+
+    def outside(self, low: float, high: float) -> bool:
+        """Whether the whole interval lies outside [low, high]."""
+        return self.high < low or self.low > high
+
+
+def mean(values: Tensor) -> Estimate:
+    """Mean over policies of `[policies]` values."""
+    return _bootstrap([values.numpy()], lambda parts: parts[0])
+
+
+def ratio_of_means(above: Tensor, below: Tensor) -> Estimate:
+    """mean(above) / mean(below) over policies."""
+    return _bootstrap([above.numpy(), below.numpy()], lambda parts: parts[0] / parts[1])
+
+
+def slope(scales: Sequence[float], sums: Sequence[Tensor], counts: Sequence[Tensor]) -> Estimate:
+    """Least-squares slope of log(mean value) against log(scale).
+
+    Args:
+        scales: perturbations, at least two.
+        sums: for each scale, the values added up per policy, `[policies]`.
+        counts: for each scale, how many members each policy's sum holds, `[policies]`.
+    """
+    x = np.log(np.asarray(scales))
+    weight = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    n = len(scales)
+
+    def fit(parts: list[Array]) -> Array:
+        log = [np.log(np.maximum(parts[i], 1e-300) / np.maximum(parts[n + i], 1e-300)) for i in range(n)]
+        return np.asarray(sum(w * y for w, y in zip(weight, log, strict=True)))
+
+    return _bootstrap([t.numpy() for t in (*sums, *counts)], fit)
+
+
+def _bootstrap(data: list[Array], of_means: Any) -> Estimate:
+    def statistic(*parts: Array, axis: int = -1) -> Array:
+        return np.asarray(of_means([p.mean(axis=axis) for p in parts]))
+
+    found = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    interval = found.confidence_interval
+    return Estimate(value=float(statistic(*data)), low=float(interval.low), high=float(interval.high))

@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from firstorder.core.batch import RolloutBatch, alignment, check_alignment, check_expert_ids
+from firstorder.core.errors import DataError
+
+LENGTHS = torch.tensor([6, 4, 5])
+
+
+def fields():
+    """Three responses of at most six tokens after a prompt of two, with an environment token in the first."""
+    position = torch.arange(6)
+    mask = (position >= 2) & (position < LENGTHS[:, None])
+    mask[0, 3] = False
+    logp = -torch.rand(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.1
+    run = (position < LENGTHS[:, None] - 1)[..., None, None]
+    routes = torch.where(run, torch.tensor([2, 0]).expand(3, 6, 4, 2), -1).short()
+    return {
+        "tokens": torch.ones(3, 6, dtype=torch.int64),
+        "mask": mask,
+        "lengths": LENGTHS.clone(),
+        "logp_mu": torch.where(mask, logp, 0.0),
+        "rewards": torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64),
+        "groups": torch.tensor([0, 0, 1]),
+        "routes": routes,
+        "measure": torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64),
+    }
+
+
+def changed(name, *index_value):
+    value = fields()[name].clone()
+    for index, new in index_value:
+        value[index] = new
+    return {name: value}
+
+
+def test_a_whole_batch_passes_with_and_without_its_optional_parts():
+    check_expert_ids(RolloutBatch(**fields()), 4)
+    bare = RolloutBatch(**(fields() | {"routes": None, "measure": None}))
+    check_expert_ids(bare, 1)
+
+
+@pytest.mark.parametrize("name", ["mask", "logp_mu", "lengths", "rewards", "groups", "measure"])
+def test_a_field_of_another_size_is_named(name):
+    with pytest.raises(DataError, match=f"`{name}` must be "):
+        RolloutBatch(**(fields() | {name: fields()[name][1:]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": torch.ones(6, dtype=torch.int64)}, r"`tokens` must be \[batch, length\]"),
+        ({"routes": fields()["routes"][:, :-1]}, r"`routes` must be \[3, 6, layers, k\], got \[3, 5, 4, 2\]"),
+        ({"routes": fields()["routes"][..., 0]}, r"`routes` must be \[3, 6, layers, k\]"),
+        ({"routes": fields()["routes"].float()}, "`routes` must be integers"),
+        ({"mask": fields()["mask"].long()}, "`mask` must be bool"),
+        (changed("rewards", (1, torch.nan)), "`rewards` must be finite"),
+        (changed("rewards", (1, torch.inf)), "`rewards` must be finite"),
+        (changed("logp_mu", ((0, 2), torch.nan)), "`logp_mu` must be finite and at most 0"),
+        (changed("logp_mu", ((0, 2), -torch.inf)), "`logp_mu` must be finite and at most 0"),
+        (changed("logp_mu", ((0, 2), 0.1)), "`logp_mu` must be finite and at most 0"),
+        (changed("logp_mu", ((0, 3), -0.1)), "`logp_mu` must be 0 where `mask` is False"),
+        (changed("lengths", (0, 7)), r"`lengths` must lie in 1\.\.6"),
+        (changed("lengths", (2, 0)), r"`lengths` must lie in 1\.\.6"),
+        (changed("mask", ((1, 4), True)), "`mask` must be False on padding"),
+        (changed("mask", ((1, 0), True)), "`mask` must be False at position 0"),
+        (changed("measure", (0, 0.5)), "summing to 1, got a sum of 1.25"),
+        (changed("measure", (0, -0.25), (1, 0.75)), "`measure` must be probabilities"),
+        (changed("measure", (0, torch.nan)), "`measure` must be probabilities"),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_is_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        RolloutBatch(**(fields() | change))
+
+
+def test_routes_one_row_late_are_refused():
+    late = torch.roll(fields()["routes"], 1, dims=1)
+    with pytest.raises(DataError, match="the rows are shifted by one"):
+        RolloutBatch(**(fields() | {"routes": late}))
+
+
+def test_a_log_probability_array_one_token_off_is_refused():
+    for shift in (-1, 1):
+        moved = torch.roll(fields()["logp_mu"], shift, dims=1)
+        with pytest.raises(DataError, match="the array is shifted"):
+            RolloutBatch(**(fields() | {"logp_mu": moved}))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [([0, 0], "distinct experts"), ([0, 7], "below experts = 4"), ([0, -1], "all ids or all -1")],
+)
+def test_routes_that_name_no_experts_are_refused(row, message):
+    routes = fields()["routes"]
+    routes[1, 1, 2] = torch.tensor(row, dtype=routes.dtype)
+    with pytest.raises(DataError, match=message):
+        check_expert_ids(RolloutBatch(**(fields() | {"routes": routes})), 4)
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_alignment_finds_by_how_far_one_engine_is_read_off(shift, seed):
+    g = torch.Generator().manual_seed(seed)
+    trainer = -torch.rand(8, 20, generator=g) * 3
+    mask = torch.zeros(8, 20, dtype=torch.bool)
+    mask[:, 4:18] = True
+    mask[:, 9] = False
+    engine = trainer + 0.05 * torch.randn(8, 20, generator=g)
+    recorded = torch.roll(engine, shift, dims=-1)
+    assert alignment(recorded, trainer, mask) == -shift
+    if shift == 0:
+        check_alignment(recorded, trainer, mask)
+    else:
+        with pytest.raises(DataError, match=rf"shifted by {'[+]' if shift > 0 else '-'}1 token"):
+            check_alignment(recorded, trainer, mask)
+
+
+def test_equal_fits_count_as_aligned():
+    flat = torch.full((2, 5), -1.0)
+    assert alignment(flat, flat, torch.tensor([[False, True, True, True, False]] * 2)) == 0
+    assert alignment(flat, flat, torch.zeros(2, 5, dtype=torch.bool)) == 0

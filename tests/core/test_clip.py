@@ -1,0 +1,162 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstorder.core import toml
+from firstorder.core.clip import CLIPS, clip
+from firstorder.core.ratio import log_ratio, ratio
+from firstorder.core.recipe import Clip, Recipe
+from firstorder.core.surrogate import surrogate_loss, token_weights
+
+HIGH = {"tv": 0.02, "kl": 0.002, "second_moment": 0.04}
+
+
+def pushed_out(a, above, below):
+    return (a > 0 and above) or (a < 0 and below)
+
+
+def slow(stats, r, c):
+    found = []
+    for b, t in stats.mask.nonzero().tolist():
+        k, a = float(r[b, t]), float(stats.advantage[b])
+        theta, old, mu = (float(x[b, t]) for x in (stats.logp_theta, stats.logp_old, stats.logp_mu))
+        p, q = math.exp(theta), math.exp(mu)
+        if c.kind == "cispo":
+            k = min(max(k, 1 - c.low), 1 + c.high)
+        elif c.kind == "minirl":
+            moved = math.exp(theta - old)
+            k *= not pushed_out(a, moved > 1 + c.high, moved < 1 - c.low)
+        elif c.kind in ("ppo", "gspo"):
+            k *= not pushed_out(a, k > 1 + c.high, k < 1 - c.low)
+        elif c.kind == "tv":
+            k *= not (abs(p - q) > c.high and pushed_out(a, p > q, p < q))
+        elif c.kind == "kl":
+            far = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) > c.high
+            k *= not (far and pushed_out(a, p > q, p < q))
+        found.append(k)
+    return found
+
+
+@pytest.mark.parametrize("kind", sorted(set(CLIPS) - {"second_moment"}))
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
+    stats = make_stats(seed)
+    span = "geometric" if kind == "gspo" else "token"
+    recipe = Recipe.model_validate(
+        {
+            "ratio": {"of": "theta/old", "span": span},
+            "clip": {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)},
+        }
+    )
+    r = ratio(stats, "theta/old", span)
+    same(clip(stats, r, recipe)[stats.mask], slow(stats, r, recipe.clip))
+
+
+def weight_gradient(stats, name):
+    """Minus the gradient of the surrogate loss, times the batch size: one row a response."""
+    recipe = toml.build(Recipe, toml.read(name))
+    leaf = stats.logp_theta.clone().requires_grad_()
+    live = replace(stats, logp_theta=leaf)
+    surrogate_loss(live, token_weights(live, recipe).weight).backward()
+    return -leaf.grad * len(stats.advantage)
+
+
+def objective_gradient(stats, objective):
+    leaf = stats.logp_theta.clone().requires_grad_()
+    objective(leaf).backward()
+    return leaf.grad
+
+
+def clipped_objective(r, a, low, high):
+    return torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ppo_weights_are_the_gradient_of_the_clipped_objective(make_stats, same, seed):
+    stats = make_stats(seed)
+    a, on = stats.advantage[:, None], stats.mask
+
+    def tokens(leaf, high):
+        return torch.where(on, clipped_objective((leaf - stats.logp_old).exp(), a, 0.2, high), 0.0)
+
+    grpo = objective_gradient(stats, lambda x: (tokens(x, 0.2).sum(-1) / on.sum(-1)).sum())
+    dapo = objective_gradient(stats, lambda x: tokens(x, 0.28).sum() / on.sum() * len(a))
+    same(weight_gradient(stats, "grpo"), grpo)
+    same(weight_gradient(stats, "dapo"), dapo)
+    assert (grpo[on] == 0).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gspo_weights_are_the_gradient_of_its_sequence_objective(make_stats, same, seed):
+    stats = make_stats(seed, spread=1e-3)
+
+    def objective(leaf):
+        delta = torch.where(stats.mask, leaf - stats.logp_old, 0.0)
+        s = (delta.sum(-1) / stats.mask.sum(-1)).exp()
+        return clipped_objective(s, stats.advantage, 3e-4, 4e-4).sum()
+
+    same(weight_gradient(stats, "gspo"), objective_gradient(stats, objective))
+
+
+def test_cispo_weights_are_the_gradient_of_its_bounded_likelihood(make_stats, same):
+    stats = make_stats(1, spread=1.5)
+
+    def objective(leaf):
+        bounded = (leaf - stats.logp_old).exp().detach().clamp(0.0, 5.0)
+        tokens = torch.where(stats.mask, bounded * stats.advantage[:, None] * leaf, 0.0)
+        return tokens.sum() / stats.mask.sum() * len(stats.advantage)
+
+    same(weight_gradient(stats, "cispo"), objective_gradient(stats, objective))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), high=st.floats(1e-4, 1.0), weighted=st.booleans())
+def test_m2po_keeps_as_many_tokens_as_its_second_moment_allows(make_stats, seed, high, weighted):
+    stats = make_stats(seed)
+    if weighted:
+        stats = replace(stats, measure=torch.arange(1.0, 7.0, dtype=torch.float64) / 21)
+    share = (stats.weights[:, None] * stats.mask)[stats.mask]
+    recipe = Recipe(clip=Clip(kind="second_moment", high=high))
+    kept = clip(stats, torch.ones_like(stats.logp_theta), recipe)[stats.mask].bool()
+    square = log_ratio(stats, "theta/mu").square()[stats.mask]
+
+    def mean(chosen):
+        return float((square * share)[chosen].sum() / share[chosen].sum())
+
+    if kept.any():
+        assert mean(kept) <= high
+    if not kept.all():
+        smallest_dropped = square[~kept].min()
+        assert square[kept].numel() == 0 or square[kept].max() < smallest_dropped
+        assert mean(square <= smallest_dropped) > high
+
+
+def test_equal_second_moments_stay_or_go_together(make_stats):
+    stats = make_stats()
+    ones = torch.ones_like(stats.logp_mu)
+    far = replace(stats, logp_theta=-1.0 * ones, logp_mu=-1.5 * ones, mask=ones.bool())
+    far.logp_mu[:3] = -1.0  # the squares are 0 in half of the batch and 0.25 in the other half
+    whole = clip(far, ones, Recipe(clip=Clip(kind="second_moment", high=0.125)))
+    assert (whole == 1).all()
+    half = clip(far, ones, Recipe(clip=Clip(kind="second_moment", high=0.12)))
+    assert half[:, 0].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert (half == half[:, :1]).all()
+
+
+def test_a_zero_advantage_is_never_clipped_by_a_sign(make_stats):
+    stats = make_stats(spread=2.0).with_advantage(torch.zeros(6, dtype=torch.float64))
+    ones = torch.ones_like(stats.logp_theta)
+    for kind in ("minirl", "tv", "kl"):
+        assert (clip(stats, ones, Recipe(clip=Clip(kind=kind, high=1e-6, low=0.0))) == 1).all()
+
+
+def test_certain_tokens_pass_the_kl_mask_where_the_policies_agree(make_stats):
+    stats = make_stats()
+    sure = replace(stats, logp_theta=torch.zeros_like(stats.logp_mu), logp_mu=torch.zeros_like(stats.logp_mu))
+    ones = torch.ones_like(stats.logp_theta)
+    assert (clip(sure, ones, Recipe(clip=Clip(kind="kl", high=0.05))) == 1).all()

@@ -1,0 +1,113 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstorder.core.correction import CORRECTIONS, correction
+from firstorder.core.errors import DataError
+from firstorder.core.recipe import Correction
+
+
+def responses(stats, of):
+    """Per response: the log-ratios of its response tokens, in plain numbers."""
+    above, below = (getattr(stats, f"logp_{name}") for name in of.split("/"))
+    return [(a - b)[on].tolist() for a, b, on in zip(above, below, stats.mask, strict=True)]
+
+
+def slow(stats, c):
+    found = []
+    for b, deltas in enumerate(responses(stats, c.of)):
+        whole = sum(deltas)
+        for t, delta in zip(stats.mask[b].nonzero().flatten().tolist(), deltas, strict=True):
+            k, w = math.exp(delta), math.exp(whole)
+            c1, c2 = c.positive if stats.advantage[b] > 0 else c.negative
+            worst = max(stats.kl_mu[b][stats.mask[b]].tolist())
+            found.append(
+                {
+                    "none": 1.0,
+                    "ratio": k,
+                    "truncate": min(k, c.high),
+                    "mask": k if c.low <= k <= c.high else 0.0,
+                    "sequence_mask": float(c.low <= w <= c.high),
+                    "geometric_mask": float(c.low <= w ** (1 / len(deltas)) <= c.high),
+                    "vespo": w**c1 * math.exp(c2 * (1 - w)),
+                    "max_kl": float(worst <= c.high),
+                    "router_shift": max(c.low, math.exp(-float(stats.router_shift[b, t]))),
+                }[c.kind]
+            )
+    return found
+
+
+BOUNDS = {
+    "truncate": {"high": 1.1},
+    "mask": {"low": 0.7, "high": 1.4},
+    "sequence_mask": {"low": 0.4, "high": 1.6},
+    "geometric_mask": {"low": 0.9, "high": 1.1},
+    "max_kl": {"high": 0.03},
+    "router_shift": {"low": 0.8},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(CORRECTIONS))
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), of=st.sampled_from(["theta/mu", "old/mu", "theta/old"]))
+def test_every_correction_is_its_formula_on_each_token(make_stats, same, kind, seed, of):
+    stats = make_stats(seed)
+    c = Correction(kind=kind, of=of, **BOUNDS.get(kind, {}))
+    same(correction(stats, c)[stats.mask], slow(stats, c))
+
+
+@pytest.mark.parametrize("kind", sorted(BOUNDS))
+def test_the_bounds_of_these_tests_act_on_some_tokens_and_spare_others(make_stats, kind):
+    stats = make_stats(3, size=30)
+    factor = correction(stats, Correction(kind=kind, **BOUNDS[kind]))[stats.mask]
+    assert factor.unique().numel() > 1
+
+
+@pytest.mark.parametrize("kind", ["ratio", "truncate", "mask"])
+def test_a_ratio_correction_follows_its_span(make_stats, same, kind):
+    stats = make_stats()
+    c = Correction(kind=kind, of="old/mu", span="sequence", low=0.5, high=1.5)
+    rule = {
+        "ratio": lambda w: w,
+        "truncate": lambda w: min(w, 1.5),
+        "mask": lambda w: w if 0.5 <= w <= 1.5 else 0.0,
+    }
+    expected = [rule[kind](math.exp(sum(d))) for d in responses(stats, "old/mu") for _ in d]
+    same(correction(stats, c)[stats.mask], expected)
+
+
+def test_a_bound_itself_is_inside(make_stats):
+    stats = make_stats()
+    stats = replace(stats, logp_old=stats.logp_mu)
+    for kind in ("mask", "sequence_mask", "geometric_mask"):
+        kept = correction(stats, Correction(kind=kind, low=1.0, high=2.0))
+        assert (kept[stats.mask] == 1).all()
+
+
+def test_vespo_is_one_where_the_policies_agree_and_survives_where_they_do_not(make_stats):
+    stats = make_stats()
+    c = Correction(kind="vespo", of="theta/mu")
+    assert (correction(replace(stats, logp_mu=stats.logp_theta), c)[stats.mask] == 1).all()
+    for shift in (-300.0, 300.0):
+        far = replace(stats, logp_mu=stats.logp_mu + shift)
+        assert (correction(far, c)[stats.mask] == 0).all()
+
+
+def test_one_far_token_drops_its_whole_response_and_no_other(make_stats):
+    stats = make_stats()
+    kl = torch.zeros_like(stats.kl_mu)
+    kl[2, 1] = 0.2
+    kept = correction(replace(stats, kl_mu=kl), Correction(kind="max_kl", high=0.05))
+    assert (kept[2] == 0).all()
+    assert (kept[[0, 1, 3, 4, 5]] == 1).all()
+
+
+@pytest.mark.parametrize(("kind", "field"), [("max_kl", "kl_mu"), ("router_shift", "router_shift")])
+def test_a_correction_without_its_measurement_is_refused(make_stats, kind, field):
+    stats = replace(make_stats(), **{field: None})
+    with pytest.raises(DataError, match=f"`{kind}` needs `{field}`"):
+        correction(stats, Correction(kind=kind, low=0.5, high=0.9))

@@ -1,0 +1,189 @@
+from dataclasses import replace
+
+import pytest
+from pydantic import ValidationError
+
+from firstorder.core import toml
+from firstorder.core.errors import ConfigError
+from firstorder.core.recipe import SCOPES, Recipe, _contradictions, inert_parts
+from firstorder.core.surrogate import receipts, token_weights
+
+NAMES = toml.shipped()
+UNSUPPORTED = {"total-recall", "pr2"}
+
+
+def make(*assignments):
+    return toml.build(Recipe, toml.override({}, assignments))
+
+
+def shipped(name):
+    return toml.build(Recipe, toml.read(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_is_named_sourced_and_scoped(name):
+    recipe = shipped(name)
+    assert recipe.about.name == name
+    assert recipe.about.summary
+    assert recipe.about.source
+    assert (recipe.about.unsupported is not None) == (name in UNSUPPORTED)
+    if name not in UNSUPPORTED:
+        assert recipe.about.scope == recipe.scope
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_survives_being_written_and_read(name, tmp_path):
+    recipe = shipped(name)
+    file = tmp_path / "copy.toml"
+    file.write_text(toml.dump(recipe.model_dump()), encoding="utf-8")
+    assert toml.build(Recipe, toml.read(str(file))) == recipe
+
+
+def test_every_shipped_recipe_says_something_of_its_own():
+    summaries = [shipped(name).about.summary for name in NAMES]
+    assert len(set(summaries)) == len(summaries)
+
+
+@pytest.mark.parametrize("mode", ["none", "r2", "r3"])
+@pytest.mark.parametrize("updates", [1, 2, 4, 8])
+def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
+    recipe, base = shipped(f"minirl-{mode}-n{updates}"), shipped("minirl")
+    assert recipe.schedule.minibatches == updates
+    assert recipe.schedule.prompts * recipe.schedule.group_size == 1024 * updates
+    assert recipe.router_replay.mode == {"none": "disabled", "r2": "R2", "r3": "R3"}[mode]
+    for part in ("advantage", "ratio", "correction", "clip", "aggregation"):
+        assert getattr(recipe, part) == getattr(base, part)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "weight_scope", "scope"),
+    [
+        (['advantage.baseline="none"'], "token", "token"),
+        ([], "token", "group"),
+        (['advantage.baseline="none"', "ratio.span=prefix"], "sequence", "sequence"),
+        (["correction.kind=vespo"], "sequence", "group"),
+        (
+            ["correction.kind=truncate", "correction.span=sequence", "correction.high=2.0"],
+            "sequence",
+            "group",
+        ),
+        (["aggregation.kind=token_mean"], "batch", "batch"),
+        (["clip.kind=second_moment", 'advantage.baseline="none"'], "batch", "batch"),
+    ],
+)
+def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, scope):
+    recipe = make(*assignments)
+    assert (recipe.weight_scope, recipe.scope) == (weight_scope, scope)
+    assert make(*assignments, f"about.scope={scope}").about.scope == scope
+    wrong = next(s for s in SCOPES if s != scope)
+    with pytest.raises(ConfigError, match=f"about.scope = {wrong} but .* make it {scope}"):
+        make(*assignments, f"about.scope={wrong}")
+
+
+CONTRADICTIONS = [
+    (["advantage.std=true", 'advantage.baseline="none"'], "advantage.baseline is none; choose group_mean"),
+    (["schedule.group_size=1"], "needs schedule.group_size >= 2, got 1"),
+    (["ratio.steps=2"], "ratio.steps = 2 is read by span forward only"),
+    (['ratio.of="none"', "ratio.span=prefix"], "ratio.span = prefix has no ratio to span"),
+    (["clip.kind=ppo", "ratio.of=old/mu"], "clip.kind = ppo bounds a ratio of theta"),
+    (["clip.kind=gspo"], "bounds the geometric sequence ratio, got ratio.span = token"),
+    (["clip.kind=minirl", "clip.low=1.5"], "clip.low must be at most 1"),
+    (["correction.kind=mask", "correction.low=5", "correction.high=2"], "correction.low must be below"),
+    (
+        ["correction.kind=truncate", "correction.low=1", "correction.high=2"],
+        "correction.low = 1.0 is not read by",
+    ),
+    (["correction.kind=truncate"], "truncate without a bound does nothing"),
+    (["correction.kind=router_shift", "correction.low=1.5"], "floor of exp"),
+    (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
+    (["about.scope=token"], "about.scope = token but"),
+]
+
+
+@pytest.mark.parametrize(("assignments", "message"), CONTRADICTIONS)
+def test_parts_that_contradict_each_other_are_refused(assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        make(*assignments)
+
+
+def test_every_known_contradiction_is_provoked_here():
+    provoked = set()
+    for assignments, _ in CONTRADICTIONS:
+        tree = toml.override({}, assignments)
+        sections = {k: Recipe.model_fields[k].annotation.model_validate(v) for k, v in tree.items()}
+        broken = [b for b, _ in _contradictions(Recipe.model_construct(**{**dict(Recipe()), **sections}))]
+        provoked |= {i for i, b in enumerate(broken) if b}
+    assert provoked == set(range(len(_contradictions(Recipe()))))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("clip.hihg=0.3", "unknown key 'clip.hihg'; did you mean 'high'"),
+        ("clop.kind=ppo", "unknown key 'clop'; did you mean 'clip'"),
+        ("router_replay.mode=R4", "router_replay.mode: .*'R4'"),
+        ("schedule.steps=0", "schedule.steps: .*got 0"),
+        ("clip.high=nan", "clip.high: .*got nan"),
+        ("optimizer.lr=inf", "optimizer.lr: .*got inf"),
+        ("correction.high=nan", "correction.high: .*got nan"),
+        ("correction.positive=[nan, 1.0]", "correction.positive.0: .*got nan"),
+        ("optimizer.betas=[0.9, inf]", "optimizer.betas.1: .*got inf"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        make(assignment)
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        shipped("minirl").clip.high = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "stale", "mismatch", "parts"),
+    [
+        ("minirl", True, True, []),
+        ("minirl", False, True, ["clip.kind = minirl"]),
+        ("minirl-r2", False, True, ["clip.kind = minirl", "router_replay.mode = R2"]),
+        ("minirl-r2", True, False, []),
+        ("minirl-r3", False, True, ["clip.kind = minirl"]),
+        ("minirl-r3", False, False, ["clip.kind = minirl", "router_replay.mode = R3"]),
+        ("minirl-r3", True, False, []),
+        ("grpo", False, True, ["clip.kind = ppo", "ratio.of = theta/old"]),
+        ("tis", True, False, ["correction.kind = truncate"]),
+        ("minirl-tis", True, False, []),
+        ("trm", True, False, []),
+        ("rspo", False, True, ["clip.kind = gspo", "ratio.of = theta/old", "correction.kind = router_shift"]),
+        ("rspo", True, False, []),
+        ("dppo-tv", False, True, []),
+        ("reinforce", False, False, []),
+    ],
+)
+def test_parts_that_cannot_act_are_named(name, stale, mismatch, parts):
+    found = inert_parts(shipped(name), stale=stale, mismatch=mismatch)
+    assert [sentence.split(":")[0] for sentence in found] == parts
+
+
+@pytest.mark.parametrize("name", ["minirl", "minirl-r2", "grpo", "gspo", "tis", "rspo", "minirl-r3"])
+@pytest.mark.parametrize("mismatch", [True, False])
+def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatch, make_stats):
+
+    recipe, stats = shipped(name), make_stats()
+    stats = replace(stats, logp_theta=stats.logp_old, router_shift=0 * stats.router_shift)
+    if not mismatch:
+        stats = replace(stats, logp_mu=stats.logp_old)
+    acted = {part: int(n) for part, (n, _) in receipts(stats, token_weights(stats, recipe)).items()}
+    found = " ".join(inert_parts(recipe, stale=False, mismatch=mismatch))
+    if "clip.kind" in found:
+        assert acted["clip_upper"] == acted["clip_lower"] == 0
+    if "ratio.of" in found:
+        assert acted["ratio_not_one"] == 0
+    if "correction.kind" in found:
+        assert acted["corrected"] == 0
+
+
+def test_a_mask_by_divergence_is_not_called_inert_for_the_policies_it_does_not_read():
+    recipe = make("correction.kind=max_kl", "correction.high=0.05")
+    assert recipe.correction.of == "old/mu"
+    assert inert_parts(recipe, stale=True, mismatch=False) == []

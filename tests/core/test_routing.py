@@ -1,0 +1,196 @@
+import math
+
+import pytest
+import torch
+
+from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.routing import Router, check_router, check_routes, flips, jaccard, margin, route
+
+ROUTERS = {
+    "softmax_topk": Router(kind="softmax_topk", experts=8, top_k=3),
+    "topk_softmax": Router(kind="topk_softmax", experts=8, top_k=3),
+    "sigmoid_bias": Router(kind="sigmoid_bias", experts=8, top_k=3),
+    "group_limited": Router(kind="group_limited", experts=8, top_k=3, groups=4, limited_groups=2),
+    "top1": Router(kind="top1", experts=8, top_k=1),
+}
+EVERY = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
+BIASED = pytest.mark.parametrize("router", [ROUTERS["sigmoid_bias"], ROUTERS["group_limited"]], ids=lambda r: r.kind)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def best(scores, k, among=None):
+    return sorted(range(len(scores)) if among is None else among, key=lambda e: -scores[e])[:k]
+
+
+def slow(logits, router, bias):
+    """One token in plain numbers: its experts, best first, and their gates."""
+    total = sum(math.exp(x) for x in logits)
+    soft = [math.exp(x) / total for x in logits]
+    sigmoid = [1 / (1 + math.exp(-x)) for x in logits]
+    if router.kind in ("softmax_topk", "topk_softmax"):
+        ids = best(logits, router.top_k)
+        chosen = sum(soft[e] for e in ids)
+        return ids, [soft[e] / chosen for e in ids]
+    if router.kind == "top1":
+        ids = best(logits, 1)
+        return ids, [soft[ids[0]]]
+    selection = [s + b for s, b in zip(sigmoid, bias, strict=True)]
+    among = None
+    if router.kind == "group_limited":
+        size = router.experts // router.groups
+        groups = [range(g * size, (g + 1) * size) for g in range(router.groups)]
+        worth = [sum(sorted((selection[e] for e in group), reverse=True)[:2]) for group in groups]
+        among = [e for g in best(worth, router.limited_groups) for e in groups[g]]
+    ids = best(selection, router.top_k, among)
+    chosen = sum(sigmoid[e] for e in ids)
+    return ids, [sigmoid[e] / chosen for e in ids]
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(3))
+def test_every_router_is_its_rule_on_each_token(same, router, seed):
+    logits, bias = normal(40, 8, seed=seed), 0.3 * normal(8, seed=seed + 100)
+    made = route(logits, router, bias if "sigmoid" in router.kind or "group" in router.kind else None)
+    expected = [slow(row, router, bias.tolist()) for row in logits.tolist()]
+    assert made.ids.tolist() == [ids for ids, _ in expected]
+    same(made.gates, [gates for _, gates in expected])
+
+
+@EVERY
+def test_replaying_its_own_choice_changes_no_bit(router):
+    logits = normal(5, 7, 8).float()
+    live = route(logits, router)
+    again = route(logits, router, replay=live.ids.short())
+    assert torch.equal(again.ids, live.ids)
+    assert torch.equal(again.gates, live.gates)
+
+
+@EVERY
+def test_rows_of_minus_one_route_live(router):
+    logits = normal(10, 8)
+    live = route(logits, router)
+    replay = (live.ids + 1) % 8
+    replay[::2] = -1
+    mixed = route(logits, router, replay=replay)
+    assert torch.equal(mixed.ids[::2], live.ids[::2])
+    assert torch.equal(mixed.gates[::2], live.gates[::2])
+    assert torch.equal(mixed.ids[1::2], replay[1::2])
+
+
+@EVERY
+def test_renaming_the_experts_renames_ids_and_leaves_gates(same, router):
+    logits = normal(30, 8)
+    order = torch.tensor([3, 2, 5, 4, 1, 0, 7, 6])  # whole groups of two move together
+    live, renamed = route(logits, router), route(logits[:, order], router)
+    assert torch.equal(order[renamed.ids], live.ids)
+    same(renamed.gates, live.gates)
+
+
+@EVERY
+def test_a_foreign_replay_keeps_the_gradient_of_the_router(same, router):
+    logits = normal(6, 8).requires_grad_()
+    foreign = (route(logits, router).ids + 1) % 8
+    made = route(logits, router, replay=foreign)
+    readout = normal(*made.gates.shape, seed=5)
+    (analytic,) = torch.autograd.grad((made.gates * readout).sum(), logits)
+    step = 1e-6
+    numeric = torch.zeros_like(logits)
+    for e in range(8):
+        shift = step * torch.eye(8, dtype=torch.float64)[e]
+        up, down = (route(logits.detach() + s * shift, router, replay=foreign).gates for s in (1, -1))
+        numeric[:, e] = ((up - down) * readout).sum(-1) / (2 * step)
+    torch.testing.assert_close(analytic, numeric, rtol=1e-6, atol=1e-8)
+    assert (analytic.gather(-1, foreign).abs().sum(-1) > 0).all()
+
+
+def test_softmax_first_and_topk_first_give_the_same_gates(same):
+    logits = 3 * normal(50, 8)
+    first, last = route(logits, ROUTERS["softmax_topk"]), route(logits, ROUTERS["topk_softmax"])
+    assert torch.equal(first.ids, last.ids)
+    same(first.gates, last.gates)
+    foreign = (first.ids + 2) % 8
+    same(
+        route(logits, ROUTERS["softmax_topk"], replay=foreign).gates,
+        route(logits, ROUTERS["topk_softmax"], replay=foreign).gates,
+    )
+
+
+@BIASED
+def test_a_bias_moves_the_choice_and_never_enters_a_gate(router):
+    logits = normal(20, 8)
+    bias = normal(8, seed=9).requires_grad_()
+    biased, plain = route(logits, router, bias), route(logits, router)
+    assert flips(biased.ids, plain.ids).any()
+    assert not biased.gates.requires_grad
+    assert torch.equal(biased.gates, route(logits, router, replay=biased.ids).gates)
+
+
+def test_a_group_limited_token_stays_in_its_groups():
+    router = Router(kind="group_limited", experts=16, top_k=4, groups=4, limited_groups=2)
+    check_router(router)
+    ids = route(normal(200, 16), router).ids
+    assert max(len({e // 4 for e in row}) for row in ids.tolist()) == 2
+    assert flips(ids, route(normal(200, 16), Router(kind="sigmoid_bias", experts=16, top_k=4)).ids).any()
+
+
+@EVERY
+def test_ids_are_distinct_and_in_range(router):
+    check_router(router)
+    check_routes(route(normal(3, 50, 8), router).ids, 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"top_k": 9}, "top_k must be at most experts = 8"),
+        ({"kind": "top1", "top_k": 2}, "top1 takes one expert"),
+        ({"kind": "group_limited", "groups": 3}, "groups of at least 2 experts"),
+        ({"kind": "group_limited", "groups": 8}, "groups of at least 2 experts"),
+        ({"kind": "group_limited", "groups": 2, "limited_groups": 3}, "groups of at least 2 experts"),
+        ({"kind": "group_limited", "groups": 4, "limited_groups": 1, "top_k": 3}, "top_k must be at most 2"),
+    ],
+)
+def test_sizes_that_cannot_route_are_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_router(Router(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, -1]], "all ids or all -1"),
+        ([[-2, -2]], "all ids or all -1"),
+        ([[0, 4]], "must be below experts = 4, got 4"),
+        ([[1, 2], [0, 0]], r"distinct experts, got \[0, 0\]"),
+    ],
+)
+def test_broken_route_rows_are_refused(rows, message):
+    with pytest.raises(DataError, match=message):
+        check_routes(torch.tensor(rows), 4)
+
+
+def test_live_rows_beside_replayed_ones_pass():
+    check_routes(torch.tensor([[-1, -1], [3, 0]]), 4)
+
+
+def test_flips_and_overlap_compare_sets_not_orders(same):
+    a, b = torch.tensor([[0, 1], [0, 1], [0, 1]]), torch.tensor([[1, 0], [0, 2], [2, 3]])
+    assert flips(a, b).tolist() == [False, True, True]
+    same(jaccard(a, b), [1.0, 1 / 3, 0.0])
+
+
+def test_flips_and_overlap_agree_with_sets(same):
+    a, b = (route(normal(60, 8, seed=s), ROUTERS["softmax_topk"]).ids for s in (1, 2))
+    sets = [(set(x), set(y)) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    assert flips(a, b).tolist() == [x != y for x, y in sets]
+    same(jaccard(a, b), [len(x & y) / len(x | y) for x, y in sets])
+
+
+def test_the_margin_is_the_distance_to_a_flip(same):
+    scores = normal(30, 8)
+    expected = [(s := sorted(row, reverse=True))[2] - s[3] for row in scores.tolist()]
+    same(margin(scores, 3), expected)
+    assert margin(scores, 8).isinf().all()

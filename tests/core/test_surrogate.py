@@ -1,0 +1,141 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstorder.core import toml
+from firstorder.core.recipe import Recipe
+from firstorder.core.surrogate import normaliser, receipts, surrogate_loss, token_weights
+
+RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
+EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+PER_TOKEN = ("logp_theta", "logp_old", "logp_mu", "kl_mu", "router_shift")
+
+
+def gradient(stats, recipe):
+    leaf = stats.logp_theta.clone().requires_grad_()
+    live = replace(stats, logp_theta=leaf)
+    surrogate_loss(live, token_weights(live, recipe).weight).backward()
+    return leaf.grad
+
+
+@EVERY
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
+def test_a_larger_advantage_scales_every_weight(make_stats, same, recipe, seed, scale):
+    stats = make_stats(seed)
+    scaled = stats.with_advantage(scale * stats.advantage)
+    same(token_weights(scaled, recipe).weight, scale * token_weights(stats, recipe).weight)
+
+
+@EVERY
+def test_tokens_off_the_mask_never_influence_a_weight_or_a_gradient(make_stats, recipe):
+    stats = make_stats()
+    other = make_stats(99)
+    changed = replace(
+        stats, **{n: torch.where(stats.mask, getattr(stats, n), getattr(other, n) - 3.0) for n in PER_TOKEN}
+    )
+    weight = token_weights(stats, recipe).weight
+    assert torch.equal(token_weights(changed, recipe).weight, weight)
+    assert (weight[~stats.mask] == 0).all()
+    assert torch.equal(gradient(changed, recipe), gradient(stats, recipe))
+    assert (gradient(changed, recipe)[~stats.mask] == 0).all()
+
+
+@EVERY
+def test_not_a_number_off_the_mask_stays_there(make_stats, recipe):
+    stats = make_stats()
+    broken = replace(stats, **{n: torch.where(stats.mask, getattr(stats, n), torch.nan) for n in PER_TOKEN})
+    assert torch.equal(token_weights(broken, recipe).weight, token_weights(stats, recipe).weight)
+    assert torch.equal(gradient(broken, recipe), gradient(stats, recipe))
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(4))
+def test_a_measure_counts_like_repeated_responses(make_stats, same, recipe, seed):
+    counts = torch.tensor([1, 2, 3, 1, 5, 4])
+    exhaustive = replace(make_stats(seed), measure=counts.double() / 16)
+    sampled = replace(
+        exhaustive,
+        **{n: getattr(exhaustive, n).repeat_interleave(counts, 0) for n in (*PER_TOKEN, "mask", "advantage")},
+        measure=None,
+    )
+    weight = token_weights(exhaustive, recipe).weight
+    same(token_weights(sampled, recipe).weight, weight.repeat_interleave(counts, 0))
+    summed = torch.zeros_like(weight).index_add(0, torch.arange(6).repeat_interleave(counts), gradient(sampled, recipe))
+    same(summed, gradient(exhaustive, recipe))
+
+
+@EVERY
+def test_a_weight_is_the_product_of_its_reported_factors(make_stats, same, recipe):
+    stats = make_stats()
+    parts = token_weights(stats, recipe)
+    product = stats.advantage[:, None] * parts.clipped * parts.correction / parts.norm
+    same(parts.weight[stats.mask], product.expand_as(parts.weight)[stats.mask])
+    assert not any(getattr(parts, name).requires_grad for name in ("weight", "ratio", "clipped", "correction", "norm"))
+
+
+@pytest.mark.parametrize("name", ["minirl", "gspo", "dapo", "m2po", "vespo", "nfpo"])
+def test_an_ensemble_is_its_members(make_stats, same, name):
+    members = [make_stats(seed) for seed in (1, 2)]
+    fields = (*PER_TOKEN, "mask", "advantage")
+    stack = replace(members[0], **{n: torch.stack([getattr(m, n) for m in members]) for n in fields})
+    weight = token_weights(stack, RECIPES[name]).weight
+    loss = surrogate_loss(stack, weight)
+    for i, member in enumerate(members):
+        alone = token_weights(member, RECIPES[name]).weight
+        same(weight[i], alone)
+        same(loss[i], surrogate_loss(member, alone))
+
+
+def test_each_aggregation_divides_by_what_it_names(make_stats, same):
+    stats = make_stats()
+    lengths = stats.mask.sum(-1).double()
+
+    def norm(**rule):
+        return normaliser(stats, Recipe.model_validate({"aggregation": rule})).expand(6, 1).flatten()
+
+    same(norm(kind="token_sum"), torch.ones(6))
+    same(norm(kind="length", alpha=0.5), lengths.sqrt())
+    same(norm(kind="token_mean"), lengths.mean().expand(6))
+    same(norm(kind="constant", constant=7.0), torch.full((6,), 7.0))
+
+
+def test_the_gradient_of_the_loss_is_minus_the_mean_of_the_weights(make_stats, same):
+    stats = make_stats()
+    weight = token_weights(stats, RECIPES["minirl"]).weight
+    same(gradient(stats, RECIPES["minirl"]), -weight / 6)
+
+
+def test_minirl_without_a_bound_is_the_token_objective(make_stats, same):
+    stats = make_stats()
+    expected = stats.advantage[:, None] * (stats.logp_theta - stats.logp_mu).exp()
+    same(token_weights(stats, RECIPES["minirl-no-clip"]).weight[stats.mask], expected[stats.mask])
+    assert torch.equal(
+        token_weights(stats, RECIPES["keep-routing"]).weight,
+        token_weights(stats, RECIPES["minirl-r3"]).weight,
+    )
+
+
+def test_receipts_count_the_tokens_that_each_part_changed(make_stats):
+    stats = make_stats(2, size=12, spread=0.6)
+    found = {k: (int(n), int(of)) for k, (n, of) in receipts(stats, token_weights(stats, RECIPES["tis"])).items()}
+    r, k = (stats.logp_theta - stats.logp_old).exp(), (stats.logp_old - stats.logp_mu).exp()
+    up = (r > 1.28) & (stats.advantage[:, None] > 0) & stats.mask
+    down = (r < 0.8) & (stats.advantage[:, None] < 0) & stats.mask
+    tokens = int(stats.mask.sum())
+    assert found == {
+        "clip_upper": (int(up.sum()), tokens),
+        "clip_lower": (int(down.sum()), tokens),
+        "corrected": (int(((k.clamp(max=2.0) != 1) & stats.mask).sum()), tokens),
+        "ratio_not_one": (tokens, tokens),
+    }
+    assert found["clip_upper"][0] > 0
+    assert found["clip_lower"][0] > 0
+
+
+def test_receipts_of_a_recipe_without_parts_are_zero(make_stats):
+    stats = make_stats()
+    assert not any(int(n) for n, _ in receipts(stats, token_weights(stats, RECIPES["reinforce"])).values())
