@@ -2,10 +2,147 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+from . import output
+
+if TYPE_CHECKING:
+    from firstorder.sim.claims import Claim
+
+SCHEMA = "firstorder.validate/1"
+STYLE = {"holds": "green", "fails": "bold red", "reproduced": "green", "not reproduced": "yellow"}
 
 
 def validate(
-    quick: bool = typer.Option(False, "--quick", help="Fewer draws and policies: a first look within 20 s."),
-) -> None:
+    quick: bool = typer.Option(False, "--quick", help="Fewer policies and draws: a first look."),
+    only: list[str] = typer.Option([], "--only", metavar="ID", help="Settle this claim only; repeat for more."),
+    expect: str | None = typer.Option(None, "--expect", metavar="FILE", help="Compare verdicts with a record."),
+    json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
+) -> int:
     """Settle the paper's claims exactly: theorems must hold, empirical claims get a verdict."""
+    output.check_target(json)
+    expected = None if expect is None else read_record(Path(expect))
+    started = time.perf_counter()
+    claims = settle(_chosen(only), quick=quick)
+    document = {
+        "schema": SCHEMA,
+        "version": _versions(),
+        "quick": quick,
+        "seconds": time.perf_counter() - started,
+        "claims": claims,
+    }
+    if json is not None:
+        output.write_json(json, document)
+    differs = [] if expected is None else differences(expected, document)
+    if json != "-":
+        _show(document, differs)
+    failed = any(claim["verdict"] == "fails" for claim in claims)
+    return 1 if failed or differs else 0
+
+
+def settle(claims: list[Claim], *, quick: bool) -> list[dict[str, Any]]:
+    """Check every claim, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from firstorder.sim.claims import FULL, QUICK
+
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    settled = []
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(claims))
+        for claim in claims:
+            progress.update(bar, description=claim.id)
+            started = time.perf_counter()
+            outcome = claim.check(QUICK if quick else FULL)
+            settled.append(
+                {
+                    "id": claim.id,
+                    "statement": claim.statement,
+                    "source": claim.source,
+                    "kind": claim.kind,
+                    "rule": claim.rule,
+                    "verdict": outcome.verdict,
+                    "headline": outcome.headline,
+                    "measured": outcome.measured,
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+            progress.advance(bar)
+    return settled
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A document that an earlier `validate --json` wrote.
+
+    Raises:
+        ConfigError: not there, not JSON, or not such a document.
+    """
+    import json
+
+    from firstorder.core.errors import ConfigError
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--expect {path} cannot be read ({error}); give a file of `validate --json`") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ConfigError(f"--expect {path} is not a record of `validate --json` (schema {SCHEMA})")
+    return record
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Verdicts that differ from a record, one line each; claims absent from either side are named."""
+    before = {claim["id"]: claim["verdict"] for claim in expected["claims"]}
+    after = {claim["id"]: claim["verdict"] for claim in found["claims"]}
+    lines = [] if expected["quick"] == found["quick"] else ["the record and this run differ in --quick"]
+    for name, verdict in after.items():
+        if name not in before:
+            lines.append(f"{name}: {verdict}, not in the record")
+        elif before[name] != verdict:
+            lines.append(f"{name}: {verdict}, recorded {before[name]}")
+    return lines
+
+
+def _chosen(only: list[str]) -> list[Claim]:
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.toml import nearest
+    from firstorder.sim.claims import CLAIMS
+
+    known = {claim.id: claim for claim in CLAIMS}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"no claim {name!r}; {nearest(name, known)}claims: {', '.join(known)}")
+    return [claim for name, claim in known.items() if not only or name in only]
+
+
+def _versions() -> str:
+    from firstorder import __version__
+
+    return __version__
+
+
+def _show(document: dict[str, Any], differs: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("claim", "kind", "verdict", "measured"):
+        table.add_column(column, overflow="fold")
+    for claim in document["claims"]:
+        verdict = Text(claim["verdict"], style=STYLE.get(claim["verdict"], "cyan"))
+        table.add_row(claim["id"], claim["kind"], verdict, claim["headline"])
+    console = Console()
+    console.print(table)
+    counts: dict[str, int] = {}
+    for claim in document["claims"]:
+        counts[claim["verdict"]] = counts.get(claim["verdict"], 0) + 1
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    console.print(f"{summary}; {document['seconds']:.1f} s. Rules, intervals and all numbers: --json FILE")
+    for line in differs:
+        console.print(f"differs from the record: {line}", style="bold red", highlight=False)

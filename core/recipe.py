@@ -165,7 +165,7 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
     return [
         (
             r.advantage.std and r.advantage.baseline == "none",
-            "advantage.std divides by a group's spread but advantage.baseline is none; choose group_mean or leave_one_out",
+            "advantage.std needs a group baseline, got advantage.baseline = none; choose group_mean or leave_one_out",
         ),
         (
             (r.advantage.baseline != "none") and r.schedule.group_size < 2,
@@ -181,7 +181,7 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
         ),
         (
             r.clip.kind in ("ppo", "gspo", "cispo") and not moving,
-            f"clip.kind = {r.clip.kind} bounds a ratio of theta, but ratio.of = {r.ratio.of}; use theta/old or theta/mu",
+            f"clip.kind = {r.clip.kind} bounds a ratio of theta, got ratio.of = {r.ratio.of}; use theta/old",
         ),
         (
             r.clip.kind == "gspo" and r.ratio.span != "geometric",

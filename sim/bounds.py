@@ -39,7 +39,7 @@ def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
     one = torch.ones(())
     half = (delta / 2).sqrt()
     left = horizon - steps
-    found = {
+    return {
         "classical": horizon * (horizon - 1) * eps.square()[:, 0],
         "pinsker_marginal": 2
         * torch.minimum(one, half)[:, 0]
@@ -49,7 +49,6 @@ def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
         "adaptive": 2 * (mean_tv * torch.minimum(one, torch.minimum(left * eps, (left * delta / 2).sqrt()))).sum(-1),
         "linear": 2 * mean_tv.sum(-1),
     }
-    return found
 
 
 def sequence_total_variation(scene: Scene, mode: Mode) -> Tensor:

@@ -120,7 +120,7 @@ class Values:
 
 
 def values(scene: Scene, mode: Mode) -> Values:
-    """J of the target, of the natural target, of both inference policies; eq. (3) and the error of eq. (4)'s premise."""
+    """J of the target, of the natural target and of both inference policies; eq. (3); the error of its premise."""
     tree, rewards = scene.tree, scene.rewards
     target = scene.target[mode].logp.detach()
     j, natural = value(target, tree, rewards), value(scene.target["disabled"].logp.detach(), tree, rewards)

@@ -1,7 +1,8 @@
 """The sampled twin of the exhaustive batch: groups drawn from μ_old, through the same functions.
 
-It serves two purposes: an estimate with an interval for recipes whose weights read the whole batch, where the exhaustive
-value is only the limit of large batches; and a check that every exact expectation is what sampling converges to.
+It serves two purposes: an estimate with an interval for recipes whose weights read the whole batch, where the
+exhaustive value is only the limit of large batches; and a check that every exact expectation is what sampling
+converges to.
 """
 
 from __future__ import annotations

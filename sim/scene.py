@@ -8,7 +8,7 @@ at every token of the context, prompt included, π^R2 uses the experts that π_o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,19 +101,25 @@ def build(
     stale = theta is not None
     leaves = {n: w.detach().clone().requires_grad_(n != "bias") for n, w in (theta or theta_old).items()}
     wanted = {"disabled", *modes}
+    trainer = load(leaves, pair.pi, sim)
+    target = {"disabled": run(trainer, tree)}
     with torch.no_grad():
-        rollout = load(theta_old, pair.mu, sim)
-        mu_old = run(rollout, tree)
+        mu_old = run(load(theta_old, pair.mu, sim), tree)
         mu = run(load(leaves, pair.mu, sim), tree) if stale else mu_old
         trainer_old = load(theta_old, pair.pi, sim)
-        old_live = run(trainer_old, tree)
-        old = {"disabled": old_live, "R2": old_live}
-        if "R3" in wanted:
-            old["R3"] = run(trainer_old, tree, mu_old.routes)
-    replayed: dict[Mode, Routes | None] = {"disabled": None, "R2": old_live.routes, "R3": mu_old.routes}
-    trainer = load(leaves, pair.pi, sim)
-    target = {mode: run(trainer, tree, replayed[mode]) for mode in MODES if mode in wanted}
+        old_live = run(trainer_old, tree) if stale else frozen(target["disabled"])
+    replayed: dict[Mode, Routes] = {"R2": old_live.routes, "R3": mu_old.routes}
+    target |= {mode: run(trainer, tree, routes) for mode, routes in replayed.items() if mode in wanted}
+    old = {"disabled": old_live, "R2": old_live}
+    if "R3" in wanted:
+        with torch.no_grad():
+            old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else frozen(target["R3"])
     return Scene(tree=tree, rewards=rewards, weights=leaves, mu_old=mu_old, mu=mu, old=old, target=target, stale=stale)
+
+
+def frozen(done: Pass) -> Pass:
+    """The same pass without its graph."""
+    return replace(done, logp=done.logp.detach())
 
 
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:

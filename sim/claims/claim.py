@@ -27,14 +27,15 @@ class Budget:
 
 # Settings and rules were chosen on seeds below 1000; these are the seeds that verdicts are reported on.
 FULL = Budget(policies=48, draws=4, first_seed=1000)
-QUICK = Budget(policies=16, draws=2, first_seed=1000)
+QUICK = Budget(policies=12, draws=2, first_seed=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A verdict and the numbers behind it."""
+    """A verdict, its numbers in one phrase, and all the numbers behind it."""
 
     verdict: Verdict
+    headline: str
     measured: dict[str, Any]
 
 
@@ -65,4 +66,5 @@ EXACT = 1e-10  # relative deviation up to which a theorem in float64 holds
 def theorem(deviations: dict[str, float], **more: Any) -> Outcome:
     """The outcome of a theorem from relative deviations of its two sides."""
     worst = max(deviations.values())
-    return Outcome(verdict="holds" if worst <= EXACT else "fails", measured={**deviations, **more})
+    verdict: Verdict = "holds" if worst <= EXACT else "fails"
+    return Outcome(verdict=verdict, headline=f"largest deviation {worst:.1e}", measured={**deviations, **more})

@@ -46,12 +46,16 @@ def _crossover(budget: Budget) -> Outcome:
         Budget(policies=budget.policies, draws=1, first_seed=budget.first_seed), Sim(numerics={"kind": "noise"}, lr=LR)
     )
     rows, gaps = {}, []
-    for step, theta in enumerate(path(group.sim, group.engines(SCALE), group.weights(), STEPS[-1])):
+    for step, theta in enumerate(path(group.sim, group.engines(SCALE), group.weights, STEPS[-1])):
         if step in STEPS:
             scene = group.scene(SCALE, MODES, theta=theta if step else None)
             rows[f"staleness_{step}"], gap = _at(group, scene)
             gaps.append(gap)
-    return Outcome(verdict=_verdict(gaps), measured={**rows, "crosses_at_staleness": _crossing(gaps)})
+    return Outcome(
+        verdict=_verdict(gaps),
+        headline=f"error(R3) - error(R2): {gaps[0]} fresh, {gaps[-1]} at staleness {STEPS[-1]}",
+        measured={**rows, "crosses_at_staleness": _crossing(gaps)},
+    )
 
 
 def _verdict(gaps: list[Estimate]) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Ensemble:
         """Both engines, μ perturbed by relative noise `scale`."""
         return engines(self.sim, self.noise, torch.full(self.noise.shape, scale, dtype=torch.float64))
 
+    @cached_property
     def weights(self) -> Weights:
         """θ_old of every member."""
         return initial_weights(self.sim, self.seeds)
@@ -50,7 +51,7 @@ class Ensemble:
     def scene(self, scale: float, modes: Iterable[Mode], *, theta: Weights | None = None, grad: bool = True) -> Scene:
         """All passes at one perturbation; without `grad` for values only, which is faster."""
         with torch.set_grad_enabled(grad):
-            return build(self.sim, self.tree, self.rewards, self.engines(scale), self.weights(), theta, modes)
+            return build(self.sim, self.tree, self.rewards, self.engines(scale), self.weights, theta, modes)
 
     def per_policy(self, values: Tensor) -> Tensor:
         """Member values `[M]` added up over the draws of each policy, `[policies]`."""

@@ -5,12 +5,13 @@ E is the expectation under μ_old of one response, ρ_t = π_θ(y_t)/μ_old(y_t)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from firstorder.sim.exact import direction, gradient, value, values
+from firstorder.sim.exact import direction, gradient, update, value, values
 from firstorder.sim.scene import MODES, Mode, Scene
 from firstorder.sim.staleness import path
 from firstorder.sim.tree import gather
@@ -25,7 +26,7 @@ SCALE, STALENESS = 0.1, 2  # large enough for every term to matter
 def stale_scene(budget: Budget, scale: float = SCALE, steps: int = STALENESS) -> tuple[Ensemble, Scene]:
     """A scene whose engines differ and whose target has moved: the general case of every identity."""
     group = ensemble(Budget(policies=min(budget.policies, 16), draws=1, first_seed=budget.first_seed))
-    *_, theta = path(group.sim, group.engines(scale), group.weights(), steps)
+    *_, theta = path(group.sim, group.engines(scale), group.weights, steps)
     return group, group.scene(scale, MODES, theta=theta)
 
 
@@ -117,13 +118,11 @@ def _baseline(budget: Budget) -> Outcome:
     norms = {n: (direction(scene, "disabled", share * w).norm(dim=-1) / g.norm(dim=-1)) for n, w in added.items()}
     outcome = theorem({"token_is": float(norms["token_is"].max())})
     broken = {name: float(norm.mean()) for name, norm in norms.items() if name != "token_is"}
-    return Outcome(verdict=outcome.verdict, measured={**outcome.measured, "added_by_b_equal_1": broken})
+    return replace(outcome, measured={**outcome.measured, "added_by_b_equal_1": broken})
 
 
 def _group_mean(budget: Budget) -> Outcome:
     """The group mean's expected eq. (4) is (1 - 1/G) of the one without a baseline."""
-    from firstorder.sim.exact import update
-
     _, scene = stale_scene(budget)
     plain = recipe("minirl-no-clip")
     size = plain.schedule.group_size

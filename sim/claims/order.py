@@ -69,7 +69,7 @@ def _claim(mode: str, quantity: str, key: str, low: float, high: float, budget: 
     found = _orders(ensemble(_spend(budget, quantity)), mode, quantity)
     order = found[key]
     assert isinstance(order, Estimate)
-    return Outcome(verdict=_verdict(order, low, high), measured=_plain(found))
+    return Outcome(verdict=_verdict(order, low, high), headline=f"order {order}", measured=_plain(found))
 
 
 def _spend(budget: Budget, quantity: str) -> Budget:

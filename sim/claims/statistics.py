@@ -24,6 +24,10 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """`value [low, high]`."""
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
     def json(self) -> dict[str, Any]:
         """As plain numbers."""
         return asdict(self)

@@ -81,7 +81,7 @@ def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, sc
 
 
 CONTRADICTIONS = [
-    (["advantage.std=true", 'advantage.baseline="none"'], "advantage.baseline is none; choose group_mean"),
+    (["advantage.std=true", 'advantage.baseline="none"'], "got advantage.baseline = none; choose group_mean"),
     (["schedule.group_size=1"], "needs schedule.group_size >= 2, got 1"),
     (["ratio.steps=2"], "ratio.steps = 2 is read by span forward only"),
     (['ratio.of="none"', "ratio.span=prefix"], "ratio.span = prefix has no ratio to span"),
