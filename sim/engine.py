@@ -20,8 +20,11 @@ CHUNK_ROWS = 1 << 15
 
 @dataclass(frozen=True, kw_only=True)
 class Routes:
-    """Experts at every token that an engine runs: `prompt` `[M, prompt_length - 1, P, L, K]`, all but the last prompt
-    token, and `contexts` `[M, N, L, K]`, the last token of each context."""
+    """Experts at every token that an engine runs, int16.
+
+    `prompt` `[M, prompt_length - 1, P, L, K]` holds all but the last prompt token, `contexts` `[M, N, L, K]` the last
+    token of each context.
+    """
 
     prompt: Tensor
     contexts: Tensor
@@ -34,13 +37,13 @@ class Pass:
     Args:
         logp: `[M, N, V]` nats, log-probs of the next token; carries the gradient if the weights do.
         routes: the experts it used.
-        selection: `[M, N, L, E]`, the scores they were chosen by.
+        margin: `[M, N, L]`, distance of each live choice from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
     """
 
     logp: Tensor
     routes: Routes
-    selection: Tensor
+    margin: Tensor
     router_logp: Tensor
 
 
@@ -77,7 +80,7 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
     return Pass(
         logp=torch.cat([level.logp for level in levels], dim=1),
         routes=Routes(prompt=prompt, contexts=ids),
-        selection=torch.cat([level.selection for level in levels], dim=1),
+        margin=torch.cat([level.margin for level in levels], dim=1),
         router_logp=torch.cat([level.router_logp for level in levels], dim=1),
     )
 

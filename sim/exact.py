@@ -6,6 +6,7 @@ Nothing is sampled; every gradient is one vector-Jacobian product through the tr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,11 @@ def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
 
 def gradient(scene: Scene, mode: Mode) -> Tensor:
     """∇J_seq of a target, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
-    weight = (scene.probability(mode) * scene.rewards)[..., None].expand(-1, -1, scene.tree.horizon)
-    return direction(scene, mode, weight)
+    edges = torch.zeros((), dtype=torch.float64)
+    for part in scene.parts():
+        weight = (part.probability(mode) * part.rewards)[..., None].expand(-1, -1, part.tree.horizon)
+        edges = edges + scatter(weight, part.tree)
+    return vjp(scene.target[mode], edges, scene.weights)
 
 
 def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
@@ -37,14 +41,59 @@ def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
     return vjp(scene.target[mode], scatter(weight, scene.tree), scene.weights)
 
 
-def expected_weights(scene: Scene, recipe: Recipe) -> Tensor:
-    """μ_old(y) E[w_t | y] over the rest of the group, `[M, B, T]`.
+def update(scene: Scene, recipe: Recipe) -> Tensor:
+    """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update of a recipe, `[M, P]`.
 
     Every shipped weight is homogeneous in the advantage, so E[w] = E[A⁺] w(+1) + E[A⁻] w(-1): see `sim.groups`.
     """
-    stats = token_stats(scene, recipe)
-    plus, minus = advantage_parts(scene, recipe)
-    up, down = signed_weights(stats, recipe)
+    table = advantage_table(scene, recipe)
+    edges = torch.zeros((), dtype=torch.float64)
+    for part in weighed_parts(scene, recipe):
+        edges = edges + scatter(expected_weights(part, recipe, table), part.tree)
+    return vjp(scene.target[recipe.router_replay.mode], edges, scene.weights)
+
+
+def weighed_parts(scene: Scene, recipe: Recipe) -> Iterator[Scene]:
+    """The responses in chunks, or all at once where a weight reads the whole batch."""
+    return iter([scene]) if recipe.weight_scope == "batch" else scene.parts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageTable:
+    """E[A⁺ | R] and E[A⁻ | R] over the rest of the group, `[M, X, n]` for X prompts and n reward `levels`."""
+
+    levels: Tensor
+    plus: Tensor
+    minus: Tensor
+
+    def of(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """E[A⁺] and E[A⁻] of every response of a scene, `[M, B]`."""
+        rank = torch.searchsorted(self.levels, scene.rewards)
+        return self.plus[:, scene.tree.prompt, rank], self.minus[:, scene.tree.prompt, rank]
+
+
+def advantage_table(scene: Scene, recipe: Recipe) -> AdvantageTable:
+    """The expected advantages of a recipe under μ_old."""
+    levels, chance = reward_levels(scene)
+    plus, minus = expected_parts(levels, chance, recipe.advantage, recipe.schedule.group_size)
+    return AdvantageTable(levels=levels, plus=plus, minus=minus)
+
+
+def reward_levels(scene: Scene) -> tuple[Tensor, Tensor]:
+    """The reward levels `[n]`, ascending, and μ_old's chance of each per prompt `[M, X, n]`."""
+    levels = torch.unique(scene.rewards)
+    count = len(scene.tree.prompts)
+    chance = torch.zeros(scene.mu_old.logp.shape[0], count * len(levels), dtype=torch.float64)
+    for part in scene.parts():
+        cell = part.tree.prompt * len(levels) + torch.searchsorted(levels, part.rewards)
+        chance.index_add_(1, cell, part.measure * count)
+    return levels, chance.view(-1, count, len(levels))
+
+
+def expected_weights(scene: Scene, recipe: Recipe, table: AdvantageTable) -> Tensor:
+    """μ_old(y) E[w_t | y] over the rest of the group, `[M, B, T]`."""
+    plus, minus = table.of(scene)
+    up, down = signed_weights(token_stats(scene, recipe), recipe)
     return scene.measure[..., None] * (plus[..., None] * up + minus[..., None] * down)
 
 
@@ -53,27 +102,6 @@ def signed_weights(stats: TokenStats, recipe: Recipe) -> tuple[Tensor, Tensor]:
     one = torch.ones_like(stats.advantage)
     up, down = (token_weights(stats.with_advantage(sign * one), recipe).weight for sign in (1, -1))
     return up, down
-
-
-def advantage_parts(scene: Scene, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """E[A⁺ | y] and E[A⁻ | y] of every response over the other responses of its group, `[M, B]`."""
-    levels, rank, chance = reward_levels(scene)
-    plus, minus = expected_parts(levels, chance, recipe.advantage, recipe.schedule.group_size)
-    return plus[:, scene.tree.prompt, rank], minus[:, scene.tree.prompt, rank]
-
-
-def reward_levels(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """The reward levels `[n]`, the level of every response `[B]`, and μ_old's chance of each per prompt `[M, X, n]`."""
-    levels, rank = torch.unique(scene.rewards, return_inverse=True)
-    count = len(scene.tree.prompts)
-    chance = torch.zeros(scene.measure.shape[0], count * len(levels), dtype=torch.float64)
-    chance.index_add_(1, scene.tree.prompt * len(levels) + rank, scene.measure * count)
-    return levels, rank, chance.view(-1, count, len(levels))
-
-
-def update(scene: Scene, recipe: Recipe) -> Tensor:
-    """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update of a recipe, `[M, P]`."""
-    return direction(scene, recipe.router_replay.mode, expected_weights(scene, recipe))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +149,23 @@ class Values:
 
 def values(scene: Scene, mode: Mode) -> Values:
     """J of the target, of the natural target and of both inference policies; eq. (3); the error of its premise."""
-    tree, rewards = scene.tree, scene.rewards
-    target = scene.target[mode].logp.detach()
-    j, natural = value(target, tree, rewards), value(scene.target["disabled"].logp.detach(), tree, rewards)
-    rho = torch.where(tree.mask, (gather(target, tree) - gather(scene.mu_old.logp, tree)).exp(), 0.0)
-    weighted = scene.measure * rewards
-    j_token = (weighted * rho.sum(-1)).sum(-1)
-    linear = (weighted * (rho - tree.mask.double()).sum(-1)).sum(-1)
-    j_mu = value(scene.mu_old.logp, tree, rewards)
+    target, natural = scene.target[mode].logp.detach(), scene.target["disabled"].logp.detach()
+    policies = (target, natural, scene.mu_old.logp, scene.mu.logp)
+    sums = torch.zeros(6, target.shape[0], dtype=torch.float64)
+    for part in scene.parts():
+        rho = (gather(target, part.tree) - gather(scene.mu_old.logp, part.tree)).exp()
+        weighted = part.measure * part.rewards
+        j = [value(logp, part.tree, part.rewards) for logp in policies]
+        j_token = (weighted * torch.where(part.tree.mask, rho, 0.0).sum(-1)).sum(-1)
+        linear = (weighted * torch.where(part.tree.mask, rho - 1, 0.0).sum(-1)).sum(-1)
+        sums = sums + torch.stack([*j, j_token, linear])
+    j_seq, j_natural, j_mu, j_mu_theta, j_token, linear = sums
     return Values(
-        j_seq=j,
-        j_seq_natural=natural,
+        j_seq=j_seq,
+        j_seq_natural=j_natural,
         j_mu=j_mu,
-        j_mu_theta=value(scene.mu.logp, tree, rewards),
+        j_mu_theta=j_mu_theta,
         j_token=j_token,
-        error=j - j_mu - linear,
-        replay_bias=natural - j,
+        error=j_seq - j_mu - linear,
+        replay_bias=j_natural - j_seq,
     )

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstorder.core.diagnostics import diagnose
+from firstorder.core.diagnostics import finalise, moments
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe, inert_parts
-from firstorder.core.routing import flips, jaccard, margin
+from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts, token_weights
 
 from . import exact
@@ -149,21 +149,32 @@ def _routes(scene: Scene, recipe: Recipe) -> dict[str, Any]:
         "tokens_flipped": per_token(flipped.any(-1).double()),
         "flip_rate_per_layer": [per_token(flipped[..., i].double()) for i in range(flipped.shape[-1])],
         "jaccard": per_token(jaccard(old.routes.contexts, mu.routes.contexts).mean(-1)),
-        "gate_margin": per_token(margin(old.selection, old.routes.contexts.shape[-1]).mean(-1)),
+        "gate_margin": per_token(old.margin.mean(-1)),
         "mean_length": _mean(tokens),
     }
 
 
 def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
-    stats = token_stats(scene, recipe)
-    acted = {}
-    up, down = exact.advantage_parts(scene, recipe)
-    for name, sign, chance in (("positive", 1.0, up), ("negative", -1.0, down)):
-        signed = stats.with_advantage(sign * (chance > 0).double())
-        counts = receipts(signed, token_weights(signed, recipe))
-        acted[name] = {key: _mean(hit.double() / total) for key, (hit, total) in counts.items()}
-    found = {name: _mean(value) for name, value in diagnose(stats).items()}
-    return {"diagnostics": found, "receipts": acted}
+    """Diagnostics and receipts: sums over the responses, divided at the end."""
+    table = exact.advantage_table(scene, recipe)
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for part in exact.weighed_parts(scene, recipe):
+        stats = token_stats(part, recipe)
+        found = moments(stats)
+        for name, sign, chance in zip(("positive", "negative"), (1.0, -1.0), table.of(part), strict=True):
+            signed = stats.with_advantage(sign * (chance > 0).double())
+            counts = receipts(signed, token_weights(signed, recipe))
+            found |= {f"{name}.{key}": pair for key, pair in counts.items()}
+        for key, (above, below) in found.items():
+            before = sums.get(key, (torch.zeros(()), torch.zeros(())))
+            sums[key] = (before[0] + above, before[1] + below)
+    means = {key: above / below for key, (above, below) in sums.items()}
+    acted = {
+        sign: {key.split(".")[1]: _mean(value) for key, value in means.items() if key.startswith(f"{sign}.")}
+        for sign in ("positive", "negative")
+    }
+    found_means = {name: _mean(value) for name, value in finalise(means).items()}
+    return {"diagnostics": found_means, "receipts": acted}
 
 
 def _variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> float | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
-from firstorder.core.routing import Router, route
+from firstorder.core.routing import Router, margin, route
 
 from . import noise
 from .config import Sim
@@ -36,15 +36,15 @@ class Step:
     Args:
         state: `[M, N, L, D]`, carried to the next token.
         logp: `[M, N, V]` nats, of the next token.
-        ids: `[M, N, L, K]`, the experts used.
-        selection: `[M, N, L, E]`, the scores that they would be chosen by.
+        ids: int16 `[M, N, L, K]`, the experts used.
+        margin: `[M, N, L]`, k-th minus (k+1)-th selection score: how far the live choice is from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
     """
 
     state: Tensor
     logp: Tensor
     ids: Tensor
-    selection: Tensor
+    margin: Tensor
     router_logp: Tensor
 
 
@@ -131,7 +131,7 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
     """
     w, a = model.weights, model.arithmetic
     x = w["embed"][:, tokens] if tokens.ndim == 1 else w["embed"][torch.arange(len(tokens))[:, None], tokens]
-    states, ids, selections, router_logps = [], [], [], []
+    states, ids, margins, router_logps = [], [], [], []
     for layer in range(state.shape[2]):
         mixed = a.product(x, w["mix_x"][:, layer], Site(layer=layer, name=MIX, keys=keys))
         carried = a.product(state[:, :, layer], w["mix_s"][:, layer], Site(layer=layer, name=MIX + 8, keys=keys))
@@ -145,15 +145,15 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
         out = _experts(model, layer, normed, routing.ids, gates, keys)
         x = a.round(h + out)
         states.append(_norm(x))
-        ids.append(routing.ids)
-        selections.append(routing.selection)
+        ids.append(routing.ids.to(torch.int16))
+        margins.append(margin(routing.selection, model.router.top_k))
         router_logps.append(logits.detach().log_softmax(-1))
     logits = a.product(_norm(x), w["head"], Site(layer=state.shape[2], name=HEAD, keys=keys))
     return Step(
         state=torch.stack(states, dim=2),
         logp=(logits / model.temperature).log_softmax(-1),
         ids=torch.stack(ids, dim=2),
-        selection=torch.stack(selections, dim=2),
+        margin=torch.stack(margins, dim=2),
         router_logp=torch.stack(router_logps, dim=2),
     )
 

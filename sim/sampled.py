@@ -61,7 +61,7 @@ def sampled_edges(scene: Scene, recipe: Recipe, picks: Tensor) -> Tensor:
     weight = token_weights(batch, recipe).weight * batch.weights[..., None]
     flat = picks.flatten(1)
     edges = torch.zeros(len(picks), scene.tree.contexts * scene.tree.vocab, dtype=torch.float64)
-    edges.scatter_add_(1, scene.tree.path[flat].flatten(1), weight.flatten(1))
+    edges.scatter_add_(1, scene.tree.path[flat].flatten(1).long(), weight.flatten(1))
     return edges
 
 

@@ -7,7 +7,7 @@ at every token of the context, prompt included, π^R2 uses the experts that π_o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +21,11 @@ from .config import Sim
 from .engine import Pass, Routes, run
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, load
-from .tree import Tree, gather, gather_contexts, plant
+from .tree import Tree, gather, gather_contexts, plant, responses
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
+CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,13 @@ class Scene:
     def measure(self) -> Tensor:
         """μ_old(y|x) / P of every response, `[M, B]`, summing to 1."""
         return gather(self.mu_old.logp, self.tree).sum(-1).exp() / len(self.tree.prompts)
+
+    def parts(self) -> Iterator[Scene]:
+        """The same contexts with the responses a chunk at a time, so that sums over responses take little memory."""
+        size = max(1, CHUNK_TOKENS // (self.tree.horizon * self.mu_old.logp.shape[0]))
+        for start in range(0, len(self.tree.path), size):
+            cut = slice(start, start + size)
+            yield replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut])
 
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / P of every response under a replay mode, `[M, B]`, without gradient."""
@@ -151,6 +159,6 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _router_shift(target: Pass, old: Pass) -> Tensor:
     """Mean over layers and the experts that π_old used of |log router_θ - log router_old|, `[M, N]`."""
-    used = old.routes.contexts
+    used = old.routes.contexts.long()
     shift = target.router_logp.gather(-1, used) - old.router_logp.gather(-1, used)
     return shift.abs().mean((-2, -1))

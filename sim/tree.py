@@ -11,7 +11,7 @@ and its next token; a response is a path of at most T edges.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ class Tree:
         levels: contexts of each level, P (V-1)^t.
         prompt_keys: int64 `[prompt_length, P]` hash of each prompt prefix.
         keys: one int64 `[N_t]` a level, hash of each context.
-        path: int64 `[B, T]`, edge index (context · V + token) of each token of each response; 0 off the mask.
-        tokens: int64 `[B, T]`.
+        path: int32 `[B, T]`, edge index (context · V + token) of each token of each response; 0 off the mask.
         mask: bool `[B, T]`.
         prompt: int64 `[B]`, the prompt answered.
         cut: bool `[B]`, ended by the horizon.
@@ -46,7 +45,6 @@ class Tree:
     prompt_keys: Tensor
     keys: tuple[Tensor, ...] = field(repr=False)
     path: Tensor = field(repr=False)
-    tokens: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
     prompt: Tensor = field(repr=False)
     cut: Tensor = field(repr=False)
@@ -55,6 +53,11 @@ class Tree:
     def contexts(self) -> int:
         """N, the number of contexts."""
         return sum(self.levels)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens of each response, int64 `[B, T]`, 0 off the mask."""
+        return torch.where(self.mask, self.path % self.vocab, 0).long()
 
     @property
     def lengths(self) -> Tensor:
@@ -92,27 +95,31 @@ def plant(sim: Sim, prompts: Tensor) -> Tree:
         prompt_keys=prompt_keys,
         keys=tuple(keys),
         path=torch.where(mask, path, 0),
-        tokens=torch.where(mask, path % v, 0),
         mask=mask,
         prompt=torch.cat(owners),
         cut=torch.cat(cuts),
     )
 
 
+def responses(tree: Tree, cut: slice) -> Tree:
+    """The same contexts with some of the responses; sums over responses add up over such trees."""
+    return replace(tree, path=tree.path[cut], mask=tree.mask[cut], prompt=tree.prompt[cut], cut=tree.cut[cut])
+
+
 def gather(edges: Tensor, tree: Tree) -> Tensor:
     """Per-edge values `[M, N, V]` along every response, `[M, B, T]`, 0 off the mask."""
-    return torch.where(tree.mask, edges.flatten(1)[:, tree.path], 0.0)
+    return torch.where(tree.mask, edges.flatten(1)[:, tree.path.long()], 0.0)
 
 
 def gather_contexts(values: Tensor, tree: Tree) -> Tensor:
     """Per-context values `[M, N]` along every response, `[M, B, T]`, 0 off the mask."""
-    return torch.where(tree.mask, values[:, tree.path // tree.vocab], torch.zeros((), dtype=values.dtype))
+    return torch.where(tree.mask, values[:, tree.path.long() // tree.vocab], torch.zeros((), dtype=values.dtype))
 
 
 def scatter(values: Tensor, tree: Tree) -> Tensor:
     """The adjoint of `gather`: token values `[M, B, T]` added up on their edges, `[M, N, V]`."""
     edges = torch.zeros(values.shape[0], tree.contexts * tree.vocab, dtype=values.dtype)
-    edges.index_add_(1, tree.path.flatten(), torch.where(tree.mask, values, 0.0).flatten(1))
+    edges.index_add_(1, tree.path.flatten().long(), torch.where(tree.mask, values, 0.0).flatten(1))
     return edges.view(-1, tree.contexts, tree.vocab)
 
 
@@ -172,7 +179,7 @@ def _prompt_keys(prompts: Tensor) -> Tensor:
 def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, token: int) -> Tensor:
     """Edges `[N_depth, T]` of the responses that take `token` at each context of a level."""
     node = torch.arange(levels[depth])
-    path = torch.zeros(levels[depth], t, dtype=torch.int64)
+    path = torch.zeros(levels[depth], t, dtype=torch.int32)
     path[:, depth] = (sum(levels[:depth]) + node) * v + token
     for back in range(depth - 1, -1, -1):
         node, child = node // (v - 1), node % (v - 1)

@@ -38,7 +38,8 @@ def group_variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> Tensor:
         sim: the sizes.
         u: `[1, P]`, the expected update.
     """
-    levels, rank, chance = reward_levels(scene)
+    levels, chance = reward_levels(scene)
+    rank = torch.searchsorted(levels, scene.rewards)
     size = recipe.schedule.group_size
     own, pair = expected_products(levels, chance[0], recipe.advantage, size)
     up, down = signed_weights(token_stats(scene, recipe), recipe)
@@ -54,7 +55,8 @@ def group_variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> Tensor:
 
 def level_means(scene: Scene, recipe: Recipe, up: Tensor, down: Tensor) -> Tensor:
     """Σ_{y of prompt and level} μ(y)/X · g±(y) for every prompt and reward level, `[X, n, 2, P]`."""
-    _, rank, chance = reward_levels(scene)
+    levels, chance = reward_levels(scene)
+    rank = torch.searchsorted(levels, scene.rewards)
     rows = []
     for prompt in range(chance.shape[1]):
         for level in range(chance.shape[2]):
@@ -86,7 +88,7 @@ def response_norms(scene: Scene, recipe: Recipe, sim: Sim, up: Tensor, down: Ten
 def _responses(scene: Scene, sim: Sim, leaves: Weights, replay: Routes | None, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
     tree = scene.tree
-    path, tokens, prompt = tree.path[cut], tree.tokens[cut], tree.prompt[cut]
+    path, tokens, prompt = tree.path[cut].long(), tree.tokens[cut], tree.prompt[cut]
     count = len(path)
     model = load(leaves, arithmetic(sim.training_numerics, torch.full((count,), sim.seed)), sim)
     state = initial_state(model, 1)

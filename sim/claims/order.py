@@ -73,9 +73,9 @@ def _claim(mode: str, quantity: str, key: str, low: float, high: float, budget: 
 
 
 def _spend(budget: Budget, quantity: str) -> Budget:
-    """Values need no gradient and cost a third, so the budget's draws are all used; gradients take half of them."""
-    draws = budget.draws if quantity == "value" else max(1, budget.draws // 2)
-    return Budget(policies=budget.policies, draws=draws, first_seed=budget.first_seed)
+    """Values need no gradient and their errors are heavy-tailed: three times the policies."""
+    policies = budget.policies * (3 if quantity == "value" else 1)
+    return Budget(policies=policies, draws=budget.draws, first_seed=budget.first_seed)
 
 
 SOURCE = "arXiv 2512.01374 sec. 3 (the approximation holds while both gaps are small); order: open question"
