@@ -11,6 +11,8 @@ from firstorder.core.errors import FirstOrderError
 
 from . import measure, recipes, validate
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -47,14 +49,15 @@ def run(arguments: list[str]) -> int:
     except FirstOrderError as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("firstorder: interrupted, nothing was written", err=True)
-        return 130
+        code = INTERRUPTED
     except Exception as error:
         # the command-line parser's own complaints; the class moved between releases of typer, its method did not
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
         return 0 if not message else _refuse(message.replace("\n", " "))
+    if code == INTERRUPTED:
+        typer.echo("firstorder: interrupted, nothing was written", err=True)
     return code if isinstance(code, int) else 0
 
 

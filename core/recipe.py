@@ -227,19 +227,19 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
         stale: θ differs from θ_old at some update (N > 1, or a staleness in the simulator).
         mismatch: the two engines differ.
     """
-    found = []
-    clip, replay, correction = recipe.clip.kind, recipe.router_replay.mode, recipe.correction
-    reads_old = clip == "minirl" or (clip in ("ppo", "gspo", "cispo") and recipe.ratio.of == "theta/old")
-    if not stale and reads_old:
-        found.append(f"clip.kind = {clip}: theta equals theta_old, every ratio is 1")
-    if not stale and replay == "R2":
-        found.append("router_replay.mode = R2: theta equals theta_old, its own experts are replayed")
-    if not stale and recipe.ratio.of == "theta/old":
-        found.append("ratio.of = theta/old: theta equals theta_old, the ratio is 1")
-    if not stale and correction.kind == "router_shift":
-        found.append("correction.kind = router_shift: theta equals theta_old, the shift is 0")
-    if not mismatch and replay == "R3" and not stale:
-        found.append("router_replay.mode = R3: the engines agree, mu's experts are the trainer's own")
-    if not mismatch and correction.kind not in ("none", "router_shift", "max_kl") and correction.of == "old/mu":
-        found.append(f"correction.kind = {correction.kind}: the engines agree, old/mu is 1")
-    return found
+    why = {"theta/old": "theta equals theta_old", "old/mu": "the engines agree"}
+    equal = {"theta/old": not stale, "old/mu": not mismatch, "theta/mu": not stale and not mismatch}
+    clip, correction, replay = recipe.clip.kind, recipe.correction.kind, recipe.router_replay.mode
+    clip_reads = {"minirl": "theta/old", "ppo": recipe.ratio.of, "gspo": recipe.ratio.of, "cispo": recipe.ratio.of}
+    correction_reads = {"max_kl": "theta/mu", "router_shift": "theta/old"}
+    parts = [
+        (f"ratio.of = {recipe.ratio.of}", recipe.ratio.of, "the ratio is 1"),
+        (f"clip.kind = {clip}", clip_reads.get(clip, "theta/mu"), "no ratio leaves 1"),
+        (f"correction.kind = {correction}", correction_reads.get(correction, recipe.correction.of), "it is 1"),
+        (f"router_replay.mode = {replay}", {"R2": "theta/old", "R3": "theta/mu"}.get(replay, ""), "its own experts"),
+    ]
+    return [
+        f"{part}: {why.get(reads, 'the engines agree and theta equals theta_old')}, {result}"
+        for part, reads, result in parts
+        if equal.get(reads, False) and not part.endswith(("= none", "= disabled"))
+    ]

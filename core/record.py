@@ -17,9 +17,14 @@ from .errors import ConfigError
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path` through a temporary file in the same folder; an interruption leaves the old file.
 
+    A device or a pipe cannot be replaced and is written to directly.
+
     Raises:
         ConfigError: the folder does not exist or cannot be written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_text(text, encoding="utf-8")
+        return
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -27,6 +32,7 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -36,6 +42,13 @@ def write_whole(path: Path, text: str) -> None:
         if not isinstance(error, OSError):
             raise
         raise ConfigError(f"cannot write {path}: {error.strerror}; give a file that can be replaced") from None
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -159,14 +159,16 @@ def check_size(sim: Sim, members: int, available: int) -> None:
 
 
 def bytes_needed(sim: Sim, members: int) -> int:
-    """Estimated peak bytes of an exact measurement: per context its states and edges, per response its tokens."""
-    per_context = 8 * (sim.layers * (4 * sim.width + 3 * sim.experts + 2 * sim.top_k) + 8 * sim.vocab)
-    per_response = 8 * 24 * sim.horizon
-    contexts = count(sim)
-    return members * contexts * (2 * per_context + per_response) + CHUNK_BYTES
+    """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
+
+    Per context: what the engine passes keep and the states that two graphs hold; per response: its path.
+    """
+    per_context = 8 * (8 * (sim.vocab + (2 + sim.experts) * sim.layers) + 10 * sim.layers * sim.width)
+    per_response = 5 * sim.horizon + 16
+    return count(sim) * (members * per_context + sim.vocab * per_response) + CHUNK_BYTES
 
 
-CHUNK_BYTES = 1 << 29  # working space of one checkpointed chunk of contexts, with its backward
+CHUNK_BYTES = 1 << 29  # the interpreter, and the working space of one chunk of contexts with its backward
 
 
 def _prompt_keys(prompts: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         write_whole(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    reader, terminal = os.openpty()
+    path = Path(os.ttyname(terminal))
+    write_whole(path, "text\n")
+    assert os.read(reader, 100).startswith(b"text")
+    assert path.is_char_device()
+    os.close(reader)
+    os.close(terminal)
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    write_whole(tmp_path / "a", "text")
+    (tmp_path / "b").write_text("text")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -1,0 +1,55 @@
+"""After a benchmark run: the ratios between its medians, as text."""
+
+import platform
+
+import pytest
+import torch
+
+MEDIANS = {}
+FACTS = {}
+
+
+@pytest.fixture
+def record(benchmark):
+    """Run a function under the benchmark and keep its median for the ratios."""
+
+    def run(name, function, **options):
+        benchmark.pedantic(function, rounds=options.get("rounds", 5), warmup_rounds=options.get("warmup", 1))
+        if benchmark.enabled:
+            MEDIANS[name] = benchmark.stats.stats.median
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def facts():
+    return FACTS
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not MEDIANS:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("figures")
+    write(f"torch {torch.__version__}, python {platform.python_version()}, {torch.get_num_threads()} threads")
+    for name, value in FACTS.items():
+        write(f"{name}: {value}")
+    for line in ratios(MEDIANS, FACTS):
+        write(line)
+
+
+def ratios(median, facts):
+    if "tree" in median:
+        speed = facts["contexts"] / median["tree"]
+        yield f"value and gradient of the tree: {median['tree']:.4f} s, {speed:,.0f} nodes/s"
+    if {"loop", "tree"} <= set(median):
+        whole = median["loop"] * facts["responses"] / facts["looped"]
+        ratio = whole / median["tree"]
+        yield f"loop over sequences / tree: {ratio:.0f}x ({facts['looped']} timed, linear in sequences)"
+    if {"padded", "tree"} <= set(median):
+        yield f"padded batch of all sequences / tree: {median['padded'] / median['tree']:.1f}x"
+    if {"ten", "bare"} <= set(median):
+        yield f"ten recipes together / bare forward and backward: {median['ten'] / median['bare']:.1f}x"
+    for name in ("small", "large"):
+        if name in facts.get("memory", {}):
+            yield f"peak memory, {name}: {facts['memory'][name]}"

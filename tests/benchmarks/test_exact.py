@@ -1,0 +1,142 @@
+"""What exactness costs: the tree against two ways of doing without it, ten recipes at once, and memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from firstorder.core.recipe import Recipe
+from firstorder.core.toml import build as build_recipe
+from firstorder.core.toml import read
+from firstorder.sim import exact, policy, scene
+from firstorder.sim.config import Sim
+from firstorder.sim.engine import run
+
+SIM = Sim(vocab=5, horizon=6, prompts=4)
+TEN = (
+    "minirl",
+    "minirl-r2",
+    "minirl-r3",
+    "minirl-no-is",
+    "minirl-length-norm",
+    "grpo",
+    "gspo",
+    "icepop",
+    "vespo",
+    "ctpo",
+)
+LOOPED = 100
+
+
+@pytest.fixture(scope="module")
+def world(facts):
+    tree, rewards = scene.grow(SIM)
+    weights = policy.initial_weights(SIM, torch.tensor([0]))
+    leaves = {name: w.requires_grad_() for name, w in weights.items()}
+    pair = scene.engines(SIM, torch.tensor([0]))
+    facts.update(contexts=tree.contexts, responses=len(tree.path), looped=LOOPED)
+    facts["parameters"] = policy.flatten(leaves).shape[1]
+    return tree, rewards, leaves, pair
+
+
+def objective_of_tree(world):
+    tree, rewards, leaves, pair = world
+    done = run(policy.load(leaves, pair.pi, SIM), tree)
+    return exact.value(done.logp, tree, rewards).sum()
+
+
+def sequences(world, chosen, together):
+    """J over some responses, each run on its own or all in one padded batch; no prefix is shared."""
+    tree, rewards, leaves, pair = world
+    model = policy.load(leaves, pair.pi, SIM)
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in [chosen] if together else chosen.split(1):
+        length = SIM.horizon if together else int(tree.lengths[rows])
+        prompt, tokens = tree.prompts[tree.prompt[rows]], tree.tokens[rows]
+        inputs = torch.cat([prompt, tokens[:, : length - 1]], dim=1)
+        state, columns = policy.initial_state(model, len(rows)), []
+        for position in range(inputs.shape[1]):
+            done = policy.step(model, state, inputs[:, position], inputs[:, position])
+            state = done.state
+            if position >= SIM.prompt_length - 1:
+                columns.append(done.logp[0])
+        logp = torch.stack(columns, dim=1).gather(-1, tokens[:, :length, None])[..., 0]
+        total = total + (torch.where(tree.mask[rows, :length], logp, 0.0).sum(-1).exp() * rewards[rows]).sum()
+    return total / SIM.prompts
+
+
+def gradient(world, value):
+    return torch.autograd.grad(value, list(world[2].values()))
+
+
+def test_tree(record, world):
+    record("tree", lambda: gradient(world, objective_of_tree(world)))
+
+
+def test_loop_over_sequences(record, world):
+    chosen = torch.linspace(0, len(world[0].path) - 1, LOOPED).long()
+    record("loop", lambda: gradient(world, sequences(world, chosen, together=False)), rounds=3)
+
+
+def test_padded_batch_of_all_sequences(record, world):
+    everyone = torch.arange(len(world[0].path))
+    padded = sequences(world, everyone, together=True)
+    torch.testing.assert_close(padded, objective_of_tree(world), rtol=1e-12, atol=0)
+    record("padded", lambda: gradient(world, sequences(world, everyone, together=True)), rounds=3)
+
+
+def test_the_loop_adds_up_to_the_padded_batch(world):
+    chosen = torch.arange(0, len(world[0].path), 997)
+    alone, together = (sequences(world, chosen, together=t) for t in (False, True))
+    torch.testing.assert_close(alone, together, rtol=1e-12, atol=0)
+
+
+def test_bare_forward_and_backward(record, world):
+    tree, _, leaves, pair = world
+
+    def bare():
+        done = run(policy.load(leaves, pair.pi, SIM), tree)
+        torch.autograd.grad(done.logp, list(leaves.values()), grad_outputs=torch.ones_like(done.logp))
+
+    record("bare", bare)
+
+
+def test_ten_recipes_together(record, world):
+    tree, rewards, leaves, pair = world
+    recipes = [build_recipe(Recipe, read(name)) for name in TEN]
+
+    def together():
+        built = scene.build(SIM, tree, rewards, pair, leaves)
+        gradients = {mode: exact.gradient(built, mode) for mode in scene.MODES}
+        for recipe in recipes:
+            mode = recipe.router_replay.mode
+            exact.values(built, mode)
+            exact.compare(exact.update(built, recipe), gradients[mode])
+
+    record("ten", together, rounds=3)
+
+
+def test_memory_is_linear_in_contexts(benchmark, facts):
+    """Peak resident memory of a whole measurement at 1.2e5 and, when benchmarking, 1.06e6 contexts."""
+    horizons = {"small": 10, "large": 12} if benchmark.enabled else {"small": 6}
+    peaks = {name: peak_memory(horizon) for name, horizon in horizons.items()}
+    facts["memory"] = {name: f"{n:,} contexts, {b / 2**30:.2f} GiB" for name, (n, b) in peaks.items()}
+    assert all(b < 8 * 2**30 for _, b in peaks.values())
+    benchmark.pedantic(lambda: None)
+
+
+def peak_memory(horizon):
+    script = (
+        "import json, resource, sys;"
+        "from firstorder.cli.main import run;"
+        f"code = run(['measure', 'minirl-r3', '--set', 'sim.horizon={horizon}']);"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
+        "from firstorder.sim.tree import count; from firstorder.sim.config import Sim;"
+        f"print(json.dumps([code, count(Sim(horizon={horizon})), peak]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, contexts, peak = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    return contexts, peak

@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from firstorder.cli.main import run
+from firstorder.core.recipe import Recipe
+from firstorder.core.toml import build, shipped
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--set", "sim.vocab=3", "--set", "sim.horizon=2", "--set", "sim.prompts=2", "--set", "sim.width=4"]
+KEYS = {
+    *("j_seq", "j_mu", "j_token", "value_error", "gradient_error", "gradient_error_raw", "update_scale"),
+    *("gradient_error_natural", "cosine", "cosine_natural", "replay_bias", "kl_mu_old", "kl_mu_old_replayed"),
+    *("entropy", "flip_rate", "tokens_flipped", "nodes", "seconds"),
+}
+
+WRONG = {
+    "unknown recipe": (["measure", "minirl-r4"], "did you mean 'minirl-r"),
+    "unknown claim": (["validate", "--only", "table-2"], "did you mean 'table-1'?"),
+    "unknown section": (["measure", "minirl", "--set", "clipp.kind=ppo"], "did you mean 'clip'?"),
+    "unknown key": (["measure", "minirl", "--set", "sim.vocabulary=4"], "did you mean 'vocab'?"),
+    "unknown nested key": (["measure", "minirl", "--set", "sim.numerics.scal=1"], "did you mean 'scale'?"),
+    "unknown choice": (["measure", "minirl", "--set", "sim.numerics.kind=fp4"], "sim.numerics.kind"),
+    "unknown option": (["measure", "minirl", "--jsn", "x"], "--jsn"),
+    "no equals sign": (["measure", "minirl", "--set", "sim.seed"], "an override is a.b=value"),
+    "section as value": (["measure", "minirl", "--set", "sim=3"], "'sim' must be a section"),
+    "value as section": (["measure", "minirl", "--set", "clip.kind.x=3"], "is a value, not a section"),
+    "negative": (["measure", "minirl", "--set", "sim.numerics.scale=-0.1"], "got -0.1"),
+    "not a number": (["measure", "minirl", "--set", "sim.numerics.scale=nan"], "got nan"),
+    "infinite": (["measure", "minirl", "--set", "sim.lr=inf"], "got inf"),
+    "a fraction of a token": (["measure", "minirl", "--set", "sim.vocab=3.5"], "got 3.5"),
+    "more nodes than memory": (["measure", "minirl", "--set", "sim.horizon=30"], "lower sim.horizon to"),
+    "more chosen than experts": (["measure", "minirl", "--set", "sim.top_k=9"], "lower top_k"),
+    "more prompts than exist": (["measure", "minirl", "--set", "sim.prompts=99"], "raise sim.prompt_length"),
+    "replay on a dense model": (["measure", "minirl-r3", "--set", "sim.top_k=8"], "can never act"),
+    "contradiction": (["measure", "gspo", "--set", "ratio.span=token"], "set ratio.span = geometric"),
+    "a method that does not fit": (["measure", "total-recall"], "cannot be run"),
+    "no folder for the result": (["measure", "minirl", "--json", "nowhere/a.json"], "create it first"),
+    "no record": (["validate", "--expect", "nothing.json"], "cannot be read"),
+    "no shipped recipe": (["recipes", "minirl.toml"], "did you mean 'minirl"),
+    "missing recipe": (["measure"], "recipe"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line_and_writes_nothing(name, capsys, tmp_path):
+    arguments, remedy = WRONG[name]
+    target = [] if "--json" in arguments or arguments[0] == "recipes" else ["--json", "out.json"]
+    assert run([*arguments, *target]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert remedy in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_toml_is_named(capsys, tmp_path):
+    (tmp_path / "broken.toml").write_text("[clip\n")
+    assert run(["measure", "broken.toml"]) == 2
+    assert "broken.toml is not valid TOML" in capsys.readouterr().err
+
+
+def test_measure_writes_what_it_promises(tmp_path):
+    assert run(["measure", "minirl-r3", *TINY, "--json", "out.json"]) == 0
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["schema"] == "firstorder.measure/1"
+    assert set(document) >= {"schema", "version", "seconds", "result"}
+    assert set(document["result"]) >= KEYS
+    assert document["sim"]["vocab"] == 3
+
+
+def test_json_to_stdout_is_nothing_but_json(capsys):
+    assert run(["measure", "minirl", *TINY, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["recipe"]["about"]["name"] == "minirl"
+    assert err == ""
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    for name in ("a", "b"):
+        assert run(["measure", "minirl-r2", *TINY, "--set", "sim.staleness=1", "--json", name]) == 0
+    first, second = (json.loads((tmp_path / name).read_text())["result"] for name in ("a", "b"))
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+
+
+def test_an_inert_part_is_named_once(capsys):
+    assert run(["measure", "minirl-r2", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert out.count("inert: router_replay.mode = R2") == 1
+
+
+def test_a_recipe_prints_as_toml_that_loads(capsys):
+    assert run(["recipes", "gspo"]) == 0
+    assert build(Recipe, tomllib.loads(capsys.readouterr().out)).about.name == "gspo"
+
+
+def test_every_shipped_recipe_is_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in shipped())
+
+
+def test_validate_settles_one_claim_and_compares_it_with_a_record(capsys, tmp_path):
+    chosen = ["validate", "--quick", "--only", "group-mean", "--only", "table-1"]
+    assert run([*chosen, "--json", "first.json"]) == 0
+    document = json.loads((tmp_path / "first.json").read_text())
+    assert [claim["verdict"] for claim in document["claims"]] == ["holds", "holds"]
+    assert all({"id", "statement", "source", "kind", "verdict", "measured"} <= set(c) for c in document["claims"])
+    assert run([*chosen, "--expect", "first.json"]) == 0
+    document["claims"][0]["verdict"] = "fails"
+    (tmp_path / "changed.json").write_text(json.dumps(document))
+    capsys.readouterr()
+    assert run([*chosen, "--expect", "changed.json"]) == 1
+    assert f"{document['claims'][0]['id']}: holds, recorded fails" in capsys.readouterr().out
+
+
+def test_a_theorem_that_fails_is_exit_code_one(monkeypatch, capsys):
+    from firstorder.sim.claims import identities
+
+    monkeypatch.setattr(identities, "ratios", lambda scene, mode: scene.tree.mask[None] * 1.01 + 0.0)
+    assert run(["validate", "--quick", "--only", "value-identity"]) == 1
+    assert "fails" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys):
+    assert run(["--version"]) == 0
+    assert run(["--help"]) == 0
+    assert run(["measure", "--help"]) == 0
+
+
+def test_an_interruption_is_quiet(monkeypatch, capsys):
+    from firstorder.sim import measure
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", interrupt)
+    assert run(["measure", "minirl", *TINY]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_example_recipe_measures():
+    assert run(["measure", str(ROOT / "docs/examples/leave-one-out.toml")]) == 0
+
+
+def test_the_example_script_finds_the_orders():
+    script = ROOT / "docs/examples/slopes.py"
+    done = subprocess.run([sys.executable, str(script), "5"], capture_output=True, text=True, check=True)
+    numbers = [float(word) for word in done.stdout.replace("\n", " ").split() if word[0].isdigit()]
+    assert len(numbers) == 4
+    assert 1.7 < numbers[2] < 2.3
+    assert 0.85 < numbers[3] < 1.15

@@ -1,0 +1,109 @@
+"""Fixtures of the simulator's tests: tiny settings, scenes, shipped recipes, and the slow reference beside them."""
+
+import importlib.util
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from firstorder.core import toml
+from firstorder.core.recipe import Recipe
+from firstorder.sim import task
+from firstorder.sim.config import Sim
+from firstorder.sim.policy import initial_weights
+from firstorder.sim.scene import MODES, build, engines, grow
+from firstorder.sim.staleness import path
+
+EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
+SMALL = {
+    "vocab": 3,
+    "horizon": 3,
+    "prompts": 2,
+    "prompt_length": 2,
+    "layers": 2,
+    "experts": 4,
+    "top_k": 2,
+    "width": 4,
+    "expert_width": 3,
+    "numerics": {"kind": "noise", "scale": 0.2},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The slow second implementation, `reference.py`."""
+    spec = importlib.util.spec_from_file_location("sim_reference", Path(__file__).with_name("reference.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Asserts that two tensors hold the same numbers, up to the rounding of their dtype or a looser `rtol`."""
+
+    def check(actual, expected, rtol=None):
+        actual = torch.as_tensor(actual).detach()
+        expected = torch.as_tensor(expected, dtype=actual.dtype).detach()
+        assert actual.shape == expected.shape
+        if actual.numel():
+            rtol = EXACT[actual.dtype] if rtol is None else rtol
+            torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A simulator small enough for loops: 2 prompts, 15 responses each."""
+    return lambda **changes: Sim(**(SMALL | changes))
+
+
+@pytest.fixture(scope="session")
+def make_recipe():
+    """A shipped recipe with dotted overrides."""
+    return lambda name, *changes: toml.build(Recipe, toml.override(toml.read(name), changes))
+
+
+@pytest.fixture(scope="session")
+def make_scene():
+    """The scene that `measure` builds, with the targets of all modes."""
+
+    def make(sim, modes=MODES):
+        theta_old = initial_weights(sim, torch.tensor([sim.seed]))
+        pair = engines(sim, torch.arange(1))
+        *_, theta = path(sim, pair, theta_old, sim.staleness)
+        return build(sim, *grow(sim), pair, theta_old, theta if sim.staleness else None, modes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_lab(reference):
+    """The slow reference of the same settings."""
+
+    def make(sim):
+        weights = {n: w[0] for n, w in initial_weights(sim, torch.tensor([sim.seed])).items()}
+        measured, others = ([tuple(row) for row in p.tolist()] for p in task.prompts(sim))
+        return reference.Lab(sim, weights, measured, others)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pairs_of():
+    """The (prompt, response) of every response of a tree, in its order."""
+
+    def pairs(tree):
+        found = []
+        for prompt, tokens, mask in zip(tree.prompt, tree.tokens, tree.mask, strict=True):
+            found.append((tuple(tree.prompts[prompt].tolist()), tuple(tokens[mask].tolist())))
+        return found
+
+    return pairs

@@ -1,0 +1,378 @@
+"""The simulator a second time: slow, plain, one member, one response, one token, one expert at a time.
+
+It shares the initial weights and the prompts with the package and nothing else: forward, noise, routing, token
+weights, group baselines and expectations are written from their formulas, and gradients are autograd's own.
+"""
+
+import itertools
+import math
+
+import torch
+from scipy.special import ndtri
+
+NAMES = ("embed", "mix_x", "mix_s", "router", "up", "down", "head")
+WORD = (1 << 64) - 1
+
+
+def mix(x):
+    z = (x + 0x9E3779B97F4A7C15) & WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)
+
+
+def combine(key, part):
+    return mix((3 * key + part) & WORD)
+
+
+def normal(key):
+    return float(ndtri(((mix(key) >> 11) + 0.5) / 2**53))
+
+
+def prefix_key(tokens):
+    key = mix(tokens[0])
+    for token in tokens[1:]:
+        key = combine(key, token)
+    return key
+
+
+def unit(x):
+    return x / (sum(v * v for v in x) / len(x) + 1e-6).sqrt()
+
+
+def softmax(values):
+    top = max(v.item() for v in values)
+    grown = [(v - top).exp() for v in values]
+    return [g / sum(grown) for g in grown]
+
+
+def best(values, count):
+    return sorted(range(len(values)), key=lambda i: -values[i])[:count]
+
+
+class Engine:
+    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token."""
+
+    def __init__(self, sim, weights, numerics, member=0, replay=None):
+        self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
+        noisy = numerics.kind == "noise"
+        pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
+        self.router_noise, self.expert_noise = pick if noisy else (0.0, 0.0)
+        self.seed = combine(mix(member), numerics.seed)
+
+    def run(self, tokens):
+        """(state of every layer, log-probs of the next token, experts, router log-probs) after `tokens`."""
+        if tokens not in self.known:
+            self.known[tokens] = self._step(tokens)
+        return self.known[tokens]
+
+    def logps(self, prompt, response):
+        return [self.run(prompt + response[:t])[1][token] for t, token in enumerate(response)]
+
+    def plain(self, pair):
+        """The log-probs of a (prompt, response) as Python numbers."""
+        if pair not in self.said:
+            self.said[pair] = [v.item() for v in self.logps(*pair)]
+        return self.said[pair]
+
+    def experts(self, tokens):
+        return self.run(tokens)[2]
+
+    def _step(self, tokens):
+        w, sim = self.weights, self.sim
+        x = w["embed"][tokens[-1]]
+        zero = [torch.zeros(sim.width, dtype=torch.float64)] * sim.layers
+        before = zero if len(tokens) == 1 else self.run(tokens[:-1])[0]
+        states, experts, router_logps = [], [], []
+        for layer in range(sim.layers):
+            h = x + torch.tanh(x @ w["mix_x"][layer] + before[layer] @ w["mix_s"][layer])
+            seen = unit(h)
+            logits = self._noisy(seen @ w["router"][layer], tokens, layer, 0, self.router_noise)
+            bias = w["bias"][layer] if "bias" in w else None
+            given = None if self.replay is None else self.replay(tokens)[layer]
+            ids, gates = self._route(list(logits), bias, given)
+            out = torch.zeros(sim.width, dtype=torch.float64)
+            for expert, gate in zip(ids, gates, strict=True):
+                inner = seen @ w["up"][layer, expert]
+                out = out + gate * ((inner / (1 + (-inner).exp())) @ w["down"][layer, expert])
+            x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
+            states.append(unit(x))
+            experts.append(ids)
+            router_logps.append([p.log().item() for p in softmax(list(logits))])
+        logits = unit(x) @ w["head"] / sim.temperature
+        logp = logits - max(logits.tolist())
+        return states, logp - logp.exp().sum().log(), experts, router_logps
+
+    def _noisy(self, x, tokens, layer, site, scale):
+        if not scale:
+            return x
+        key = combine(combine(self.seed, prefix_key(tokens)), layer * 16 + site)
+        size = (sum(v * v for v in x) / len(x)).sqrt()
+        draws = torch.tensor([normal(combine(key, channel)) for channel in range(len(x))], dtype=torch.float64)
+        return x + scale * size * draws
+
+    def _route(self, logits, bias, given):
+        sim, kind = self.sim, self.sim.router
+        if kind in ("sigmoid_bias", "group_limited"):
+            scores = [1 / (1 + (-v).exp()) for v in logits]
+            choice = [s.item() + b.item() for s, b in zip(scores, bias, strict=True)]
+        else:
+            scores = logits if kind == "topk_softmax" else softmax(logits)
+            choice = [s.item() for s in scores]
+        if kind == "group_limited":
+            size = sim.experts // sim.groups
+            totals = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(sim.groups)]
+            allowed = best(totals, sim.limited_groups)
+            choice = [c if i // size in allowed else -math.inf for i, c in enumerate(choice)]
+        ids = best(choice, sim.top_k) if given is None else given
+        picked = [scores[i] for i in ids]
+        if kind == "topk_softmax":
+            return ids, softmax(picked)
+        return ids, picked if kind == "top1" else [p / sum(picked) for p in picked]
+
+
+def responses(sim):
+    """Every response: token 0 ends it, the horizon cuts it."""
+    found = []
+    for length in range(1, sim.horizon + 1):
+        for body in itertools.product(range(1, sim.vocab), repeat=length - 1):
+            last = range(sim.vocab) if length == sim.horizon else [0]
+            found += [(*body, token) for token in last]
+    return found
+
+
+def reward(sim, prompt, response):
+    if sim.truncated == "zero" and response[-1] != 0:
+        return 0.0
+    gap = (sum(response) - sum(prompt)) % sim.vocab
+    if sim.reward == "binary":
+        return 1.0 if gap == 0 else 0.0
+    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2)
+
+
+def leaves(weights):
+    return {n: w.detach().clone().requires_grad_(n != "bias") for n, w in weights.items()}
+
+
+def slope(scalar, weights):
+    """Gradient of a scalar as one vector, in the order of the weights."""
+    names = [n for n in NAMES if n in weights]
+    grads = torch.autograd.grad(scalar, [weights[n] for n in names], retain_graph=True, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(weights[n]) if g is None else g).flatten() for n, g in zip(names, grads, strict=True)]
+    )
+
+
+def objective(sim, engine, prompts):
+    total = 0.0
+    for prompt in prompts:
+        for response in responses(sim):
+            total = total + sum(engine.logps(prompt, response)).exp() * reward(sim, prompt, response)
+    return total / len(prompts)
+
+
+def moved(sim, weights, others):
+    """θ after `sim.staleness` steps of plain gradient ascent on J of the live training engine on other prompts."""
+    for _ in range(sim.staleness):
+        at = leaves(weights)
+        g = slope(objective(sim, Engine(sim, at, sim.training_numerics), others), at)
+        start, after = 0, dict(weights)
+        for name in NAMES:
+            size = weights[name].numel()
+            after[name] = weights[name] + sim.lr * g[start : start + size].view_as(weights[name])
+            start += size
+        weights = after
+    return weights
+
+
+class Lab:
+    """Both engines at θ_old and at θ under every replay mode, and every expectation over their responses."""
+
+    def __init__(self, sim, weights, prompts, others):
+        self.sim, self.prompts, self.responses = sim, prompts, responses(sim)
+        self.weights = leaves(moved(sim, weights, others))
+        self.mu = Engine(sim, weights, sim.numerics)
+        self.mu_theta = Engine(sim, self.weights, sim.numerics)
+        live = Engine(sim, weights, sim.training_numerics)
+        recorded = {"disabled": None, "R2": live.experts, "R3": self.mu.experts}
+        self.old = {m: Engine(sim, weights, sim.training_numerics, replay=r) for m, r in recorded.items()}
+        self.target = {m: Engine(sim, self.weights, sim.training_numerics, replay=r) for m, r in recorded.items()}
+        self.pairs = [(x, y) for x in prompts for y in self.responses]
+        self.reward = {(x, y): reward(sim, x, y) for x, y in self.pairs}
+        self.chance = {p: math.exp(sum(self.mu.plain(p))) / len(prompts) for p in self.pairs}
+        self.length = self.expect(lambda p: len(p[1]))
+
+    def expect(self, function):
+        return sum(self.chance[p] * function(p) for p in self.pairs)
+
+    def j(self, engine):
+        return float(objective(self.sim, engine, self.prompts).detach())
+
+    def gradient(self, mode):
+        return slope(objective(self.sim, self.target[mode], self.prompts), self.weights)
+
+    def rho(self, pair, mode):
+        both = zip(self.target[mode].plain(pair), self.mu.plain(pair), strict=True)
+        return [math.exp(a - b) for a, b in both]
+
+    def values(self, mode):
+        j, natural, mu = (self.j(e) for e in (self.target[mode], self.target["disabled"], self.mu))
+        linear = self.expect(lambda p: self.reward[p] * sum(r - 1 for r in self.rho(p, mode)))
+        return {
+            "j_seq": j,
+            "j_mu": mu,
+            "j_mu_theta": self.j(self.mu_theta),
+            "j_token": self.expect(lambda p: self.reward[p] * sum(self.rho(p, mode))),
+            "value_error": abs(j - mu - linear),
+            "replay_bias": natural - j,
+        }
+
+    def per_token(self, function):
+        """μ-weighted mean over response tokens of a function of the prefix that the token follows."""
+        total = self.expect(lambda p: sum(function(p[0] + p[1][:t]) for t in range(len(p[1]))))
+        return total / self.length
+
+    def kl(self, prefix, a, b):
+        p, q = (e.run(prefix)[1].tolist() for e in (a, b))
+        return sum(math.exp(u) * (u - v) for u, v in zip(p, q, strict=True))
+
+    def flipped(self, prefix):
+        pair = zip(self.old["disabled"].experts(prefix), self.mu.experts(prefix), strict=True)
+        return [set(a) != set(b) for a, b in pair]
+
+    def routes(self, mode):
+        def entropy(prefix):
+            return -sum(math.exp(v) * v for v in self.target[mode].run(prefix)[1].tolist())
+
+        return {
+            "kl_mu_old": self.per_token(lambda c: self.kl(c, self.mu, self.old["disabled"])),
+            "kl_mu_old_replayed": self.per_token(lambda c: self.kl(c, self.mu, self.old[mode])),
+            "entropy": self.per_token(entropy),
+            "flip_rate": self.per_token(lambda c: sum(self.flipped(c)) / self.sim.layers),
+            "tokens_flipped": self.per_token(lambda c: float(any(self.flipped(c)))),
+            "mean_length": self.length,
+        }
+
+    def advantages(self, rule, size):
+        """{(prompt, response, advantage): chance of meeting it in a slot of a group}, over all groups."""
+        found = {}
+        for prompt in self.prompts:
+            for group in itertools.product(self.responses, repeat=size):
+                chance = math.prod(self.chance[prompt, y] * len(self.prompts) for y in group) / len(self.prompts)
+                earned = group_advantage([self.reward[prompt, y] for y in group], rule)
+                for response, a in zip(group, earned, strict=True):
+                    key = (prompt, response, round(a, 13))
+                    found[key] = found.get(key, 0.0) + chance / size
+        return found
+
+    def token_weights(self, recipe, pair, a):
+        return [a * w for w in self._factors(recipe, pair, a)]
+
+    def update(self, recipe, advantages):
+        """E[Σ_t w_t ∇ log π_θ(y_t)], advantages from the method of that name."""
+        target = self.target[recipe.router_replay.mode]
+        total = 0.0
+        for (prompt, response, a), chance in advantages.items():
+            weight = self.token_weights(recipe, (prompt, response), a)
+            total = total + chance * sum(
+                w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True)
+            )
+        return slope(total, self.weights)
+
+    def _factors(self, recipe, pair, a):
+        mode, clip, c = recipe.router_replay.mode, recipe.clip, recipe.correction
+        theta, old, mu = (e.plain(pair) for e in (self.target[mode], self.old[mode], self.mu))
+        logs = {"theta": theta, "old": old, "mu": mu}
+        length = len(theta)
+
+        def spanned(of, span, steps=1):
+            above, below = of.split("/")
+            r = [math.exp(u - v) for u, v in zip(logs[above], logs[below], strict=True)]
+            return [span_ratio(r, t, span, steps) for t in range(length)]
+
+        ratio = [1.0] * length if recipe.ratio.of == "none" else spanned(*vars(recipe.ratio).values())
+        moved = spanned("theta/old", "token")
+        factors = []
+        for t in range(length):
+            p, q = math.exp(theta[t]), math.exp(mu[t])
+            w = ratio[t]
+            if clip.kind == "minirl":
+                w *= not (a > 0 and moved[t] > 1 + clip.high) and not (a < 0 and moved[t] < 1 - clip.low)
+            elif clip.kind in ("ppo", "gspo"):
+                w *= not (a > 0 and w > 1 + clip.high) and not (a < 0 and w < 1 - clip.low)
+            elif clip.kind == "cispo":
+                w = min(max(w, 1 - clip.low), 1 + clip.high)
+            elif clip.kind == "tv":
+                w *= not (abs(p - q) > clip.high and ((a > 0 and p > q) or (a < 0 and p < q)))
+            elif clip.kind == "kl":
+                far = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) > clip.high
+                w *= not (far and ((a > 0 and p > q) or (a < 0 and p < q)))
+            elif clip.kind == "second_moment":
+                w *= self.kept(mode, (theta[t] - mu[t]) ** 2, clip.high)
+            if c.kind in ("ratio", "truncate", "mask"):
+                k = spanned(c.of, c.span)[t]
+                w *= {"ratio": k, "truncate": min(k, c.high), "mask": k * (c.low <= k <= c.high)}[c.kind]
+            elif c.kind in ("sequence_mask", "geometric_mask"):
+                k = spanned(c.of, "sequence" if c.kind == "sequence_mask" else "geometric")[t]
+                w *= c.low <= k <= c.high
+            elif c.kind == "vespo":
+                whole = spanned(c.of, "sequence")[t]
+                one, two = c.positive if a > 0 else c.negative
+                w *= whole**one * math.exp(two * (1 - whole))
+            elif c.kind == "max_kl":
+                prefixes = [pair[0] + pair[1][:s] for s in range(length)]
+                w *= max(self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes) <= c.high
+            elif c.kind == "router_shift":
+                w *= max(c.low, math.exp(-self.router_shift(pair[0] + pair[1][:t], mode)))
+            if recipe.aggregation.kind == "length":
+                w /= length**recipe.aggregation.alpha
+            elif recipe.aggregation.kind == "token_mean":
+                w /= self.length
+            elif recipe.aggregation.kind == "constant":
+                w /= recipe.aggregation.constant
+            factors.append(w)
+        return factors
+
+    def kept(self, mode, square, high):
+        """Whether the mean square over all tokens with a square up to this one's is at most `high`."""
+        total = count = 0.0
+        for pair in self.pairs:
+            for u, v in zip(self.target[mode].plain(pair), self.mu.plain(pair), strict=True):
+                if (u - v) ** 2 <= square:
+                    total += self.chance[pair] * (u - v) ** 2
+                    count += self.chance[pair]
+        return total / count <= high
+
+    def router_shift(self, prefix, mode):
+        new, old = (e.run(prefix) for e in (self.target[mode], self.old[mode]))
+        shifts = [
+            abs(new[3][layer][i] - old[3][layer][i]) for layer, ids in enumerate(self.old[mode].experts(prefix)) for i in ids
+        ]
+        return sum(shifts) / len(shifts)
+
+
+def span_ratio(r, t, span, steps):
+    if span == "token":
+        return r[t]
+    if span == "prefix":
+        return math.prod(r[: t + 1])
+    if span == "sequence":
+        return math.prod(r)
+    if span == "geometric":
+        return math.prod(r) ** (1 / len(r))
+    if span == "forward":
+        return math.prod(r[t : t + steps])
+    return r[t] * min(r[:t], default=1.0)
+
+
+def group_advantage(rewards, rule):
+    size, mean = len(rewards), sum(rewards) / len(rewards)
+    if rule.baseline == "none":
+        return list(rewards)
+    if len(set(rewards)) == 1:
+        return [0.0] * size
+    centred = [r - mean for r in rewards]
+    if rule.baseline == "leave_one_out":
+        centred = [r - (sum(rewards) - r) / (size - 1) for r in rewards]
+    spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (size - 1)) + 1e-6
+    return [c / spread for c in centred] if rule.std else centred

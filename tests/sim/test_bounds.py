@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstorder.sim import exact
+from firstorder.sim.bounds import bounds, sequence_total_variation
+from firstorder.sim.scene import MODES
+
+NAMES = ["adaptive", "classical", "coupling", "linear", "mixed", "pinsker_marginal"]
+
+
+def by_hand(lab, mode):
+    """The published formulas with their constants halved, over a loop of prefixes."""
+    horizon, target = lab.sim.horizon, lab.target[mode]
+    tv, kl, at = {}, {}, {}
+    for prompt, response in lab.pairs:
+        for t in range(len(response)):
+            prefix = prompt + response[:t]
+            p, q = (e.run(prefix)[1].tolist() for e in (target, lab.mu))
+            tv[prefix] = 0.5 * sum(abs(math.exp(a) - math.exp(b)) for a, b in zip(p, q, strict=True))
+            kl[prefix] = sum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
+            at[prefix] = (t + 1, at.get(prefix, (0, 0.0))[1] + lab.chance[prompt, response])
+    eps, delta = max(tv.values()), max(kl.values())
+    steps = range(1, horizon + 1)
+    mean_tv = {t: sum(w * tv[c] for c, (s, w) in at.items() if s == t) for t in steps}
+    total_kl = sum(w * kl[c] for c, (_, w) in at.items())
+    half = min(1.0, math.sqrt(delta / 2))
+    adaptive = 0.0
+    for t in steps:
+        adaptive += mean_tv[t] * min(1.0, (horizon - t) * eps, math.sqrt((horizon - t) * delta / 2))
+    return {
+        "classical": horizon * (horizon - 1) * eps**2,
+        "pinsker_marginal": 2 * half * sum(min(1.0, math.sqrt((t - 1) * delta / 2)) for t in steps),
+        "mixed": 2 * horizon * half * min(1.0, math.sqrt(total_kl / 2)),
+        "coupling": 2 * min(1.0, eps) * sum(min(1.0, (t - 1) * eps) for t in steps),
+        "adaptive": 2 * adaptive,
+        "linear": 2 * sum(mean_tv.values()),
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", [{"staleness": 2, "lr": 3.0}, {"horizon": 2, "prompts": 3, "seed": 2}, {"horizon": 1}])
+def test_every_bound_is_its_formula(mode, change, small, make_lab, make_scene):
+    sim = small(**change)
+    found = {name: float(b) for name, b in bounds(make_scene(sim), mode).items()}
+    assert sorted(found) == NAMES
+    assert found == pytest.approx(by_hand(make_lab(sim), mode), rel=1e-9, abs=1e-13)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "vocab": st.integers(2, 4),
+            "horizon": st.integers(1, 4),
+            "prompts": st.just(1),
+            "seed": st.integers(0, 999),
+            "staleness": st.integers(0, 2),
+            "lr": st.floats(0.01, 20.0),
+            "sharpness": st.floats(0.1, 6.0),
+            "reward": st.sampled_from(["binary", "graded"]),
+            "truncated": st.sampled_from(["zero", "scored"]),
+            "numerics": st.fixed_dictionaries(
+                {"kind": st.sampled_from(["noise", "fp8", "bf16"]), "scale": st.floats(1e-4, 2.0)}
+            ),
+        }
+    )
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_every_bound_holds_in_every_simulator(small, make_scene, drawn):
+    if drawn["vocab"] == 2:
+        drawn = drawn | {"staleness": 0}  # there is one prompt, and θ moves on others
+    scene = make_scene(small(**drawn))
+    for mode in MODES:
+        found = exact.values(scene, mode)
+        error = float(found.error.abs())
+        for name, bound in bounds(scene, mode).items():
+            assert error <= float(bound) * (1 + 1e-9) + 1e-14, name
+        assert float(found.replay_bias.abs()) <= float(sequence_total_variation(scene, mode)) + 1e-14
+
+
+def test_the_total_variation_of_two_targets_is_half_their_distance_over_responses(small, make_lab, make_scene, same):
+    sim = small(staleness=1, lr=2.0)
+    lab, scene = make_lab(sim), make_scene(sim)
+    for mode in ("R2", "R3"):
+        total = 0.0
+        for pair in lab.pairs:
+            natural, replayed = (math.exp(sum(lab.target[m].plain(pair))) / 2 for m in ("disabled", mode))
+            total += abs(natural - replayed) / 2
+        same(sequence_total_variation(scene, mode), torch.tensor([total], dtype=torch.float64), 1e-9)
+        assert total > 1e-4
+    assert float(sequence_total_variation(scene, "disabled")) == 0.0

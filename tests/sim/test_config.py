@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from firstorder.core import toml
+from firstorder.core.errors import ConfigError
+from firstorder.sim import task
+from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.scene import grow
+
+
+def make(**values):
+    return toml.build(Sim, values, "sim")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": 10}, "sim.prompts = 10 but only 9 prompts of sim.prompt_length = 2 exist over 3 tokens"),
+        ({"prompts": 9, "staleness": 1}, "moves theta on prompts other than those measured"),
+        ({"training_numerics": {"kind": "batch"}}, "the target must be a function of the prefix"),
+        ({"top_k": 9}, "top_k must be at most experts = 8, got 9"),
+        ({"router": "top1"}, "router top1 takes one expert, got top_k = 2"),
+        ({"router": "group_limited", "experts": 9}, "group_limited needs groups"),
+        ({"prompt_length": 30}, "lower sim.prompt_length"),
+        ({"numerics": {"kind": "gate_order"}, "router": "sigmoid_bias"}, "sim.numerics.kind = gate_order"),
+        ({"numerics": {"kind": "gate_order"}, "router": "top1", "top_k": 1}, "sim.numerics.kind = gate_order"),
+        ({"training_numerics": {"kind": "gate_order"}, "router": "group_limited"}, "sim.training_numerics.kind"),
+        ({"vocab": 1}, "sim.vocab"),
+        ({"temperature": 0.0}, "sim.temperature"),
+        ({"lr": float("nan")}, "sim.lr"),
+        ({"draws": 1}, "sim.draws"),
+        ({"horizn": 3}, "unknown key 'sim.horizn'; did you mean 'horizon'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_a_remedy(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**values)
+
+
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_replay_on_a_dense_model_is_refused(mode, make_recipe):
+    recipe = make_recipe("minirl", f"router_replay.mode={mode}")
+    with pytest.raises(ConfigError, match=f"router_replay.mode = {mode} can never act .*a dense model"):
+        check_replay(recipe, Sim(experts=4, top_k=4))
+    check_replay(recipe, Sim(experts=4, top_k=3))
+    check_replay(make_recipe("minirl"), Sim(experts=4, top_k=4))
+
+
+def test_prompts_measured_and_prompts_that_move_theta_are_disjoint_and_fixed():
+    measured, others = task.prompts(Sim(prompts=4))
+    rows = {tuple(row) for row in torch.cat([measured, others]).tolist()}
+    assert len(rows) == 8
+    assert all(1 <= token <= 3 for row in rows for token in row)
+    again, _ = task.prompts(Sim(prompts=4, seed=7, horizon=2))
+    assert torch.equal(measured, again)
+    larger, rest = task.prompts(Sim(prompts=6))
+    assert torch.equal(larger[:4], measured)
+    assert len(rest) == 3
+
+
+@pytest.mark.parametrize("truncated", ["scored", "zero"])
+@pytest.mark.parametrize("kind", ["binary", "graded"])
+@pytest.mark.parametrize("vocab", [2, 3, 4, 5])
+def test_rewards_lie_between_zero_and_one_and_follow_the_rule(vocab, kind, truncated):
+    sim = Sim(vocab=vocab, horizon=3, prompts=1, reward=kind, truncated=truncated)
+    tree, rewards = grow(sim)
+    assert ((rewards >= 0) & (rewards <= 1)).all()
+    for row, got in enumerate(rewards.tolist()):
+        gap = (int(tree.tokens[row].sum()) - int(tree.prompts[0].sum())) % vocab
+        distance = min(gap, vocab - gap)
+        expected = float(gap == 0) if kind == "binary" else 1 - distance / (vocab // 2)
+        cut = int(tree.tokens[row, tree.lengths[row] - 1]) != 0
+        assert got == (0.0 if truncated == "zero" and cut else expected)

@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from firstorder.core import toml
+from firstorder.core.recipe import Recipe
+from firstorder.sim import exact
+from firstorder.sim.measure import measure
+from firstorder.sim.scene import MODES
+from firstorder.sim.tree import gather
+
+RTOL = 1e-10
+RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
+OBJECTIVES = ("j_seq", "j_mu", "j_mu_theta", "j_token", "value_error", "replay_bias")
+ROUTES = ("kl_mu_old", "kl_mu_old_replayed", "entropy", "flip_rate", "tokens_flipped", "mean_length")
+BY_MODE = {"disabled": "minirl", "R2": "minirl-r2", "R3": "minirl-r3"}
+SETTINGS = {
+    "stale": {"staleness": 2, "lr": 1.0},
+    "fresh": {"seed": 5},
+    "one_token_prompt": {"prompt_length": 1, "prompts": 1, "staleness": 1, "lr": 2.0, "truncated": "zero"},
+    "long_prompt": {"prompt_length": 3, "prompts": 3, "staleness": 1, "seed": 3, "horizon": 2},
+    "graded": {"vocab": 4, "horizon": 2, "reward": "graded", "staleness": 1, "temperature": 0.7, "truncated": "zero"},
+    "one_step": {"horizon": 1, "vocab": 5, "staleness": 1},
+    "topk_softmax": {"router": "topk_softmax", "staleness": 1, "seed": 1},
+    "sigmoid_bias": {"router": "sigmoid_bias", "staleness": 1, "seed": 2},
+    "group_limited": {"router": "group_limited", "experts": 6, "groups": 3, "limited_groups": 2, "staleness": 1},
+    "top1": {"router": "top1", "top_k": 1, "staleness": 1, "numerics": {"kind": "noise", "scale": 0.4}},
+    "router_noise_only": {"numerics": {"kind": "noise", "router_scale": 0.5, "expert_scale": 0.0, "seed": 3}},
+    "noisy_trainer": {"training_numerics": {"kind": "noise", "scale": 0.1, "seed": 8}, "staleness": 1, "seed": 1},
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def both(request, small, make_lab, make_scene):
+    sim = small(**SETTINGS[request.param])
+    return sim, make_lab(sim), make_scene(sim)
+
+
+@pytest.fixture(scope="module")
+def stale(small, make_lab, make_scene):
+    sim = small(**SETTINGS["stale"])
+    return make_lab(sim), make_scene(sim)
+
+
+def test_every_response_is_enumerated_once(both, pairs_of):
+    _, lab, scene = both
+    assert sorted(pairs_of(scene.tree)) == sorted(lab.pairs)
+
+
+def test_every_engine_gives_every_response_its_log_probs(both, pairs_of, same):
+    _, lab, scene = both
+    engines = [(scene.mu_old, lab.mu), (scene.mu, lab.mu_theta)]
+    engines += [(scene.old[m], lab.old[m]) for m in MODES] + [(scene.target[m], lab.target[m]) for m in MODES]
+    for done, engine in engines:
+        found = gather(done.logp.detach(), scene.tree)[0]
+        expected = torch.zeros_like(found)
+        for row, pair in zip(expected, pairs_of(scene.tree), strict=True):
+            row[: len(pair[1])] = torch.tensor(engine.plain(pair), dtype=torch.float64)
+        same(found, expected, RTOL)
+
+
+def test_rewards_and_the_measure_are_those_of_the_responses(both, pairs_of, same):
+    _, lab, scene = both
+    pairs = pairs_of(scene.tree)
+    same(scene.rewards, [lab.reward[p] for p in pairs], RTOL)
+    same(scene.measure[0], [lab.chance[p] for p in pairs], RTOL)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sequence_gradient_is_that_of_j(both, mode, same):
+    _, lab, scene = both
+    same(exact.gradient(scene, mode)[0], lab.gradient(mode), RTOL)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_measurement_reports_the_reference_s_numbers(both, mode, make_recipe):
+    sim, lab, _ = both
+    recipe = make_recipe(BY_MODE[mode], "schedule.group_size=2")
+    result = measure(recipe, sim)
+    expected = lab.values(mode) | lab.routes(mode)
+    assert {n: result[n] for n in ROUTES} == pytest.approx({n: expected[n] for n in ROUTES}, rel=RTOL, abs=1e-13)
+    assert {n: result[n] for n in OBJECTIVES} == pytest.approx({n: expected[n] for n in OBJECTIVES}, rel=RTOL, abs=1e-13)
+    u, g = lab.update(recipe, lab.advantages(recipe.advantage, 2)), lab.gradient(mode)
+    natural = lab.gradient("disabled")
+    scale = (u @ g) / (u @ u)
+    fit = {
+        "gradient_error": (scale * u - g).norm() / g.norm(),
+        "gradient_error_raw": (u - g).norm() / g.norm(),
+        "update_scale": scale,
+        "cosine": (u @ g) / (u.norm() * g.norm()),
+        "gradient_error_natural": ((u @ natural) / (u @ u) * u - natural).norm() / natural.norm(),
+        "cosine_natural": (u @ natural) / (u.norm() * natural.norm()),
+    }
+    assert {n: result[n] for n in fit} == pytest.approx({n: float(v) for n, v in fit.items()}, rel=1e-8, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def advantages(stale):
+    """Chances of advantages over all groups of 3, once for each baseline."""
+    lab, _ = stale
+    known = {}
+
+    def look_up(rule):
+        if rule not in known:
+            known[rule] = lab.advantages(rule, 3)
+        return known[rule]
+
+    return look_up
+
+
+WIDER = {"mis-geometric": ["correction.low=0.95", "correction.high=1.05"], "trm": ["correction.high=0.3"]}
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_expected_update_of_every_shipped_recipe_is_that_of_all_groups(name, stale, advantages, make_recipe, same):
+    lab, scene = stale
+    recipe = make_recipe(name, "schedule.group_size=3", *WIDER.get(name, []))
+    found = exact.update(scene, recipe)[0]
+    assert float(found.norm()) > 0
+    same(found, lab.update(recipe, advantages(recipe.advantage)), RTOL)
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+@pytest.mark.parametrize("std", [True, False])
+def test_a_baseline_over_several_reward_levels_is_that_of_all_groups(baseline, std, small, make_lab, make_scene, make_recipe, same):
+    sim = small(**SETTINGS["graded"])
+    recipe = make_recipe(
+        "minirl-r3", "schedule.group_size=3", f"advantage.baseline={baseline}", f"advantage.std={str(std).lower()}"
+    )
+    lab, scene = make_lab(sim), make_scene(sim)
+    assert len(set(lab.reward.values())) == 3
+    same(exact.update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 3)), RTOL)
+
+
+def test_the_settings_of_the_reference_make_every_part_act(stale, make_recipe):
+    lab, scene = stale
+    assert lab.routes("disabled")["flip_rate"] > 0
+    bare = exact.update(scene, make_recipe("minirl-no-clip"))
+    for name in ("minirl", "dppo-tv", "trm", "vespo", "ctpo", "minpro", "nfpo", "mis-geometric"):
+        assert float((exact.update(scene, make_recipe(name)) - bare).norm() / bare.norm()) > 1e-3

@@ -1,0 +1,89 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from firstorder.sim import exact, variance
+from firstorder.sim.scene import token_stats
+from firstorder.sim.variance import group_variance
+
+SETTINGS = {
+    "stale": {"staleness": 1, "lr": 2.0, "horizon": 2},
+    "one_prompt": {"prompt_length": 1, "prompts": 1, "horizon": 2, "seed": 3, "staleness": 1, "reward": "graded", "vocab": 4},
+    "noisy_trainer": {"horizon": 2, "seed": 5, "training_numerics": {"kind": "noise", "scale": 0.2, "seed": 4}},
+    "sigmoid_bias": {"horizon": 2, "router": "sigmoid_bias", "seed": 1, "truncated": "zero"},
+}
+RECIPES = {
+    "stale": ["reinforce", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "dapo", "m2po", "trm", "rspo"],
+    "one_prompt": ["minirl-r3", "grpo"],
+    "noisy_trainer": ["minirl", "minirl-r3"],
+    "sigmoid_bias": ["minirl-r2", "minirl-tis"],
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def both(request, small, make_lab, make_scene):
+    sim = small(**SETTINGS[request.param])
+    return request.param, sim, make_lab(sim), make_scene(sim)
+
+
+def enumerated(lab, reference, recipe, size):
+    """E‖mean update of a group‖² - ‖E‖² over all groups of all prompts."""
+    target, known = lab.target[recipe.router_replay.mode], {}
+
+    def one(prompt, response, a):
+        key = (prompt, response, round(a, 13))
+        if key not in known:
+            weight = lab.token_weights(recipe, (prompt, response), a)
+            total = sum(w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True))
+            known[key] = reference.slope(total, lab.weights)
+        return known[key]
+
+    mean = square = 0.0
+    for prompt in lab.prompts:
+        for group in itertools.product(lab.responses, repeat=size):
+            chance = math.prod(lab.chance[prompt, y] * len(lab.prompts) for y in group) / len(lab.prompts)
+            earned = reference.group_advantage([lab.reward[prompt, y] for y in group], recipe.advantage)
+            update = sum(one(prompt, y, a) for y, a in zip(group, earned, strict=True)) / size
+            mean, square = mean + chance * update, square + chance * float(update @ update)
+    return mean, square - float(mean @ mean)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_variance_of_a_group_is_that_over_all_groups(both, size, reference, make_recipe, same):
+    setting, sim, lab, scene = both
+    for name in RECIPES[setting] if size == 2 else RECIPES[setting][:2]:
+        recipe = make_recipe(name, f"schedule.group_size={size}")
+        u = exact.update(scene, recipe)
+        mean, expected = enumerated(lab, reference, recipe, size)
+        same(u[0], mean, 1e-10)
+        assert float(group_variance(scene, recipe, sim, u)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_group_of_one_has_the_variance_of_a_response(small, make_lab, make_scene, make_recipe, reference):
+    sim = small(horizon=2)
+    lab, scene = make_lab(sim), make_scene(sim)
+    recipe = make_recipe("reinforce", "schedule.group_size=1")
+    _, expected = enumerated(lab, reference, recipe, 1)
+    assert float(group_variance(scene, recipe, sim, exact.update(scene, recipe))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_chunks_of_responses_change_nothing(small, make_scene, make_recipe, monkeypatch, same):
+    sim = small(staleness=1)
+    scene, recipe = make_scene(sim), make_recipe("minirl-r3")
+    whole = group_variance(scene, recipe, sim, exact.update(scene, recipe))
+    monkeypatch.setattr(variance, "CHUNK", 7)
+    same(group_variance(scene, recipe, sim, exact.update(scene, recipe)), whole)
+
+
+def test_norms_are_those_of_each_response_s_own_gradient(small, make_scene, make_recipe, same):
+    sim = small(staleness=1, lr=2.0)
+    scene, recipe = make_scene(sim), make_recipe("minirl-r3")
+    up, down = exact.signed_weights(token_stats(scene, recipe), recipe)
+    found = variance.response_norms(scene, recipe, sim, up[0], down[0])
+    for row in range(0, len(scene.tree.path), 4):
+        only = torch.zeros_like(up)
+        only[:, row] = 1
+        alone = [exact.direction(scene, "R3", only * w).square().sum() for w in (up, down)]
+        same(found[row], torch.stack(alone), 1e-11)

@@ -1,0 +1,65 @@
+"""The house: links, package map, and which room may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("core", "sim", "backends", "cli")
+ALLOWED = {
+    "core": {"core"},
+    "sim": {"core", "sim"},
+    "backends": {"core", "backends"},
+    "cli": set(ROOMS),
+}
+HEAVY = {"torch", "numpy", "scipy", "pydantic"}
+
+
+def files(room):
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_package_links_to_the_folder_at_the_root(room):
+    link = ROOT / "src" / "firstorder" / room
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / room
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_the_rooms_below_it(room):
+    for file in files(room):
+        for name in imports(file):
+            if name.startswith("firstorder."):
+                assert name.split(".")[1] in ALLOWED[room], f"{file} imports {name}"
+            assert name.split(".")[0] not in ROOMS, f"{file} imports {name} by its bare name"
+
+
+def test_core_stands_on_torch_and_pydantic_alone():
+    known = set(sys.stdlib_module_names) | {"torch", "pydantic", "firstorder", "__future__"}
+    for file in files("core"):
+        assert {name.split(".")[0] for name in imports(file)} <= known, file
+
+
+def test_help_imports_nothing_heavy():
+    script = "import sys; from firstorder.cli.main import run; run(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_file_has_outgrown_one_idea(room):
+    for file in files(room):
+        assert len(file.read_text().splitlines()) <= 400, file
