@@ -27,5 +27,14 @@ def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
             raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a section, got {value!r}")
-    sim: dict[str, Any] = tree.pop("sim", {})
+    sim = overlay(Sim().model_dump(), tree.pop("sim", {}))
     return build(Recipe, tree), build(Sim, sim, "sim")
+
+
+def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, table by table, so that one key of a table leaves the others at their defaults."""
+    merged = dict(base)
+    for key, value in given.items():
+        inner = merged.get(key)
+        merged[key] = overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from firstorder import __version__
 from firstorder.core.errors import FirstOrderError
 
-from . import measure, recipes, validate
+from . import measure, recipes, train, validate
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("validate")(validate.validate)
 app.command("measure")(measure.measure)
+app.command("train")(train.train)
 app.command("recipes")(recipes.recipes)
 
 
@@ -35,6 +37,10 @@ def _options(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
+
+
+# Threads that spin while they wait make small kernels ten times slower as soon as another process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main() -> None:

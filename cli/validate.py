@@ -96,7 +96,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Verdicts that differ from a record, one line each; claims absent from either side are named."""
+    """Verdicts of a run that differ from a record or are not in it, one line each."""
     before = {claim["id"]: claim["verdict"] for claim in expected["claims"]}
     after = {claim["id"]: claim["verdict"] for claim in found["claims"]}
     lines = [] if expected["quick"] == found["quick"] else ["the record and this run differ in --quick"]

@@ -1,33 +1,96 @@
-"""What the training loop asks of a backend, whether it enumerates, simulates or runs on a cluster."""
+"""What the training loop asks of a backend, whether it simulates or runs on a cluster, and what passes between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from .batch import RolloutBatch
+from .diagnostics import Moments
 from .stats import TokenStats
 
 Weigh = Callable[[TokenStats], Tensor]
-"""From the statistics of a chunk or a batch to its token weights `[..., B, T]`; see `surrogate.token_weights`."""
+"""From the statistics of a batch or a chunk to its token weights `[..., B, T]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A batch, or a mini-batch of it, as the update sees it.
+
+    Args:
+        batch: as sampled.
+        logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
+        replay: `[..., B, L, layers, K]` experts that the update must use, -1 where live; None for all live.
+        advantage: `[..., B]`, set by the loop.
+    """
+
+    batch: RolloutBatch
+    logp_old: Tensor
+    replay: Tensor | None
+    advantage: Tensor | None = None
+
+    def stats(self, logp_theta: Tensor) -> TokenStats:
+        """The statistics that weights are made from, once log π_θ exists."""
+        assert self.advantage is not None
+        return TokenStats(
+            logp_theta=logp_theta,
+            logp_old=self.logp_old,
+            logp_mu=self.batch.logp_mu,
+            mask=self.batch.mask,
+            advantage=self.advantage,
+        )
 
 
 class Backend(Protocol):
-    """An engine pair: one samples, the other trains.
-
-    log π_θ exists only inside the forward of an update, so the loop hands over a function, not weights.
-    """
+    """An engine pair: one samples, the other trains. log π_θ exists only inside the forward of `update`."""
 
     def rollout(self, step: int) -> RolloutBatch:
-        """Sample one global batch with μ_old."""
+        """Sample the global batch of a step with μ_old, the responses of a prompt side by side."""
 
-    def score(self, batch: RolloutBatch) -> tuple[Tensor, Tensor | None]:
-        """log π_old `[B, L]` in nats under the recipe's replay, and the routes it recorded (R2) or None."""
+    def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
+        """log π_old and the experts to replay, with the moments of route agreement."""
 
-    def update(self, minibatch: RolloutBatch, weigh: Weigh) -> dict[str, tuple[Tensor, Tensor]]:
-        """One optimiser step along Σ w ∇log π_θ; returns moments to be reduced and logged."""
+    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
+        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats)."""
 
     def push(self) -> None:
         """Send the trainer's weights to the inference engine."""
+
+    def evaluate(self, step: int) -> dict[str, Tensor]:
+        """Quantities measured off the training path after `step` steps; empty when it is not their turn."""
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on bit for bit."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
+def split(scored: Scored, parts: int) -> Iterator[Scored]:
+    """The mini-batches, in order, each of whole groups."""
+    size = scored.logp_old.shape[-2] // parts
+    for start in range(0, size * parts, size):
+        yield take(scored, slice(start, start + size))
+
+
+def take(scored: Scored, rows: slice) -> Scored:
+    """Some of the responses of a scored batch."""
+    b = scored.batch
+    batch = RolloutBatch(
+        tokens=b.tokens[..., rows, :],
+        mask=b.mask[..., rows, :],
+        lengths=b.lengths[..., rows],
+        logp_mu=b.logp_mu[..., rows, :],
+        rewards=b.rewards[..., rows],
+        groups=b.groups[..., rows],
+        routes=None if b.routes is None else b.routes[..., rows, :, :, :],
+    )
+    return Scored(
+        batch=batch,
+        logp_old=scored.logp_old[..., rows, :],
+        replay=None if scored.replay is None else scored.replay[..., rows, :, :, :],
+        advantage=None if scored.advantage is None else scored.advantage[..., rows],
+    )

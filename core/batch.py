@@ -1,6 +1,7 @@
 """RolloutBatch: the contract between whoever samples and whoever trains.
 
-Shapes: B responses, L tokens (prompt and response, padded at the end), M MoE layers, K experts a token.
+Shapes: `...` any leading axes (an ensemble), B responses, L tokens (prompt and response, padded at the end), M MoE
+layers, K experts a token.
 
 Position t holds token t; `logp_mu[:, t]` = log μ(token t | tokens < t), which the engine computed while it ran
 token t - 1. Route row t is the routing of token t, so the log-prob of token t was produced by row t - 1, and the
@@ -24,14 +25,14 @@ class RolloutBatch:
     """Responses with everything that training needs to know about how they were sampled.
 
     Args:
-        tokens: int64 `[B, L]`.
-        mask: bool `[B, L]`, True on the tokens that the policy sampled.
-        lengths: int64 `[B]`, tokens that are not padding.
-        logp_mu: `[B, L]` nats, of the distribution actually sampled from, temperature included.
-        rewards: `[B]`, finite.
-        groups: int64 `[B]`, the prompt that a response answers; a group's responses share a baseline.
-        routes: int16 `[B, L, M, K]` of the inference engine, or None for a dense model.
-        measure: `[B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
+        tokens: int64 `[..., B, L]`.
+        mask: bool `[..., B, L]`, True on the tokens that the policy sampled.
+        lengths: int64 `[..., B]`, tokens that are not padding.
+        logp_mu: `[..., B, L]` nats, of the distribution actually sampled from, temperature included.
+        rewards: `[..., B]`, finite.
+        groups: int64 `[..., B]`, the prompt that a response answers; a group's responses share a baseline.
+        routes: int16 `[..., B, L, M, K]` of the inference engine, or None for a dense model.
+        measure: `[..., B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
 
     Raises:
         DataError: naming the field, the rule and what was got.
@@ -92,18 +93,19 @@ def check_alignment(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor) -> None:
 
 
 def _check_shapes(b: RolloutBatch) -> None:
-    if b.tokens.ndim != 2:
-        raise DataError(f"`tokens` must be [batch, length], got {list(b.tokens.shape)}")
-    size, length = b.tokens.shape
-    expected: dict[str, tuple[int, ...]] = {"mask": (size, length), "logp_mu": (size, length)}
-    expected |= dict.fromkeys(("lengths", "rewards", "groups"), (size,))
+    if b.tokens.ndim < 2:
+        raise DataError(f"`tokens` must be [..., batch, length], got {list(b.tokens.shape)}")
+    whole = tuple(b.tokens.shape)
+    expected = dict.fromkeys(("mask", "logp_mu"), whole)
+    expected |= dict.fromkeys(("lengths", "rewards", "groups"), whole[:-1])
     if b.measure is not None:
-        expected["measure"] = (size,)
+        expected["measure"] = whole[:-1]
     for name, shape in expected.items():
         if tuple(getattr(b, name).shape) != shape:
             raise DataError(f"`{name}` must be {list(shape)}, got {list(getattr(b, name).shape)}")
-    if b.routes is not None and (b.routes.ndim != 4 or tuple(b.routes.shape[:2]) != (size, length)):
-        raise DataError(f"`routes` must be [{size}, {length}, layers, k], got {list(b.routes.shape)}")
+    if b.routes is not None and tuple(b.routes.shape[:-2]) != whole:
+        sizes = ", ".join(str(n) for n in whole)
+        raise DataError(f"`routes` must be [{sizes}, layers, k], got {list(b.routes.shape)}")
 
 
 def _check_values(b: RolloutBatch) -> None:
@@ -115,30 +117,32 @@ def _check_values(b: RolloutBatch) -> None:
         raise DataError("`logp_mu` must be finite and at most 0 (nats); got a value that is not a log-probability")
     if (b.logp_mu[~b.mask] != 0).any():
         raise DataError("`logp_mu` must be 0 where `mask` is False; the array is shifted or the mask is wrong")
-    if (b.lengths < 1).any() or (b.lengths > b.tokens.shape[1]).any():
-        raise DataError(f"`lengths` must lie in 1..{b.tokens.shape[1]}, got {b.lengths.tolist()}")
-    position = torch.arange(b.tokens.shape[1], device=b.tokens.device)
-    if (b.mask & (position >= b.lengths[:, None])).any():
+    if (b.lengths < 1).any() or (b.lengths > b.tokens.shape[-1]).any():
+        raise DataError(f"`lengths` must lie in 1..{b.tokens.shape[-1]}, got {b.lengths.tolist()}")
+    position = torch.arange(b.tokens.shape[-1], device=b.tokens.device)
+    if (b.mask & (position >= b.lengths[..., None])).any():
         raise DataError("`mask` must be False on padding, got a sampled token beyond `lengths`")
-    if b.mask[:, 0].any():
+    if b.mask[..., 0].any():
         raise DataError("`mask` must be False at position 0: no token precedes it, so nothing produced its log-prob")
     if b.measure is not None:
-        total = float(b.measure.sum())
-        if not (b.measure >= 0).all() or abs(total - 1.0) > 1e-6:
-            raise DataError(f"`measure` must be probabilities summing to 1, got a sum of {total:.9g}")
+        total = b.measure.sum(-1)
+        if not (b.measure >= 0).all() or ((total - 1.0).abs() > 1e-6).any():
+            raise DataError(
+                f"`measure` must be probabilities summing to 1, got a sum of {float(total.flatten()[0]):.9g}"
+            )
 
 
 def _check_rows(routes: Tensor, lengths: Tensor) -> None:
     if routes.dtype.is_floating_point:
         raise DataError(f"`routes` must be integers, got {routes.dtype}")
-    rows, position = (routes >= 0).all(-1).all(-1), torch.arange(routes.shape[1], device=routes.device)
-    unused = position >= (lengths - 1)[:, None]
+    rows, position = (routes >= 0).all(-1).all(-1), torch.arange(routes.shape[-3], device=routes.device)
+    unused = position >= (lengths - 1)[..., None]
     if (routes[unused] != -1).any():
         raise DataError(
             "`routes` must be -1 in the row of the last token and beyond (it is never run); the rows are shifted by one"
         )
-    last, before = (lengths - 2).clamp(min=0)[:, None], (lengths - 3).clamp(min=0)[:, None]
-    if ((lengths[:, None] >= 3) & rows.gather(1, before) & ~rows.gather(1, last)).any():
+    last, before = (lengths - 2).clamp(min=0)[..., None], (lengths - 3).clamp(min=0)[..., None]
+    if ((lengths[..., None] >= 3) & rows.gather(-1, before) & ~rows.gather(-1, last)).any():
         raise DataError(
             "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
         )

@@ -70,8 +70,7 @@ def moments(stats: TokenStats) -> Moments:
     Masked tokens enter neither, and a response without tokens enters no sequence term. Tokens weigh by their
     response's measure, or 1 in a sampled batch, so that the moments of batches of any sizes add up.
     """
-    mask = stats.mask
-    weight = torch.ones_like(stats.weights) if stats.measure is None else stats.measure
+    mask, weight = stats.mask, stats.counts
     some = weight * mask.any(-1)
     d = torch.where(mask, stats.logp_old - stats.logp_mu, 0.0).detach()
     total = d.sum(-1)
@@ -130,8 +129,19 @@ def finalise(reduced: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def diagnose(stats: TokenStats) -> dict[str, Tensor]:
     """`finalise(moments(stats))` for a batch that lives on one rank."""
-    return finalise({name: numerator / denominator for name, (numerator, denominator) in moments(stats).items()})
+    return finalise(means(moments(stats)))
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def add(a: Moments, b: Moments) -> Moments:
+    """Moments of two batches together."""
+    shared = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a.keys() & b.keys()}
+    return a | b | shared
+
+
+def means(sums: Moments) -> dict[str, Tensor]:
+    """Numerators over denominators."""
+    return {name: above / below for name, (above, below) in sums.items()}

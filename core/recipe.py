@@ -235,7 +235,7 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
     parts = [
         (f"ratio.of = {recipe.ratio.of}", recipe.ratio.of, "the ratio is 1"),
         (f"clip.kind = {clip}", clip_reads.get(clip, "theta/mu"), "no ratio leaves 1"),
-        (f"correction.kind = {correction}", correction_reads.get(correction, recipe.correction.of), "it is 1"),
+        (f"correction.kind = {correction}", correction_reads.get(correction, recipe.correction.of), "its ratio is 1"),
         (f"router_replay.mode = {replay}", {"R2": "theta/old", "R3": "theta/mu"}.get(replay, ""), "its own experts"),
     ]
     return [

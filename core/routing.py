@@ -42,7 +42,7 @@ class Router(Section):
 @dataclass(frozen=True, kw_only=True)
 class Routing:
     """One layer's decision: `ids` int64 `[..., K]` in the router's own order, `gates` `[..., K]`, and
-    `selection` `[..., E]`, the scores that the choice was made by."""
+    `selection` `[..., E]`, the scores that the choice was made by, -inf for experts of closed groups."""
 
     ids: Tensor
     gates: Tensor
@@ -86,8 +86,8 @@ def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Te
         The routing. Gradients reach `logits` through the gates only.
     """
     scores = score(logits, router)
-    selection = (scores if bias is None else scores + bias).detach()
-    ids = select(selection, router)
+    selection = restrict((scores if bias is None else scores + bias).detach(), router)
+    ids = selection.topk(router.top_k, dim=-1).indices
     if replay is not None:
         given = replay.to(ids.dtype)
         ids = torch.where(given >= 0, given, ids)
@@ -101,14 +101,14 @@ def score(logits: Tensor, router: Router) -> Tensor:
     return logits if router.kind == "topk_softmax" else logits.softmax(-1)
 
 
-def select(selection: Tensor, router: Router) -> Tensor:
-    """The ids of the K largest selection scores, best first, `[..., K]`; within the best groups if limited."""
-    if router.kind == "group_limited":
-        grouped = selection.reshape(*selection.shape[:-1], router.groups, -1)
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(router.limited_groups, dim=-1).indices
-        open_group = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
-        selection = grouped.masked_fill(~open_group[..., None], -torch.inf).flatten(-2)
-    return selection.topk(router.top_k, dim=-1).indices
+def restrict(selection: Tensor, router: Router) -> Tensor:
+    """Selection scores `[..., E]` with -inf outside the best groups, if the router is limited to groups."""
+    if router.kind != "group_limited":
+        return selection
+    grouped = selection.reshape(*selection.shape[:-1], router.groups, -1)
+    best = grouped.topk(2, dim=-1).values.sum(-1).topk(router.limited_groups, dim=-1).indices
+    open_group = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
+    return grouped.masked_fill(~open_group[..., None], -torch.inf).flatten(-2)
 
 
 def gate(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
@@ -131,7 +131,7 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
 
 
 def margin(selection: Tensor, top_k: int) -> Tensor:
-    """k-th minus (k+1)-th largest selection score, `[...]`: how far a route is from flipping."""
+    """k-th minus (k+1)-th largest selection score, `[...]`: how far a route is from flipping (within its groups)."""
     if top_k >= selection.shape[-1]:
         return torch.full_like(selection[..., 0], torch.inf)
     best = selection.topk(top_k + 1, dim=-1).values

@@ -67,6 +67,16 @@ class TokenStats:
         size = self.logp_theta.shape[-2]
         return self.logp_theta.new_full(self.logp_theta.shape[:-1], 1.0 / size)
 
+    @property
+    def counts(self) -> Tensor:
+        """How much each response counts in sums that are divided later, `[..., B]`: its measure, or 1 when sampled."""
+        return self.logp_theta.new_ones(self.logp_theta.shape[:-1]) if self.measure is None else self.measure
+
     def with_advantage(self, advantage: Tensor) -> TokenStats:
         """The same tokens under another advantage."""
         return replace(self, advantage=advantage)
+
+    def members(self, cut: slice) -> TokenStats:
+        """Some members of an ensemble, the leading axis."""
+        held = {name: t[cut] for name, t in vars(self).items() if t is not None}
+        return replace(self, **held)

@@ -89,6 +89,8 @@ def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
 def receipts(stats: TokenStats, parts: TokenWeights) -> dict[str, tuple[Tensor, Tensor]]:
     """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`.
 
+    Tokens count by their response's measure, or 1 in a sampled batch.
+
     `clip_upper` and `clip_lower` count tokens whose ratio the clip changed, by the sign of the advantage;
     `corrected` those whose correction factor is not 1; `ratio_not_one` those whose ratio is not 1.
     """
@@ -100,5 +102,6 @@ def receipts(stats: TokenStats, parts: TokenWeights) -> dict[str, tuple[Tensor, 
         "corrected": parts.correction != 1,
         "ratio_not_one": parts.ratio != 1,
     }
-    tokens = stats.mask.sum((-2, -1))
-    return {name: ((hit & stats.mask).sum((-2, -1)), tokens) for name, hit in acted.items()}
+    weight = stats.counts
+    tokens = (weight * stats.mask.sum(-1)).sum(-1)
+    return {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}

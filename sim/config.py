@@ -12,6 +12,8 @@ from firstorder.core.routing import Router, RouterKind, check_router
 
 from .numerics import Numerics
 
+MAX_PROMPTS = 1_000_000
+
 
 class Sim(Section):
     """Sizes, engines and staleness of an exact experiment. Lengths are in tokens."""
@@ -36,6 +38,10 @@ class Sim(Section):
     numerics: Numerics = Numerics(kind="noise")
     training_numerics: Numerics = Numerics(kind="exact")
     draws: int = Field(32, ge=2, description="calls averaged over when numerics.kind = batch")
+    pool: int = Field(64, ge=1, description="training prompts, the measured ones among them")
+    members: int = Field(1, ge=1, description="policies trained at once, their seeds counting up from `seed`")
+    checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
+    evaluate_every: int = Field(10, ge=1, description="steps between exact evaluations while training")
     staleness: int = Field(0, ge=0, description="plain-SGD steps from theta_old to theta")
     lr: float = Field(0.1, gt=0.0, allow_inf_nan=False, description="step size of those steps")
     direction: Literal["natural", "recipe"] = "natural"
@@ -55,6 +61,11 @@ class Sim(Section):
     def _sizes_agree(self) -> Self:
         check_router(self.routing)
         available = (self.vocab - 1) ** self.prompt_length
+        if available > MAX_PROMPTS:
+            raise ValueError(
+                f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens makes more than "
+                f"{MAX_PROMPTS:,} prompts to choose from; lower sim.prompt_length or sim.vocab"
+            )
         if self.prompts > available:
             raise ValueError(
                 f"sim.prompts = {self.prompts} but only {available} prompts of sim.prompt_length = "
@@ -65,6 +76,16 @@ class Sim(Section):
                 f"sim.staleness moves theta on prompts other than those measured, but sim.prompts = {self.prompts} "
                 "measures all; lower sim.prompts or raise sim.prompt_length"
             )
+        if self.direction == "recipe" and self.numerics.kind == "batch":
+            raise ValueError(
+                "sim.direction = recipe needs one update, but numerics.kind = batch draws many; use natural"
+            )
+        for name in ("numerics", "training_numerics"):
+            if getattr(self, name).kind == "gate_order" and self.router not in ("softmax_topk", "topk_softmax"):
+                raise ValueError(
+                    f"sim.{name}.kind = gate_order reorders a softmax and a top-k, but sim.router = {self.router} has "
+                    "one order only; use softmax_topk or topk_softmax"
+                )
         if self.training_numerics.kind == "batch":
             raise ValueError(
                 "sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix"

@@ -62,7 +62,7 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
     for position, (tokens, keys) in enumerate(zip(tree.prompts.T, tree.prompt_keys, strict=True)):
         at_context = position == tree.prompts.shape[1] - 1
         given = None if replay is None else _replayed(replay, tree, position, at_context)
-        done = _step(model, state, tokens, keys, given)
+        done = chunked_step(model, state, tokens, keys, given)
         state = done.state
         if at_context:
             levels.append(done)
@@ -72,7 +72,9 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         parents = levels[-1].state
         tokens = children.repeat(tree.levels[depth - 1])
         given = None if replay is None else _level(replay.contexts, tree, depth)
-        levels.append(_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given))
+        levels.append(
+            chunked_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given)
+        )
     ids = torch.cat([level.ids for level in levels], dim=1)
     prompt = (
         torch.stack(prompt_ids, dim=1) if prompt_ids else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
@@ -107,16 +109,16 @@ def _level(contexts: Tensor, tree: Tree, depth: int) -> Tensor:
     return contexts[:, start : start + tree.levels[depth]]
 
 
-def _step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
-    """`policy.step`, in checkpointed chunks of contexts once a level is large."""
+def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+    """`policy.step`, in checkpointed chunks of prefixes once there are many; arguments as there."""
     size = max(1, CHUNK_ROWS // state.shape[0])
-    if len(tokens) <= size:
+    if tokens.shape[-1] <= size:
         return step(model, state, tokens, keys, replay)
     chunks = []
-    for start in range(0, len(tokens), size):
+    for start in range(0, tokens.shape[-1], size):
         cut = slice(start, start + size)
         given = None if replay is None else replay[:, cut]
-        chunks.append(_checkpointed(model, state[:, cut], tokens[cut], keys[cut], given))
+        chunks.append(_checkpointed(model, state[:, cut], tokens[..., cut], keys[..., cut], given))
     return Step(**{name: torch.cat([getattr(c, name) for c in chunks], dim=1) for name in vars(chunks[0])})
 
 

@@ -130,6 +130,21 @@ def compare(u: Tensor, g: Tensor) -> Fit:
     )
 
 
+def fits(u: Tensor, g: Tensor, natural: Tensor) -> dict[str, Tensor]:
+    """The named comparisons of one update `[P]` with the gradients of its own and of the natural target."""
+    own, other = (compare(u[None], target[None]) for target in (g, natural))
+    return {
+        "gradient_error": own.error[0],
+        "gradient_error_raw": own.raw[0],
+        "update_scale": own.scale[0],
+        "cosine": own.cosine[0],
+        "gradient_error_natural": other.error[0],
+        "update_scale_natural": other.scale[0],
+        "cosine_natural": other.cosine[0],
+        "gradient_norm": g.norm(),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Values:
     """Objectives of one target, each `[M]` in units of reward.

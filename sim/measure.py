@@ -20,10 +20,10 @@ from . import exact
 from .bounds import bounds
 from .config import Sim, check_replay
 from .policy import initial_weights
-from .sampled import jackknife, sampled_fit
+from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow, kl, token_stats
 from .staleness import path
-from .tree import check_size, count, reach
+from .tree import check_size, reach
 from .variance import group_variance
 
 VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
@@ -51,13 +51,17 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     mode = recipe.router_replay.mode
     u, g = exact.update(scene, recipe), exact.gradient(scene, mode)
     natural = exact.gradient(scene, "disabled") if mode != "disabled" else g
-    result = _values(scene, recipe) | _gradients(u, g, natural) | _routes(scene, recipe)
+    draws = _values(scene, recipe) | _routes(scene, recipe)
+    result, intervals = summarise(draws, u, g, natural)
+    if members == 1 and recipe.weight_scope == "batch":
+        intervals = sampled_fits(scene, recipe, g, natural)
+    result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.tree.contexts, "responses": len(scene.tree.path), "parameters": u.shape[1]}
     result["variance"] = _variance(scene, recipe, sim, u)
     result["bounds"] = {name: _mean(bound) for name, bound in bounds(scene, mode).items()}
     result |= _tokens(scene, recipe)
-    result["intervals"] = _intervals(scene, recipe, u, g)
-    result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=sim.numerics.kind != "exact")
+    result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
+    result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
     result["notes"] = _notes(recipe, sim, result)
     return result
 
@@ -99,45 +103,51 @@ def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
     )
 
 
-def _values(scene: Scene, recipe: Recipe) -> dict[str, Any]:
+def _differ(scene: Scene) -> bool:
+    """Whether the engines differ at all; a KL of two that barely do is lost in its rounding."""
+    return not torch.equal(scene.mu_old.logp, scene.old["disabled"].logp)
+
+
+def summarise(
+    draws: dict[str, Tensor], u: Tensor, g: Tensor, natural: Tensor
+) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """Every scalar over the draws of the rollout engine; with several draws, each with its jackknife interval.
+
+    Args:
+        draws: `[M]` quantities that are averaged as they are.
+        u, g, natural: `[M, P]` vectors that are averaged before they are compared.
+    """
+
+    def scalars(kept: Tensor) -> dict[str, Tensor]:
+        means = {name: value[kept].mean() for name, value in draws.items()}
+        error, bias = means["approximation_error"], means["replay_bias"]
+        means |= {"value_error": error.abs(), "value_error_natural": (error + bias).abs()}
+        return means | exact.fits(u[kept].mean(0), g[kept].mean(0), natural[kept].mean(0))
+
+    count = len(u)
+    everyone = torch.ones(count, dtype=torch.bool)
+    whole = scalars(everyone)
+    result = {name: float(value) for name, value in whole.items()}
+    if count == 1:
+        return result, {}
+    left_out = [scalars(torch.arange(count) != i) for i in range(count)]
+    return result, {n: jackknife(value, torch.stack([one[n] for one in left_out])) for n, value in whole.items()}
+
+
+def _values(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
     v = exact.values(scene, recipe.router_replay.mode)
-    error, bias = _mean(v.error), _mean(v.replay_bias)
-    return {
-        "j_seq": _mean(v.j_seq),
-        "j_seq_natural": _mean(v.j_seq_natural),
-        "j_mu": _mean(v.j_mu),
-        "j_mu_theta": _mean(v.j_mu_theta),
-        "j_token": _mean(v.j_token),
-        "value_error": abs(error),
-        "approximation_error": error,
-        "replay_bias": bias,
-        "value_error_natural": abs(error + bias),
-    }
+    names = ("j_seq", "j_seq_natural", "j_mu", "j_mu_theta", "j_token", "replay_bias")
+    return {name: getattr(v, name) for name in names} | {"approximation_error": v.error}
 
 
-def _gradients(u: Tensor, g: Tensor, natural: Tensor) -> dict[str, Any]:
-    own = exact.compare(u.mean(0, keepdim=True), g.mean(0, keepdim=True))
-    other = exact.compare(u.mean(0, keepdim=True), natural.mean(0, keepdim=True))
-    return {
-        "gradient_error": float(own.error),
-        "gradient_error_raw": float(own.raw),
-        "update_scale": float(own.scale),
-        "cosine": float(own.cosine),
-        "gradient_error_natural": float(other.error),
-        "update_scale_natural": float(other.scale),
-        "cosine_natural": float(other.cosine),
-        "gradient_norm": float(g.mean(0).norm()),
-    }
-
-
-def _routes(scene: Scene, recipe: Recipe) -> dict[str, Any]:
+def _routes(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
     mode = recipe.router_replay.mode
     mu, old, tree = scene.mu_old, scene.old["disabled"], scene.tree
     weight = reach(mu.logp, tree)
     tokens = weight.sum(-1)
 
-    def per_token(x: Tensor) -> float:
-        return _mean((weight * x).sum(-1) / tokens)
+    def per_token(x: Tensor) -> Tensor:
+        return (weight * x).sum(-1) / tokens
 
     flipped = flips(old.routes.contexts, mu.routes.contexts)
     p = scene.target[mode].logp.detach()
@@ -147,11 +157,17 @@ def _routes(scene: Scene, recipe: Recipe) -> dict[str, Any]:
         "entropy": per_token(-(p.exp() * p).sum(-1)),
         "flip_rate": per_token(flipped.double().mean(-1)),
         "tokens_flipped": per_token(flipped.any(-1).double()),
-        "flip_rate_per_layer": [per_token(flipped[..., i].double()) for i in range(flipped.shape[-1])],
         "jaccard": per_token(jaccard(old.routes.contexts, mu.routes.contexts).mean(-1)),
         "gate_margin": per_token(old.margin.mean(-1)),
-        "mean_length": _mean(tokens),
+        "mean_length": tokens,
     }
+
+
+def _flips_per_layer(scene: Scene) -> list[float]:
+    flipped = flips(scene.old["disabled"].routes.contexts, scene.mu_old.routes.contexts).double()
+    weight = reach(scene.mu_old.logp, scene.tree)
+    shares = (weight[..., None] * flipped).sum(1) / weight.sum(-1, keepdim=True)
+    return [float(share) for share in shares.mean(0)]
 
 
 def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
@@ -185,21 +201,11 @@ def _variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> float | None
     return float(group_variance(scene, recipe, sim, u)) / groups
 
 
-def _intervals(scene: Scene, recipe: Recipe, u: Tensor, g: Tensor) -> dict[str, Any]:
-    if u.shape[0] > 1:
-        n = len(u)
-        whole = exact.compare(u.mean(0, keepdim=True), g.mean(0, keepdim=True))
-        left = exact.compare((u.sum(0) - u) / (n - 1), (g.sum(0) - g) / (n - 1))
-        return {"gradient_error": asdict(jackknife(whole.error[0], left.error))}
-    if recipe.weight_scope == "batch":
-        return {name: asdict(found) for name, found in sampled_fit(scene, recipe, g).items()}
-    return {}
-
-
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     notes = []
     if recipe.weight_scope == "batch":
-        notes.append("weights read the whole batch: values are the large-batch limit, intervals the sampled minibatch")
+        sampled = "" if sim.numerics.kind == "batch" else ", intervals the sampled minibatch"
+        notes.append(f"weights read the whole batch: values and variance are the large-batch limit{sampled}")
     if sim.numerics.kind == "batch":
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):
@@ -211,8 +217,3 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
 
 def _mean(x: Tensor) -> float:
     return float(x.mean())
-
-
-def size(sim: Sim) -> int:
-    """Contexts that a measurement enumerates."""
-    return count(sim)

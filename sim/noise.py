@@ -29,8 +29,8 @@ def combine(key: Tensor, part: Tensor | int) -> Tensor:
 
 
 def uniform(key: Tensor) -> Tensor:
-    """A float64 in (0, 1) from the upper 53 bits of each key."""
-    return (_shift(mix(key), 11).double() + 0.5) * 2.0**-53
+    """A float64 strictly inside (0, 1) from the upper 52 bits of each key; with 53 the largest would round to 1."""
+    return (_shift(mix(key), 12).double() + 0.5) * 2.0**-52
 
 
 def normal(key: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class Site:
         return noise.combine(base, self.layer * 16 + self.name)
 
 
+TINY = 1e-60  # under a root whose gradient at 0 is infinite
 ROUTER, MIX, UP, DOWN, HEAD = range(5)
 WEIGHTS = {"router": ROUTER, "mix_x": MIX, "mix_s": MIX, "up": UP, "down": DOWN, "head": HEAD}
 
@@ -96,10 +97,14 @@ class Arithmetic:
     expert_scale: Tensor
     seed: Tensor
 
-    @property
-    def exact(self) -> bool:
-        """Whether nothing departs from float64."""
-        return self.numerics.kind == "exact"
+    def repeat(self, members: int) -> Arithmetic:
+        """The arithmetic of the first member, for an ensemble of copies of it."""
+        return Arithmetic(
+            numerics=self.numerics,
+            router_scale=self.router_scale[:1].expand(members),
+            expert_scale=self.expert_scale[:1].expand(members),
+            seed=self.seed[:1].expand(members),
+        )
 
     def weight(self, w: Tensor, name: str) -> Tensor:
         """A weight as the engine stores it: `[M, ..., D, F]`, the router and head spared from 8 bits."""
@@ -141,7 +146,7 @@ class Arithmetic:
         scale = self.router_scale if site.name == ROUTER else self.expert_scale
         channel = torch.arange(x.shape[-1], dtype=torch.int64)
         draw = noise.normal(noise.combine(site.key(self.seed)[..., None], channel))
-        size = x.detach().square().mean(-1, keepdim=True).sqrt()
+        size = (x.square().mean(-1, keepdim=True) + TINY).sqrt()
         return x + scale[:, None, None] * size * draw
 
     def gates(self, logits: Tensor, ids: Tensor, gates: Tensor, router: Router) -> Tensor:

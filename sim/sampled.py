@@ -19,7 +19,7 @@ from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import token_weights
 
 from .engine import vjp
-from .exact import compare
+from .exact import fits
 from .scene import Scene, token_stats
 
 
@@ -85,18 +85,21 @@ def sampled_stats(scene: Scene, recipe: Recipe, picks: Tensor) -> TokenStats:
     )
 
 
-def sampled_fit(
-    scene: Scene, recipe: Recipe, g: Tensor, *, blocks: int = 16, batches: int = 16, seed: int = 0
+def sampled_fits(
+    scene: Scene, recipe: Recipe, g: Tensor, natural: Tensor, *, blocks: int = 16, batches: int = 16, seed: int = 0
 ) -> dict[str, Interval]:
-    """`gradient_error` and `update_scale` of a recipe at its own minibatch size, by jackknife over blocks.
+    """How a recipe's update at its own minibatch size compares with the gradients, by jackknife over blocks.
 
     Args:
         scene: of one member.
         recipe: its schedule says how many groups of how many responses make a minibatch.
-        g: `[1, P]`, the gradient to compare with.
+        g, natural: `[1, P]`, the gradients of its own and of the natural target.
         blocks: independent blocks, one VJP each.
         batches: minibatches averaged within a block.
         seed: of the sampler.
+
+    Returns:
+        The comparisons of `exact.fits`, but for the norm of g, which is exact.
     """
     generator = torch.Generator().manual_seed(seed)
     schedule = recipe.schedule
@@ -108,11 +111,12 @@ def sampled_fit(
         edges = sampled_edges(scene, recipe, picks).mean(0).view(1, scene.tree.contexts, scene.tree.vocab)
         rows.append(vjp(scene.target[recipe.router_replay.mode], edges, scene.weights))
     u = torch.cat(rows)
-    everything = compare(u.mean(0, keepdim=True), g)
-    left_out = compare((u.sum(0) - u) / (blocks - 1), g.expand(blocks, -1))
+    whole = fits(u.mean(0), g[0], natural[0])
+    left_out = [fits((u.sum(0) - one) / (blocks - 1), g[0], natural[0]) for one in u]
     return {
-        "gradient_error": jackknife(everything.error[0], left_out.error),
-        "update_scale": jackknife(everything.scale[0], left_out.scale),
+        name: jackknife(value, torch.stack([one[name] for one in left_out]))
+        for name, value in whole.items()
+        if name != "gradient_norm"
     }
 
 

@@ -44,6 +44,7 @@ class Scene:
         tree: contexts and responses.
         rewards: `[B]`.
         weights: the leaves θ.
+        pi: the training engine's arithmetic.
         mu_old, mu: the inference engine at θ_old and at θ, routing live.
         old: π_old by replay mode; R2's is the live one.
         target: π_θ by replay mode, with graph.
@@ -53,6 +54,7 @@ class Scene:
     tree: Tree
     rewards: Tensor
     weights: Weights
+    pi: Arithmetic
     mu_old: Pass
     mu: Pass
     old: Mapping[Mode, Pass]
@@ -122,7 +124,17 @@ def build(
     if "R3" in wanted:
         with torch.no_grad():
             old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else frozen(target["R3"])
-    return Scene(tree=tree, rewards=rewards, weights=leaves, mu_old=mu_old, mu=mu, old=old, target=target, stale=stale)
+    return Scene(
+        tree=tree,
+        rewards=rewards,
+        weights=leaves,
+        pi=pair.pi,
+        mu_old=mu_old,
+        mu=mu,
+        old=old,
+        target=target,
+        stale=stale,
+    )
 
 
 def frozen(done: Pass) -> Pass:

@@ -67,7 +67,8 @@ class Tree:
 
 def count(sim: Sim) -> int:
     """Contexts of the tree that `sim` describes."""
-    return sim.prompts * sum(int((sim.vocab - 1) ** t) for t in range(sim.horizon))
+    branches, depth = sim.vocab - 1, sim.horizon
+    return sim.prompts * (depth if branches == 1 else (int(branches**depth) - 1) // (branches - 1))
 
 
 def plant(sim: Sim, prompts: Tensor) -> Tree:
@@ -148,27 +149,35 @@ def check_size(sim: Sim, members: int, available: int) -> None:
     """
     if bytes_needed(sim, members) <= available:
         return
-    fits = sim.horizon
-    while fits > 1 and bytes_needed(sim.model_copy(update={"horizon": fits}), members) > available:
-        fits -= 1
+    fits = 0
+    while bytes_needed(sim.model_copy(update={"horizon": fits + 1}), members) <= available:
+        fits += 1
+    remedy = f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts" if fits else "lower sim.prompts or sim.vocab"
     raise SizeError(
-        f"sim.prompts x (sim.vocab - 1)^depth gives {count(sim):.4g} contexts at sim.horizon = {sim.horizon}, about "
-        f"{bytes_needed(sim, members) / 2**30:.4g} GiB, but {available / 2**30:.1f} GiB are free; "
-        f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts"
+        f"sim.prompts x (sim.vocab - 1)^depth gives {_short(count(sim))} contexts at sim.horizon = {sim.horizon}, "
+        f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; {remedy}"
     )
 
 
 def bytes_needed(sim: Sim, members: int) -> int:
     """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
 
-    Per context: what the engine passes keep and the states that two graphs hold; per response: its path.
+    Per context: what the engine passes keep, and the states that two graphs hold. Per response: its path. And the
+    working space of two graphs over the contexts that are run at once.
     """
-    per_context = 8 * (8 * (sim.vocab + (2 + sim.experts) * sim.layers) + 10 * sim.layers * sim.width)
-    per_response = 5 * sim.horizon + 16
-    return count(sim) * (members * per_context + sim.vocab * per_response) + CHUNK_BYTES
+    contexts, experts = count(sim), sim.experts * sim.expert_width
+    kept = 8 * (8 * (sim.vocab + (2 + sim.experts) * sim.layers) + 10 * sim.layers * sim.width)
+    response = 5 * sim.horizon + 16
+    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width)
+    return contexts * (members * kept + sim.vocab * response) + working * min(members * contexts, WORKING_ROWS)
 
 
-CHUNK_BYTES = 1 << 29  # the interpreter, and the working space of one chunk of contexts with its backward
+WORKING_ROWS = 3 << 15  # contexts whose graph is alive at once before checkpointing bounds it
+
+
+def _short(n: int) -> str:
+    """A count of any size in a few characters."""
+    return f"{n:,}" if n < 10**9 else f"10^{int(n.bit_length() * math.log10(2))}"
 
 
 def _prompt_keys(prompts: Tensor) -> Tensor:

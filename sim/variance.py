@@ -22,7 +22,6 @@ from .config import Sim
 from .engine import Routes
 from .exact import direction, reward_levels, signed_weights
 from .groups import expected_products
-from .numerics import arithmetic
 from .policy import Weights, initial_state, load, step
 from .scene import Scene, token_stats
 
@@ -90,7 +89,7 @@ def _responses(scene: Scene, sim: Sim, leaves: Weights, replay: Routes | None, c
     tree = scene.tree
     path, tokens, prompt = tree.path[cut].long(), tree.tokens[cut], tree.prompt[cut]
     count = len(path)
-    model = load(leaves, arithmetic(sim.training_numerics, torch.full((count,), sim.seed)), sim)
+    model = load(leaves, scene.pi.repeat(count), sim)
     state = initial_state(model, 1)
     context = path // tree.vocab
     keys = torch.cat(tree.keys)[context]

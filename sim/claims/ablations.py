@@ -20,6 +20,7 @@ from .statistics import Estimate, mean, ratio_of_means, slope
 
 SCALES = (0.1, 0.0316, 0.01, 0.00316, 0.001)
 FLOOR = 0.05
+ALPHAS = (0.0, 0.25, 0.5, 1.0)
 MASK_STEPS, MASK_SCALE = (1, 3), 0.05
 
 
@@ -27,9 +28,10 @@ def _single(budget: Budget) -> Budget:
     return Budget(policies=budget.policies, draws=1, first_seed=budget.first_seed)
 
 
-def _errors(scene: Scene, method: Recipe) -> Tensor:
-    mode = method.router_replay.mode
-    return compare(update(scene, method), gradient(scene, mode)).error
+def _errors(scene: Scene, *methods: Recipe) -> list[Tensor]:
+    """Gradient error of each recipe, `[M]`, on the target that they share."""
+    own = gradient(scene, methods[0].router_replay.mode)
+    return [compare(update(scene, method), own).error for method in methods]
 
 
 def _length_norm(budget: Budget) -> Outcome:
@@ -37,11 +39,10 @@ def _length_norm(budget: Budget) -> Outcome:
     group = ensemble(_single(budget))
     scene = group.scene(SCALES[-1], ["R3"])
     base = recipe("minirl-r3-length-norm")
-    by_alpha = {}
-    for alpha in (0.0, 0.25, 0.5, 1.0):
-        rule = base.aggregation.model_copy(update={"alpha": alpha})
-        by_alpha[alpha] = mean(_errors(scene, base.model_copy(update={"aggregation": rule})))
-    larger = mean(_errors(group.scene(SCALES[0], ["R3"]), base))
+    rules = [base.aggregation.model_copy(update={"alpha": alpha}) for alpha in ALPHAS]
+    errors = _errors(scene, *(base.model_copy(update={"aggregation": rule}) for rule in rules))
+    by_alpha = {alpha: mean(error) for alpha, error in zip(ALPHAS, errors, strict=True)}
+    larger = mean(_errors(group.scene(SCALES[0], ["R3"]), base)[0])
     floor = by_alpha[1.0]
     verdict: Verdict = "reproduced" if floor.low > FLOOR else "not reproduced" if floor.high < FLOOR else "inconclusive"
     measured = {
@@ -61,7 +62,7 @@ def _without_is(budget: Budget) -> Outcome:
         errors, times = [], {}
         for scale in SCALES:
             scene = group.scene(scale, [recipe(with_is).router_replay.mode])
-            kept, dropped = _errors(scene, recipe(with_is)), _errors(scene, recipe(without))
+            kept, dropped = _errors(scene, recipe(with_is), recipe(without))
             errors.append(dropped)
             times[str(scale)] = ratio_of_means(dropped, kept)
         largest = max(largest, *(t.value for t in times.values()))
@@ -86,9 +87,9 @@ def _cost(budget: Budget, plain: str, changed: list[Recipe], steps: tuple[int, .
         if step not in steps:
             continue
         scene = group.scene(scale, ["disabled"], theta=theta if step else None)
-        base = _errors(scene, recipe(plain))
-        for method in changed:
-            cost = mean(_errors(scene, method) - base)
+        base, *errors = _errors(scene, recipe(plain), *changed)
+        for method, error in zip(changed, errors, strict=True):
+            cost = mean(error - base)
             added.append(cost)
             measured[f"{method.about.name}_staleness_{step}"] = {
                 "added_gradient_error": cost.json(),

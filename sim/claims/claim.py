@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 Kind = Literal["theorem", "empirical"]
 Verdict = Literal["holds", "fails", "reproduced", "not reproduced", "inconclusive"]
 
@@ -65,6 +67,8 @@ EXACT = 1e-10  # relative deviation up to which a theorem in float64 holds
 
 def theorem(deviations: dict[str, float], **more: Any) -> Outcome:
     """The outcome of a theorem from relative deviations of its two sides."""
-    worst = max(deviations.values())
+    worst = float(np.max(list(deviations.values())))  # unlike max(), NaN wins, and fails
     verdict: Verdict = "holds" if worst <= EXACT else "fails"
-    return Outcome(verdict=verdict, headline=f"largest deviation {worst:.1e}", measured={**deviations, **more})
+    return Outcome(
+        verdict=verdict, headline=f"largest deviation {worst:.1e}", measured={"deviation": deviations, **more}
+    )

@@ -25,10 +25,10 @@ RECIPES = {"disabled": "minirl-no-clip", "R2": "minirl-r2-no-clip", "R3": "minir
 
 
 def _at(group: Ensemble, scene: Scene) -> tuple[dict[str, Any], Estimate]:
-    natural = gradient(scene, "disabled")
+    gradients = {mode: gradient(scene, mode) for mode in MODES}
     updates = {mode: update(scene, recipe(name)) for mode, name in RECIPES.items()}
-    errors = {mode: compare(u, natural).error for mode, u in updates.items()}
-    own = {mode: compare(u, gradient(scene, mode)).error for mode, u in updates.items()}
+    errors = {mode: compare(u, gradients["disabled"]).error for mode, u in updates.items()}
+    own = {mode: compare(u, gradients[mode]).error for mode, u in updates.items()}
     gap = mean(group.per_policy(errors["R3"] - errors["R2"]))
     moved = flips(scene.target["disabled"].routes.contexts, scene.old["disabled"].routes.contexts)
     row = {

@@ -100,7 +100,7 @@ def _prefix_and_future(budget: Budget) -> Outcome:
             "missing_prefix_ratio": float((state.norm(dim=-1) / norm).mean()),
             "q_mu_for_q_pi": float((action.norm(dim=-1) / norm).mean()),
         }
-    return theorem(deviations, **{f"halves_{mode}": half for mode, half in halves.items()})
+    return theorem(deviations, halves_over_gradient=halves)
 
 
 def _baseline(budget: Budget) -> Outcome:

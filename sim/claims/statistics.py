@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,11 @@ def slope(scales: Sequence[float], sums: Sequence[Tensor], counts: Sequence[Tens
     n = len(scales)
 
     def fit(parts: list[Array]) -> Array:
-        log = [np.log(np.maximum(parts[i], 1e-300) / np.maximum(parts[n + i], 1e-300)) for i in range(n)]
+        # a scale without members, or without error, has no logarithm: NaN, which no interval contains
+        means = [
+            np.where(parts[n + i] > 0, parts[i], np.nan) / np.where(parts[n + i] > 0, parts[n + i], 1) for i in range(n)
+        ]
+        log = [np.log(np.where(m > 0, m, np.nan)) for m in means]
         return np.asarray(sum(w * y for w, y in zip(weight, log, strict=True)))
 
     return _bootstrap([t.numpy() for t in (*sums, *counts)], fit)
@@ -74,15 +79,17 @@ def _bootstrap(data: list[Array], of_means: Any) -> Estimate:
     def statistic(*parts: Array, axis: int = -1) -> Array:
         return np.asarray(of_means([p.mean(axis=axis) for p in parts]))
 
-    found = stats.bootstrap(
-        data,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # its interval is NaN, which settles nothing
+        found = stats.bootstrap(
+            data,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
     interval = found.confidence_interval
     return Estimate(value=float(statistic(*data)), low=float(interval.low), high=float(interval.high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from firstorder.core.routing import flips
@@ -31,7 +32,7 @@ def _factorisation(budget: Budget) -> Outcome:
         used = (scene.old[mode].routes, scene.target[mode].routes)
         same = all(torch.equal(u.contexts, given.contexts) and torch.equal(u.prompt, given.prompt) for u in used)
         deviations[f"{mode}_routes"] = 0.0 if same else 1.0
-    return theorem(deviations, **{f"mean_abs_log_{mode}": s for mode, s in spread.items()})
+    return theorem(deviations, mean_abs_log=spread)
 
 
 def _spread(scene: Scene, log: torch.Tensor) -> float:
@@ -86,7 +87,7 @@ def _replay_bias(budget: Budget) -> Outcome:
             "mean_abs_replay_bias": float(bias.abs().mean()),
             "bias_over_tv": float((bias.abs() / limit).mean()),
         }
-    return theorem({**deviations, **{f"beyond_tv_{m}": x for m, x in violated.items()}}, **shares)
+    return theorem({**deviations, **{f"{m}_beyond_tv": x for m, x in violated.items()}}, size=shares)
 
 
 def _bounds(budget: Budget) -> Outcome:
@@ -99,7 +100,7 @@ def _bounds(budget: Budget) -> Outcome:
             error = values(scene, mode).error.abs()
             ratio = {name: error / limit for name, limit in bounds(scene, mode).items()}
             tightness[f"staleness_{steps}_{mode}"] = {name: float(r.median()) for name, r in ratio.items()}
-            worst = max(worst, *(float(r.max()) for r in ratio.values()))
+            worst = float(np.max([worst, *(float(r.max()) for r in ratio.values())]))
     return Outcome(
         verdict="holds" if worst <= 1.0 else "fails",
         headline=f"largest error / bound {worst:.2g}",

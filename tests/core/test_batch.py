@@ -49,7 +49,7 @@ def test_a_field_of_another_size_is_named(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": torch.ones(6, dtype=torch.int64)}, r"`tokens` must be \[batch, length\]"),
+        ({"tokens": torch.ones(6, dtype=torch.int64)}, r"`tokens` must be \[..., batch, length\]"),
         ({"routes": fields()["routes"][:, :-1]}, r"`routes` must be \[3, 6, layers, k\], got \[3, 5, 4, 2\]"),
         ({"routes": fields()["routes"][..., 0]}, r"`routes` must be \[3, 6, layers, k\]"),
         ({"routes": fields()["routes"].float()}, "`routes` must be integers"),

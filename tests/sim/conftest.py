@@ -28,6 +28,17 @@ SMALL = {
     "expert_width": 3,
     "numerics": {"kind": "noise", "scale": 0.2},
 }
+BOUNDS = {
+    "cispo": ["clip.low=0.1", "clip.high=0.1"],
+    "gspo": ["clip.low=0.05", "clip.high=0.05"],
+    "rspo": ["clip.low=0.05", "clip.high=0.05", "correction.low=0.9"],
+    "tis": ["correction.high=1.05"],
+    "minirl-tis": ["correction.high=1.05"],
+    "icepop": ["correction.low=0.9", "correction.high=1.1"],
+    "mis": ["correction.high=1.1"],
+    "mis-geometric": ["correction.low=0.95", "correction.high=1.05"],
+    "trm": ["correction.high=0.3"],
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +80,12 @@ def small():
 def make_recipe():
     """A shipped recipe with dotted overrides."""
     return lambda name, *changes: toml.build(Recipe, toml.override(toml.read(name), changes))
+
+
+@pytest.fixture(scope="session")
+def acting(make_recipe):
+    """A shipped recipe with its bounds set so that every clip and correction acts in `small(staleness=2, lr=1.0)`."""
+    return lambda name, *changes: make_recipe(name, *changes, *BOUNDS.get(name, []))
 
 
 @pytest.fixture(scope="session")

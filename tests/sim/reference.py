@@ -345,9 +345,8 @@ class Lab:
 
     def router_shift(self, prefix, mode):
         new, old = (e.run(prefix) for e in (self.target[mode], self.old[mode]))
-        shifts = [
-            abs(new[3][layer][i] - old[3][layer][i]) for layer, ids in enumerate(self.old[mode].experts(prefix)) for i in ids
-        ]
+        used = [(layer, i) for layer, ids in enumerate(self.old[mode].experts(prefix)) for i in ids]
+        shifts = [abs(new[3][layer][i] - old[3][layer][i]) for layer, i in used]
         return sum(shifts) / len(shifts)
 
 

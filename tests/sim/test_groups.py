@@ -51,7 +51,9 @@ def test_expected_advantages_are_means_over_all_groups(reference, levels, rule, 
         found = torch.stack(expected_parts(*given, rule, size), dim=-1)
         for level in range(levels):
             if weight[level]:
-                assert found[level].tolist() == pytest.approx([t / weight[level] for t in total[level]], rel=1e-12, abs=1e-15)
+                assert found[level].tolist() == pytest.approx(
+                    [t / weight[level] for t in total[level]], rel=1e-12, abs=1e-15
+                )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -5,11 +5,10 @@ from scipy import stats as scipy_stats
 from firstorder.core import toml
 from firstorder.core.recipe import Recipe
 from firstorder.sim import exact
-from firstorder.sim.sampled import jackknife, sample_responses, sampled_edges, sampled_fit, sampled_stats
+from firstorder.sim.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
 from firstorder.sim.tree import scatter
 
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
-WIDER = {"mis-geometric": ["correction.low=0.95", "correction.high=1.05"], "trm": ["correction.high=0.3"]}
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +33,13 @@ def projections(stale):
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections, make_recipe):
-    recipe = make_recipe(name, "schedule.group_size=4", *WIDER.get(name, []))
+def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections, acting):
+    recipe = acting(name, "schedule.group_size=4")
     # a weight that reads its batch has its limit where batches are large; the others are unbiased at any size
     groups, batches = (800, 30) if recipe.weight_scope == "batch" else (4, 3000)
     along = projections[recipe.router_replay.mode]
-    limit = scatter(exact.expected_weights(stale, recipe), stale.tree).flatten() @ along
+    weights = exact.expected_weights(stale, recipe, exact.advantage_table(stale, recipe))
+    limit = scatter(weights, stale.tree).flatten() @ along
     picks = sample_responses(stale, groups, 4, batches, torch.Generator().manual_seed(1))
     found = sampled_edges(stale, recipe, picks) @ along
     error = found.std(0, correction=1) / batches**0.5
@@ -97,7 +97,7 @@ def test_the_interval_of_a_batch_recipe_closes_in_on_its_limit(name, stale, make
     recipe = make_recipe(name, "schedule.prompts=2000")
     g = exact.gradient(stale, "disabled")
     limit = exact.compare(exact.update(stale, recipe), g)
-    found = sampled_fit(stale, recipe, g, blocks=12, batches=2)
+    found = sampled_fits(stale, recipe, g, g, blocks=12, batches=2)
     for key, exactly in (("gradient_error", limit.error), ("update_scale", limit.scale)):
         interval = found[key]
         width = interval.high - interval.low

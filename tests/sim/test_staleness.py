@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 
 from firstorder.sim import exact
@@ -24,7 +26,7 @@ def test_each_step_is_plain_ascent_along_the_natural_gradient_of_the_other_promp
     other, rewards = grow(sim, others=True)
     measured, _ = grow(sim)
     assert not any((row == measured.prompts).all(-1).any() for row in other.prompts)
-    for before, after in zip(found[:-1], found[1:], strict=True):
+    for before, after in itertools.pairwise(found):
         g = exact.gradient(build(sim, other, rewards, pair, theta_old, before), "disabled")
         same(flatten({n: after[n] - before[n] for n in after if n != "bias"}), 0.7 * g, 1e-10)
         assert torch.equal(after["bias"], theta_old["bias"])
@@ -32,6 +34,7 @@ def test_each_step_is_plain_ascent_along_the_natural_gradient_of_the_other_promp
 
 def test_the_path_raises_the_reward_of_the_prompts_it_walks_on(small):
     sim, pair, theta_old = setting(small)
+    sim = sim.model_copy(update={"lr": 0.01})
     other, rewards = grow(sim, others=True)
     earned = []
     for theta in path(sim, pair, theta_old, 3):
@@ -54,7 +57,7 @@ def test_a_recipe_s_path_follows_its_own_update_at_the_policies_it_would_see(sma
     for name in ("minirl-r3", "gspo"):
         recipe = make_recipe(name, "schedule.group_size=3")
         found = list(path(sim, pair, theta_old, 2, recipe))
-        for before, after in zip(found[:-1], found[1:], strict=True):
+        for before, after in itertools.pairwise(found):
             u = exact.update(build(sim, other, rewards, pair, theta_old, before), recipe)
             same(flatten({n: after[n] - before[n] for n in after}), 0.7 * u, 1e-10)
 

@@ -136,10 +136,10 @@ def test_contexts_are_reached_with_the_chance_of_the_responses_through_them(size
 def test_a_tree_that_does_not_fit_is_refused_with_the_longest_horizon_that_does(vocab, members):
     sim = Sim(vocab=vocab, horizon=12, prompts=1)
     limit = bytes_needed(sim.model_copy(update={"horizon": 7}), members)
-    with pytest.raises(SizeError, match="contexts at sim.horizon = 12.*lower sim.horizon to 7,"):
+    with pytest.raises(SizeError, match=r"contexts at sim\.horizon = 12.*lower sim\.horizon to 7,"):
         check_size(sim, members, limit)
     check_size(sim.model_copy(update={"horizon": 7}), members, limit)
-    with pytest.raises(SizeError, match="lower sim.horizon to 6,"):
+    with pytest.raises(SizeError, match=r"lower sim\.horizon to 6,"):
         check_size(sim, members, limit - 1)
     assert issubclass(SizeError, MemoryError)
 

@@ -10,12 +10,20 @@ from firstorder.sim.variance import group_variance
 
 SETTINGS = {
     "stale": {"staleness": 1, "lr": 2.0, "horizon": 2},
-    "one_prompt": {"prompt_length": 1, "prompts": 1, "horizon": 2, "seed": 3, "staleness": 1, "reward": "graded", "vocab": 4},
+    "one_prompt": {
+        "prompt_length": 1,
+        "prompts": 1,
+        "horizon": 2,
+        "seed": 3,
+        "staleness": 1,
+        "reward": "graded",
+        "vocab": 4,
+    },
     "noisy_trainer": {"horizon": 2, "seed": 5, "training_numerics": {"kind": "noise", "scale": 0.2, "seed": 4}},
     "sigmoid_bias": {"horizon": 2, "router": "sigmoid_bias", "seed": 1, "truncated": "zero"},
 }
 RECIPES = {
-    "stale": ["reinforce", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "dapo", "m2po", "trm", "rspo"],
+    "stale": ["reinforce", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "m2po", "rspo"],
     "one_prompt": ["minirl-r3", "grpo"],
     "noisy_trainer": ["minirl", "minirl-r3"],
     "sigmoid_bias": ["minirl-r2", "minirl-tis"],

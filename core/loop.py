@@ -1,0 +1,70 @@
+"""The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, push.
+
+    batch = B prompts x G responses from μ_old
+    score with π_old once (R2 records its experts, R3 replays those of μ_old)
+    split into N mini-batches; one optimiser step each, with the weights of the recipe
+    push the new weights to μ
+
+The loop knows no engine. A backend may hold a whole ensemble: then every tensor has a leading axis M, the arms say
+which recipe each member follows, and every quantity is logged per member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .arms import Arm, Weigher, advantages
+from .backend import Backend, split
+from .diagnostics import Moments, add, finalise, means, moments
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLog:
+    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`."""
+
+    step: int
+    metrics: dict[str, Tensor]
+    receipts: dict[str, Tensor]
+
+
+def train(
+    arms: tuple[Arm, ...], backend: Backend, first: int = 0, done: Callable[[StepLog], None] = lambda log: None
+) -> None:
+    """Run the global steps `first`, ..., `schedule.steps` - 1.
+
+    Args:
+        arms: the recipes; they share one schedule.
+        backend: the engines.
+        first: where to go on.
+        done: called after each step, once the weights are pushed.
+
+    Raises:
+        ConfigError: the arms' schedules differ.
+        DataError: a batch breaks its contract, or a loss is not finite.
+    """
+    schedule = arms[0].recipe.schedule
+    if any(arm.recipe.schedule != schedule for arm in arms):
+        raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
+    for step in range(first, schedule.steps):
+        batch = backend.rollout(step)
+        scored, agreement = backend.score(batch)
+        scored = replace(scored, advantage=advantages(batch.rewards, arms, schedule.group_size))
+        sums = add(agreement, moments(scored.stats(scored.logp_old)))
+        weigh = Weigher(arms)
+        for minibatch in split(scored, schedule.minibatches):
+            sums = add(sums, backend.update(minibatch, weigh))
+        backend.push()
+        metrics = _finalise(sums) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
+        done(StepLog(step=step, metrics=metrics, receipts=means(weigh.receipts)))
+
+
+def _finalise(sums: Moments) -> dict[str, Tensor]:
+    """Named diagnostics, and every other moment under its own name."""
+    averaged = means(sums)
+    known = finalise(averaged)
+    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/"))}
+    return known | own

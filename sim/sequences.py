@@ -1,0 +1,116 @@
+"""Sampling and scoring of token sequences, the training-time twin of `sim.engine`: no tree, only what was sampled.
+
+Shapes: M members, B responses, L positions (prompt, then response), N layers, K experts a token, V vocabulary.
+Every random number is a hash of (member, step, response, position), so there is no generator state to save, and a
+member samples the same alone and in any ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import noise
+from .engine import chunked_step
+from .policy import Model, initial_state
+
+Replay = Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Sampled responses: `tokens`, `mask` `[M, B, L]`, `logp` `[M, B, L]` nats, `lengths` `[M, B]`, and `routes` int16
+    `[M, B, L, N, K]`, -1 in the row of the last token and beyond."""
+
+    tokens: Tensor
+    mask: Tensor
+    logp: Tensor
+    lengths: Tensor
+    routes: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Sequences under an engine: `logp` `[M, B, L]` nats of each token given those before it (0 at position 0),
+    `entropy` `[M, B, L]` nats of the distribution it was drawn from, `routes` `[M, B, L, N, K]` of each token run,
+    `margin` `[M, B, L, N]` of the live choice."""
+
+    logp: Tensor
+    entropy: Tensor
+    routes: Tensor
+    margin: Tensor
+
+
+def sample(model: Model, prompts: Tensor, horizon: int, keys: Tensor) -> Rollouts:
+    """Sample responses until token 0 or the horizon.
+
+    Args:
+        model: the inference engine.
+        prompts: int64 `[M, B, prompt_length]`.
+        horizon: longest response.
+        keys: int64 `[M, B]`, the hash key of each response's random numbers.
+    """
+    m, b, first = prompts.shape
+    tokens = torch.zeros(m, b, first + horizon, dtype=torch.int64)
+    tokens[..., :first] = prompts
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    logp = torch.zeros(tokens.shape, dtype=torch.float64)
+    state, hashed, running = initial_state(model, b), None, torch.ones(m, b, dtype=torch.bool)
+    rows = []
+    for position in range(first + horizon - 1):
+        now = tokens[..., position]
+        hashed = noise.mix(now) if hashed is None else noise.combine(hashed, now)
+        done = chunked_step(model, state, now, hashed, None)
+        state = done.state
+        rows.append(done.ids)
+        if position < first - 1:
+            continue
+        drawn = _draw(done.logp, noise.uniform(noise.combine(keys, position)))
+        chosen = done.logp.gather(-1, drawn[..., None])[..., 0]
+        tokens[..., position + 1] = torch.where(running, drawn, 0)
+        mask[..., position + 1] = running
+        logp[..., position + 1] = torch.where(running, chosen, 0.0)
+        running = running & (drawn != 0)
+    lengths = first + mask.sum(-1)
+    routes = torch.stack([*rows, torch.full_like(rows[0], -1)], dim=2)
+    used = torch.arange(first + horizon) < (lengths - 1)[..., None]
+    return Rollouts(
+        tokens=tokens, mask=mask, logp=logp, lengths=lengths, routes=torch.where(used[..., None, None], routes, -1)
+    )
+
+
+def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
+    """Run an engine over given sequences.
+
+    Args:
+        model: the engine; gradients flow if its weights carry them.
+        tokens: int64 `[M, B, L]`.
+        replay: `[M, B, L, N, K]` experts to use, -1 where live.
+    """
+    state, hashed = initial_state(model, tokens.shape[1]), None
+    logps, entropies, rows, margins = [torch.zeros(tokens.shape[:2], dtype=torch.float64)], [], [], []
+    entropies.append(logps[0])
+    for position in range(tokens.shape[2] - 1):
+        now = tokens[..., position]
+        hashed = noise.mix(now) if hashed is None else noise.combine(hashed, now)
+        done = chunked_step(model, state, now, hashed, None if replay is None else replay[:, :, position])
+        state = done.state
+        logps.append(done.logp.gather(-1, tokens[..., position + 1, None])[..., 0])
+        with torch.no_grad():
+            entropies.append(-(done.logp.exp() * done.logp).sum(-1))
+        rows.append(done.ids)
+        margins.append(done.margin)
+    return Scores(
+        logp=torch.stack(logps, dim=2),
+        entropy=torch.stack(entropies, dim=2),
+        routes=torch.stack([*rows, torch.full_like(rows[0], -1)], dim=2),
+        margin=torch.stack([*margins, torch.zeros_like(margins[0])], dim=2),
+    )
+
+
+def _draw(logp: Tensor, u: Tensor) -> Tensor:
+    """Token ids by inversion of the cumulative distribution, `[M, B]`."""
+    edges = logp.exp().cumsum(-1)
+    return (edges[..., :-1] < u[..., None]).sum(-1)

@@ -1,0 +1,241 @@
+"""Training runs: each member as if alone, each run as if never interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from firstorder.cli.main import run
+from firstorder.core import toml
+from firstorder.core.arms import Arm
+from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.loop import train
+from firstorder.core.recipe import Recipe
+from firstorder.sim import backend as simulator
+from firstorder.sim import optimizer
+from firstorder.sim.backend import SimBackend
+from firstorder.sim.config import Sim
+
+SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
+SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
+NAMES = ("minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "dapo")
+
+
+def recipe(name, *more):
+    return toml.build(Recipe, toml.override(toml.read(name), [*SETTINGS, "schedule.minibatches=2", *more]))
+
+
+def trained(arms, seeds, sim=SIM):
+    logs = []
+    backend = SimBackend(sim, arms, torch.tensor(seeds))
+    train(arms, backend, done=logs.append)
+    return backend, logs
+
+
+def test_every_member_of_an_ensemble_is_the_run_alone():
+    arms = tuple(Arm(recipe=recipe(name), members=2) for name in NAMES)
+    together, logs = trained(arms, [5, 6] * len(NAMES))
+    for place, (name, seed) in enumerate((n, s) for n in NAMES for s in (5, 6)):
+        alone, single = trained((Arm(recipe=recipe(name), members=1),), [seed])
+        for key, weight in alone.weights.items():
+            torch.testing.assert_close(together.weights[key][place], weight[0], rtol=1e-9, atol=1e-11)
+        for a, b in zip(logs, single, strict=True):
+            for key, value in b.metrics.items():
+                torch.testing.assert_close(a.metrics[key][place], value[0], rtol=1e-8, atol=1e-10)
+
+
+def test_recipes_part_ways_once_theta_has_moved():
+    arms = tuple(Arm(recipe=recipe(name), members=1) for name in NAMES)
+    backend, _ = trained(arms, [5] * len(NAMES))
+    heads = [w.flatten() for w in backend.weights["head"]]
+    assert all(not torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
+
+
+def test_the_first_update_moves_along_the_sampled_mean_of_the_weighted_scores():
+    """Plain SGD: θ' - θ = lr · mean over responses of Σ w ∇log π, by finite differences of the loss."""
+    method = recipe(
+        "minirl-r3",
+        "optimizer.kind=sgd",
+        "optimizer.max_grad_norm=inf",
+        "schedule.minibatches=1",
+        "schedule.steps=1",
+    )
+    arms = (Arm(recipe=method, members=1),)
+    before = SimBackend(SIM, arms, torch.tensor([5]))
+    after, _ = trained(arms, [5])
+    moved = optimizer_vector(after) - optimizer_vector(before)
+    batch = before.rollout(0)
+    scored, _ = before.score(batch)
+    from firstorder.core.arms import advantages
+    from firstorder.core.surrogate import token_weights
+
+    stats = replace(scored, advantage=advantages(batch.rewards, arms, 4)).stats(scored.logp_old)
+    weight = token_weights(stats, method).weight
+
+    def objective(step):
+        probe = SimBackend(SIM, arms, torch.tensor([5]))
+        probe._set(optimizer_vector(before) + step * moved)
+        return float((weight * probe.score(batch)[0].logp_old).sum() / batch.rewards.shape[-1])
+
+    slope = (objective(1e-4) - objective(-1e-4)) / 2e-4
+    assert slope == pytest.approx(float(moved.square().sum()) / 0.01, rel=1e-5)
+
+
+def optimizer_vector(backend):
+    return backend._vector()
+
+
+def test_the_ensemble_optimiser_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(6, 2, 5, generator=generator, dtype=torch.float64)
+    sections = [
+        recipe("minirl", "optimizer.weight_decay=0.1").optimizer,
+        recipe("minirl", "optimizer.kind=sgd").optimizer,
+    ]
+    settings, state, vector = optimizer.settings(sections), optimizer.start(start), start
+    theirs = [start[i].clone().requires_grad_() for i in range(2)]
+    adamw, sgd = (
+        torch.optim.AdamW([theirs[0]], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+        torch.optim.SGD([theirs[1]], lr=0.01),
+    )
+    for gradient in gradients:
+        clipped, norm = optimizer.clip(gradient, settings)
+        vector, state = optimizer.step(vector, clipped, state, settings)
+        for i, each in enumerate((adamw, sgd)):
+            theirs[i].grad = gradient[i].clone()
+            expected = torch.nn.utils.clip_grad_norm_([theirs[i]], 1.0)
+            torch.testing.assert_close(norm[i], expected)
+            each.step()
+    torch.testing.assert_close(vector, torch.stack(theirs).detach(), rtol=1e-6, atol=1e-9)
+
+
+def train_command(out, *more):
+    chosen = [
+        x
+        for s in (*SETTINGS, "schedule.steps=30", "sim.checkpoint_every=3", "sim.vocab=3", "sim.horizon=2")
+        for x in ("--set", s)
+    ]
+    return ["train", "minirl-r3", *chosen, "--set", "sim.prompts=2", "--out", str(out), *more]
+
+
+def logs_of(folder):
+    return [(folder / f"{name}.jsonl").read_bytes() for name in ("metrics", "receipts")]
+
+
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(train_command(whole)) == 0
+    script = "import sys; from firstorder.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", script, *train_command(killed)], stderr=subprocess.DEVNULL)
+    wait_for(killed / "checkpoints" / "step-0000006.pt")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len((killed / "metrics.jsonl").read_text().splitlines()) < 30
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 29, "half')
+    assert run(train_command(killed, "--resume")) == 0
+    assert logs_of(killed) == logs_of(whole)
+    last = [torch.load(f / "checkpoints" / "step-0000030.pt")["state"]["weights"] for f in (killed, whole)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    assert run(train_command(whole)) == run(train_command(damaged)) == 0
+    newest = damaged / "checkpoints" / "step-0000030.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert run(train_command(damaged, "--resume")) == 0
+    assert logs_of(damaged) == logs_of(whole)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    assert run(train_command(tmp_path / "a")) == 0
+    assert len(os.listdir(tmp_path / "a" / "checkpoints")) == 2
+
+
+def test_another_configuration_is_not_resumed(tmp_path, capsys):
+    assert run(train_command(tmp_path / "a")) == 0
+    before = logs_of(tmp_path / "a")
+    assert run(train_command(tmp_path / "a", "--resume", "--set", "clip.high=0.5")) == 2
+    assert "was run with clip.high = 0.27, got 0.5" in capsys.readouterr().err
+    assert run(train_command(tmp_path / "a")) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert run(train_command(tmp_path / "nothing", "--resume")) == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    assert logs_of(tmp_path / "a") == before
+
+
+def test_a_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(train_command(whole)) == 0
+    real, calls = torch.save, []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert run(train_command(stopped)) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device; free some space and go on with --resume" in err
+    monkeypatch.setattr(torch, "save", real)
+    assert run(train_command(stopped, "--resume")) == 0
+    assert logs_of(stopped) == logs_of(whole)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_stops_the_step(reward, monkeypatch):
+    monkeypatch.setattr(simulator.task, "verify", lambda sim, prompts, tokens, mask: tokens[..., 0] * 0.0 + reward)
+    with pytest.raises(DataError, match="`rewards` must be finite"):
+        trained((Arm(recipe=recipe("minirl"), members=1),), [5])
+
+
+def test_a_mini_batch_count_that_does_not_divide_is_refused(capsys, tmp_path):
+    assert run(train_command(tmp_path / "a", "--set", "schedule.minibatches=3")) == 2
+    assert "must be a multiple of schedule.minibatches = 3" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_strict_refuses_parts_that_cannot_act(capsys, tmp_path):
+    assert run(train_command(tmp_path / "a", "--strict")) == 2
+    assert "--strict: clip.kind = minirl: theta equals theta_old" in capsys.readouterr().err
+
+
+def test_recipes_of_an_ensemble_share_a_schedule():
+    arms = (Arm(recipe=recipe("minirl"), members=1), Arm(recipe=recipe("grpo", "schedule.steps=9"), members=1))
+    with pytest.raises(ConfigError, match="must share one schedule"):
+        trained(arms, [1, 1])
+
+
+def test_training_raises_the_exact_reward():
+    method = recipe(
+        "minirl-r3", "schedule.steps=40", "schedule.prompts=6", "schedule.group_size=16", "schedule.minibatches=1"
+    )
+    _, logs = trained((Arm(recipe=method, members=4),), [1, 2, 3, 4])
+    first, last = logs[1].metrics["exact/j_pi"], logs[-1].metrics["exact/j_pi"]
+    assert (last > first + 0.1).all()
+
+
+def test_a_run_folder_holds_one_object_a_step(tmp_path):
+    assert run(train_command(tmp_path / "a", "--set", "sim.members=2")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(30))
+    assert all(len(row["reward"]) == 2 for row in rows)
+    assert toml.build(Recipe, {k: v for k, v in toml.read(str(tmp_path / "a" / "config.toml")).items() if k != "sim"})

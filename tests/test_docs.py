@@ -1,0 +1,52 @@
+"""What the pages say about numbers and names is what the code says."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from firstorder.core.recipe import Recipe
+from firstorder.core.toml import build, read, shipped
+from firstorder.sim.claims import CLAIMS
+from firstorder.sim.config import Sim
+from firstorder.sim.numerics import Numerics
+
+ROOT = Path(__file__).parents[1]
+RECORD = json.loads((ROOT / "tests/records/validate.json").read_text())
+
+
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def test_the_verdicts_on_the_page_are_those_of_the_record():
+    spec = importlib.util.spec_from_file_location("results", ROOT / "docs/results.py")
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    assert results.filled(page("validate"), RECORD) == page("validate")
+
+
+def test_the_record_holds_every_claim_with_its_rule():
+    assert [(c["id"], c["rule"], c["statement"]) for c in RECORD["claims"]] == [
+        (c.id, c.rule, c.statement) for c in CLAIMS
+    ]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
+def test_every_claim_has_its_section(claim):
+    assert f"### {claim.id}" in page("validate")
+    assert claim.rule in page("validate")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_recipe_is_in_the_table(name):
+    assert f"`{name}`" in page("recipes")
+    assert build(Recipe, read(name)).about.summary
+
+
+@pytest.mark.parametrize("model", [Sim, Numerics])
+def test_every_key_of_the_simulator_is_documented(model):
+    tables = page("measure") + page("train")
+    assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
