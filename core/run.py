@@ -108,7 +108,7 @@ def _check_same(path: Path, text: str) -> None:
     file = path / "config.toml"
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume; drop --resume to start one")
-    before, now = _flat(tomllib.loads(file.read_text(encoding="utf-8"))), _flat(tomllib.loads(text))
+    before, now = flat(tomllib.loads(file.read_text(encoding="utf-8"))), flat(tomllib.loads(text))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ConfigError(
@@ -117,11 +117,12 @@ def _check_same(path: Path, text: str) -> None:
             )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _cut(log: Path, step: int) -> None:

@@ -44,7 +44,7 @@ class Numerics(Section):
     """
 
     kind: Literal["exact", "noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"] = "exact"
-    scale: float = Field(0.02, ge=0.0, allow_inf_nan=False)
+    scale: float = Field(0.1, ge=0.0, allow_inf_nan=False)
     router_scale: float | None = Field(None, ge=0.0, allow_inf_nan=False)
     expert_scale: float | None = Field(None, ge=0.0, allow_inf_nan=False)
     granularity: Literal["tensor", "block"] = "tensor"

@@ -29,6 +29,8 @@ SMALL = {
     "numerics": {"kind": "noise", "scale": 0.2},
 }
 BOUNDS = {
+    "dapo": ["clip.low=0.05", "clip.high=0.05"],
+    "m2po": ["clip.high=0.5"],
     "cispo": ["clip.low=0.1", "clip.high=0.1"],
     "gspo": ["clip.low=0.05", "clip.high=0.05"],
     "rspo": ["clip.low=0.05", "clip.high=0.05", "correction.low=0.9"],
@@ -36,7 +38,7 @@ BOUNDS = {
     "minirl-tis": ["correction.high=1.05"],
     "icepop": ["correction.low=0.9", "correction.high=1.1"],
     "mis": ["correction.high=1.1"],
-    "mis-geometric": ["correction.low=0.95", "correction.high=1.05"],
+    "mis-geometric": ["correction.low=0.99", "correction.high=1.01"],
     "trm": ["correction.high=0.3"],
 }
 

@@ -1,0 +1,198 @@
+"""Figures that survive a grey printer and colour-blind eyes: Okabe-Ito colours, line styles and markers."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from .catalogue import Panel, Plot
+from .curves import Curve
+from .runs import Run
+
+# M. Okabe and K. Ito, "Color Universal Design", without yellow, which paper swallows
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TOGETHER = 6  # runs in one axes; more are drawn side by side
+MARKED = 8  # markers on a long line
+COLUMNS = 3
+HEAVY = 30  # times the median
+LABEL = 48  # characters of a label in a figure
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.useoffset": False,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "firstorder",
+    "text.parse_math": False,
+}
+
+
+def draw(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> dict[str, bytes]:
+    """A figure as PNG and SVG, by suffix; the same curves give the same bytes."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever style the user has set elsewhere
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", message="Glyph")  # a folder's name may be in any script
+        figure = _together(plot, runs, curves) if len(runs) <= TOGETHER else _side_by_side(plot, runs, curves)
+        images = {}
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            file = io.BytesIO()
+            figure.savefig(file, format=suffix, metadata=metadata)
+            images[suffix] = file.getvalue()
+    return images
+
+
+def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
+    """An axes for each quantity, a line for each run."""
+    columns, rows = _grid(len(plot.panels))
+    named = [_name(run) for run in runs]
+    width = max(6.0, 3.6 * columns)
+    across = _across(named, width)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.2 * math.ceil(len(runs) / across) + 0.1), layout="constrained")
+    cells = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=plot.shared).flat
+    axes = list(cells)
+    for ax, panel in zip(axes, plot.panels, strict=False):
+        for place, run in enumerate(runs):
+            _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
+        _dress(ax, panel.title)
+        _scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
+    for ax in axes[len(plot.panels) :]:
+        ax.remove()
+    _legend(figure, named, across)
+    return figure
+
+
+def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
+    """An axes for each run; its lines are the quantities where they share an axis, else each has a block of axes."""
+    blocks: list[tuple[Panel, ...]] = [plot.panels] if plot.shared else [(panel,) for panel in plot.panels]
+    columns, rows = _grid(len(runs))
+    width = 3.6 * columns
+    named = [panel.title for panel in plot.panels]
+    legend = len(plot.panels) > 1 and plot.shared
+    height = len(blocks) * (2.0 * rows + 0.3) + 0.4 * legend
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for block, part in zip(blocks, figure.subfigures(len(blocks), 1, squeeze=False).flat, strict=True):
+        part.suptitle(block[0].title if len(block) == 1 else plot.title, fontsize=10, fontweight="bold")
+        axes = list(part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+        for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
+            for place, panel in enumerate(block):
+                _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
+            _dress(ax, _name(run))
+            _scale(ax, _unit(block), block, curves)
+            if not any(panel.key in run.logged for panel in block):
+                ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.4")
+            if number % columns:
+                ax.set_ylabel("")
+            if number + columns < len(runs):
+                ax.set_xlabel("")
+        for ax in axes[len(runs) :]:
+            ax.remove()
+    if legend:
+        _legend(figure, named, _across(named, width))
+    return figure
+
+
+def _line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
+    """The curve in the look of its place, if there is one, its interval as a band."""
+    look = _look(place)
+    for curve in curves:
+        x, points = curve.steps_done, len(curve.steps)
+        every = max(1, points // MARKED)
+        start = 0 if every == 1 else place * every // of
+        ax.plot(x, curve.value, markevery=(start, every), **look)
+        if np.isfinite(curve.low).any():
+            ax.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.12, linewidth=0)
+            for edge in (curve.low, curve.high):
+                ax.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, alpha=0.5)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Colour, dashes and marker; all three repeat only after 7, the pair of colour and dashes after 49."""
+    n = len(COLOURS)
+    return {
+        "color": COLOURS[place % n],
+        "linestyle": DASHES[(place + place // n) % n],
+        "marker": MARKERS[(place + place // n) % n],
+    }
+
+
+def _dress(ax: Axes, title: str) -> None:
+    ax.set_title(title, loc="left")
+    ax.set_xlabel("global steps done")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.tick_params(labelleft=True, labelbottom=True)
+
+
+def _scale(ax: Axes, unit: str, panels: Sequence[Panel], curves: Sequence[Curve]) -> None:
+    """Label the values and choose their axis: a share starts at 0, a heavy tail is logarithmic, as its label says.
+
+    Args:
+        ax: the axes.
+        unit: what they show.
+        panels: every quantity that is read on the same axis.
+        curves: of the whole figure.
+    """
+    ax.set_ylabel(unit)
+    shown = [np.concatenate([c.value, c.low, c.high]) for c in curves if c.panel in panels]
+    sizes = np.abs(np.concatenate(shown))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if unit.startswith("share"):
+        top = 1.05 * float(sizes.max(initial=0.0)) or 1.0
+        ax.set_ylim(-0.03 * top, top)
+    elif panels[0].heavy and len(sizes) and sizes.max() > HEAVY * np.median(sizes):
+        usual = 10.0 ** math.ceil(math.log10(float(np.median(sizes))))
+        ax.set_yscale("symlog", linthresh=usual)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_ylabel(f"{unit} (log beyond {usual:g})")
+
+
+def _legend(figure: Figure, named: list[str], across: int) -> None:
+    lines = [Line2D([], [], **_look(place)) for place in range(len(named))]
+    figure.legend(lines, named, loc="outside lower center", ncols=across, handlelength=4)
+
+
+def _grid(cells: int) -> tuple[int, int]:
+    """Columns and rows; four cells make a square."""
+    columns = 2 if cells == 4 else min(cells, COLUMNS)
+    return columns, math.ceil(cells / columns)
+
+
+def _across(named: list[str], width: float) -> int:
+    """Columns of a legend that fits the width, in inches."""
+    return max(1, min(len(named), int(width / (0.075 * max(map(len, named)) + 0.8))))
+
+
+def _unit(panels: Sequence[Panel]) -> str:
+    units = list(dict.fromkeys(panel.unit for panel in panels))
+    return units[0] if len(units) == 1 else "share"
+
+
+def _name(run: Run) -> str:
+    return _short(run.label if run.label == run.recipe else f"{run.label}: {run.recipe}")
+
+
+def _short(label: str) -> str:
+    """A label that fits; one that starts with an underscore would be left out of the legend."""
+    text = label if len(label) <= LABEL else f"{label[: LABEL // 2]}…{label[-LABEL // 2 + 1 :]}"
+    return f" {text}" if text.startswith("_") else text

@@ -1,0 +1,116 @@
+"""The page: plain HTML, images inside, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from firstorder import __version__
+
+from .catalogue import Plot
+from .curves import LEVEL, RESAMPLES
+from .runs import Run, differences
+
+CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1140px; margin: 2em auto;
+  padding: 0 1em; }
+h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin: 2em 0 .4em; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9em; }
+th, td { text-align: left; padding: .25em .9em .25em 0; border-bottom: 1px solid #ccc; vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+figure { margin: 0; break-inside: avoid; } img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+figcaption, dl, p.note { font-size: .9em; color: #333; } dl { margin: .4em 0; }
+dt { font-weight: 600; } dd { margin: 0 0 .3em 1.5em; } code { font-size: .95em; }
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
+    """The report as one HTML document.
+
+    Args:
+        runs: the runs.
+        table: one row a run, cells by column, as text.
+        drawn: every figure with its SVG.
+    """
+    title = "Training report: " + ", ".join(run.label for run in runs)
+    body = [f"<h1>{escape(title)}</h1>", _table(table), _intervals(runs), _differences(runs)]
+    body += [_figure(plot, svg, runs) for plot, svg in drawn]
+    body.append(f"<p class='note'>firstorder {escape(__version__)}</p>")
+    head = (
+        f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>{CSS}</style>"
+    )
+    return (
+        f"<!doctype html>\n<html lang='en'>\n<head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in rows[0])
+    body = "\n".join(
+        "<tr>" + "".join(f"<td class='number'>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
+    )
+    download = '<a href="summary.csv">CSV</a>'
+    return f"<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>\n<p class='note'>{download}</p>"
+
+
+def _intervals(runs: list[Run]) -> str:
+    """What the numbers of an ensemble are; nothing if no run is one."""
+    several = [run for run in runs if run.members > 1]
+    text = "KL and flip rate are those of the last step's batch."
+    if several:
+        counts = ", ".join(f"{run.label} {run.members}" for run in several)
+        text += (
+            f" Where a run has several members ({counts}), a value is their interquartile mean (plain mean below 4) "
+            f"and an interval the {LEVEL:.0%} percentile bootstrap interval over members ({RESAMPLES} resamples, "
+            "fixed seed), for each step on its own. With few members such an interval is too narrow."
+        )
+    if len(several) < len(runs):
+        text += " A run of one policy has no interval."
+    return f"<p class='note'>{escape(text)}</p>"
+
+
+def _differences(runs: list[Run]) -> str:
+    if len(runs) == 1:
+        return ""
+    found = differences(runs)
+    if not found:
+        return "<h2>Configuration</h2>\n<p>The runs have the same configuration.</p>"
+    head = "<th>key</th>" + "".join(f"<th>{escape(run.label)}</th>" for run in runs)
+    body = "\n".join(
+        f"<tr><td><code>{escape(key)}</code></td>" + "".join(f"<td>{escape(_value(v))}</td>" for v in row) + "</tr>"
+        for key, row in found.items()
+    )
+    return (
+        f"<h2>Where the configurations differ</h2>\n<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>"
+    )
+
+
+def _figure(plot: Plot, svg: bytes, runs: list[Run]) -> str:
+    lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
+    shown = f"{plot.title} over global steps, runs {lines}"
+    image = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    links = " · ".join(f'<a href="{plot.name}.{s}">{s.upper()}</a>' for s in ("png", "svg", "csv"))
+    meanings = "\n".join(
+        f"<dt>{escape(panel.title)} <code>{escape(panel.key)}</code></dt>"
+        f"<dd>{escape(panel.meaning)} [{escape(panel.unit)}]"
+        + (f"; {escape(panel.source)}" if panel.source else "")
+        + "</dd>"
+        for panel in plot.panels
+    )
+    note = f"<p class='note'>{escape(plot.note)}</p>\n" if plot.note else ""
+    return (
+        f'<h2 id="{plot.name}">{escape(plot.title)}</h2>\n<figure>\n<img alt="{escape(shown)}" src="{image}">\n'
+        f"<figcaption>{note}<dl>\n{meanings}\n</dl>{links}</figcaption>\n</figure>"
+    )
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,143 @@
+"""Run folders as arrays. Shapes: S logged steps, M members."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstorder.core.errors import ConfigError
+from firstorder.core.run import LOGS, flat
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One logged quantity of one run.
+
+    Args:
+        steps: the `step` of the lines that hold it, `[S]`.
+        values: one column a member, `[S, M]`; NaN where the log says null.
+    """
+
+    steps: NDArray[np.int64]
+    values: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder holds: the flat configuration, and every logged quantity of both logs by name."""
+
+    label: str
+    config: dict[str, Any]
+    logged: dict[str, Series]
+    receipts: tuple[str, ...]
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return str(self.config.get("about.name", "?"))
+
+    @property
+    def steps(self) -> int:
+        """Global steps done."""
+        return max(int(series.steps[-1]) for series in self.logged.values()) + 1
+
+    @property
+    def planned(self) -> int:
+        """Global steps that the schedule asks for."""
+        return int(self.config.get("schedule.steps", self.steps))
+
+    @property
+    def members(self) -> int:
+        """Policies trained at once."""
+        return max(int(series.values.shape[1]) for series in self.logged.values())
+
+
+def read_runs(paths: list[Path]) -> list[Run]:
+    """The runs, each under a label of its own.
+
+    Raises:
+        ConfigError: not a run folder, nothing logged yet, a damaged log, or a folder given twice.
+    """
+    for i, path in enumerate(paths):
+        if path.resolve() in [p.resolve() for p in paths[:i]]:
+            raise ConfigError(f"run {path} is given twice; name each run once")
+    return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+
+
+def labels(paths: list[Path]) -> list[str]:
+    """The folders' names, with as many folders above as it takes to tell them apart.
+
+    Example:
+        >>> labels([Path("/a/r2"), Path("/a/r3")]), labels([Path("/a/r3"), Path("/b/r3")])
+        (['r2', 'r3'], ['a/r3', 'b/r3'])
+    """
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def differences(runs: list[Run]) -> dict[str, list[Any]]:
+    """The configuration keys on which the runs differ, one value a run, None where not set; names aside."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith("about."))
+    rows = {key: [run.config.get(key) for run in runs] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _read(path: Path, label: str) -> Run:
+    file = path / "config.toml"
+    if not file.is_file():
+        raise ConfigError(f"{path} is not a run folder, it holds no config.toml; give a folder that train wrote")
+    try:
+        config = flat(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}; give another run") from None
+    found = [_log(path / f"{name}.jsonl") for name in LOGS]
+    if not found[0]:
+        raise ConfigError(f"{path} holds no metrics yet; let the run finish a step first")
+    return Run(label=label, config=config, logged=found[0] | found[1], receipts=tuple(found[1]))
+
+
+def _log(file: Path) -> dict[str, Series]:
+    """The quantities of a log; a last line that is only half written is left out."""
+    try:
+        lines = file.read_bytes().splitlines() if file.exists() else []
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; give another run") from None
+    found: dict[str, tuple[list[int], list[list[float]]]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            step, values = _entry(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number == len(lines):
+                break
+            raise ConfigError(f"{file} is damaged in line {number}; resume the run, or give another") from None
+        for name, value in values.items():
+            steps, rows = found.setdefault(name, ([], []))
+            steps.append(step)
+            rows.append(value)
+    return {name: _series(file, name, steps, rows) for name, (steps, rows) in found.items()}
+
+
+def _entry(line: bytes) -> tuple[int, dict[str, list[float]]]:
+    entry = json.loads(line)
+    step = int(entry.pop("step"))
+    rows = {name: value if isinstance(value, list) else [value] for name, value in entry.items()}
+    return step, {name: [np.nan if v is None else float(v) for v in row] for name, row in rows.items()}
+
+
+def _series(file: Path, name: str, steps: list[int], rows: list[list[float]]) -> Series:
+    if any(len(row) != len(rows[0]) for row in rows) or any(b <= a for a, b in pairwise(steps)):
+        raise ConfigError(f"{file} is damaged: {name} changes its members or its steps go back; give another run")
+    return Series(steps=np.asarray(steps, dtype=np.int64), values=np.asarray(rows, dtype=np.float64))
