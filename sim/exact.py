@@ -16,10 +16,11 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import token_weights
 
-from .engine import vjp
+from .engine import Pass, vjp
 from .groups import expected_parts
+from .policy import Weights
 from .scene import Mode, Scene, token_stats
-from .tree import Tree, gather, scatter
+from .tree import Tree, chunks, gather, responses, scatter
 
 
 def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
@@ -28,12 +29,20 @@ def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
 
 
 def gradient(scene: Scene, mode: Mode) -> Tensor:
-    """∇J_seq of a target, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
+    """∇J_seq of a target, `[M, P]`; eq. (2)."""
+    return sequence_gradient(scene.target[mode], scene.tree, scene.rewards, scene.weights)
+
+
+def sequence_gradient(done: Pass, tree: Tree, rewards: Tensor, weights: Weights) -> Tensor:
+    """∇J_seq of the policy of a pass, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
+    logp = done.logp.detach()
     edges = torch.zeros((), dtype=torch.float64)
-    for part in scene.parts():
-        weight = (part.probability(mode) * part.rewards)[..., None].expand(-1, -1, part.tree.horizon)
-        edges = edges + scatter(weight, part.tree)
-    return vjp(scene.target[mode], edges, scene.weights)
+    for cut in chunks(tree, len(logp)):
+        part = responses(tree, cut)
+        chance = gather(logp, part).sum(-1).exp() / len(tree.prompts)
+        weight = (chance * rewards[cut])[..., None].expand(-1, -1, tree.horizon)
+        edges = edges + scatter(weight, part)
+    return vjp(done, edges, weights)
 
 
 def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:

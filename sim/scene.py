@@ -21,11 +21,10 @@ from .config import Sim
 from .engine import Pass, Routes, run
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, load
-from .tree import Tree, gather, gather_contexts, plant, responses
+from .tree import Tree, chunks, gather, gather_contexts, plant, responses
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
-CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +67,7 @@ class Scene:
 
     def parts(self) -> Iterator[Scene]:
         """The same contexts with the responses a chunk at a time, so that sums over responses take little memory."""
-        size = max(1, CHUNK_TOKENS // (self.tree.horizon * self.mu_old.logp.shape[0]))
-        for start in range(0, len(self.tree.path), size):
-            cut = slice(start, start + size)
+        for cut in chunks(self.tree, len(self.mu_old.logp)):
             yield replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut])
 
     def probability(self, mode: Mode) -> Tensor:

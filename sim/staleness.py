@@ -9,9 +9,11 @@ from torch import Tensor
 from firstorder.core.recipe import Recipe
 
 from .config import Sim
-from .exact import gradient, update
-from .policy import Weights, flatten, unflatten
+from .engine import run
+from .exact import sequence_gradient, update
+from .policy import Weights, flatten, load, unflatten
 from .scene import Engines, build, grow
+from .tree import Tree
 
 
 def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe | None = None) -> Iterator[Weights]:
@@ -24,13 +26,21 @@ def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe
     if not steps:
         return
     tree, rewards = grow(sim, others=True)
-    mode = "disabled" if recipe is None else recipe.router_replay.mode
     theta = theta_old
     for _ in range(steps):
-        scene = build(sim, tree, rewards, pair, theta_old, theta, modes=[mode])
-        slope = gradient(scene, "disabled") if recipe is None else update(scene, recipe)
+        if recipe is None:
+            slope = _natural(sim, tree, rewards, pair, theta)
+        else:
+            scene = build(sim, tree, rewards, pair, theta_old, theta, modes=[recipe.router_replay.mode])
+            slope = update(scene, recipe)
         theta = advance(theta, slope, sim.lr)
         yield theta
+
+
+def _natural(sim: Sim, tree: Tree, rewards: Tensor, pair: Engines, theta: Weights) -> Tensor:
+    """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
+    leaves = {name: w.detach().clone().requires_grad_(name != "bias") for name, w in theta.items()}
+    return sequence_gradient(run(load(leaves, pair.pi, sim), tree), tree, rewards, leaves)
 
 
 def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:

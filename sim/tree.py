@@ -11,6 +11,7 @@ and its next token; a response is a path of at most T edges.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -107,6 +108,12 @@ def responses(tree: Tree, cut: slice) -> Tree:
     return replace(tree, path=tree.path[cut], mask=tree.mask[cut], prompt=tree.prompt[cut], cut=tree.cut[cut])
 
 
+def chunks(tree: Tree, members: int) -> Iterator[slice]:
+    """Slices of the responses, small enough for M members that sums over them take little memory."""
+    size = max(1, CHUNK_TOKENS // (tree.horizon * members))
+    return (slice(start, start + size) for start in range(0, len(tree.path), size))
+
+
 def gather(edges: Tensor, tree: Tree) -> Tensor:
     """Per-edge values `[M, N, V]` along every response, `[M, B, T]`, 0 off the mask."""
     return torch.where(tree.mask, edges.flatten(1)[:, tree.path.long()], 0.0)
@@ -172,6 +179,7 @@ def bytes_needed(sim: Sim, members: int) -> int:
     return contexts * (members * kept + sim.vocab * response) + working * min(members * contexts, WORKING_ROWS)
 
 
+CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 WORKING_ROWS = 3 << 15  # contexts whose graph is alive at once before checkpointing bounds it
 
 

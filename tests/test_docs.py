@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from firstorder.cli.main import run
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
 from firstorder.sim.claims import CLAIMS
@@ -50,3 +51,20 @@ def test_every_recipe_is_in_the_table(name):
 def test_every_key_of_the_simulator_is_documented(model):
     tables = page("measure") + page("train")
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
+
+
+def shown_on_the_tour():
+    """The tables of `firstorder measure` on the first page: arguments, and the numbers shown under them."""
+    for block in re.findall(r"```console\n\$ firstorder (measure [^\n]*)\n(.*?)```", page("index"), flags=re.DOTALL):
+        rows = re.findall(r"^ (\w+) +(-?[\d.e+-]+)  ", block[1], flags=re.MULTILINE)
+        if rows:
+            yield block[0].split(), {name: float(value) for name, value in rows}
+
+
+def test_the_tour_shows_what_the_commands_print(tmp_path):
+    tables = list(shown_on_the_tour())
+    assert len(tables) == 2
+    for arguments, numbers in tables:
+        assert run([*arguments, "--json", str(tmp_path / "out.json")]) == 0
+        result = json.loads((tmp_path / "out.json").read_text())["result"]
+        assert {name: result[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)

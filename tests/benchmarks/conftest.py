@@ -50,6 +50,11 @@ def ratios(median, facts):
         yield f"padded batch of all sequences / tree: {median['padded'] / median['tree']:.1f}x"
     if {"ten", "bare"} <= set(median):
         yield f"ten recipes together / bare forward and backward: {median['ten'] / median['bare']:.1f}x"
+    if {"ensemble", "singles"} <= set(median):
+        yield f"64 runs one after another / an ensemble of 64: {median['singles'] / median['ensemble']:.1f}x"
+    if {"ensemble", "bare_training"} <= set(median):
+        ratio = median["ensemble"] / median["bare_training"]
+        yield f"a training step of 64 / its bare forward and backward: {ratio:.1f}x"
     for name in ("small", "large"):
         if name in facts.get("memory", {}):
             yield f"peak memory, {name}: {facts['memory'][name]}"

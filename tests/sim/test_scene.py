@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from firstorder.sim import exact, scene
+from firstorder.sim import exact, tree
 from firstorder.sim.engine import Routes
 from firstorder.sim.measure import measure
 from firstorder.sim.scene import MODES, token_stats
@@ -21,13 +21,13 @@ def numbers(result, prefix=""):
 def test_responses_in_chunks_add_up_to_all_of_them(name, small, make_recipe, monkeypatch):
     recipe, sim = make_recipe(name, "correction.high=0.3") if name == "trm" else make_recipe(name), small(staleness=1)
     whole = numbers(measure(recipe, sim))
-    monkeypatch.setattr(scene, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(tree, "CHUNK_TOKENS", 20)
     assert numbers(measure(recipe, sim)) == pytest.approx(whole, rel=1e-9, abs=1e-14)
 
 
 def test_parts_of_a_scene_hold_every_response_once(small, make_scene, monkeypatch):
     whole = make_scene(small())
-    monkeypatch.setattr(scene, "CHUNK_TOKENS", 12)
+    monkeypatch.setattr(tree, "CHUNK_TOKENS", 12)
     parts = list(whole.parts())
     assert [len(p.rewards) for p in parts] == [4] * 7 + [2]
     for name in ("path", "mask", "prompt", "cut"):
