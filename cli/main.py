@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
         message = error.format_message()
         return 0 if not message else _refuse(message.replace("\n", " "))
     if code == INTERRUPTED:
-        typer.echo("firstorder: interrupted, nothing was written", err=True)
+        typer.echo("firstorder: interrupted", err=True)
     return code if isinstance(code, int) else 0
 
 

@@ -11,8 +11,7 @@ from .compose import compose
 
 if TYPE_CHECKING:
     from firstorder.core.loop import StepLog
-    from firstorder.core.recipe import Recipe
-    from firstorder.sim.config import Sim
+    from firstorder.sim.training import Training
 
 
 def train(
@@ -25,37 +24,39 @@ def train(
 ) -> None:
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
     from firstorder.core.errors import ConfigError
-    from firstorder.sim.training import inert
+    from firstorder.sim.training import inert, prepare
 
     if backend != "sim":
         raise ConfigError(f"--backend must be sim, got {backend!r}")
     method, sim = compose(recipe, set_)
-    for line in inert(method, sim):
-        if strict:
-            raise ConfigError(f"--strict: {line}; change the recipe or drop --strict")
-        typer.echo(f"inert: {line}", err=True)
+    idle = inert(method, sim)
+    if strict and idle:
+        raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
     folder = Path(out or f"runs/{method.about.name}")
+    training = prepare(method, sim, folder, resume=resume)
+    for line in idle:
+        typer.echo(f"inert: {line}", err=True)
     try:
-        _with_progress(method, sim, folder, resume=resume)
+        _with_progress(training)
     except KeyboardInterrupt:
-        typer.echo(f"firstorder: interrupted; go on with --resume --out {folder}", err=True)
+        typer.echo(f"{folder}: go on with --resume", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder}: {method.schedule.steps} steps")
 
 
-def _with_progress(method: Recipe, sim: Sim, folder: Path, *, resume: bool) -> None:
+def _with_progress(training: Training) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from firstorder.sim.training import run as train_sim
+    from firstorder.sim.training import run
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=method.schedule.steps)
+        bar = progress.add_task("", total=training.arm.recipe.schedule.steps, completed=training.first)
 
         def done(log: StepLog) -> None:
             shown = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
             text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             progress.update(bar, completed=log.step + 1, description=text)
 
-        train_sim(method, sim, folder, resume=resume, done=done)
+        run(training, done)

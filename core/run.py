@@ -42,7 +42,7 @@ class RunFolder:
         if resume:
             _check_same(path, text)
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} is not empty; give a new --out, or --resume to go on")
+            raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -109,7 +109,8 @@ class SimBackend:
 
     def evaluate(self, step: int) -> dict[str, Tensor]:
         """Exact J of π and of μ on the measured prompts, every `sim.evaluate_every` steps and after the last."""
-        if step % self.sim.evaluate_every and step != self.schedule.steps:
+        every = self.sim.evaluate_every
+        if not every or (step % every and step != self.schedule.steps):
             return {}
         tree, rewards = grow(self.sim)
         with torch.no_grad():

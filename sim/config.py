@@ -41,7 +41,7 @@ class Sim(Section):
     pool: int = Field(64, ge=1, description="training prompts, the measured ones among them")
     members: int = Field(1, ge=1, description="policies trained at once, their seeds counting up from `seed`")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
-    evaluate_every: int = Field(10, ge=1, description="steps between exact evaluations while training")
+    evaluate_every: int = Field(10, ge=0, description="steps between exact evaluations while training; 0 for none")
     staleness: int = Field(0, ge=0, description="plain-SGD steps from theta_old to theta")
     lr: float = Field(0.1, gt=0.0, allow_inf_nan=False, description="step size of those steps")
     direction: Literal["natural", "recipe"] = "natural"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from firstorder.core.arms import Arm
+from firstorder.core.errors import SizeError
 from firstorder.core.loop import StepLog, train
 from firstorder.core.recipe import Recipe, inert_parts
 from firstorder.core.run import RunFolder
 
 from .backend import SimBackend
 from .config import Sim, check_replay
-from .measure import check_runs
+from .measure import available_memory, check_runs
+from .tree import check_size
 
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
@@ -22,37 +25,58 @@ def inert(recipe: Recipe, sim: Sim) -> list[str]:
     return inert_parts(recipe, stale=recipe.schedule.minibatches > 1, mismatch=sim.numerics != sim.training_numerics)
 
 
-def run(
-    recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False, done: Callable[[StepLog], None] = lambda log: None
-) -> None:
-    """Train and record.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run that is ready to go: its arm, engines, folder and first step."""
+
+    arm: Arm
+    backend: SimBackend
+    folder: RunFolder
+    first: int
+
+
+def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Training:
+    """Check everything, open the run folder and restore its newest checkpoint.
 
     Args:
         recipe: method, schedule and optimiser.
         sim: the simulator; `sim.members` policies are trained at once, seeds counting up from `sim.seed`.
         out: the run folder.
         resume: go on from its newest checkpoint.
-        done: called after each recorded step.
 
     Raises:
         ConfigError: the recipe cannot be trained here, or the folder cannot be used.
-        DataError: a step failed; the folder stays resumable.
+        SizeError: the responses to the measured prompts are too many to enumerate.
     """
     check_runs(recipe)
     check_replay(recipe, sim)
+    if sim.evaluate_every:
+        try:
+            check_size(sim, sim.members, available_memory())
+        except SizeError as error:
+            raise SizeError(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
     arm = Arm(recipe=recipe, members=sim.members)
     backend = SimBackend(sim, (arm,), sim.seed + torch.arange(sim.members))
     folder = RunFolder(out, recipe.model_dump() | {"sim": sim.model_dump()}, resume=resume)
-    first = 0
-    if resume and (found := folder.latest()) is not None:
-        first, state = found
-        backend.load(state)
+    found = folder.latest() if resume else None
+    if found is not None:
+        backend.load(found[1])
+    return Training(arm=arm, backend=backend, folder=folder, first=0 if found is None else found[0])
+
+
+def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
+    """Train and record; `done` is called after each recorded step.
+
+    Raises:
+        DataError: a step failed; the folder stays resumable.
+    """
+    steps = training.arm.recipe.schedule.steps
 
     def record(log: StepLog) -> None:
-        folder.append(log)
+        training.folder.append(log)
         after = log.step + 1
-        if after % sim.checkpoint_every == 0 or after == recipe.schedule.steps:
-            folder.save(after, backend.state())
+        if after % training.backend.sim.checkpoint_every == 0 or after == steps:
+            training.folder.save(after, training.backend.state())
         done(log)
 
-    train((arm,), backend, first, record)
+    train((training.arm,), training.backend, training.first, record)

@@ -174,7 +174,7 @@ def test_another_configuration_is_not_resumed(tmp_path, capsys):
     assert run(train_command(tmp_path / "a", "--resume", "--set", "clip.high=0.5")) == 2
     assert "was run with clip.high = 0.27, got 0.5" in capsys.readouterr().err
     assert run(train_command(tmp_path / "a")) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
     assert run(train_command(tmp_path / "nothing", "--resume")) == 2
     assert "holds no run to resume" in capsys.readouterr().err
     assert logs_of(tmp_path / "a") == before
@@ -211,6 +211,15 @@ def test_a_mini_batch_count_that_does_not_divide_is_refused(capsys, tmp_path):
     assert run(train_command(tmp_path / "a", "--set", "schedule.minibatches=3")) == 2
     assert "must be a multiple of schedule.minibatches = 3" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_responses_too_many_to_enumerate_are_trained_without_exact_evaluations(capsys, tmp_path):
+    long = ["--set", "sim.vocab=6", "--set", "sim.horizon=20", "--set", "schedule.steps=2"]
+    assert run(train_command(tmp_path / "a", *long)) == 2
+    assert "or set sim.evaluate_every=0 to train without" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert run(train_command(tmp_path / "a", *long, "--set", "sim.evaluate_every=0")) == 0
+    assert "exact/j_pi" not in (tmp_path / "a" / "metrics.jsonl").read_text()
 
 
 def test_strict_refuses_parts_that_cannot_act(capsys, tmp_path):
