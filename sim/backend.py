@@ -22,6 +22,7 @@ from firstorder.core.surrogate import surrogate_loss
 from . import exact, noise, optimizer, task
 from .config import Sim
 from .engine import run as run_tree
+from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, initial_weights, load, unflatten
 from .scene import Engines, engines, grow
 from .sequences import Scores, sample, score
@@ -57,7 +58,7 @@ class SimBackend:
         number = torch.arange(groups.shape[1])
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
-            engine = load(self.rollout_weights, self.engines.mu, self.sim)
+            engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
             done = sample(engine, self.pool[groups], self.sim.horizon, keys)
         first = self.sim.prompt_length
         rewards = task.verify(self.sim, self.pool[groups], done.tokens[..., first:], done.mask[..., first:])
@@ -126,6 +127,12 @@ class SimBackend:
         """Go on from `state`."""
         self.weights = self.rollout_weights = state["weights"]
         self.optimizer = optimizer.OptimizerState(**state["optimizer"])
+
+    def _rollout_arithmetic(self, step: int) -> Arithmetic:
+        """μ's arithmetic; where it depends on the batch, every step's batch is another draw."""
+        if self.sim.numerics.kind != "batch":
+            return self.engines.mu
+        return arithmetic(self.sim.numerics, noise.combine(self.seeds, step))
 
     def _agreement(self, batch: RolloutBatch, live: Scores, used: Scores) -> Moments:
         """Route agreement and entropy on the rows that produced response tokens."""

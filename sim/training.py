@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from firstorder.core.arms import Arm
-from firstorder.core.errors import SizeError
+from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.loop import StepLog, train
 from firstorder.core.recipe import Recipe, inert_parts
 from firstorder.core.run import RunFolder
@@ -50,6 +50,7 @@ def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Tra
     """
     check_runs(recipe)
     check_replay(recipe, sim)
+    check_trainable(recipe)
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())
@@ -62,6 +63,19 @@ def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Tra
     if found is not None:
         backend.load(found[1])
     return Training(arm=arm, backend=backend, folder=folder, first=0 if found is None else found[0])
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Refuse a weight that needs more than sampled rollouts carry.
+
+    Raises:
+        ConfigError: it reads whole distributions or router log-probs.
+    """
+    if recipe.correction.kind in ("max_kl", "router_shift"):
+        raise ConfigError(
+            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
+            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
+        )
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:

@@ -21,6 +21,9 @@ from firstorder.sim import backend as simulator
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
+from firstorder.sim.numerics import Numerics
+from firstorder.sim.policy import load
+from firstorder.sim.sequences import score
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
@@ -220,6 +223,28 @@ def test_responses_too_many_to_enumerate_are_trained_without_exact_evaluations(c
     assert not (tmp_path / "a").exists()
     assert run(train_command(tmp_path / "a", *long, "--set", "sim.evaluate_every=0")) == 0
     assert "exact/j_pi" not in (tmp_path / "a" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["trm", "rspo"])
+def test_a_weight_that_rollouts_cannot_feed_is_refused_before_the_run(name, capsys, tmp_path):
+    assert run(["train", name, "--out", str(tmp_path / "a")]) == 2
+    assert "`firstorder measure` judges it" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", [n for n in toml.shipped() if n not in ("trm", "rspo", "total-recall", "pr2")])
+def test_every_other_shipped_recipe_trains(name):
+    _, logs = trained((Arm(recipe=recipe(name, "schedule.steps=1"), members=1),), [5])
+    assert all(torch.isfinite(value).all() for value in logs[-1].metrics.values())
+
+
+def test_an_engine_that_depends_on_its_batch_is_another_one_at_every_step():
+    sim = SIM.model_copy(update={"numerics": Numerics(kind="batch")})
+    backend = SimBackend(sim, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([5]))
+    tokens = backend.rollout(0).tokens
+    first, again, later = (score(load(backend.weights, backend._rollout_arithmetic(s), sim), tokens) for s in (0, 0, 1))
+    assert torch.equal(first.logp, again.logp)
+    assert not torch.equal(first.logp, later.logp)
 
 
 def test_strict_refuses_parts_that_cannot_act(capsys, tmp_path):
