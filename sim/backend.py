@@ -16,16 +16,17 @@ from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import Moments
 from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.recipe import Recipe
 from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
 
 from . import exact, noise, optimizer, task
 from .config import Sim
-from .engine import run as run_tree
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, initial_weights, load, unflatten
-from .scene import Engines, engines, grow
+from .scene import Engines, build, engines, grow
 from .sequences import Scores, sample, score
+from .tree import Tree
 
 
 class SimBackend:
@@ -41,7 +42,7 @@ class SimBackend:
         members = [arm for arm in arms for _ in range(arm.members or 1)]
         if len(members) != len(seeds):
             raise ConfigError(f"the arms hold {len(members)} members, got {len(seeds)} seeds")
-        self.sim, self.seeds, self.schedule = sim, seeds, arms[0].recipe.schedule
+        self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
         self.pool = task.pool(sim)
@@ -109,15 +110,33 @@ class SimBackend:
         self.rollout_weights = self.weights
 
     def evaluate(self, step: int) -> dict[str, Tensor]:
-        """Exact J of π and of μ on the measured prompts, every `sim.evaluate_every` steps and after the last."""
+        """Exact objectives and errors on the measured prompts, every `sim.evaluate_every` steps and after the last."""
         every = self.sim.evaluate_every
         if not every or (step % every and step != self.schedule.steps):
             return {}
         tree, rewards = grow(self.sim)
-        with torch.no_grad():
-            pi = run_tree(load(self.weights, self.engines.pi, self.sim), tree)
-            mu = run_tree(load(self.weights, self.engines.mu, self.sim), tree)
-        return {"exact/j_pi": exact.value(pi.logp, tree, rewards), "exact/j_mu": exact.value(mu.logp, tree, rewards)}
+        found, start = [], 0
+        for arm in self.arms:
+            cut = slice(start, start + (arm.members or 1))
+            found.append(self._exact(arm.recipe, cut, tree, rewards))
+            start = cut.stop
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> dict[str, Tensor]:
+        """J of π and μ, and the errors of the first update that a recipe would make at these weights; `[members]`."""
+        mode = recipe.router_replay.mode
+        pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
+        weights = {name: w[cut] for name, w in self.weights.items()}
+        scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
+        values, u = exact.values(scene, mode), exact.update(scene, recipe)
+        return {
+            "exact/j_pi": values.j_seq_natural,
+            "exact/j_mu": values.j_mu,
+            "exact/value_error": values.error.abs(),
+            "exact/replay_bias": values.replay_bias,
+            "exact/gradient_error": exact.compare(u, exact.gradient(scene, mode)).error,
+            "exact/gradient_error_natural": exact.compare(u, exact.gradient(scene, "disabled")).error,
+        }
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser; everything random is a hash of (seed, step)."""

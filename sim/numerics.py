@@ -7,7 +7,7 @@ The policy is written once against `Arithmetic`; an engine is the policy's weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -97,14 +97,16 @@ class Arithmetic:
     expert_scale: Tensor
     seed: Tensor
 
-    def repeat(self, members: int) -> Arithmetic:
+    def members(self, cut: slice) -> Arithmetic:
+        """The arithmetic of some members."""
+        parts = {name: getattr(self, name)[cut] for name in ("router_scale", "expert_scale", "seed")}
+        return replace(self, **parts)
+
+    def repeat(self, count: int) -> Arithmetic:
         """The arithmetic of the first member, for an ensemble of copies of it."""
-        return Arithmetic(
-            numerics=self.numerics,
-            router_scale=self.router_scale[:1].expand(members),
-            expert_scale=self.expert_scale[:1].expand(members),
-            seed=self.seed[:1].expand(members),
-        )
+        first = self.members(slice(0, 1))
+        copies = {name: getattr(first, name).expand(count) for name in ("router_scale", "expert_scale", "seed")}
+        return replace(first, **copies)
 
     def weight(self, w: Tensor, name: str) -> Tensor:
         """A weight as the engine stores it: `[M, ..., D, F]`, the router and head spared from 8 bits."""

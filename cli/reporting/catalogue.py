@@ -77,6 +77,29 @@ REWARD = (
         after=1,
     ),
 )
+ERRORS = tuple(
+    Panel(key=f"exact/{key}", title=title, meaning=meaning, unit=unit, after=1, heavy=True)
+    for key, title, meaning, unit in (
+        (
+            "gradient_error",
+            "gradient error, own target",
+            "min_c ‖c u - g‖ / ‖g‖ of the recipe's first update at these weights, g the gradient of its own target",
+            "relative",
+        ),
+        (
+            "gradient_error_natural",
+            "gradient error, natural target",
+            "the same against the gradient of the policy that routes by itself",
+            "relative",
+        ),
+        (
+            "value_error",
+            "value error",
+            "|J(π) - J(μ) - E_μ[R Σ(ρ - 1)]| of the recipe's own target",
+            "reward",
+        ),
+    )
+)
 KL = (_kl("kl", "k1 estimate of KL(μ_old ‖ π_old)"), _kl("k3_kl", "k3 estimate of KL(μ_old ‖ π_old)"))
 ENTROPY = Panel(
     key="update/entropy",
@@ -119,6 +142,13 @@ def plots(runs: list[Run]) -> list[Plot]:
     acted = dict.fromkeys(key for run in runs for key in run.receipts)
     all_plots = (
         Plot(name="reward", title="Reward", panels=REWARD, shared=True),
+        Plot(
+            name="errors",
+            title="Exact errors",
+            panels=ERRORS,
+            shared=False,
+            note="Every response to the measured prompts enumerated, after the step, with θ = θ_old.",
+        ),
         Plot(
             name="kl",
             title="Training-inference KL",

@@ -18,7 +18,7 @@ TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
     *("sim.evaluate_every=2", "schedule.steps=3", "schedule.prompts=2", "schedule.group_size=4"),
 ]
-FIGURES = ("reward", "kl", "entropy", "flips", "receipts", "gradient")
+FIGURES = ("reward", "errors", "kl", "entropy", "flips", "receipts", "gradient")
 
 
 def trained(path, recipe, *more):

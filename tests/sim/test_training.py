@@ -21,8 +21,10 @@ from firstorder.sim import backend as simulator
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
+from firstorder.sim.measure import measure
 from firstorder.sim.numerics import Numerics
 from firstorder.sim.policy import load
+from firstorder.sim.scene import engines
 from firstorder.sim.sequences import score
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
@@ -245,6 +247,21 @@ def test_an_engine_that_depends_on_its_batch_is_another_one_at_every_step():
     first, again, later = (score(load(backend.weights, backend._rollout_arithmetic(s), sim), tokens) for s in (0, 0, 1))
     assert torch.equal(first.logp, again.logp)
     assert not torch.equal(first.logp, later.logp)
+
+
+def test_exact_evaluations_are_those_of_a_measurement_at_the_same_weights():
+    method = recipe("minirl-r3", "schedule.steps=1")
+    sim = SIM.model_copy(update={"staleness": 0, "seed": 5})
+    backend = SimBackend(sim, (Arm(recipe=method, members=2),), torch.tensor([5, 6]))
+    found, expected = backend.evaluate(0), measure(method, sim)
+    for name in ("value_error", "replay_bias", "gradient_error", "gradient_error_natural", "j_mu"):
+        assert found[f"exact/{name}"].shape == (2,)
+    # a measurement draws its engine's noise from member 0, a run from its own seed: give both the same
+    backend.engines = engines(sim, torch.tensor([0, 0]))
+    found = backend.evaluate(0)
+    for name in ("value_error", "replay_bias", "gradient_error", "gradient_error_natural", "j_mu"):
+        assert float(found[f"exact/{name}"][0]) == pytest.approx(expected[name], rel=1e-9, abs=1e-15)
+    assert float(found["exact/j_pi"][0]) == pytest.approx(expected["j_seq_natural"], rel=1e-12)
 
 
 def test_strict_refuses_parts_that_cannot_act(capsys, tmp_path):
