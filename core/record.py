@@ -51,9 +51,9 @@ def _umask() -> int:
     return current
 
 
-def to_json(value: Mapping[str, Any]) -> str:
-    """JSON with a final newline; NaN and infinities become null, since JSON has neither."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+def to_json(value: Mapping[str, Any], indent: int | None = 2) -> str:
+    """JSON with a final newline, on one line without `indent`; NaN and infinities, which JSON lacks, become null."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

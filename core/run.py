@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ class RunFolder:
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
+            if not resume:  # before anything else, so that a folder that is not empty can be resumed
+                write_whole(path / "config.toml", text)
+            (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot use {path}: {error.strerror}; give another --out") from None
-        if not resume:
-            write_whole(path / "config.toml", text)
 
     def append(self, log: StepLog) -> None:
         """Add a step to both logs, flushed to disk.
@@ -58,10 +60,9 @@ class RunFolder:
         """
         for name, values in zip(LOGS, (log.metrics, log.receipts), strict=True):
             plain = {"step": log.step} | {key: _plain(value) for key, value in values.items()}
-            line = json.dumps(json.loads(to_json(plain)), ensure_ascii=False)
             try:
                 with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    file.write(to_json(plain, indent=None))
             except OSError as error:
                 raise _stopped(self.path, error) from None
 
@@ -92,7 +93,7 @@ class RunFolder:
             try:
                 found = torch.load(path, weights_only=True)
                 break
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError):
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
                 continue
         step = 0 if found is None else int(found["step"])
         for name in LOGS:

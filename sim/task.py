@@ -63,11 +63,10 @@ def picks(pool: Tensor, seeds: Tensor, step: int, count: int) -> Tensor:
     """
     size = len(pool)
     place = step * count + torch.arange(count)
-    orders = {}
-    for epoch in set((place // size).tolist()):
-        key = noise.combine(noise.combine(noise.mix(seeds), -1 - epoch)[:, None], torch.arange(size))
-        orders[epoch] = key.argsort(-1)
-    return torch.stack([orders[p // size][:, p % size] for p in place.tolist()], dim=1)
+    epochs = torch.arange(int(place[0]) // size, int(place[-1]) // size + 1)
+    shuffle = noise.combine(noise.mix(seeds)[:, None], -1 - epochs)
+    orders = noise.combine(shuffle[..., None], torch.arange(size)).argsort(-1)
+    return orders[:, place // size - epochs[0], place % size]
 
 
 def _ranked(sim: Sim) -> Tensor:

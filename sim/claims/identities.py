@@ -35,6 +35,13 @@ def ratios(scene: Scene, mode: Mode) -> Tensor:
     return (gather(scene.target[mode].logp.detach(), scene.tree) - gather(scene.mu_old.logp, scene.tree)).exp()
 
 
+def expansion_error(scene: Scene, mode: Mode) -> Tensor:
+    """-E[R Σ_t (ρ_t - 1)(1 - Π_{j>t} ρ_j)], the error of the expansion by its identity, `[M]`."""
+    rho = ratios(scene, mode)
+    after = rho.flip(-1).cumprod(-1).flip(-1) / rho  # prod_{j>t} rho_j
+    return -(scene.measure * scene.rewards * ((rho - 1) * (1 - after)).sum(-1)).sum(-1)
+
+
 def off(a: Tensor, b: Tensor) -> float:
     """Largest deviation of two arrays `[M, ...]` relative to the norm of the second, over members."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
@@ -46,8 +53,7 @@ def _value_identity(budget: Budget) -> Outcome:
     deviations, leading = {}, {}
     for mode in MODES:
         rho, weighted = ratios(scene, mode), scene.measure * scene.rewards
-        after = rho.flip(-1).cumprod(-1).flip(-1) / rho  # prod_{j>t} rho_j
-        right = -(weighted * ((rho - 1) * (1 - after)).sum(-1)).sum(-1)
+        right = expansion_error(scene, mode)
         deviations[mode] = off(right[:, None], values(scene, mode).error[:, None])
         delta = rho - 1
         pairs = 0.5 * (delta.sum(-1).square() - delta.square().sum(-1))

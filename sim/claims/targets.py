@@ -13,7 +13,7 @@ from firstorder.sim.tree import gather
 
 from .claim import EXACT, Budget, Claim, Outcome, theorem
 from .ensemble import Ensemble, ensemble
-from .identities import SCALE, off, ratios, stale_scene
+from .identities import SCALE, expansion_error, off, ratios, stale_scene
 
 
 def _factorisation(budget: Budget) -> Outcome:
@@ -75,8 +75,7 @@ def _replay_bias(budget: Budget) -> Outcome:
         v, rho = values(scene, mode), ratios(scene, mode)
         weighted = scene.measure * scene.rewards
         whole = v.j_seq_natural - v.j_mu - (weighted * (rho - 1).sum(-1)).sum(-1)
-        after = rho.flip(-1).cumprod(-1).flip(-1) / rho
-        approximation = -(weighted * ((rho - 1) * (1 - after)).sum(-1)).sum(-1)
+        approximation = expansion_error(scene, mode)
         moved = scene.probability("disabled") - scene.probability(mode)
         bias = (moved * scene.rewards).sum(-1)
         deviations[mode] = off((approximation + bias)[:, None], whole[:, None])

@@ -159,11 +159,12 @@ def wait_for(path):
     raise AssertionError(f"{path} did not appear")
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+@pytest.mark.parametrize("damage", [lambda b: b[:1000], lambda b: b"", lambda b: b"not a checkpoint" * 50])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path):
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     assert run(train_command(whole)) == run(train_command(damaged)) == 0
     newest = damaged / "checkpoints" / "step-0000030.pt"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    newest.write_bytes(damage(newest.read_bytes()))
     assert run(train_command(damaged, "--resume")) == 0
     assert logs_of(damaged) == logs_of(whole)
 
