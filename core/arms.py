@@ -77,7 +77,10 @@ def _advantage(recipe: Recipe, scored: Scored, mine: slice, group_size: int) -> 
         grouped = rewards.reshape(*rewards.shape[:-1], -1, group_size)
         return advantage(grouped, rule).flatten(-2)
     if scored.values is None:
-        raise DataError("advantage.baseline = value needs the critic's values of each context, got none from `score`")
+        raise DataError(
+            "advantage.baseline = value needs a critic's value of each context, and this backend has scored none; "
+            "choose another advantage.baseline"
+        )
     return gae(scored.values[mine], rewards, scored.batch.mask[mine], rule.gae_lambda)
 
 

@@ -74,7 +74,7 @@ def test_without_a_critic_an_advantage_is_that_of_a_response():
 
 
 def test_a_critic_that_gave_no_values_is_missed():
-    with pytest.raises(DataError, match="needs the critic's values of each context, got none"):
+    with pytest.raises(DataError, match="this backend has scored none; choose another"):
         with_advantages(replace(scored(), values=None), (Arm(recipe=recipe("minirl-critic")),), 3)
 
 
