@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,13 +24,18 @@ class Scored:
         batch: as sampled.
         logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
         replay: `[..., B, L, layers, K]` experts that the update must use, -1 where live; None for all live.
-        advantage: `[..., B]`, set by the loop.
+        values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
+            members whose recipe has no critic, None where no recipe has one.
+        advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
+        returns: `[..., B, L]`, what `values` is trained on; set by the loop where there are values.
     """
 
     batch: RolloutBatch
     logp_old: Tensor
     replay: Tensor | None
+    values: Tensor | None = None
     advantage: Tensor | None = None
+    returns: Tensor | None = None
 
     def stats(self, logp_theta: Tensor) -> TokenStats:
         """The statistics that weights are made from, once log π_θ exists."""
@@ -51,10 +56,10 @@ class Backend(Protocol):
         """Sample the global batch of a step with μ_old, the responses of a prompt side by side."""
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
-        """log π_old and the experts to replay, with the moments of route agreement."""
+        """log π_old, the experts to replay and the critic's values, with the moments of route agreement."""
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats)."""
+        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats); one of the critic along -∇ `value_loss`."""
 
     def push(self) -> None:
         """Send the trainer's weights to the inference engine."""
@@ -77,20 +82,10 @@ def split(scored: Scored, parts: int) -> Iterator[Scored]:
 
 
 def take(scored: Scored, rows: slice) -> Scored:
-    """Some of the responses of a scored batch."""
-    b = scored.batch
-    batch = RolloutBatch(
-        tokens=b.tokens[..., rows, :],
-        mask=b.mask[..., rows, :],
-        lengths=b.lengths[..., rows],
-        logp_mu=b.logp_mu[..., rows, :],
-        rewards=b.rewards[..., rows],
-        groups=b.groups[..., rows],
-        routes=None if b.routes is None else b.routes[..., rows, :, :, :],
-    )
-    return Scored(
-        batch=batch,
-        logp_old=scored.logp_old[..., rows, :],
-        replay=None if scored.replay is None else scored.replay[..., rows, :, :, :],
-        advantage=None if scored.advantage is None else scored.advantage[..., rows],
-    )
+    """Some of the responses of a scored batch, whatever the axes behind them."""
+    where = (slice(None),) * (scored.batch.rewards.ndim - 1) + (rows,)
+
+    def cut(held: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: x[where] for name, x in held.items() if isinstance(x, Tensor)}
+
+    return replace(scored, batch=replace(scored.batch, **cut(vars(scored.batch))), **cut(vars(scored)))

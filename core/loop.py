@@ -1,7 +1,7 @@
 """The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, push.
 
     batch = B prompts x G responses from μ_old
-    score with π_old once (R2 records its experts, R3 replays those of μ_old)
+    score with π_old once (R2 records its experts, R3 replays those of μ_old; a critic values every context)
     split into N mini-batches; one optimiser step each, with the weights of the recipe
     push the new weights to μ
 
@@ -12,14 +12,15 @@ which recipe each member follows, and every quantity is logged per member.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .arms import Arm, Weigher, advantages
+from .arms import Arm, Weigher, with_advantages
 from .backend import Backend, split
 from .diagnostics import Moments, add, finalise, means, moments
 from .errors import ConfigError
+from .value import explained_variance, value_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,9 @@ def train(
     for step in range(first, schedule.steps):
         batch = backend.rollout(step)
         scored, agreement = backend.score(batch)
-        scored = replace(scored, advantage=advantages(batch.rewards, arms, schedule.group_size))
+        scored = with_advantages(scored, arms, schedule.group_size)
         sums = add(agreement, moments(scored.stats(scored.logp_old)))
+        sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
         weigh = Weigher(arms)
         for minibatch in split(scored, schedule.minibatches):
             sums = add(sums, backend.update(minibatch, weigh))
@@ -65,6 +67,6 @@ def train(
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
-    known = finalise(averaged)
-    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/"))}
+    known = finalise(averaged) | explained_variance(averaged)
+    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/", "critic/"))}
     return known | own

@@ -20,17 +20,18 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
 
-from . import exact, noise, optimizer, task
+from . import critic, exact, noise, optimizer, task
 from .config import Sim
+from .engine import states
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, initial_weights, load, unflatten
-from .scene import Engines, build, engines, grow
+from .scene import Engines, Scene, build, engines, grow
 from .sequences import Scores, sample, score
 from .tree import Tree
 
 
 class SimBackend:
-    """Policies, both engines and the optimiser of every member.
+    """Policies, both engines, the optimiser and, where its recipe wants one, the critic of every member.
 
     Args:
         sim: sizes, numerics, prompts; the measured prompts are the first of the training pool.
@@ -50,6 +51,7 @@ class SimBackend:
         self.weights: Weights = initial_weights(sim, seeds)
         self.rollout_weights = self.weights
         self.optimizer = optimizer.start(self._vector())
+        self.critic = critic.start([arm.recipe for arm in members], sim)
 
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
@@ -74,7 +76,10 @@ class SimBackend:
         )
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
-        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
+        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.
+
+        The critic reads the states of the pass that the update repeats.
+        """
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
@@ -85,10 +90,12 @@ class SimBackend:
             replay = torch.stack([by_mode[mode][m] for m, mode in enumerate(self.modes)])
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
-        return Scored(batch=batch, logp_old=logp_old, replay=replay), self._agreement(batch, live, used)
+        values = None if self.critic is None else critic.values(self.critic, used.state)
+        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values)
+        return scored, self._agreement(batch, live, used)
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step of every member."""
+        """One optimiser step of every member, and one of every critic."""
         trained = {name: w.detach().requires_grad_(name != "bias") for name, w in self.weights.items()}
         trainer = load(trained, self.engines.pi, self.sim)
         scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
@@ -103,7 +110,11 @@ class SimBackend:
         vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
         self._set(vector)
         one = torch.ones_like(norm)
-        return {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        if self.critic is not None:
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
+            found |= fitted
+        return found
 
     def push(self) -> None:
         """μ takes the trainer's weights."""
@@ -128,7 +139,7 @@ class SimBackend:
         pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
         scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
-        values, u = exact.values(scene, mode), exact.update(scene, recipe)
+        values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
         return {
             "exact/j_pi": values.j_seq_natural,
             "exact/j_mu": values.j_mu,
@@ -138,14 +149,26 @@ class SimBackend:
             "exact/gradient_error_natural": exact.compare(u, exact.gradient(scene, "disabled")).error,
         }
 
+    def _values(self, recipe: Recipe, cut: slice, scene: Scene) -> Tensor | None:
+        """What the critics of an arm say of every context of a scene, `[members, N]`."""
+        if self.critic is None or not recipe.has_critic:
+            return None
+        replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
+        carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
+        mine = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
+        return critic.value(self.critic.phi[mine], carried)
+
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser; everything random is a hash of (seed, step)."""
-        return {"weights": self.weights, "optimizer": asdict(self.optimizer), "seeds": self.seeds}
+        """Weights, critics and optimisers; everything random is a hash of (seed, step)."""
+        state = {"weights": self.weights, "optimizer": asdict(self.optimizer), "seeds": self.seeds}
+        return state if self.critic is None else state | {"critic": critic.state(self.critic)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.weights = self.rollout_weights = state["weights"]
         self.optimizer = optimizer.OptimizerState(**state["optimizer"])
+        if self.critic is not None:
+            self.critic = critic.load(self.critic, state["critic"])
 
     def _rollout_arithmetic(self, step: int) -> Arithmetic:
         """μ's arithmetic; where it depends on the batch, every step's batch is another draw."""

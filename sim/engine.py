@@ -56,28 +56,12 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         replay: experts to use at every token, prompt included; None routes live.
     """
     members = model.weights["head"].shape[0]
-    children = torch.arange(1, tree.vocab)
-    state = initial_state(model, len(tree.prompts))
-    prompt_ids, levels = [], []
-    for position, (tokens, keys) in enumerate(zip(tree.prompts.T, tree.prompt_keys, strict=True)):
-        at_context = position == tree.prompts.shape[1] - 1
-        given = None if replay is None else _replayed(replay, tree, position, at_context)
-        done = chunked_step(model, state, tokens, keys, given)
-        state = done.state
-        if at_context:
-            levels.append(done)
-        else:
-            prompt_ids.append(done.ids)
-    for depth in range(1, tree.horizon):
-        parents = levels[-1].state
-        tokens = children.repeat(tree.levels[depth - 1])
-        given = None if replay is None else _level(replay.contexts, tree, depth)
-        levels.append(
-            chunked_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given)
-        )
+    before, levels = walk(model, tree, replay)
     ids = torch.cat([level.ids for level in levels], dim=1)
     prompt = (
-        torch.stack(prompt_ids, dim=1) if prompt_ids else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
+        torch.stack([done.ids for done in before], dim=1)
+        if before
+        else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
     )
     return Pass(
         logp=torch.cat([level.logp for level in levels], dim=1),
@@ -85,6 +69,35 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         margin=torch.cat([level.margin for level in levels], dim=1),
         router_logp=torch.cat([level.router_logp for level in levels], dim=1),
     )
+
+
+def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[Step], list[Step]]:
+    """Every prompt token but the last, then the contexts level by level; arguments as for `run`."""
+    children = torch.arange(1, tree.vocab)
+    state = initial_state(model, len(tree.prompts))
+    before: list[Step] = []
+    levels: list[Step] = []
+    for position, (tokens, keys) in enumerate(zip(tree.prompts.T, tree.prompt_keys, strict=True)):
+        at_context = position == tree.prompts.shape[1] - 1
+        given = None if replay is None else _replayed(replay, tree, position, at_context)
+        done = chunked_step(model, state, tokens, keys, given)
+        state = done.state
+        (levels if at_context else before).append(done)
+    for depth in range(1, tree.horizon):
+        parents = levels[-1].state
+        tokens = children.repeat(tree.levels[depth - 1])
+        given = None if replay is None else _level(replay.contexts, tree, depth)
+        levels.append(
+            chunked_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given)
+        )
+    return before, levels
+
+
+def states(model: Model, tree: Tree, replay: Routes | None = None) -> Tensor:
+    """What an engine carries into every context, `[M, N, L, D]` without gradient; arguments as for `run`."""
+    with torch.no_grad():
+        _, levels = walk(model, tree, replay)
+        return torch.cat([level.state for level in levels], dim=1)
 
 
 def vjp(done: Pass, edges: Tensor, weights: Weights) -> Tensor:

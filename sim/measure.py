@@ -210,6 +210,10 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):
         notes.append("the target is low precision: its gradients are straight-through, not exact")
+    if recipe.has_critic:
+        notes.append(
+            "the critic is perfect, V = V^mu; a learned one's error enters where gae_lambda < 1 or a mask acts"
+        )
     if result["variance"] is None:
         notes.append("variance is not formed for several draws or above 20,000 responses")
     return notes

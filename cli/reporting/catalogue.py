@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstorder.core.diagnostics import QUANTITIES
+from firstorder.core import value
+from firstorder.core.diagnostics import QUANTITIES, Quantity
 
 from .runs import Run
 
@@ -53,9 +54,8 @@ class Plot:
     note: str = ""
 
 
-def _kl(key: str, title: str) -> Panel:
-    known = QUANTITIES[key]
-    return Panel(key=key, title=title, meaning=known.formula, unit=known.unit, source=known.source, heavy=True)
+def _known(key: str, title: str, known: Quantity, *, heavy: bool = False) -> Panel:
+    return Panel(key=key, title=title, meaning=known.formula, unit=known.unit, source=known.source, heavy=heavy)
 
 
 REWARD = (
@@ -100,7 +100,14 @@ ERRORS = tuple(
         ),
     )
 )
-KL = (_kl("kl", "k1 estimate of KL(μ_old ‖ π_old)"), _kl("k3_kl", "k3 estimate of KL(μ_old ‖ π_old)"))
+KL = tuple(
+    _known(key, f"{name} estimate of KL(μ_old ‖ π_old)", QUANTITIES[key], heavy=True)
+    for key, name in (("kl", "k1"), ("k3_kl", "k3"))
+)
+CRITIC = tuple(
+    _known(key, title, value.QUANTITIES[key])
+    for key, title in (("critic/vf_loss", "value loss"), ("critic/vf_explained_var", "explained variance"))
+)
 ENTROPY = Panel(
     key="update/entropy",
     title="entropy of π_old",
@@ -166,6 +173,13 @@ def plots(runs: list[Run]) -> list[Plot]:
             note="Shares of the response tokens of the step, all its updates together.",
         ),
         Plot(name="gradient", title="Gradient norm", panels=(GRADIENT,), shared=True),
+        Plot(
+            name="critic",
+            title="The critic",
+            panels=CRITIC,
+            shared=False,
+            note="V the learned value of a context, G the return that it is trained on.",
+        ),
     )
     found = []
     for plot in all_plots:

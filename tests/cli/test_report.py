@@ -13,6 +13,7 @@ from firstorder.cli.reporting.curves import estimate, interquartile_mean
 from firstorder.cli.reporting.figures import TOGETHER
 from firstorder.cli.reporting.runs import Series, labels
 from firstorder.core.diagnostics import QUANTITIES
+from firstorder.core.value import QUANTITIES as CRITIC
 
 TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
@@ -140,6 +141,16 @@ def test_many_runs_are_drawn_side_by_side(copy, tmp_path):
     assert "6/&lt;run&gt; $x$ &amp; _" in page
     assert "<run>" not in page
     assert "the same configuration" in page
+
+
+def test_a_critic_has_a_figure_where_one_was_trained(runs, report, tmp_path):
+    trained(tmp_path / "critic", "minirl-critic", "critic.lr=0.05")
+    assert run(["report", str(runs / "one"), str(tmp_path / "critic"), "--out", str(tmp_path / "out")]) == 0
+    rows = table(tmp_path / "out/critic.csv")
+    assert {(row["run"], row["quantity"]) for row in rows} == {("critic", name) for name in CRITIC}
+    lines = log(tmp_path / "critic")
+    assert all(float(row["value"]) == lines[int(row["step"])][row["quantity"]] for row in rows)
+    assert not (report / "critic.csv").exists()
 
 
 def test_a_half_written_last_line_is_left_out(copy, tmp_path, capsys):

@@ -255,6 +255,8 @@ class Lab:
 
     def advantages(self, rule, size):
         """{(prompt, response, advantage): chance of meeting it in a slot of a group}, over all groups."""
+        if rule.baseline == "value":
+            return {(*pair, self.gae(pair, rule.gae_lambda)): chance for pair, chance in self.chance.items()}
         found = {}
         for prompt in self.prompts:
             for group in itertools.product(self.responses, repeat=size):
@@ -265,8 +267,22 @@ class Lab:
                     found[key] = found.get(key, 0.0) + chance / size
         return found
 
+    def value(self, prompt, prefix):
+        """E[R] of the rollout policy over the responses that go on from a prefix."""
+        on = [(p, c) for p, c in self.chance.items() if p[0] == prompt and p[1][: len(prefix)] == prefix]
+        return sum(c * self.reward[p] for p, c in on) / sum(c for _, c in on)
+
+    def gae(self, pair, lam):
+        """The advantage of every token of a (prompt, response) under a perfect critic."""
+        prompt, response = pair
+        values = [self.value(prompt, response[:t]) for t in range(len(response))] + [self.reward[pair]]
+        residuals = [after - before for before, after in itertools.pairwise(values)]
+        return tuple(sum(lam**i * d for i, d in enumerate(residuals[t:])) for t in range(len(response)))
+
     def token_weights(self, recipe, pair, a):
-        return [a * w for w in self._factors(recipe, pair, a)]
+        """w_t for an advantage of the response, or a tuple with one for each token."""
+        each = a if isinstance(a, tuple) else (a,) * len(pair[1])
+        return [a_t * w for a_t, w in zip(each, self._factors(recipe, pair, each), strict=True)]
 
     def update(self, recipe, advantages):
         """E[Σ_t w_t ∇ log π_θ(y_t)], advantages from the method of that name."""
@@ -279,7 +295,7 @@ class Lab:
             )
         return slope(total, self.weights)
 
-    def _factors(self, recipe, pair, a):
+    def _factors(self, recipe, pair, each):
         mode, clip, c = recipe.router_replay.mode, recipe.clip, recipe.correction
         theta, old, mu = (e.plain(pair) for e in (self.target[mode], self.old[mode], self.mu))
         logs = {"theta": theta, "old": old, "mu": mu}
@@ -294,7 +310,7 @@ class Lab:
         moved = spanned("theta/old", "token")
         factors = []
         for t in range(length):
-            p, q = math.exp(theta[t]), math.exp(mu[t])
+            p, q, a = math.exp(theta[t]), math.exp(mu[t]), each[t]
             w = ratio[t]
             if clip.kind == "minirl":
                 w *= not (a > 0 and moved[t] > 1 + clip.high) and not (a < 0 and moved[t] < 1 - clip.low)

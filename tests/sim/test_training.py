@@ -6,17 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
 
 from firstorder.cli.main import run
 from firstorder.core import toml
-from firstorder.core.arms import Arm
+from firstorder.core.arms import Arm, with_advantages
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
+from firstorder.core.surrogate import token_weights
 from firstorder.sim import backend as simulator
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
@@ -29,7 +29,7 @@ from firstorder.sim.sequences import score
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
-NAMES = ("minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "dapo")
+NAMES = ("minirl", "minirl-critic", "minirl-r2", "minirl-r3", "ppo-critic", "grpo", "gspo", "dapo")
 
 
 def recipe(name, *more):
@@ -77,10 +77,7 @@ def test_the_first_update_moves_along_the_sampled_mean_of_the_weighted_scores():
     moved = optimizer_vector(after) - optimizer_vector(before)
     batch = before.rollout(0)
     scored, _ = before.score(batch)
-    from firstorder.core.arms import advantages
-    from firstorder.core.surrogate import token_weights
-
-    stats = replace(scored, advantage=advantages(batch.rewards, arms, 4)).stats(scored.logp_old)
+    stats = with_advantages(scored, arms, 4).stats(scored.logp_old)
     weight = token_weights(stats, method).weight
 
     def objective(step):
