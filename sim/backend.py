@@ -20,7 +20,7 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
 
-from . import critic, exact, noise, optimizer, task
+from . import coherence, critic, exact, noise, optimizer, task
 from .config import Sim
 from .engine import states
 from .numerics import Arithmetic, arithmetic
@@ -51,6 +51,7 @@ class SimBackend:
         self.weights: Weights = initial_weights(sim, seeds)
         self.rollout_weights = self.weights
         self.optimizer = optimizer.start(self._vector())
+        self.trail = coherence.begin(*self._vector().shape)
         self.critic = critic.start([arm.recipe for arm in members], sim)
 
     def rollout(self, step: int) -> RolloutBatch:
@@ -126,28 +127,36 @@ class SimBackend:
         if not every or (step % every and step != self.schedule.steps):
             return {}
         tree, rewards = grow(self.sim)
-        found, start = [], 0
+        found, biases, start = [], [], 0
         for arm in self.arms:
             cut = slice(start, start + (arm.members or 1))
-            found.append(self._exact(arm.recipe, cut, tree, rewards))
+            one, bias = self._exact(arm.recipe, cut, tree, rewards)
+            found.append(one)
+            biases.append(bias)
             start = cut.stop
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]} | heading
 
-    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> dict[str, Tensor]:
-        """J of π and μ, and the errors of the first update that a recipe would make at these weights; `[members]`."""
+    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
+        the natural target; `[members]`, and `[members, P]`."""
         mode = recipe.router_replay.mode
         pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
         scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
         values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
-        return {
+        natural = exact.gradient(scene, "disabled")
+        bias = coherence.bias(u, natural)
+        found = {
             "exact/j_pi": values.j_seq_natural,
             "exact/j_mu": values.j_mu,
             "exact/value_error": values.error.abs(),
             "exact/replay_bias": values.replay_bias,
             "exact/gradient_error": exact.compare(u, exact.gradient(scene, mode)).error,
-            "exact/gradient_error_natural": exact.compare(u, exact.gradient(scene, "disabled")).error,
+            "exact/gradient_error_natural": exact.compare(u, natural).error,
+            "exact/bias_entropy": coherence.cosine(bias, exact.entropy_gradient(scene)),
         }
+        return found, bias
 
     def _values(self, recipe: Recipe, cut: slice, scene: Scene) -> Tensor | None:
         """What the critics of an arm say of every context of a scene, `[members, N]`."""
@@ -159,14 +168,20 @@ class SimBackend:
         return critic.value(self.critic.phi[mine], carried)
 
     def state(self) -> dict[str, Any]:
-        """Weights, critics and optimisers; everything random is a hash of (seed, step)."""
-        state = {"weights": self.weights, "optimizer": asdict(self.optimizer), "seeds": self.seeds}
+        """Weights, critics, optimisers and where the bias has pointed; everything random is a hash of (seed, step)."""
+        state = {
+            "weights": self.weights,
+            "optimizer": asdict(self.optimizer),
+            "trail": asdict(self.trail),
+            "seeds": self.seeds,
+        }
         return state if self.critic is None else state | {"critic": critic.state(self.critic)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.weights = self.rollout_weights = state["weights"]
         self.optimizer = optimizer.OptimizerState(**state["optimizer"])
+        self.trail = coherence.Trail(**state["trail"])
         if self.critic is not None:
             self.critic = critic.load(self.critic, state["critic"])
 

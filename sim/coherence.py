@@ -45,15 +45,16 @@ def follow(trail: Trail, b: Tensor) -> tuple[Trail, dict[str, Tensor]]:
         b: `[M, P]`.
 
     Returns:
-        The new trail, and `[M]` each: `bias_cosine` of b with the one before (0 at the first), `bias_coherence` =
-        ‖Σ m^k b_k‖ / Σ m^k ‖b_k‖ in [0, 1]: 1 where all point one way, about 1/√n where n are at random.
+        The new trail, and `[M]` each: `exact/bias_cosine` of b with the one before (0 at the first), and
+        `exact/bias_coherence` = ‖Σ m^k b_k‖ / Σ m^k ‖b_k‖ in [0, 1]: 1 where all point one way, about 1/√n where n
+        are at random.
     """
     norm = b.norm(dim=-1)
     total, length = MEMORY * trail.total + b, MEMORY * trail.length + norm
     before = trail.last.norm(dim=-1)
     found = {
-        "bias_cosine": _over((trail.last * b).sum(-1), before * norm),
-        "bias_coherence": _over(total.norm(dim=-1), length),
+        "exact/bias_cosine": _over((trail.last * b).sum(-1), before * norm),
+        "exact/bias_coherence": _over(total.norm(dim=-1), length),
     }
     return Trail(last=b, total=total, length=length), found
 

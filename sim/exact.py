@@ -21,7 +21,7 @@ from .engine import Pass, vjp
 from .groups import expected_parts
 from .policy import Weights
 from .scene import Mode, Scene, token_stats
-from .tree import Tree, chunks, gather, gather_contexts, responses, scatter
+from .tree import Tree, chunks, gather, gather_contexts, reach, responses, scatter
 
 
 def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
@@ -64,6 +64,17 @@ def sequence_gradient(done: Pass, tree: Tree, rewards: Tensor, weights: Weights)
 def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
     """Σ_y Σ_t weight · ∇ log π_θ(y_t | c_t) of a target for `[M, B, T]` weights, probability included; `[M, P]`."""
     return vjp(scene.target[mode], scatter(weight, scene.tree), scene.weights)
+
+
+def entropy_gradient(scene: Scene) -> Tensor:
+    """∇ of the entropy of the natural π_θ on μ_old's prefixes, nats a response token, `[M, P]`.
+
+    The prefixes are held fixed, so each context c adds -Σ_v π(v|c) log π(v|c) ∇ log π(v|c), weighted by its reach.
+    """
+    done, weight = scene.target["disabled"], reach(scene.mu_old.logp, scene.tree)
+    logp = done.logp.detach()
+    share = weight / weight.sum(-1, keepdim=True)
+    return vjp(done, -share[..., None] * logp.exp() * logp, scene.weights)
 
 
 def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor:
