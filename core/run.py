@@ -46,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
-        self.path = path
+        self.path, self.config = path, config
         text = dump(config)
         if resume:
             _check_same(path, text)

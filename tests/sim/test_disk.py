@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way(whole, fille
 
 def test_a_log_that_cannot_be_cut_is_left_as_it_is(whole, filled, tmp_path):
     out = tmp_path / "run"
-    assert run(command(out)) == 0
+    shutil.copytree(whole, out)
     (out / "checkpoints" / "step-0000012.pt").unlink()
     before = logs(out)
     room = os.path.getsize(out / "quantities.json") + 1
@@ -129,7 +130,7 @@ def test_a_log_that_cannot_be_cut_is_left_as_it_is(whole, filled, tmp_path):
 @pytest.mark.parametrize("tail", [b'{"step": 11, "kl": 0.0', b"\x00\x00\x00\n", b"\xff\xfe\n", b"null\n", b"{}\n"])
 def test_a_last_line_that_is_not_whole_is_dropped(tail, whole, tmp_path):
     out = tmp_path / "run"
-    assert run(command(out)) == 0
+    shutil.copytree(whole, out)
     for name in LOGS:
         with (out / f"{name}.jsonl").open("ab") as file:
             file.write(tail)
@@ -139,7 +140,7 @@ def test_a_last_line_that_is_not_whole_is_dropped(tail, whole, tmp_path):
 
 def test_a_damaged_line_costs_itself_alone(whole, tmp_path):
     out = tmp_path / "run"
-    assert run(command(out)) == 0
+    shutil.copytree(whole, out)
     kept = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (out / "metrics.jsonl").write_bytes(b"".join([*kept[:4], kept[4][:50] + b"\n", *kept[5:]]))
     assert run(command(out, "--resume")) == 0

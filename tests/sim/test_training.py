@@ -14,7 +14,7 @@ import torch
 from firstorder.cli.main import run
 from firstorder.core import toml
 from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.errors import ConfigError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.sim import backend as simulator
@@ -219,7 +219,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_pa
     assert run(train_command(tmp_path / "a", *spoiled)) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert "firstorder: " in err.splitlines()[-1]
+    assert "the gradient is not finite; lower optimizer.lr or bound the ratio" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("text", ["[sim\n", "\x00", b"\xff\xfe"])
