@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,10 @@ from .compose import compose
 
 if TYPE_CHECKING:
     from firstorder.core.loop import StepLog
+    from firstorder.core.track import Opener, Sink, Tracked, Tracker
     from firstorder.sim.training import Training
+
+SINKS = {"tensorboard": "TensorBoard", "wandb": "WandB", "trackio": "Trackio"}
 
 
 def train(
@@ -21,11 +27,17 @@ def train(
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="The run folder; runs/NAME unless given."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the folder's newest checkpoint."),
     strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),
+    track: list[str] = typer.Option(
+        [], "--track", metavar="SINK", help=f"Show the run in {', '.join(SINKS)} as well; repeat for more."
+    ),
 ) -> None:
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
     from firstorder.core.errors import ConfigError
+    from firstorder.core.loop import described
+    from firstorder.core.track import Tracker
     from firstorder.sim.training import inert, prepare
 
+    openers = _openers(track)
     if backend != "sim":
         raise ConfigError(f"--backend must be sim, got {backend!r}")
     method, sim = compose(recipe, set_)
@@ -37,17 +49,51 @@ def train(
     for line in idle:
         typer.echo(f"inert: {line}", err=True)
     try:
-        _with_progress(training)
+        tracker = Tracker(training.folder, openers, described(training.backend), _complain)
+        for name, sink in tracker.sinks.items():
+            typer.echo(f"{name}: {sink.place}", err=True)
+        try:
+            _with_progress(training, tracker)
+        finally:
+            tracker.close()
     except KeyboardInterrupt:
         typer.echo(f"{folder}: go on with --resume", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder}: {method.schedule.steps} steps")
 
 
-def _with_progress(training: Training) -> None:
+def _openers(names: list[str]) -> dict[str, Opener]:
+    """What opens each sink, by name; its library is there, but not imported yet.
+
+    Raises:
+        ConfigError: an unknown sink, or one whose extra is not installed.
+    """
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.toml import nearest
+
+    for name in names:
+        if name not in SINKS:
+            raise ConfigError(f"no sink --track {name}; {nearest(name, SINKS)}sinks: {', '.join(SINKS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--track {name} needs its library; pip install 'firstorder[{name}]'")
+    return {name: partial(_open, name) for name in names}
+
+
+def _open(name: str, run: Tracked) -> Sink:
+    """Import the module of a sink and open it."""
+    found: Sink = getattr(import_module(f".tracking.{name}", __package__), SINKS[name])(run)
+    return found
+
+
+def _complain(line: str) -> None:
+    typer.echo(f"firstorder: {line}", err=True)
+
+
+def _with_progress(training: Training, tracker: Tracker) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from firstorder.core.run import lines
     from firstorder.sim.training import run
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -55,6 +101,8 @@ def _with_progress(training: Training) -> None:
         bar = progress.add_task("", total=training.arm.recipe.schedule.steps, completed=training.first)
 
         def done(log: StepLog) -> None:
+            metrics, receipts = lines(log)
+            tracker.log(metrics | receipts)
             shown = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
             text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             progress.update(bar, completed=log.step + 1, description=text)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .advantage import advantage
 from .backend import Scored
-from .diagnostics import Moments, add
+from .diagnostics import Moments, add, remainder_moment
 from .errors import DataError
 from .recipe import Recipe
 from .stats import TokenStats
@@ -31,18 +31,27 @@ class Arm:
 
 
 class Weigher:
-    """From the statistics of a batch or a chunk to its token weights; keeps the receipts of what each part did."""
+    """From the statistics of a batch or a chunk to its token weights.
+
+    It keeps the receipts of what each part did, and the moments of what only exists while θ is being updated.
+    """
 
     def __init__(self, arms: tuple[Arm, ...]) -> None:
         self.arms = arms
         self.receipts: Moments = {}
+        self.moments: Moments = {}
 
     def __call__(self, stats: TokenStats) -> Tensor:
         """w `[..., B, T]` of every arm for its own members."""
         parts = [token_weights(piece, arm.recipe) for arm, piece in self._pieces(stats)]
-        acted = [receipts(piece, done) for (_, piece), done in zip(self._pieces(stats), parts, strict=True)]
+        acted = [
+            receipts(piece, done, arm.recipe) for (arm, piece), done in zip(self._pieces(stats), parts, strict=True)
+        ]
         joined = {name: (_join([a[name][0] for a in acted]), _join([a[name][1] for a in acted])) for name in acted[0]}
         self.receipts = add(self.receipts, joined)
+        if stats.rewards is not None:
+            moment = remainder_moment(stats, stats.logp_theta)
+            self.moments = add(self.moments, {"update/second_order_remainder": moment})
         return _join([done.weight for done in parts])
 
     def _pieces(self, stats: TokenStats) -> Iterator[tuple[Arm, TokenStats]]:

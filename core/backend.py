@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from .batch import RolloutBatch
-from .diagnostics import Moments
+from .diagnostics import Moments, Quantity
+from .errors import DataError
 from .stats import TokenStats
 
 Weigh = Callable[[TokenStats], Tensor]
-"""From the statistics of a batch or a chunk to its token weights `[..., B, T]`."""
+"""From the statistics of a batch or of a chunk of whole responses to its token weights `[..., B, T]`."""
+
+QUANTITIES: dict[str, Quantity] = {
+    "route/flip_rate": Quantity(
+        formula="share of (token, layer) at which pi_old, routing by itself, chooses another expert set than mu did",
+        unit="share of (token, layer)",
+        source="firstorder flip_rate; arXiv 2510.11370 counts the same",
+    ),
+    "route/tokens_flipped": Quantity(
+        formula="share of response tokens with a flip in at least one layer",
+        unit="share of tokens",
+        source="firstorder tokens_flipped; arXiv 2510.11370 counts the same",
+    ),
+    "route/gate_margin": Quantity(
+        formula="k-th minus (k+1)-th largest selection score of pi_old, mean over tokens and layers",
+        unit="router score",
+        source="firstorder gate_margin",
+    ),
+    "update/entropy": Quantity(
+        formula="-sum_v pi_old(v) log pi_old(v) with the recipe's replay, mean over response tokens",
+        unit="nats/token",
+        source="arXiv 2512.01374 sec. 4; verl actor/entropy",
+    ),
+    "update/grad_norm": Quantity(
+        formula="norm of the gradient of the loss before it is cut to optimizer.max_grad_norm, mean over updates",
+        unit="loss per unit of parameter",
+        source="verl actor/grad_norm; TRL grad_norm",
+    ),
+    "update/loss": Quantity(
+        formula="-mean over responses of sum_t w_t log pi_theta(y_t), mean over updates",
+        unit="reward x nats",
+        source="verl actor/pg_loss; its gradient is minus the update, its value means little",
+    ),
+}
+"""What `score` and `update` report under names that all backends share."""
+
+
+def layer_flips(layers: int) -> dict[str, Quantity]:
+    """The flip rate of each MoE layer."""
+    return {
+        f"route/flip_rate_layer_{i}": Quantity(
+            formula=f"share of response tokens at which the expert sets of pi_old and mu differ in MoE layer {i}",
+            unit="share of tokens",
+            source="firstorder flip_rate_per_layer",
+        )
+        for i in range(layers)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +93,16 @@ class Scored:
             logp_mu=self.batch.logp_mu,
             mask=self.batch.mask,
             advantage=self.advantage,
+            rewards=self.batch.rewards,
         )
 
 
 class Backend(Protocol):
     """An engine pair: one samples, the other trains. log π_θ exists only inside the forward of `update`."""
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """What every name means that `score`, `update` and `evaluate` report."""
 
     def rollout(self, step: int) -> RolloutBatch:
         """Sample the global batch of a step with μ_old, the responses of a prompt side by side."""
@@ -75,8 +127,14 @@ class Backend(Protocol):
 
 
 def split(scored: Scored, parts: int) -> Iterator[Scored]:
-    """The mini-batches, in order, each of whole groups."""
-    size = scored.logp_old.shape[-2] // parts
+    """The mini-batches, in order, each of whole groups.
+
+    Raises:
+        DataError: the responses do not divide.
+    """
+    size, rest = divmod(scored.logp_old.shape[-2], parts)
+    if rest or not size:
+        raise DataError(f"a batch of {scored.logp_old.shape[-2]} responses does not divide into {parts} mini-batches")
     for start in range(0, size * parts, size):
         yield take(scored, slice(start, start + size))
 

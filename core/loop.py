@@ -16,11 +16,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from . import diagnostics
 from .arms import Arm, Weigher, with_advantages
 from .backend import Backend, split
-from .diagnostics import Moments, add, finalise, means, moments
+from .batch import check_groups
+from .diagnostics import Moments, Quantity, add, finalise, means, moments
 from .errors import ConfigError
+from .surrogate import RECEIPTS
 from .value import explained_variance, value_moments
+
+QUANTITIES: dict[str, Quantity] = {
+    "reward": Quantity(
+        formula="mean R of the responses sampled from mu", unit="reward", source="verl critic/rewards/mean; TRL reward"
+    ),
+    "update/second_order_remainder": Quantity(
+        formula="second_order_remainder with pi_theta in place of pi_old, mean over updates",
+        unit="reward",
+        source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta], arXiv 2512.01374 sec. 2",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,7 @@ def train(
         raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
     for step in range(first, schedule.steps):
         batch = backend.rollout(step)
+        check_groups(batch, schedule.prompts, schedule.group_size)
         scored, agreement = backend.score(batch)
         scored = with_advantages(scored, arms, schedule.group_size)
         sums = add(agreement, moments(scored.stats(scored.logp_old)))
@@ -60,8 +75,13 @@ def train(
         for minibatch in split(scored, schedule.minibatches):
             sums = add(sums, backend.update(minibatch, weigh))
         backend.push()
-        metrics = _finalise(sums) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
+        metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
         done(StepLog(step=step, metrics=metrics, receipts=means(weigh.receipts)))
+
+
+def described(backend: Backend) -> dict[str, Quantity]:
+    """What every name means that a step on this backend can log, in metrics or receipts."""
+    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS
 
 
 def _finalise(sums: Moments) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -41,7 +44,8 @@ def write_whole(path: Path, text: str) -> None:
             os.unlink(temporary)
         if not isinstance(error, OSError):
             raise
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give a file that can be replaced") from None
+        remedy = "free some space" if error.errno in FULL else "give a file that can be replaced"
+        raise ConfigError(f"cannot write {path}: {error.strerror}; {remedy}") from None
 
 
 def _umask() -> int:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstorder.core import backend as shared
+from firstorder.core import value
 from firstorder.core.arms import Arm
 from firstorder.core.backend import Scored, Weigh
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import Moments
+from firstorder.core.batch import RolloutBatch, check_rewards
+from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
 from firstorder.core.routing import flips
@@ -28,6 +30,56 @@ from .policy import Weights, flatten, initial_weights, load, unflatten
 from .scene import Engines, Scene, build, engines, grow
 from .sequences import Scores, sample, score
 from .tree import Tree
+
+_ENUMERATED = "after the step, every response to the measured prompts enumerated"
+EXACT: dict[str, Quantity] = {
+    "exact/j_pi": Quantity(
+        formula=f"E[R] of the training engine's policy with its own routes, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/j_mu": Quantity(
+        formula=f"E[R] of the inference engine's policy, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/value_error": Quantity(
+        formula="|J(pi) - J(mu) - E_mu[R sum(rho - 1)]| of the recipe's own target, theta = theta_old",
+        unit="reward",
+        source="what eq. (3) of arXiv 2512.01374 leaves out",
+    ),
+    "exact/replay_bias": Quantity(
+        formula="J(pi natural) - J(pi), signed; 0 without replay", unit="reward", source="firstorder replay_bias"
+    ),
+    "exact/gradient_error": Quantity(
+        formula="min_c |c u - g| / |g|, u the recipe's first update at these weights, g the gradient of its own target",
+        unit="relative",
+        source="firstorder gradient_error",
+    ),
+    "exact/gradient_error_natural": Quantity(
+        formula="as exact/gradient_error, g the gradient of the policy that routes by itself",
+        unit="relative",
+        source="firstorder gradient_error_natural",
+    ),
+    "exact/bias_entropy": Quantity(
+        formula="cosine of b = c u - g, the error that exact/gradient_error_natural measures, with the gradient of the "
+        "entropy: negative where the bias sharpens the policy",
+        unit="1",
+        source="firstorder bias_entropy",
+    ),
+    "exact/bias_cosine": Quantity(
+        formula="cosine of b with the b of the evaluation before; 0 at the first",
+        unit="1",
+        source="firstorder bias_cosine",
+    ),
+    "exact/bias_coherence": Quantity(
+        formula=f"|sum m^k b_k| / sum m^k |b_k| over the evaluations so far, m = {coherence.MEMORY}: 1 where all point "
+        "one way",
+        unit="1",
+        source="firstorder bias_coherence",
+    ),
+}
+"""What `evaluate` reports."""
 
 
 class SimBackend:
@@ -54,6 +106,12 @@ class SimBackend:
         self.trail = coherence.begin(*self._vector().shape)
         self.critic = critic.start([arm.recipe for arm in members], sim)
 
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What every reported name means."""
+        learned = {} if self.critic is None else value.QUANTITIES
+        return shared.QUANTITIES | shared.layer_flips(self.sim.layers) | EXACT | learned
+
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
         size = self.schedule.group_size
@@ -66,7 +124,7 @@ class SimBackend:
             done = sample(engine, self.pool[groups], self.sim.horizon, keys)
         first = self.sim.prompt_length
         rewards = task.verify(self.sim, self.pool[groups], done.tokens[..., first:], done.mask[..., first:])
-        return RolloutBatch(
+        batch = RolloutBatch(
             tokens=done.tokens,
             mask=done.mask,
             lengths=done.lengths,
@@ -75,6 +133,8 @@ class SimBackend:
             groups=groups,
             routes=done.routes,
         )
+        check_rewards(batch, *task.RANGE)
+        return batch
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.
@@ -206,7 +266,6 @@ class SimBackend:
             "route/tokens_flipped": per_token(flipped.amax(-1)),
             "route/gate_margin": per_token(live.margin[:, :, :-1].mean(-1)),
             "update/entropy": per_token(used.entropy[..., 1:]),
-            "route/length": (tokens, torch.full_like(tokens, batch.tokens.shape[1])),
         }
         return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}
 

@@ -179,7 +179,7 @@ def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
         found = moments(stats)
         for name, sign, chance in zip(("positive", "negative"), (1.0, -1.0), table.of(part), strict=True):
             signed = stats.with_advantage(sign * (chance > 0).double())
-            counts = receipts(signed, token_weights(signed, recipe))
+            counts = receipts(signed, token_weights(signed, recipe), recipe)
             found |= {f"{name}.{key}": pair for key, pair in counts.items()}
         for key, (above, below) in found.items():
             before = sums.get(key, (torch.zeros(()), torch.zeros(())))

@@ -82,6 +82,7 @@ def sampled_stats(scene: Scene, recipe: Recipe, picks: Tensor) -> TokenStats:
         measure=None,
         kl_mu=pick(full.kl_mu),
         router_shift=pick(full.router_shift),
+        rewards=scene.rewards[flat],
     )
 
 

@@ -158,6 +158,7 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         measure=scene.measure,
         kl_mu=kl_mu,
         router_shift=router_shift,
+        rewards=scene.rewards.expand(logp_mu.shape[:-1]),
     )
 
 

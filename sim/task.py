@@ -13,6 +13,8 @@ from . import noise
 from .config import Sim
 from .tree import Tree
 
+RANGE = (0.0, 1.0)  # of a reward
+
 
 def prompts(sim: Sim) -> tuple[Tensor, Tensor]:
     """The prompts measured and the others, int64 `[P, prompt_length]` each, the same for every seed.

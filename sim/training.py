@@ -10,7 +10,7 @@ import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
-from firstorder.core.loop import StepLog, train
+from firstorder.core.loop import StepLog, described, train
 from firstorder.core.recipe import Recipe, inert_parts
 from firstorder.core.run import RunFolder
 
@@ -59,6 +59,7 @@ def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Tra
     arm = Arm(recipe=recipe, members=sim.members)
     backend = SimBackend(sim, (arm,), sim.seed + torch.arange(sim.members))
     folder = RunFolder(out, recipe.model_dump() | {"sim": sim.model_dump()}, resume=resume)
+    folder.describe(described(backend))
     found = folder.latest() if resume else None
     if found is not None:
         backend.load(found[1])

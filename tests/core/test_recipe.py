@@ -181,7 +181,7 @@ def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatc
     stats = replace(stats, logp_theta=stats.logp_old, router_shift=0 * stats.router_shift)
     if not mismatch:
         stats = replace(stats, logp_mu=stats.logp_old)
-    acted = {part: int(n) for part, (n, _) in receipts(stats, token_weights(stats, recipe)).items()}
+    acted = {part: int(n) for part, (n, _) in receipts(stats, token_weights(stats, recipe), recipe).items()}
     found = " ".join(inert_parts(recipe, stale=False, mismatch=mismatch))
     if "clip.kind" in found:
         assert acted["clip_upper"] == acted["clip_lower"] == 0

@@ -138,7 +138,7 @@ def test_every_part_acts_in_the_settings_of_the_reference(stale, acting):
         acted = dict.fromkeys(("clip_upper", "clip_lower", "corrected"), 0.0)
         for sign in (1.0, -1.0):
             signed = stats.with_advantage(sign * stats.advantage)
-            counts = receipts(signed, token_weights(signed, recipe))
+            counts = receipts(signed, token_weights(signed, recipe), recipe)
             acted = {part: n + float(counts[part][0]) for part, n in acted.items()}
         for part, n in acted.items():
             section = recipe.correction if part == "corrected" else recipe.clip

@@ -13,7 +13,7 @@ import torch
 from firstorder.cli.main import run
 from firstorder.core import toml
 from firstorder.core.arms import Arm, with_advantages
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.errors import ConfigError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
@@ -183,36 +183,67 @@ def test_another_configuration_is_not_resumed(tmp_path, capsys):
     assert logs_of(tmp_path / "a") == before
 
 
-def test_a_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (float("nan"), "`rewards` must be finite, got NaN or infinity; check the verifier of the task"),
+        (float("inf"), "`rewards` must be finite, got NaN or infinity; check the verifier of the task"),
+        (1.5, "`rewards` must lie in [0, 1], got 1.5; check the verifier of the task"),
+        (-1.0, "`rewards` must lie in [0, 1], got -1; check the verifier of the task"),
+    ],
+)
+def test_a_reward_that_cannot_be_stops_the_run_and_loses_nothing(reward, said, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(train_command(whole)) == 0
-    real, calls = torch.save, []
+    shorter = ["--set", "schedule.steps=8"]
+    assert run(train_command(whole, *shorter)) == 0
+    real, seen = simulator.task.verify, []
 
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+    def spoiled(*args):
+        seen.append(1)
+        rewards = real(*args)
+        return rewards.index_fill(-1, torch.tensor([2]), reward) if len(seen) == 6 else rewards
 
-    monkeypatch.setattr(torch, "save", full)
-    assert run(train_command(stopped)) == 2
-    err = capsys.readouterr().err
-    assert "No space left on device; free some space and go on with --resume" in err
-    monkeypatch.setattr(torch, "save", real)
-    assert run(train_command(stopped, "--resume")) == 0
+    monkeypatch.setattr(simulator.task, "verify", spoiled)
+    assert run(train_command(stopped, *shorter)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"firstorder: {said}"
+    assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 5
+    assert run(train_command(stopped, *shorter, "--resume")) == 0
     assert logs_of(stopped) == logs_of(whole)
 
 
-@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_stops_the_step(reward, monkeypatch):
-    monkeypatch.setattr(simulator.task, "verify", lambda sim, prompts, tokens, mask: tokens[..., 0] * 0.0 + reward)
-    with pytest.raises(DataError, match="`rewards` must be finite"):
-        trained((Arm(recipe=recipe("minirl"), members=1),), [5])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_path, capsys):
+    spoiled = ["--set", "optimizer.lr=1e200", "--set", "optimizer.kind=sgd", "--set", "schedule.minibatches=2"]
+    assert run(train_command(tmp_path / "a", *spoiled)) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "the gradient is not finite; lower optimizer.lr or bound the ratio" in err.splitlines()[-1]
 
 
-def test_a_mini_batch_count_that_does_not_divide_is_refused(capsys, tmp_path):
-    assert run(train_command(tmp_path / "a", "--set", "schedule.minibatches=3")) == 2
-    assert "must be a multiple of schedule.minibatches = 3" in capsys.readouterr().err
+@pytest.mark.parametrize("text", ["[sim\n", "\x00", b"\xff\xfe"])
+def test_a_configuration_that_cannot_be_read_is_not_resumed(text, tmp_path, capsys):
+    assert run(train_command(tmp_path / "a", "--set", "schedule.steps=2")) == 0
+    (tmp_path / "a" / "config.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = logs_of(tmp_path / "a")
+    assert run(train_command(tmp_path / "a", "--resume", "--set", "schedule.steps=2")) == 2
+    assert "config.toml cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert logs_of(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("schedule.minibatches=3", "must be a multiple of schedule.minibatches = 3"),
+        ("schedule.minibatches=0", "schedule.minibatches: input should be greater than or equal to 1, got 0"),
+        ("schedule.group_size=1", "needs schedule.group_size >= 2, got 1"),
+        ("schedule.group_size=2.5", "schedule.group_size: input should be a valid integer"),
+        ("schedule.prompts=0", "schedule.prompts: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_schedule_that_does_not_divide_is_refused_before_anything_is_written(setting, remedy, capsys, tmp_path):
+    assert run(train_command(tmp_path / "a", "--set", setting)) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "a").exists()
 
 
