@@ -20,22 +20,22 @@ QUANTITIES: dict[str, Quantity] = {
     "route/flip_rate": Quantity(
         formula="share of (token, layer) at which pi_old, routing by itself, chooses another expert set than mu did",
         unit="share of (token, layer)",
-        source="firstorder flip_rate; arXiv 2510.11370 counts the same",
+        source="flip_rate of measure; arXiv 2510.11370",
     ),
     "route/tokens_flipped": Quantity(
         formula="share of response tokens with a flip in at least one layer",
         unit="share of tokens",
-        source="firstorder tokens_flipped; arXiv 2510.11370 counts the same",
+        source="tokens_flipped of measure; arXiv 2510.11370",
     ),
     "route/gate_margin": Quantity(
         formula="k-th minus (k+1)-th largest selection score of pi_old, mean over tokens and layers",
         unit="router score",
-        source="firstorder gate_margin",
+        source="gate_margin of measure",
     ),
     "update/entropy": Quantity(
         formula="-sum_v pi_old(v) log pi_old(v) with the recipe's replay, mean over response tokens",
         unit="nats/token",
-        source="arXiv 2512.01374 sec. 4; verl actor/entropy",
+        source="arXiv 2512.01374; verl actor/entropy",
     ),
     "update/grad_norm": Quantity(
         formula="norm of the gradient of the loss before it is cut to optimizer.max_grad_norm, mean over updates",
@@ -57,7 +57,7 @@ def layer_flips(layers: int) -> dict[str, Quantity]:
         f"route/flip_rate_layer_{i}": Quantity(
             formula=f"share of response tokens at which the expert sets of pi_old and mu differ in MoE layer {i}",
             unit="share of tokens",
-            source="firstorder flip_rate_per_layer",
+            source="flip_rate_per_layer of measure",
         )
         for i in range(layers)
     }

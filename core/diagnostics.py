@@ -88,7 +88,7 @@ QUANTITIES: dict[str, Quantity] = {
     "second_order_remainder": Quantity(
         formula="mean over responses of R ((sum delta)^2 - sum delta^2) / 2, delta = rho - 1",
         unit="reward",
-        source="leading term of J(pi_old) - J(mu) - E_mu[R sum delta], arXiv 2512.01374 sec. 2",
+        source="leading term of J(pi_old) - J(mu) - E_mu[R sum delta], what eq. (3) of arXiv 2512.01374 leaves out",
     ),
 }
 
@@ -153,7 +153,7 @@ def remainder_moment(stats: TokenStats, logp_pi: Tensor) -> tuple[Tensor, Tensor
         logp_pi: `[..., B, T]` nats, the policy that is optimised.
 
     Reference:
-        arXiv 2512.01374 sec. 2: ∏ (1 + δ_t) ≈ 1 + Σ δ_t.
+        arXiv 2512.01374, from eq. (1) to eq. (3): ∏ (1 + δ_t) ≈ 1 + Σ δ_t.
     """
     assert stats.rewards is not None
     d = torch.where(stats.mask, logp_pi - stats.logp_mu, 0.0).detach()

@@ -32,7 +32,7 @@ QUANTITIES: dict[str, Quantity] = {
     "update/second_order_remainder": Quantity(
         formula="second_order_remainder with pi_theta in place of pi_old, mean over updates",
         unit="reward",
-        source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta], arXiv 2512.01374 sec. 2",
+        source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta]",
     ),
 }
 

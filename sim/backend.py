@@ -49,17 +49,17 @@ EXACT: dict[str, Quantity] = {
         source="what eq. (3) of arXiv 2512.01374 leaves out",
     ),
     "exact/replay_bias": Quantity(
-        formula="J(pi natural) - J(pi), signed; 0 without replay", unit="reward", source="firstorder replay_bias"
+        formula="J(pi natural) - J(pi), signed; 0 without replay", unit="reward", source="replay_bias of measure"
     ),
     "exact/gradient_error": Quantity(
         formula="min_c |c u - g| / |g|, u the recipe's first update at these weights, g the gradient of its own target",
         unit="relative",
-        source="firstorder gradient_error",
+        source="gradient_error of measure",
     ),
     "exact/gradient_error_natural": Quantity(
         formula="as exact/gradient_error, g the gradient of the policy that routes by itself",
         unit="relative",
-        source="firstorder gradient_error_natural",
+        source="gradient_error_natural of measure",
     ),
     "exact/bias_entropy": Quantity(
         formula="cosine of b = c u - g, the error that exact/gradient_error_natural measures, with the gradient of the "

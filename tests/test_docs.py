@@ -3,13 +3,18 @@
 import importlib.util
 import json
 import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from firstorder.cli.main import run
+from firstorder.cli.train import SINKS
+from firstorder.core import backend, diagnostics, loop, surrogate, value
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
+from firstorder.sim.backend import EXACT
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.config import Sim
 from firstorder.sim.numerics import Numerics
@@ -51,6 +56,35 @@ def test_every_recipe_is_in_the_table(name):
 def test_every_key_of_the_simulator_is_documented(model):
     tables = page("measure") + page("train")
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
+
+
+def logged():
+    """The row of every logged name; those of the layers are one, the layer being N."""
+    (layer,) = backend.layer_flips(1).values()
+    yield "route/flip_rate_layer_N", replace(layer, formula=layer.formula.replace("layer 0", "layer N"))
+    for table in (diagnostics, loop, backend, value):
+        yield from table.QUANTITIES.items()
+    for table in (surrogate.RECEIPTS, EXACT):
+        yield from table.items()
+
+
+@pytest.mark.parametrize(("name", "quantity"), list(logged()), ids=[name for name, _ in logged()])
+def test_every_logged_name_stands_in_a_table_as_the_code_describes_it(name, quantity):
+    cells = (f"`{name}`", quantity.formula, quantity.unit, quantity.source)
+    row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    assert page("train").splitlines().count(row) == 1
+
+
+@pytest.mark.parametrize("table", [diagnostics.QUANTITIES, surrogate.RECEIPTS], ids=["diagnostics", "receipts"])
+def test_every_diagnostic_and_receipt_of_a_measurement_is_documented(table):
+    assert [name for name in table if not re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))] == []
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_every_sink_is_an_extra_and_has_its_rows(sink):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert len(extras[sink]) == 1
+    assert f"| `{sink}` | `firstorder[{sink}]` | `tracking/{sink}`" in page("train")
 
 
 def shown_on_the_tour():

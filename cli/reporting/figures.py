@@ -75,6 +75,7 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     for ax, panel in zip(axes, plot.panels, strict=False):
         for place, run in enumerate(runs):
             _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
+        _alarm(ax, panel)
         _dress(ax, panel.title)
         _scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
     for ax in axes[len(plot.panels) :]:
@@ -98,6 +99,7 @@ def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figur
         for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
             for place, panel in enumerate(block):
                 _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
+                _alarm(ax, panel)
             _dress(ax, _name(run))
             _scale(ax, _unit(block), block, curves)
             if not any(panel.key in run.logged for panel in block):
@@ -125,6 +127,24 @@ def _line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
             ax.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.12, linewidth=0)
             for edge in (curve.low, curve.high):
                 ax.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, alpha=0.5)
+
+
+def _alarm(ax: Axes, panel: Panel) -> None:
+    """The level of danger of the quantity's source, if it names one; the axis reaches it."""
+    if panel.alarm is None:
+        return
+    ax.axhline(panel.alarm, color="0.25", linestyle=":", linewidth=1.2, gid=f"alarm {panel.key}")
+    ax.annotate(
+        f"alarm {panel.alarm:g}",
+        (1, panel.alarm),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -2),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=7,
+        color="0.25",
+    )
 
 
 def _look(place: int) -> dict[str, Any]:

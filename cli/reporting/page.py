@@ -100,6 +100,7 @@ def _figure(plot: Plot, svg: bytes, runs: list[Run]) -> str:
         f"<dt>{escape(panel.title)} <code>{escape(panel.key)}</code></dt>"
         f"<dd>{escape(panel.meaning)} [{escape(panel.unit)}]"
         + (f"; {escape(panel.source)}" if panel.source else "")
+        + (f"; alarm above {panel.alarm:g} there" if panel.alarm is not None else "")
         + "</dd>"
         for panel in plot.panels
     )

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from html import escape
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
     *("sim.evaluate_every=2", "schedule.steps=3", "schedule.prompts=2", "schedule.group_size=4"),
 ]
-FIGURES = ("reward", "errors", "kl", "entropy", "flips", "receipts", "gradient")
+FIGURES = ("reward", "errors", "remainder", "kl", "ratios", "entropy", "flips", "receipts", "gradient", "bias")
 
 
 def trained(path, recipe, *more):
@@ -106,6 +107,25 @@ def test_the_page_names_every_run_figure_and_quantity_and_fetches_nothing(report
     assert all(row["quantity"] in page for name in FIGURES for row in table(report / f"{name}.csv"))
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(link.startswith("data:") or (report / link).is_file() for link in links)
+
+
+def test_a_level_of_danger_is_a_line_in_the_figure_of_its_quantity_alone(report):
+    alarms = {key: q.alarm for key, q in QUANTITIES.items() if q.alarm is not None}
+    page = (report / "report.html").read_text(encoding="utf-8")
+    drawn = {name: set(re.findall(r'id="alarm ([^"]+)"', (report / f"{name}.svg").read_text())) for name in FIGURES}
+    assert drawn == {name: set(alarms) if name == "ratios" else set() for name in FIGURES}
+    for key, level in alarms.items():
+        assert f"{QUANTITIES[key].source}; alarm above {level:g} there" in page
+    assert page.count("; alarm above ") == len(alarms)
+
+
+def test_the_meaning_of_a_panel_is_that_of_the_run_folder(report, runs):
+    known = json.loads((runs / "one" / "quantities.json").read_text())
+    page = (report / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<code>([^<]+)</code></dt><dd>(.*?)</dd>", page)
+    assert len(shown) > 20
+    for key, text in shown:
+        assert text.startswith(escape(f"{known[key]['formula']} [{known[key]['unit']}]; {known[key]['source']}"))
 
 
 def test_only_settings_that_differ_are_listed(report):

@@ -293,3 +293,24 @@ def test_an_interruption_closes_the_sinks(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert run(command(out, "tensorboard", members=1, resume=True)) == 0
     assert tensorboard_steps(out, "kl") == list(range(STEPS))
+
+
+def test_online_the_server_says_which_step_it_lacks(tmp_path, monkeypatch):
+    """There is no server here: what W&B answers is written down, what the sink makes of it is tested."""
+    import wandb
+
+    from firstorder.cli.tracking.wandb import WandB
+    from firstorder.core.track import Tracked
+
+    class Answer:
+        offline, step, url, sync_dir = False, 7, "https://server/run", str(tmp_path / "run-now")
+
+    asked = {}
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.update(settings) or Answer())
+    (tmp_path / "offline-run-before").mkdir()
+    sink = WandB(Tracked(id="abc", name="r3", folder=tmp_path, hyper={"clip.high": 0.2}, quantities={}))
+    assert (sink.next, sink.place) == (7, "https://server/run")
+    assert (asked["id"], asked["name"], asked["project"], asked["resume"]) == ("abc", "r3", "mine", "allow")
+    assert (tmp_path / "offline-run-before").is_dir()
