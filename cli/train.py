@@ -52,7 +52,7 @@ def _with_progress(training: Training) -> None:
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=training.arm.recipe.schedule.steps, completed=training.first)
+        bar = progress.add_task("", total=training.steps, completed=training.first)
 
         def done(log: StepLog) -> None:
             shown = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
