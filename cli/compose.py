@@ -1,12 +1,17 @@
-"""A recipe and its backend sections, from a name or file and dotted overrides."""
+"""A recipe and its backend sections, from a name or file and dotted overrides; and a grid of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.core.grid import Axes
     from firstorder.core.recipe import Recipe
     from firstorder.sim.config import Sim
+    from firstorder.sim.sweep.ensemble import Cell
+
+RECIPE = "recipe"  # the axis whose values are recipes
+EXPERIMENT = ("schedule", "optimizer", "sim")  # the sections of the base that such an axis keeps
 
 
 def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
@@ -15,20 +20,26 @@ def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
+    from firstorder.core.toml import override, read
+
+    return resolve(override(read(name), assignments))
+
+
+def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
+    """`compose` for tables that are read already."""
     from firstorder.core.errors import ConfigError
     from firstorder.core.recipe import Recipe
-    from firstorder.core.toml import build, nearest, override, read
+    from firstorder.core.toml import build, nearest
     from firstorder.sim.config import Sim
 
-    tree = override(read(name), assignments)
     sections = [*Recipe.model_fields, "sim"]
     for key, value in tree.items():
         if key not in sections:
             raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a section, got {value!r}")
-    sim = overlay(Sim().model_dump(), tree.pop("sim", {}))
-    return build(Recipe, tree), build(Sim, sim, "sim")
+    sim = overlay(Sim().model_dump(), tree.get("sim", {}))
+    return build(Recipe, {key: table for key, table in tree.items() if key != "sim"}), build(Sim, sim, "sim")
 
 
 def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -38,3 +49,70 @@ def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         inner = merged.get(key)
         merged[key] = overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged
+
+
+def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, list[Cell]]:
+    """The axes, their values as the cells resolve them, and every cell, checked.
+
+    A cell is the base with `assignments` and its point of the grid laid over it. On an axis `recipe` each value is a
+    recipe whose method takes the place of the base's; what it says about schedule, optimiser and simulator is laid
+    over what the base says. Where an axis changes the method, the scope that a recipe declares is not held against it.
+
+    Args:
+        name: the base, a shipped recipe or a file.
+        assignments: `a.b=value`, for all cells.
+        given: `a.b=v1,v2`, one an axis.
+
+    Raises:
+        ConfigError: an axis is not one, or a cell is refused, which is named.
+        SizeError: a cell's responses are too many to enumerate.
+    """
+    from firstorder.core.errors import ConfigError, FirstOrderError
+    from firstorder.core.grid import axes, check_distinct, points, titled
+    from firstorder.core.run import flat
+    from firstorder.core.toml import assign, override, read
+    from firstorder.sim.sweep.ensemble import Cell
+    from firstorder.sim.training import check, settings
+
+    wanted = axes(given)
+    for key in (assignment.partition("=")[0].strip() for assignment in assignments):
+        if key in wanted:
+            raise ConfigError(f"{key!r} is both set and an axis; drop one of the two")
+    base = read(name)
+    bases = {each: graft(base, read(str(each))) for each in wanted.get(RECIPE, [])} or {None: base}
+    if any(key != RECIPE and key.split(".")[0] not in EXPERIMENT for key in wanted):
+        bases = {each: undeclared(tree) for each, tree in bases.items()}
+    bases = {each: override(tree, assignments) for each, tree in bases.items()}
+    cells: list[Cell] = []
+    places = points(wanted)
+    for number, point in enumerate(places):
+        values = [(key, each) for key, each in point.items() if key != RECIPE]
+        try:
+            recipe, sim = resolve(assign(bases[point.get(RECIPE)], values))
+            check(recipe, sim)
+        except FirstOrderError as error:
+            raise type(error)(f"cell {number} ({titled(point)}): {error}") from None
+        config = flat(settings(recipe, sim))
+        resolved = {key: config.get(key, each) for key, each in point.items()}
+        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=recipe, sim=sim))
+    found = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
+    for key, values in found.items():
+        check_distinct(key, values)
+    return found, cells
+
+
+def graft(base: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """The method of a named recipe in the experiment of a base."""
+    kept = {key: base[key] for key in EXPERIMENT if key in base}
+    return overlay(kept, named)
+
+
+def undeclared(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that does not say how far its weight looks."""
+    about = {key: value for key, value in tree.get("about", {}).items() if key != "scope"}
+    return tree | {"about": about}
+
+
+def _first(key: str, value: Any, places: list[dict[str, Any]], cells: list[Cell]) -> Any:
+    """What the first cell with a value on an axis made of it, such as 1.0 of 1."""
+    return next(cell.point[key] for place, cell in zip(places, cells, strict=True) if place[key] is value)

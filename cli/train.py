@@ -98,7 +98,7 @@ def _with_progress(training: Training, tracker: Tracker) -> None:
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=training.arm.recipe.schedule.steps, completed=training.first)
+        bar = progress.add_task("", total=training.steps, completed=training.first)
 
         def done(log: StepLog) -> None:
             metrics, receipts = lines(log)

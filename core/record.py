@@ -17,24 +17,25 @@ from .errors import ConfigError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file in the same folder; an interruption leaves the old file.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` through a temporary file in the same folder; an interruption leaves the old file.
 
     A device or a pipe cannot be replaced and is written to directly.
 
     Raises:
         ConfigError: the folder does not exist or cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from None
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.flush()
             os.fsync(file.fileno())

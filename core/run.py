@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .diagnostics import Quantity
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DiskError
 from .loop import StepLog
 from .record import to_json, write_whole
 from .toml import dump
@@ -47,18 +47,11 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
         self.path, self.config = path, config
-        text = dump(config)
-        if resume:
-            _check_same(path, text)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
+        claim(path / "config.toml", config, resume=resume)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not resume:  # before anything else, so that a folder that is not empty can be resumed
-                write_whole(path / "config.toml", text)
             (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot use {path}: {error.strerror}; give another --out") from None
+            raise _unusable(path, error) from None
 
     def describe(self, quantities: Mapping[str, Quantity]) -> None:
         """Write down what the logged names mean.
@@ -72,7 +65,7 @@ class RunFolder:
         """Add a step to both logs, flushed to disk.
 
         Raises:
-            DataError: the disk is full or gone; the last checkpoint is untouched.
+            DiskError: the disk is full or gone; the last checkpoint is untouched.
         """
         for name, line in zip(LOGS, lines(log), strict=True):
             try:
@@ -92,7 +85,7 @@ class RunFolder:
         """Write the checkpoint from which step `step` follows; keep the newest two.
 
         Raises:
-            DataError: the disk is full or gone; earlier checkpoints are untouched.
+            DiskError: the disk is full or gone; earlier checkpoints are untouched.
         """
         target = self.path / "checkpoints" / f"step-{step:07d}.pt"
         temporary = target.with_suffix(".partial")
@@ -128,11 +121,35 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
 
 
-def _check_same(path: Path, text: str) -> None:
+def claim(file: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Make a folder that belongs to one configuration, or go back to it.
+
+    Args:
+        file: where in the folder the configuration is kept.
+        config: nested tables.
+        resume: the folder must hold this configuration; else it must be new or empty.
+
+    Raises:
+        ConfigError: the folder cannot be used, with the remedy.
+    """
+    path, text = file.parent, dump(config)
+    if resume:
+        _check_same(file, text)
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    write_whole(file, text)  # before anything else, so that a folder that is not empty can be resumed
+
+
+def _check_same(file: Path, text: str) -> None:
     """Refuse to resume where another configuration ran, naming the first key that differs."""
-    file = path / "config.toml"
+    path = file.parent
     if not file.is_file():
-        raise ConfigError(f"{path} holds no run to resume; drop --resume to start one")
+        raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
     try:
         before = flat(tomllib.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -186,5 +203,10 @@ def _plain(value: Tensor) -> float | list[float]:
     return numbers[0] if isinstance(numbers, list) and len(numbers) == 1 else numbers
 
 
-def _stopped(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot write to {path}: {error.strerror}; free some space and go on with --resume")
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot use {path}: {error.strerror}; give another --out")
+
+
+def _stopped(path: Path, error: Exception) -> DiskError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return DiskError(f"cannot write to {path}: {reason}; free some space and go on with --resume")

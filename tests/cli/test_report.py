@@ -12,7 +12,7 @@ import pytest
 from firstorder.cli.main import run
 from firstorder.cli.reporting.curves import estimate, interquartile_mean
 from firstorder.cli.reporting.figures import TOGETHER
-from firstorder.cli.reporting.runs import Series, labels
+from firstorder.cli.reporting.runs import labels
 from firstorder.core.diagnostics import QUANTITIES
 from firstorder.core.value import QUANTITIES as CRITIC
 
@@ -260,15 +260,15 @@ def test_without_matplotlib_the_extra_is_named(copy, tmp_path, monkeypatch, caps
 
 def test_the_interval_is_that_of_each_step_alone():
     values = np.random.default_rng(1).normal(size=(3, 8))
-    together = estimate(Series(steps=np.arange(3), values=values))
+    together = estimate(values)
     for i in range(3):
-        alone = estimate(Series(steps=np.arange(1), values=values[i : i + 1]))
+        alone = estimate(values[i : i + 1])
         np.testing.assert_allclose([x[i] for x in together], [x[0] for x in alone], rtol=1e-14)
 
 
 def test_a_step_at_which_a_member_has_no_value_has_none():
     values = np.array([[1.0, np.nan, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
-    value, low, high = estimate(Series(steps=np.arange(2), values=values))
+    value, low, high = estimate(values)
     assert np.isnan([value[0], low[0], high[0]]).all()
     assert value[1] == 2.5
     assert 1.0 <= low[1] < 2.5 < high[1] <= 4.0
