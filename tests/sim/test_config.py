@@ -3,9 +3,10 @@ import torch
 
 from firstorder.core import toml
 from firstorder.core.errors import ConfigError
-from firstorder.sim import task
 from firstorder.sim.config import Sim, check_replay
 from firstorder.sim.scene import grow
+from firstorder.sim.task import rows
+from firstorder.sim.tasks import task_of
 
 
 def make(**values):
@@ -48,13 +49,16 @@ def test_replay_on_a_dense_model_is_refused(mode, make_recipe):
 
 
 def test_prompts_measured_and_prompts_that_move_theta_are_disjoint_and_fixed():
-    measured, others = task.prompts(Sim(prompts=4))
-    rows = {tuple(row) for row in torch.cat([measured, others]).tolist()}
-    assert len(rows) == 8
-    assert all(1 <= token <= 3 for row in rows for token in row)
-    again, _ = task.prompts(Sim(prompts=4, seed=7, horizon=2))
+    def prompts(sim):
+        return [task_of(sim).prompts(chosen).tokens for chosen in rows(sim)]
+
+    measured, others = prompts(Sim(prompts=4))
+    found = {tuple(row) for row in torch.cat([measured, others]).tolist()}
+    assert len(found) == 8
+    assert all(1 <= token <= 3 for row in found for token in row)
+    again, _ = prompts(Sim(prompts=4, seed=7, horizon=2))
     assert torch.equal(measured, again)
-    larger, rest = task.prompts(Sim(prompts=6))
+    larger, rest = prompts(Sim(prompts=6))
     assert torch.equal(larger[:4], measured)
     assert len(rest) == 3
 

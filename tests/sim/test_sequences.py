@@ -2,10 +2,11 @@
 
 import torch
 
-from firstorder.sim import noise, policy, scene, task
+from firstorder.sim import noise, policy, scene
 from firstorder.sim.config import Sim
 from firstorder.sim.engine import run
 from firstorder.sim.sequences import sample, score
+from firstorder.sim.task import picks
 from firstorder.sim.tree import gather
 
 SIM = Sim(vocab=3, horizon=3, prompts=2, width=4, expert_width=4, experts=4)
@@ -55,10 +56,9 @@ def test_samples_follow_the_distribution_of_the_tree():
     tree, pair, weights = world()
     model = policy.load(weights, pair.mu, SIM)
     count = 20_000
-    prompts = tree.prompts[0].expand(2, count, -1)
     keys = noise.combine(noise.mix(SEEDS)[:, None], torch.arange(count))
     with torch.no_grad():
-        done = sample(model, prompts, SIM.horizon, keys)
+        done = sample(model, tree.task, torch.zeros(2, count, dtype=torch.int64), keys)
         chance = gather(run(model, tree).logp, tree).sum(-1).exp()
     mine = tree.prompt == 0
     code = (torch.tensor([1, 3, 9]) * (tree.tokens[mine] + 27 * tree.mask[mine])).sum(-1)
@@ -75,7 +75,8 @@ def test_samples_follow_the_distribution_of_the_tree():
 def test_a_sampled_batch_keeps_the_contract():
     tree, pair, weights = world()
     with torch.no_grad():
-        done = sample(policy.load(weights, pair.mu, SIM), tree.prompts.expand(2, -1, -1), 3, torch.arange(4).view(2, 2))
+        model = policy.load(weights, pair.mu, SIM)
+        done = sample(model, tree.task, torch.arange(2).expand(2, -1), torch.arange(4).view(2, 2))
     last = (done.lengths - 1)[..., None, None, None]
     assert (done.routes.gather(2, last.expand(-1, -1, 1, 2, 2)) == -1).all()
     assert (done.logp[~done.mask] == 0).all()
@@ -83,8 +84,7 @@ def test_a_sampled_batch_keeps_the_contract():
 
 
 def test_a_pool_is_gone_through_in_shuffled_epochs():
-    pool = task.pool(Sim(vocab=4, pool=9))
-    picked = torch.cat([task.picks(pool, SEEDS, step, 6) for step in range(3)], dim=1)
+    picked = torch.cat([picks(9, SEEDS, step, 6) for step in range(3)], dim=1)
     for member in picked:
         assert sorted(member[:9].tolist()) == sorted(member[9:].tolist()) == list(range(9))
         assert member[:9].tolist() != member[9:].tolist()

@@ -17,7 +17,6 @@ from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
-from firstorder.sim import backend as simulator
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
@@ -26,6 +25,7 @@ from firstorder.sim.numerics import Numerics
 from firstorder.sim.policy import load
 from firstorder.sim.scene import engines
 from firstorder.sim.sequences import score
+from firstorder.sim.task import SimTask
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
@@ -208,7 +208,7 @@ def test_a_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_stops_the_step(reward, monkeypatch):
-    monkeypatch.setattr(simulator.task, "verify", lambda sim, prompts, tokens, mask: tokens[..., 0] * 0.0 + reward)
+    monkeypatch.setattr(SimTask, "verify", lambda task, episodes: episodes.tokens[..., 0] * 0.0 + reward)
     with pytest.raises(DataError, match="`rewards` must be finite"):
         trained((Arm(recipe=recipe("minirl"), members=1),), [5])
 
