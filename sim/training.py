@@ -16,7 +16,9 @@ from firstorder.core.run import RunFolder
 
 from .backend import SimBackend
 from .config import Sim, check_replay
+from .groups import check_levels
 from .measure import available_memory, check_runs
+from .scene import grow
 from .tree import check_size
 
 
@@ -54,8 +56,9 @@ def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Tra
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())
-        except SizeError as error:
-            raise SizeError(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
+            check_baseline(recipe, sim)
+        except (SizeError, ConfigError) as error:
+            raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
     arm = Arm(recipe=recipe, members=sim.members)
     backend = SimBackend(sim, (arm,), sim.seed + torch.arange(sim.members))
     folder = RunFolder(out, recipe.model_dump() | {"sim": sim.model_dump()}, resume=resume)
@@ -76,6 +79,16 @@ def check_trainable(recipe: Recipe) -> None:
             f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
             "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
         )
+
+
+def check_baseline(recipe: Recipe, sim: Sim) -> None:
+    """Refuse a group baseline whose exact expectation is too long a sum, before the first evaluation meets it.
+
+    Raises:
+        ConfigError: the measured prompts have too many reward levels for the group's size.
+    """
+    if recipe.advantage.baseline != "none":
+        check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:

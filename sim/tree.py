@@ -28,6 +28,7 @@ from firstorder.core.tasks import Episodes
 from . import noise
 from .config import Sim
 from .task import SimTask, converse, heard
+from .tasks import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,14 @@ class Tree:
 
 def count(sim: Sim) -> int:
     """Contexts of the tree that `sim` describes."""
-    branches, depth = sim.vocab - 1, sim.horizon
-    return sim.prompts * (depth if branches == 1 else (int(branches**depth) - 1) // (branches - 1))
+    return sim.prompts * _series(sim.vocab - 1, sim.horizon)
+
+
+def answers(sim: Sim) -> int:
+    """Tokens that environments say in that tree."""
+    layout = task_of(sim).layout
+    turns = (sim.horizon - 1) // layout.turn
+    return sim.prompts * layout.answer * (_series((sim.vocab - 1) ** layout.turn, turns + 1) - 1)
 
 
 def plant(task: SimTask, rows: Tensor) -> Tree:
@@ -184,18 +191,25 @@ def check_size(sim: Sim, members: int, available: int) -> None:
 def bytes_needed(sim: Sim, members: int) -> int:
     """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
 
-    Per context: what the engine passes keep, and the states that two graphs hold. Per response: its path. And the
-    working space of two graphs over the contexts that are run at once.
+    Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs hold.
+    Per response: its path. And the working space of two graphs over what is run at once.
     """
     contexts, experts = count(sim), sim.experts * sim.expert_width
-    kept = 8 * (8 * (sim.vocab + (2 + sim.experts) * sim.layers) + 10 * sim.layers * sim.width)
+    tokens = contexts + answers(sim)
+    kept = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
+    held = 8 * 10 * sim.layers * sim.width * tokens
     response = 5 * sim.horizon + 16
-    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width)
-    return contexts * (members * kept + sim.vocab * response) + working * min(members * contexts, WORKING_ROWS)
+    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
+    return contexts * (members * kept + sim.vocab * response) + members * held + working
 
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
-WORKING_ROWS = 3 << 15  # contexts whose graph is alive at once before checkpointing bounds it
+WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
+
+
+def _series(ratio: int, terms: int) -> int:
+    """1 + r + r² + ..., the sum of the first `terms` powers."""
+    return terms if ratio == 1 else (int(ratio**terms) - 1) // (ratio - 1)
 
 
 def _short(n: int) -> str:
