@@ -61,6 +61,7 @@ def test_every_bound_is_its_formula(mode, change, small, make_lab, make_scene, r
 @given(
     st.fixed_dictionaries(
         {
+            "task": st.sampled_from(["sum", "program", "text", "guess"]),
             "vocab": st.integers(2, 4),
             "horizon": st.integers(1, 4),
             "prompts": st.just(1),
@@ -80,6 +81,8 @@ def test_every_bound_is_its_formula(mode, change, small, make_lab, make_scene, r
 def test_every_bound_holds_in_every_simulator(small, make_scene, drawn):
     if drawn["vocab"] == 2:
         drawn = drawn | {"staleness": 0}  # there is one prompt, and θ moves on others
+    if drawn["task"] == "guess":
+        drawn = drawn | {"vocab": 4}
     scene = make_scene(small(**drawn))
     for mode in MODES:
         found = exact.values(scene, mode)
