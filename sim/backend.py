@@ -21,14 +21,18 @@ from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
 from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
+from firstorder.core.tasks import Episodes
 
-from . import coherence, critic, exact, noise, optimizer, task
+from . import coherence, critic, exact, noise, optimizer
+from .coldstart import starting_weights
 from .config import Sim
 from .engine import states
 from .numerics import Arithmetic, arithmetic
-from .policy import Weights, flatten, initial_weights, load, unflatten
+from .policy import Weights, flatten, load, unflatten
 from .scene import Engines, Scene, build, engines, grow
 from .sequences import Scores, sample, score
+from .task import RANGE, picks
+from .tasks import task_of
 from .tree import Tree
 
 _ENUMERATED = "after the step, every response to the measured prompts enumerated"
@@ -98,9 +102,9 @@ class SimBackend:
         self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
-        self.pool = task.pool(sim)
+        self.task = task_of(sim)
         self.engines: Engines = engines(sim, seeds)
-        self.weights: Weights = initial_weights(sim, seeds)
+        self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
         self.optimizer = optimizer.start(self._vector())
         self.trail = coherence.begin(*self._vector().shape)
@@ -115,25 +119,24 @@ class SimBackend:
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
         size = self.schedule.group_size
-        picked = task.picks(self.pool, self.seeds, step, self.schedule.prompts)
+        picked = picks(self.sim.training_prompts, self.seeds, step, self.schedule.prompts)
         groups = picked.repeat_interleave(size, dim=1)
         number = torch.arange(groups.shape[1])
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            done = sample(engine, self.pool[groups], self.sim.horizon, keys)
-        first = self.sim.prompt_length
-        rewards = task.verify(self.sim, self.pool[groups], done.tokens[..., first:], done.mask[..., first:])
+            done = sample(engine, self.task, groups, keys)
+        episodes = Episodes(tokens=done.tokens, mask=done.mask, lengths=done.lengths, prompt=groups)
         batch = RolloutBatch(
             tokens=done.tokens,
             mask=done.mask,
             lengths=done.lengths,
             logp_mu=done.logp,
-            rewards=rewards,
+            rewards=self.task.verify(episodes),
             groups=groups,
             routes=done.routes,
         )
-        check_rewards(batch, *task.RANGE)
+        check_rewards(batch, *RANGE)
         return batch
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:

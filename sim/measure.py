@@ -18,8 +18,8 @@ from firstorder.core.surrogate import receipts, token_weights
 
 from . import exact
 from .bounds import bounds
+from .coldstart import starting_weights
 from .config import Sim, check_replay
-from .policy import initial_weights
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow, kl, token_stats
 from .staleness import path
@@ -87,7 +87,7 @@ def available_memory() -> int:
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
-    theta_old = initial_weights(sim, torch.tensor([sim.seed]).expand(members))
+    theta_old = starting_weights(sim, torch.tensor([sim.seed]).expand(members))
     pair = engines(sim, torch.arange(members))
     mover = recipe if sim.direction == "recipe" else None
     *_, theta = path(sim, pair, theta_old, sim.staleness, mover)

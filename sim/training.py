@@ -17,7 +17,9 @@ from firstorder.core.run import RunFolder
 
 from .backend import SimBackend
 from .config import Sim, check_replay
+from .groups import check_levels
 from .measure import available_memory, check_runs
+from .scene import grow
 from .tree import check_size
 
 
@@ -71,8 +73,9 @@ def check(recipe: Recipe, sim: Sim) -> None:
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())
-        except SizeError as error:
-            raise SizeError(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
+            check_baseline(recipe, sim)
+        except (SizeError, ConfigError) as error:
+            raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
 
 
 def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any], *, resume: bool) -> Training:
@@ -106,6 +109,16 @@ def check_trainable(recipe: Recipe) -> None:
             f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
             "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
         )
+
+
+def check_baseline(recipe: Recipe, sim: Sim) -> None:
+    """Refuse a group baseline whose exact expectation is too long a sum, before the first evaluation meets it.
+
+    Raises:
+        ConfigError: the measured prompts have too many reward levels for the group's size.
+    """
+    if recipe.advantage.baseline != "none":
+        check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:

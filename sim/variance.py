@@ -23,11 +23,13 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
 
 from .config import Sim
-from .engine import Routes
+from .engine import Routes, along
 from .exact import advantage_table, direction, reward_levels, signed_weights
 from .groups import expected_products
-from .policy import Weights, initial_state, load, step
+from .policy import Weights, load
 from .scene import Scene, token_stats
+from .sequences import score
+from .tree import episodes, responses
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -115,25 +117,8 @@ def response_norms(scene: Scene, recipe: Recipe, sim: Sim, weights: Tensor) -> T
 
 def _responses(scene: Scene, sim: Sim, leaves: Weights, replay: Routes | None, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
-    tree = scene.tree
-    path, tokens, prompt = tree.path[cut].long(), tree.tokens[cut], tree.prompt[cut]
-    count = len(path)
-    model = load(leaves, scene.pi.repeat(count), sim)
-    state = initial_state(model, 1)
-    context = path // tree.vocab
-    keys = torch.cat(tree.keys)[context]
-    columns = []
-    for position in range(tree.prompts.shape[1] - 1 + tree.horizon):
-        depth = position - (tree.prompts.shape[1] - 1)
-        if depth < 0:
-            token, key = tree.prompts[prompt, position], tree.prompt_keys[position, prompt]
-            given = None if replay is None else replay.prompt[0, position, prompt]
-        else:
-            token = tree.prompts[prompt, -1] if depth == 0 else tokens[:, depth - 1]
-            key = keys[:, depth]
-            given = None if replay is None else replay.contexts[0, context[:, depth]]
-        done = step(model, state, token[:, None], key[:, None], None if given is None else given[:, None])
-        state = done.state
-        if depth >= 0:
-            columns.append(done.logp[:, 0].gather(-1, tokens[:, depth, None])[:, 0])
-    return torch.where(tree.mask[cut], torch.stack(columns, dim=-1), 0.0)
+    tree = responses(scene.tree, cut)
+    model = load(leaves, scene.pi.repeat(len(tree.path)), sim)
+    given = None if replay is None else along(replay, tree)[0][:, None]
+    logp = score(model, episodes(tree).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
+    return torch.where(tree.mask, logp, 0.0)

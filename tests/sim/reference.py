@@ -1,6 +1,6 @@
 """The simulator a second time: slow, plain, one member, one response, one token, one expert at a time.
 
-It shares the initial weights and the prompts with the package and nothing else: forward, noise, routing, token
+It shares the initial weights and the prompts with the package and nothing else: tasks, forward, noise, routing, token
 weights, group baselines and expectations are written from their formulas, and gradients are autograd's own.
 """
 
@@ -67,7 +67,7 @@ class Engine:
         return self.known[tokens]
 
     def logps(self, prompt, response):
-        return [self.run(prompt + response[:t])[1][token] for t, token in enumerate(response)]
+        return [self.run(context(self.sim, prompt, response[:t]))[1][token] for t, token in enumerate(response)]
 
     def plain(self, pair):
         """The log-probs of a (prompt, response) as Python numbers."""
@@ -144,10 +144,67 @@ def responses(sim):
 def reward(sim, prompt, response):
     if sim.truncated == "zero" and response[-1] != 0:
         return 0.0
-    gap = (sum(response) - sum(prompt)) % sim.vocab
-    if sim.reward == "binary":
-        return 1.0 if gap == 0 else 0.0
-    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2)
+    graded = sim.reward == "graded" or (sim.reward is None and sim.task != "sum")
+    return TASKS[sim.task](sim, prompt, [token for token in response if token], graded)
+
+
+def sum_reward(sim, prompt, words, graded):
+    gap = (sum(words) - sum(prompt)) % sim.vocab
+    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2) if graded else float(gap == 0)
+
+
+def program_reward(sim, prompt, words, graded):
+    passed = 0
+    for x in range(sim.vocab):
+        register = x
+        for word in words:
+            register = register + 1 if word == 1 else register * word
+        passed += (register - prompt[0] * x - sum(prompt[1:])) % sim.vocab == 0
+    return passed / sim.vocab if graded else float(passed == sim.vocab)
+
+
+def text_reward(sim, prompt, words, graded):
+    reference = [1 if token == sim.vocab - 1 else token + 1 for token in prompt]
+    f1 = 2 * common(words, reference) / (len(words) + len(reference))
+    return f1 if graded else float(f1 == 1)
+
+
+def common(a, b):
+    """Length of the longest common subsequence, by trying every subsequence of `a`."""
+    best = 0
+    for keep in itertools.product([False, True], repeat=len(a)):
+        left, place = [x for x, kept in zip(a, keep, strict=True) if kept], 0
+        for x in b:
+            place += place < len(left) and left[place] == x
+        best = max(best, place if place == len(left) else 0)
+    return best
+
+
+def guess_reward(sim, prompt, words, graded):
+    size, turns = sim.turn_length, sim.horizon // sim.turn_length
+    for turn in range(turns):
+        if words[turn * size : (turn + 1) * size] == hidden(sim, prompt):
+            return 1 - turn / turns if graded else 1.0
+    return 0.0
+
+
+def hidden(sim, prompt):
+    key = prefix_key(prompt)
+    return [1 + int(((mix(combine(key, i)) >> 12) + 0.5) / 2**52 * (sim.vocab - 1)) for i in range(sim.turn_length)]
+
+
+TASKS = {"sum": sum_reward, "program": program_reward, "text": text_reward, "guess": guess_reward}
+
+
+def context(sim, prompt, said):
+    """The tokens that the next one is sampled after: the prompt, what was said, and what the environment said to it."""
+    tokens = tuple(prompt)
+    for count, token in enumerate(said, start=1):
+        tokens += (token,)
+        if sim.task == "guess" and count % sim.turn_length == 0 and count < sim.horizon:
+            guessed, number = list(said[count - sim.turn_length : count]), hidden(sim, prompt)
+            tokens += (1 if number < guessed else 2 if number == guessed else 3,)
+    return tokens
 
 
 def leaves(weights):
@@ -229,7 +286,7 @@ class Lab:
 
     def per_token(self, function):
         """μ-weighted mean over response tokens of a function of the prefix that the token follows."""
-        total = self.expect(lambda p: sum(function(p[0] + p[1][:t]) for t in range(len(p[1]))))
+        total = self.expect(lambda p: sum(function(context(self.sim, p[0], p[1][:t])) for t in range(len(p[1]))))
         return total / self.length
 
     def kl(self, prefix, a, b):
@@ -336,10 +393,10 @@ class Lab:
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
             elif c.kind == "max_kl":
-                prefixes = [pair[0] + pair[1][:s] for s in range(length)]
+                prefixes = [context(self.sim, pair[0], pair[1][:s]) for s in range(length)]
                 w *= max(self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes) <= c.high
             elif c.kind == "router_shift":
-                w *= max(c.low, math.exp(-self.router_shift(pair[0] + pair[1][:t], mode)))
+                w *= max(c.low, math.exp(-self.router_shift(context(self.sim, pair[0], pair[1][:t]), mode)))
             if recipe.aggregation.kind == "length":
                 w /= length**recipe.aggregation.alpha
             elif recipe.aggregation.kind == "token_mean":

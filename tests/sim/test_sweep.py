@@ -18,7 +18,7 @@ from firstorder.sim.sweep.plan import PROCESS, ROWS, bytes_of, plan
 from firstorder.sim.sweep.pool import ATTEMPTS, run_all
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
-SIM = Sim(vocab=3, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2, members=2, seed=5)
+SIM = Sim(vocab=3, horizon=3, prompts=2, pool=4, width=8, expert_width=8, evaluate_every=2, members=2, seed=5)
 GIB = 1 << 30
 
 

@@ -17,7 +17,6 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
-from firstorder.sim import backend as simulator
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
@@ -26,6 +25,7 @@ from firstorder.sim.numerics import Numerics
 from firstorder.sim.policy import load
 from firstorder.sim.scene import engines
 from firstorder.sim.sequences import score
+from firstorder.sim.tasks import Sum
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
@@ -53,6 +53,78 @@ def test_every_member_of_an_ensemble_is_the_run_alone():
         for a, b in zip(logs, single, strict=True):
             for key, value in b.metrics.items():
                 torch.testing.assert_close(a.metrics[key][place], value[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("change", [{"task": "guess", "coldstart": "terse"}, {"task": "program", "horizon": 5}])
+def test_a_member_of_any_task_is_the_run_alone(change):
+    sim = Sim(**(SIM.model_dump() | {"coldstart_steps": 3, "coldstart": "roundabout"} | change))
+    arms = tuple(Arm(recipe=recipe(name, "schedule.steps=2"), members=1) for name in ("minirl-r3", "gspo"))
+    together, logs = trained(arms, [5, 6], sim)
+    for place, arm in enumerate(arms):
+        alone, single = trained((arm,), [5 + place], sim)
+        for key, weight in alone.weights.items():
+            torch.testing.assert_close(together.weights[key][place], weight[0], rtol=1e-9, atol=1e-11)
+        for a, b in zip(logs, single, strict=True):
+            for key, value in b.metrics.items():
+                torch.testing.assert_close(a.metrics[key][place], value[0], rtol=1e-8, atol=1e-10)
+
+
+def test_what_an_environment_says_is_in_the_batch_and_counts_for_nothing():
+    sim = Sim(**(SIM.model_dump() | {"task": "guess", "horizon": 4, "turn_length": 2}))
+    backend = SimBackend(sim, (Arm(recipe=recipe("minirl-r3"), members=1),), torch.tensor([5]))
+    batch = backend.rollout(0)
+    scored, agreement = backend.score(batch)
+    answer = batch.tokens[..., 4]
+    heard = batch.lengths > 4
+    assert heard.any()
+    assert ((answer > 0) == heard).all()
+    assert not batch.mask[..., 4].any()
+    assert not batch.logp_mu[..., 4].any()
+    assert not scored.logp_old[..., 4].any()
+    assert (scored.replay[:, :, 4][heard] >= 0).all()  # it is run, routed and replayed
+    assert float(agreement["route/length"][0]) == float(batch.mask.sum())
+    assert float(agreement["update/entropy"][1]) == float(batch.mask.sum())
+
+
+def test_a_pool_of_4096_prompts_is_sampled_and_a_few_of_them_are_evaluated():
+    sim = Sim(**(SIM.model_dump() | {"vocab": 9, "prompt_length": 4, "pool": 4096, "horizon": 2}))
+    backend, logs = trained((Arm(recipe=recipe("minirl", "schedule.prompts=64"), members=2),), [5, 6], sim)
+    seen = backend.rollout(0).groups
+    assert len(seen[0].unique()) == 64
+    assert int(seen.max()) > 3000
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(backend.task.prompts(seen).tokens, backend.rollout(0).tokens[..., :4])
+    assert "exact/j_pi" in logs[-1].metrics
+
+
+def test_a_baseline_over_too_many_levels_is_refused_before_the_run(capsys, tmp_path):
+    long = [
+        "--set",
+        "sim.task=text",
+        "--set",
+        "sim.horizon=6",
+        "--set",
+        "sim.vocab=4",
+        "--set",
+        "schedule.group_size=16",
+    ]
+    assert run(train_command(tmp_path / "a", *long)) == 2
+    err = capsys.readouterr().err
+    assert "reward levels and schedule.group_size = 16" in err
+    assert "or set sim.evaluate_every=0 to train without" in err
+    assert not (tmp_path / "a").exists()
+    few = ["--set", "sim.evaluate_every=0", "--set", "schedule.steps=1"]
+    assert run(train_command(tmp_path / "a", *long, *few)) == 0
+
+
+def test_a_cold_started_run_is_resumed_bit_for_bit(tmp_path):
+    cold = ["sim.task=guess", "sim.vocab=4", "sim.coldstart=terse", "sim.coldstart_steps=3", "schedule.steps=6"]
+    more = [x for s in cold for x in ("--set", s)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(train_command(whole, *more)) == run(train_command(cut, *more)) == 0
+    (cut / "checkpoints" / "step-0000006.pt").unlink()
+    assert run(train_command(cut, *more, "--resume")) == 0
+    assert logs_of(cut) == logs_of(whole)
 
 
 def test_recipes_part_ways_once_theta_has_moved():
@@ -196,14 +268,14 @@ def test_a_reward_that_cannot_be_stops_the_run_and_loses_nothing(reward, said, t
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     shorter = ["--set", "schedule.steps=8"]
     assert run(train_command(whole, *shorter)) == 0
-    real, seen = simulator.task.verify, []
+    real, seen = Sum.verify, []
 
     def spoiled(*args):
         seen.append(1)
         rewards = real(*args)
         return rewards.index_fill(-1, torch.tensor([2]), reward) if len(seen) == 6 else rewards
 
-    monkeypatch.setattr(simulator.task, "verify", spoiled)
+    monkeypatch.setattr(Sum, "verify", spoiled)
     assert run(train_command(stopped, *shorter)) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"firstorder: {said}"
     assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 5

@@ -21,12 +21,14 @@ SETTINGS = {
     },
     "noisy_trainer": {"horizon": 2, "seed": 5, "training_numerics": {"kind": "noise", "scale": 0.2, "seed": 4}},
     "sigmoid_bias": {"horizon": 2, "router": "sigmoid_bias", "seed": 1, "truncated": "zero"},
+    "guess": {"horizon": 2, "task": "guess", "vocab": 4, "seed": 2, "staleness": 1, "prompts": 1},
 }
 RECIPES = {
     "stale": ["reinforce", "ppo-critic", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "m2po", "rspo"],
     "one_prompt": ["minirl-r3", "grpo", "minirl-critic"],
     "noisy_trainer": ["minirl", "minirl-r3"],
     "sigmoid_bias": ["minirl-r2", "minirl-tis"],
+    "guess": ["minirl-r2", "minirl-r3"],
 }
 
 
