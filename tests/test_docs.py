@@ -7,9 +7,11 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 
 from firstorder.cli.main import run
+from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.cli.train import SINKS
 from firstorder.core import backend, diagnostics, loop, surrogate, value
 from firstorder.core.recipe import Recipe
@@ -102,3 +104,30 @@ def test_the_tour_shows_what_the_commands_print(tmp_path):
         assert run([*arguments, "--json", str(tmp_path / "out.json")]) == 0
         result = json.loads((tmp_path / "out.json").read_text())["result"]
         assert {name: result[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+
+
+def test_the_commands_of_the_sweep_page_do_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    small = [
+        "schedule.steps=1",
+        "sim.members=2",
+        "sim.vocab=3",
+        "sim.horizon=2",
+        "sim.prompts=2",
+        "schedule.group_size=2",
+    ]
+    commands = re.findall(r"^\$ firstorder (.*)$", page("sweep").replace("\\\n", ""), flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["sweep", "report"]
+    assert run([*commands[0].split(), *(word for each in small for word in ("--set", each))]) == 0
+    assert run(commands[1].split()) == 0
+    for name in ("sweep", "summary"):
+        columns = parquet.read_schema(tmp_path / f"sweeps/noise/{name}.parquet").names
+        described = {key for key, _ in logged()} | {column for column in columns if "/" in column}
+        known = {column for column in columns if f"`{column}`" in page("sweep")} | {"recipe", "sim.numerics.scale"}
+        assert set(columns) <= known | (described if name == "sweep" else set())
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda each: each.key)
+def test_every_outcome_of_a_sweep_is_in_the_table(outcome):
+    assert re.search(rf"^\| `{outcome.key}` \|.*\| {outcome.unit} \|$", page("sweep"), flags=re.MULTILINE)

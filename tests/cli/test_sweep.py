@@ -18,6 +18,7 @@ import pytest
 
 from firstorder.cli.main import run
 from firstorder.cli.reporting.curves import interquartile_mean
+from firstorder.cli.reporting.runs import read_runs
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.core.errors import DataError
 from firstorder.core.run import LOGS
@@ -368,10 +369,10 @@ def test_an_unfinished_sweep_shows_what_is_to_do(swept, tmp_path, capsys):
 
 
 def test_a_sweep_is_reported_alone(swept, tmp_path, capsys):
-    cell = str(swept / "cells" / "0000")
-    assert run(["report", str(swept), cell, "--out", str(tmp_path / "out")]) == 2
+    cells = [swept / "cells" / name for name in ("0000", "0001")]
+    assert run(["report", str(swept), str(cells[0]), "--out", str(tmp_path / "out")]) == 2
     assert "is a sweep and is reported alone" in capsys.readouterr().err
-    assert run(["report", cell, str(swept / "cells" / "0001"), "--out", str(tmp_path / "out")]) == 0
+    assert [each.members for each in read_runs(cells)] == [4, 4]
 
 
 SHAPES = {

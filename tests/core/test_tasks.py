@@ -123,7 +123,10 @@ def test_tokens_of_an_environment_enter_no_ratio_and_no_denominator(recipe, coun
     same(parts.weight[:, places], expected.weight)
     assert (parts.weight[~stats.mask] == 0).all()
     same(surrogate_loss(stats, parts.weight), surrogate_loss(plain, expected.weight))
-    for found, wanted in ((receipts(stats, parts, recipe), receipts(plain, expected, recipe)), (moments(stats), moments(plain))):
+    for found, wanted in (
+        (receipts(stats, parts, recipe), receipts(plain, expected, recipe)),
+        (moments(stats), moments(plain)),
+    ):
         for name, pair in wanted.items():
             same(torch.stack(found[name]), torch.stack(pair))
     for name, value in diagnose(plain).items():
