@@ -48,7 +48,7 @@ def sweep(
         missing = [cell for cell in cells if not cell.finished(folder)]
         try:
             if missing:
-                _train(missing, len(cells), folder, open_executor(executor))
+                train_cells(missing, len(cells), folder, open_executor(executor))
         except KeyboardInterrupt:
             typer.echo(f"{folder}: go on with --resume", err=True)
             raise typer.Exit(130) from None
@@ -98,7 +98,7 @@ def _tell_inert(cells: Sequence[Cell]) -> None:
         typer.echo(f"inert in {count} of {len(cells)} cells: {line}", err=True)
 
 
-def _train(missing: Sequence[Cell], total: int, folder: Path, executor: Executor) -> None:
+def train_cells(missing: Sequence[Cell], total: int, folder: Path, executor: Executor) -> None:
     """Train the missing cells, with one bar for all their steps."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

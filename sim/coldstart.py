@@ -47,6 +47,7 @@ def starting_weights(sim: Sim, seeds: Tensor) -> Weights:
 
 
 @lru_cache(maxsize=8)
+@torch.enable_grad()
 def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
     """Random weights after `sim.coldstart_steps` of supervised learning, kept for the next who starts there."""
     seeds = torch.tensor(members)
