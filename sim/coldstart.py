@@ -38,7 +38,9 @@ def starting_weights(sim: Sim, seeds: Tensor) -> Weights:
         return initial_weights(sim, seeds)
     unique = torch.unique(seeds)
     owner = torch.searchsorted(unique, seeds)
-    return {name: w[owner] for name, w in _distilled(sim, sim.coldstart, unique).items()}
+    with torch.enable_grad():  # whoever asks may need no gradient of its own
+        weights = _distilled(sim, sim.coldstart, unique)
+    return {name: w[owner] for name, w in weights.items()}
 
 
 def _distilled(sim: Sim, style: Style, seeds: Tensor) -> Weights:

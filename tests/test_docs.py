@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_every_recipe_is_in_the_table(name):
 def test_every_key_of_the_simulator_is_documented(model):
     tables = page("measure") + page("train")
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
+
+
+@pytest.mark.parametrize("start", [("sum", "none"), ("sum", "terse"), ("guess", "none")], ids="-".join)
+def test_the_table_of_cold_starts_shows_what_the_script_prints(start):
+    task, style = start
+    (row,) = re.findall(rf"\| `{task}` \| `{style}` \| (.*) \|\n", page("tasks"))
+    script = runpy.run_path(str(ROOT / "docs/examples/starts.py"))
+    found = script["figures"](Sim(task=task, coldstart=style), 8)
+    assert found == pytest.approx([float(x) for x in row.split(" | ")], abs=0.006)
 
 
 def shown_on_the_tour():
