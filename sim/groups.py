@@ -90,9 +90,13 @@ def check_levels(levels: int, size: int) -> None:
     """
     total = comb(size + levels - 1, size)
     if total > MAX_COMPOSITIONS:
+        fits = 1
+        while comb(fits + levels - 1, fits) <= MAX_COMPOSITIONS:
+            fits += 1
         raise ConfigError(
             f"an exact group baseline over {levels} reward levels and schedule.group_size = {size + 1} sums {total} "
-            f"compositions, more than {MAX_COMPOSITIONS}; lower schedule.group_size or set sim.reward = binary"
+            f"compositions, more than {MAX_COMPOSITIONS}; lower schedule.group_size to {fits} or set sim.reward = "
+            "binary"
         )
 
 

@@ -40,8 +40,7 @@ class Layout:
     @property
     def places(self) -> Tensor:
         """Where the response tokens stand, int64 `[T]`."""
-        token = torch.arange(self.horizon)
-        return self.prompt + token + self.answer * (token // self.turn)
+        return torch.tensor([self.before(depth) for depth in range(self.horizon)])
 
     @property
     def length(self) -> int:
@@ -61,7 +60,7 @@ class Layout:
 class SimTask(ABC):
     """A task of the simulator; see `core.tasks.Task`, which it implements for all responses at once.
 
-    A subclass says what a response earns, and a multi-turn one what its environment replies.
+    A subclass says what a response earns, and a multi-turn one what its environment answers.
     """
 
     sim: Sim
@@ -86,12 +85,8 @@ class SimTask(ABC):
         return Episodes(tokens=tokens, mask=torch.zeros_like(tokens, dtype=torch.bool), lengths=lengths, prompt=rows)
 
     def answer(self, episodes: Episodes) -> Answer:
-        """What the environment says after a turn, from the prompt and the last `turn_length` tokens."""
-        if not self.answer_length:
-            return silence(episodes)
-        tokens = episodes.tokens
-        said = self.reply(tokens[..., : self.sim.prompt_length], tokens[..., -self.sim.turn_length :])
-        return Answer(tokens=said, lengths=torch.full(said.shape[:-1], self.answer_length))
+        """Nothing; a task of several turns says `answer_length` tokens to everybody."""
+        return silence(episodes)
 
     def verify(self, episodes: Episodes) -> Tensor:
         """Reward of finished episodes, `[...]` in [0, 1]; `sim.truncated` says what one cut at the horizon earns."""
@@ -108,10 +103,6 @@ class SimTask(ABC):
     @abstractmethod
     def automaton(self, prompts: Tensor) -> Automaton:
         """The responses to prompts `[X, P]` that a demonstration may show."""
-
-    def reply(self, prompts: Tensor, turn: Tensor) -> Tensor:
-        """The environment's tokens `[..., E]` after a turn `[..., τ]`; a task with answers says them."""
-        raise NotImplementedError
 
 
 def rows(sim: Sim) -> tuple[Tensor, Tensor]:

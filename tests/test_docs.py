@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_every_sink_is_an_extra_and_has_its_rows(sink):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert len(extras[sink]) == 1
     assert f"| `{sink}` | `firstorder[{sink}]` | `tracking/{sink}`" in page("train")
+
+
+@pytest.mark.parametrize("start", [("sum", "none"), ("sum", "terse"), ("guess", "none")], ids="-".join)
+def test_the_table_of_cold_starts_shows_what_the_script_prints(start):
+    task, style = start
+    (row,) = re.findall(rf"\| `{task}` \| `{style}` \| (.*) \|\n", page("tasks"))
+    script = runpy.run_path(str(ROOT / "docs/examples/starts.py"))
+    found = script["figures"](Sim(task=task, coldstart=style), 8)
+    assert found == pytest.approx([float(x) for x in row.split(" | ")], abs=0.006)
 
 
 def shown_on_the_tour():

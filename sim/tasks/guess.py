@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from firstorder.core.tasks import Answer, Episodes
 from firstorder.sim import noise
 from firstorder.sim.demonstrations import Automaton
 from firstorder.sim.task import SimTask
@@ -41,8 +42,14 @@ class Guess(SimTask):
         digits = noise.uniform(noise.combine(key[..., None], torch.arange(self.sim.turn_length)))
         return 1 + (digits * (self.sim.vocab - 1)).long()
 
+    def answer(self, episodes: Episodes) -> Answer:
+        """What `reply` says to the turn that has just ended."""
+        sim, tokens = self.sim, episodes.tokens
+        said = self.reply(tokens[..., : sim.prompt_length], tokens[..., -sim.turn_length :])
+        return Answer(tokens=said, lengths=torch.full(said.shape[:-1], said.shape[-1]))
+
     def reply(self, prompts: Tensor, turn: Tensor) -> Tensor:
-        """Whether the hidden number is lower, equal or higher; see `SimTask.reply`."""
+        """Whether the hidden number is lower, equal or higher than a turn `[..., τ]`; `[..., answer_length]`."""
         apart = (self.hidden(prompts) - turn).sign()
         # the first digit that differs decides
         first = (apart != 0).long().argmax(-1, keepdim=True)

@@ -111,6 +111,15 @@ def test_a_start_is_a_function_of_the_seed_whatever_engines_follow():
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_start_is_the_same_where_gradients_are_off():
+    sim = Sim(**SIZES, coldstart="terse", coldstart_steps=2)
+    with torch.no_grad():
+        off = starting_weights(sim, torch.tensor([1]))
+    on = starting_weights(sim, torch.tensor([1]))
+    assert all(torch.equal(off[name], on[name]) for name in on)
+    assert not any(w.requires_grad for w in on.values())
+
+
 def test_a_prompt_without_a_correct_response_is_refused():
     sim = Sim(task="program", horizon=3, coldstart="terse")
     with pytest.raises(ConfigError, match=r"raise sim\.horizon"):

@@ -10,15 +10,13 @@ from firstorder.core.errors import ConfigError
 from firstorder.sim import noise
 from firstorder.sim.config import Sim
 from firstorder.sim.demonstrations import demonstrator
-from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks import TASKS, task_of
 
 STYLES = ("terse", "verbose", "roundabout")
-SETTINGS = {
-    "sum": {"task": "sum", "vocab": 4, "horizon": 5},
-    "program": {"task": "program", "vocab": 5, "horizon": 5},
+SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 5} for name in TASKS} | {
+    "program_of_a_prime": {"task": "program", "vocab": 5, "horizon": 5},
     "program_of_a_composite": {"task": "program", "vocab": 4, "horizon": 5, "prompt_length": 3},
-    "text": {"task": "text", "vocab": 4, "horizon": 6, "prompt_length": 3},
-    "guess": {"task": "guess", "vocab": 4, "horizon": 4},
+    "text_of_three": {"task": "text", "vocab": 4, "horizon": 6, "prompt_length": 3},
     "guess_in_long_turns": {"task": "guess", "vocab": 4, "horizon": 6, "turn_length": 2},
 }
 

@@ -8,22 +8,20 @@ from firstorder.sim.config import Sim
 from firstorder.sim.engine import along, run
 from firstorder.sim.sequences import sample, score
 from firstorder.sim.task import converse, picks
+from firstorder.sim.tasks import TASKS
 from firstorder.sim.tree import episodes, gather
 
 SIM = Sim(vocab=3, horizon=3, prompts=2, width=4, expert_width=4, experts=4)
 SEEDS = torch.tensor([3, 4])
-TASKS = {
-    "sum": {},
-    "program": {"task": "program"},
-    "text": {"task": "text"},
-    "guess": {"task": "guess", "vocab": 4},
+SETTINGS = {name: {"task": name, "vocab": 4} for name in TASKS} | {
+    "sum_of_three": {},
     "guess_in_long_turns": {"task": "guess", "vocab": 4, "turn_length": 2, "horizon": 4, "prompts": 1},
 }
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=SETTINGS)
 def world(request):
-    sim = Sim(**(SIM.model_dump() | TASKS[request.param]))
+    sim = Sim(**(SIM.model_dump() | SETTINGS[request.param]))
     tree, _ = scene.grow(sim)
     return sim, tree, scene.engines(sim, SEEDS), policy.initial_weights(sim, SEEDS)
 

@@ -18,15 +18,14 @@ from firstorder.sim.tasks import TASKS, Guess, Program, Text, task_of
 from firstorder.sim.tasks.text import longest_common
 from firstorder.sim.tree import answers, episodes, reach
 
-SETTINGS = {
-    "sum": {"task": "sum", "vocab": 5, "horizon": 3},
+SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 4} for name in TASKS} | {
+    "sum_of_five": {"task": "sum", "vocab": 5, "horizon": 3},
     "sum_graded": {"task": "sum", "vocab": 4, "horizon": 3, "reward": "graded", "truncated": "zero"},
-    "program": {"task": "program", "vocab": 5, "horizon": 3},
+    "program_of_a_prime": {"task": "program", "vocab": 5, "horizon": 3},
     "program_binary": {"task": "program", "vocab": 4, "horizon": 4, "reward": "binary"},
     "program_of_one_token": {"task": "program", "vocab": 3, "horizon": 3, "prompt_length": 1, "prompts": 2},
-    "text": {"task": "text", "vocab": 4, "horizon": 4, "prompt_length": 3},
+    "text_of_three": {"task": "text", "vocab": 4, "horizon": 4, "prompt_length": 3},
     "text_binary": {"task": "text", "vocab": 3, "horizon": 4, "reward": "binary", "truncated": "zero"},
-    "guess": {"task": "guess", "vocab": 4, "horizon": 4},
     "guess_in_long_turns": {"task": "guess", "vocab": 4, "horizon": 5, "turn_length": 2, "prompts": 1},
     "guess_binary": {"task": "guess", "vocab": 5, "horizon": 3, "reward": "binary"},
 }

@@ -111,6 +111,7 @@ def test_a_baseline_over_too_many_levels_is_refused_before_the_run(capsys, tmp_p
     assert run(train_command(tmp_path / "a", *long)) == 2
     err = capsys.readouterr().err
     assert "reward levels and schedule.group_size = 16" in err
+    assert "lower schedule.group_size to 8 or set sim.reward = binary, or set sim.evaluate_every=0 to train" in err
     assert "or set sim.evaluate_every=0 to train without" in err
     assert not (tmp_path / "a").exists()
     few = ["--set", "sim.evaluate_every=0", "--set", "schedule.steps=1"]
