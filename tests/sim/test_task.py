@@ -167,7 +167,7 @@ def test_how_many_tokens_an_environment_says_enters_no_denominator(name, of_coun
             "reach": reach(scene.mu_old.logp, scene.tree),
         }
         numbers |= vars(exact.values(scene, recipe.router_replay.mode)) | bounds(scene, recipe.router_replay.mode)
-        for pairs in (moments(stats), receipts(signed, token_weights(signed, recipe))):
+        for pairs in (moments(stats), receipts(signed, token_weights(signed, recipe), recipe)):
             numbers |= {key: torch.stack(pair) for key, pair in pairs.items()}
         found.append(numbers)
     assert float(found[0]["weights"].abs().max()) > 0

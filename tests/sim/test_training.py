@@ -82,7 +82,6 @@ def test_what_an_environment_says_is_in_the_batch_and_counts_for_nothing():
     assert not batch.logp_mu[..., 4].any()
     assert not scored.logp_old[..., 4].any()
     assert (scored.replay[:, :, 4][heard] >= 0).all()  # it is run, routed and replayed
-    assert float(agreement["route/length"][0]) == float(batch.mask.sum())
     assert float(agreement["update/entropy"][1]) == float(batch.mask.sum())
 
 
@@ -271,9 +270,11 @@ def test_a_reward_that_cannot_be_stops_the_run_and_loses_nothing(reward, said, t
     assert run(train_command(whole, *shorter)) == 0
     real, seen = Sum.verify, []
 
-    def spoiled(*args):
+    def spoiled(task, episodes):
+        rewards = real(task, episodes)
+        if rewards.ndim == 1:  # the responses of the tree
+            return rewards
         seen.append(1)
-        rewards = real(*args)
         return rewards.index_fill(-1, torch.tensor([2]), reward) if len(seen) == 6 else rewards
 
     monkeypatch.setattr(Sum, "verify", spoiled)

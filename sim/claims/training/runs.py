@@ -53,7 +53,7 @@ class Condition:
 
     def __str__(self) -> str:
         """Short, and a file name."""
-        return f"{self.discrepancy}-n{self.updates}-lr{self.lr:g}-t{self.horizon}-{self.style}"
+        return f"{self.discrepancy}-n{self.updates}-lr{self.lr:.0e}-t{self.horizon}-{self.style}"
 
 
 Series = dict[str, Tensor]
