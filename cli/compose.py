@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
     from firstorder.core.recipe import Recipe
     from firstorder.sim.config import Sim
+
+BACKENDS = ("sim", "torchtitan", "vllm")  # sections that a recipe file may hold beside the recipe's own
 
 
 def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
@@ -15,20 +19,46 @@ def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
+    from firstorder.core.toml import build
+    from firstorder.sim.config import Sim
+
+    recipe, sections = split(name, assignments)
+    return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+
+
+def compose_engines(name: str, assignments: list[str]) -> tuple[Recipe, Torchtitan, Vllm]:
+    """The recipe, the `[torchtitan]` and the `[vllm]` section, all validated.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
+    from firstorder.core.toml import build
+
+    recipe, sections = split(name, assignments)
+    return recipe, build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
+
+
+def split(name: str, assignments: list[str]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+    """The validated recipe, and the tables of the backend sections as given.
+
+    Raises:
+        ConfigError: an unknown section, or a recipe that is not valid.
+    """
     from firstorder.core.errors import ConfigError
     from firstorder.core.recipe import Recipe
     from firstorder.core.toml import build, nearest, override, read
-    from firstorder.sim.config import Sim
 
     tree = override(read(name), assignments)
-    sections = [*Recipe.model_fields, "sim"]
+    sections = [*Recipe.model_fields, *BACKENDS]
     for key, value in tree.items():
         if key not in sections:
             raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a section, got {value!r}")
-    sim = overlay(Sim().model_dump(), tree.pop("sim", {}))
-    return build(Recipe, tree), build(Sim, sim, "sim")
+    given = {backend: tree.pop(backend, {}) for backend in BACKENDS}
+    return build(Recipe, tree), given
 
 
 def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

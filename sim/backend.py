@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstorder.core.agreement import agreement
 from firstorder.core.arms import Arm
 from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import Moments
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
-from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
 
 from . import exact, noise, optimizer, task
@@ -25,7 +25,7 @@ from .config import Sim
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, initial_weights, load, unflatten
 from .scene import Engines, build, engines, grow
-from .sequences import Scores, sample, score
+from .sequences import sample, score
 from .tree import Tree
 
 
@@ -85,7 +85,9 @@ class SimBackend:
             replay = torch.stack([by_mode[mode][m] for m, mode in enumerate(self.modes)])
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
-        return Scored(batch=batch, logp_old=logp_old, replay=replay), self._agreement(batch, live, used)
+        return Scored(batch=batch, logp_old=logp_old, replay=replay), agreement(
+            batch, live.routes, live.margin, used.entropy
+        )
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
         """One optimiser step of every member."""
@@ -152,25 +154,6 @@ class SimBackend:
         if self.sim.numerics.kind != "batch":
             return self.engines.mu
         return arithmetic(self.sim.numerics, noise.combine(self.seeds, step))
-
-    def _agreement(self, batch: RolloutBatch, live: Scores, used: Scores) -> Moments:
-        """Route agreement and entropy on the rows that produced response tokens."""
-        assert batch.routes is not None
-        rows = batch.mask[..., 1:].double()
-        tokens = rows.sum((-2, -1))
-        flipped = flips(live.routes[:, :, :-1], batch.routes[:, :, :-1]).double()
-
-        def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-            return (x * rows).sum((-2, -1)), tokens
-
-        found = {
-            "route/flip_rate": per_token(flipped.mean(-1)),
-            "route/tokens_flipped": per_token(flipped.amax(-1)),
-            "route/gate_margin": per_token(live.margin[:, :, :-1].mean(-1)),
-            "update/entropy": per_token(used.entropy[..., 1:]),
-            "route/length": (tokens, torch.full_like(tokens, batch.tokens.shape[1])),
-        }
-        return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}
 
     def _vector(self) -> Tensor:
         return flatten({name: w for name, w in self.weights.items() if name != "bias"}).detach()

@@ -1,7 +1,7 @@
 """All that is taken from torchtitan 0.3.0, and what has to differ from it on a CPU.
 
-No other module imports torchtitan, so another release means another version of this file. Order matters here: torchtitan
-reads the device type once, when it is imported, and takes a machine without an accelerator for a CUDA one.
+No other module imports torchtitan, so another release means another version of this file. Order matters here:
+torchtitan reads the device type once, when it is imported, and takes a machine without an accelerator for a CUDA one.
 
 Shapes: R packed rows, P positions of a row, H heads, D width of a head.
 """
@@ -158,8 +158,8 @@ def attention_masks(model: Any, positions: Tensor) -> Any:
 def start_process_group() -> int:
     """The default process group, from the variables that torchrun sets or for one process; returns the world size.
 
-    It must exist before vLLM starts in the same process: vLLM joins a group that is there, torchtitan's device mesh does
-    not.
+    It must exist before vLLM starts in the same process: vLLM joins a group that is there, torchtitan's device mesh
+    does not.
     """
     distributed: Any = torch.distributed
     if not distributed.is_initialized():

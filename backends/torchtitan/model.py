@@ -1,4 +1,4 @@
-"""torchtitan's Qwen3-MoE from the sizes in a model folder, laid out over the ranks and filled with the folder's weights."""
+"""torchtitan's Qwen3-MoE from the sizes in a model folder, laid out over the ranks and filled with its weights."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Trainer:
         rate = adapter.LRSchedulersContainer.Config(warmup_steps=settings.warmup_steps, decay_ratio=0.0)
         self.rate = rate.build(optimizers=self.optimizer, training_steps=updates)
         self.checkpoints = adapter.CheckpointManager.Config(
-            enable=True, folder=CHECKPOINTS, interval=1, keep_latest_k=2
+            enable=True, folder=CHECKPOINTS, interval=1, keep_latest_k=3, initial_load_model_only=False
         ).build(
             dataloader=None,
             model_parts=[self.model],
