@@ -69,8 +69,7 @@ class Trainer:
         self.names.read(source)
         self.optimizer = optimizer(recipe.optimizer, self.model)
         updates = recipe.schedule.steps * recipe.schedule.minibatches
-        rate = adapter.LRSchedulersContainer.Config(warmup_steps=settings.warmup_steps, decay_ratio=0.0)
-        self.rate = rate.build(optimizers=self.optimizer, training_steps=updates)
+        self.rate = learning_rate(settings.warmup_steps, updates, self.optimizer)
         self.checkpoints = adapter.CheckpointManager.Config(
             enable=True, folder=CHECKPOINTS, interval=1, keep_latest_k=3, initial_load_model_only=False
         ).build(
@@ -198,6 +197,12 @@ def optimizer(section: Optimizer, trained: Any) -> Any:
     )
     config.implementation = "foreach" if adapter.ON_CPU else "fused"
     return config.build(model_parts=[trained])
+
+
+def learning_rate(warmup: int, updates: int, of: Any) -> Any:
+    """torchtitan's schedule of an optimizer: linear warm-up, then constant."""
+    config = adapter.LRSchedulersContainer.Config(warmup_steps=warmup, decay_ratio=0.0)
+    return config.build(optimizers=of, training_steps=updates)
 
 
 def _shift(x: Tensor, place: Tensor) -> Tensor:

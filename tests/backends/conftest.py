@@ -4,10 +4,17 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from firstorder.backends.folder import Shape
+from firstorder.backends import sums
+from firstorder.backends.coldstart import initial_weights
+from firstorder.backends.folder import Shape, write_config, write_weights
+
+sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 
 FOREIGN = (
     "ignore:DTensor random operators may not have complete support:UserWarning",
@@ -45,3 +52,34 @@ def one_thread():
 @pytest.fixture(scope="session")
 def shape():
     return SHAPE
+
+
+@pytest.fixture(scope="session")
+def write_model():
+    """Writes a model folder whose routers decide and whose distributions are not flat."""
+
+    def write(folder, shape, seed=0, moved=0.0):
+        weights = initial_weights(shape, seed)
+        g = torch.Generator().manual_seed(seed + 1)
+        for name, w in weights.items():
+            if w.ndim == 2:
+                w.mul_(30.0 if "mlp.gate." in name else 8.0)
+            w.add_(moved * w.std(correction=0).clamp(min=0.1) * torch.randn(w.shape, generator=g))
+        write_config(folder, shape, sums.END, sums.PAD)
+        write_weights(folder, weights)
+        sums.write_tokenizer(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Asserts that two tensors agree to a share of the largest entry."""
+
+    def check(actual, expected, tolerance=2e-5):
+        assert actual.shape == expected.shape
+        apart = (actual.double() - expected.double()).abs().max()
+        assert apart <= tolerance * expected.double().abs().max(), float(apart)
+
+    return check
