@@ -35,7 +35,7 @@ SHAPE = Shape(
     num_experts=8,
     num_experts_per_tok=2,
     rope_theta=10000.0,
-    max_position_embeddings=64,
+    max_position_embeddings=256,
 )
 
 
