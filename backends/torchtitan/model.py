@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
 
 from firstorder.backends.folder import Shape
@@ -129,12 +130,17 @@ class HuggingFace:
         held = self._names.to_hf(self._model.state_dict())
         try:
             checkpoint.load(held, storage_reader=self._names.get_hf_storage_reader(str(folder)))
-        except Exception as error:
-            text = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"{folder} does not hold the weights of its config.json: {text}") from None
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            raise ConfigError(f"{folder} does not hold the weights of its config.json: {last_line(error)}") from None
         self._model.load_state_dict(self._names.from_hf(held))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor) of every weight; with several ranks all must iterate."""
         for name, tensor in self._names.to_hf(self._model.state_dict()).items():
             yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+
+
+def last_line(error: BaseException) -> str:
+    """What an engine's error says, without the traceback of the rank that it happened on."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
 from firstorder.core.backend import Scored, Weigh, take
@@ -153,10 +154,9 @@ class Trainer:
         """
         try:
             self.checkpoints.load(step)
-        except Exception as error:
-            text = str(error).strip().splitlines()[-1]
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             raise DataError(
-                f"the checkpoint of step {step} does not load: {text}; start again in a new --out"
+                f"the checkpoint of step {step} does not load: {model.last_line(error)}; start again in a new --out"
             ) from None
 
     def _chunks(self, lengths: Tensor) -> list[slice]:

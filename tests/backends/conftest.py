@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 FOREIGN = (
     "ignore:DTensor random operators may not have complete support:UserWarning",
     "ignore:In CPU autocast, but the target dtype is not supported:UserWarning",
+    "ignore:To get the last learning rate computed by the scheduler:UserWarning",
     "ignore::DeprecationWarning",
     "ignore::FutureWarning",
     "ignore::ResourceWarning",
