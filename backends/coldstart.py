@@ -85,7 +85,7 @@ def coldstart(
 
 
 def initial_weights(shape: Shape, seed: int) -> dict[str, Tensor]:
-    """Random weights as torchtitan draws them: normal of standard deviation 0.02, residual outputs smaller with depth."""
+    """Random weights as torchtitan draws them: normal, of standard deviation 0.02, and less where outputs add up."""
     generator = torch.Generator().manual_seed(seed)
     width, layers, hidden = shape.hidden_size, shape.num_hidden_layers, shape.moe_intermediate_size
     residual = 0.02 / (2 * layers) ** 0.5

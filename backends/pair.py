@@ -110,8 +110,8 @@ class EnginePair:
         apart = float((self.trainer.score(batch).logp - batch.logp_mu)[batch.mask].abs().mean())
         if not apart <= self.plan.probe_limit:
             raise StaleWeightsError(
-                f"after the weight sync of step {self._next} the engines' log-probs differ by {apart:.3g} nats a token, "
-                f"and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; restart it with --resume"
+                f"after the weight sync of step {self._next} the engines' log-probs differ by {apart:.3g} nats "
+                f"a token, and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; restart it with --resume"
             )
 
     def evaluate(self, step: int) -> dict[str, Tensor]:

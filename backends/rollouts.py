@@ -94,6 +94,6 @@ def _check(response: Response, rows: int, layers: int, top_k: int) -> None:
         raise DataError(f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs")
     if tuple(response.routes.shape) != (rows, layers, top_k):
         raise DataError(
-            f"`routes` of a response must be [{rows}, {layers}, {top_k}] (a row for each token that was run, MoE layers, "
-            f"experts a token), got {list(response.routes.shape)}; is it the same model?"
+            f"`routes` of a response must be [{rows}, {layers}, {top_k}] (a row for each token that was run, MoE "
+            f"layers, experts a token), got {list(response.routes.shape)}; is it the same model?"
         )

@@ -63,7 +63,8 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
     longest = vllm.max_prompt + vllm.max_tokens
     if longest > titan.pack_length:
         raise ConfigError(
-            f"vllm.max_prompt + vllm.max_tokens = {longest} do not fit into torchtitan.pack_length = {titan.pack_length}"
+            f"vllm.max_prompt + vllm.max_tokens = {longest} do not fit into "
+            f"torchtitan.pack_length = {titan.pack_length}; raise it"
         )
     require("torchtitan", "vllm", "safetensors")
 

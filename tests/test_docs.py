@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
@@ -51,6 +53,14 @@ def test_every_recipe_is_in_the_table(name):
 def test_every_key_of_the_simulator_is_documented(model):
     tables = page("measure") + page("train")
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
+
+
+@pytest.mark.parametrize("model", [Torchtitan, Vllm])
+def test_every_key_of_the_engines_is_documented(model):
+    table = re.split(r"^Of `\[", page("engines"), flags=re.MULTILINE)
+    section = next(part for part in table if part.startswith(model.__name__.lower()))
+    rows = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    assert rows == list(model.model_fields)
 
 
 def shown_on_the_tour():

@@ -1,4 +1,4 @@
-"""The `[vllm]` section: sampling, numerics and memory of the rollout engine, and how far it may stray from the trainer."""
+"""The `[vllm]` section: sampling, numerics and memory of the rollout engine, and how far it may stray from π."""
 
 from __future__ import annotations
 

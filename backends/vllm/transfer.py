@@ -69,11 +69,11 @@ class InProcess(WeightTransferEngine[Nothing, Weights]):
 def forget_packed_experts(model: Any) -> None:
     """Let the experts of a CPU model be packed again when weights have been loaded.
 
-    vLLM packs them for its kernel only while there is no kernel yet. On a reload it would copy the weights, unpacked, into
-    the packed storage, and the model would silently be another one.
+    vLLM packs them for its kernel only while there is no kernel yet. On a reload it would copy the weights, unpacked,
+    into the packed storage, and the model would silently be another one.
     """
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 

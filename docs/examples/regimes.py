@@ -35,7 +35,9 @@ def measure(folder: str, prompts: int, dtype: str, kv: str, trainer: str, checkp
     pair = open_pair(recipe, titan, Vllm(dtype=dtype, kv_cache_dtype=kv), checkpoints)
     batch = pair.rollout(0)
     live = pair.trainer.score(batch)
-    found = {name: float(value) for name, value in means(agreement(batch, live.routes, live.margin, live.entropy)).items()}
+    found = {
+        name: float(value) for name, value in means(agreement(batch, live.routes, live.margin, live.entropy)).items()
+    }
     for label, scores in (("live", live), ("R3", pair.trainer.score(batch, batch.routes))):
         logp = scores.logp.where(batch.mask, 0.0)
         stats = TokenStats(
@@ -49,8 +51,10 @@ def measure(folder: str, prompts: int, dtype: str, kv: str, trainer: str, checkp
 def main() -> None:
     """Print one line of a Markdown table a regime."""
     folder, prompts = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    print("| rollouts | KV cache | trainer | flips | tokens flipped | mean abs D, live | R3 | k3 KL, live | R3 | F(2), live | R3 | 1 - ESS, live | R3 |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    paired = [f"{name}, {label}" for name in ("mean abs D", "k3 KL", "F(2)", "1 - ESS") for label in ("live", "R3")]
+    columns = ["rollouts", "KV cache", "trainer", "flips", "tokens flipped", *paired]
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
     for dtype, kv, trainer in REGIMES:
         with tempfile.TemporaryDirectory() as scratch:
             m = measure(folder, prompts, dtype, kv, trainer, Path(scratch))
