@@ -111,7 +111,8 @@ class EnginePair:
         if not apart <= self.plan.probe_limit:
             raise StaleWeightsError(
                 f"after the weight sync of step {self._next} the engines' log-probs differ by {apart:.3g} nats "
-                f"a token, and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; restart it with --resume"
+                f"a token, and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; "
+                "restart it with --resume"
             )
 
     def evaluate(self, step: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from . import sums
 from .extras import require
 from .folder import read_shape
 from .pair import EnginePair, Plan
+from .rollouts import Engine
 from .torchtitan.config import Torchtitan
 from .vllm.config import Vllm
 
@@ -66,7 +67,7 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
             f"vllm.max_prompt + vllm.max_tokens = {longest} do not fit into "
             f"torchtitan.pack_length = {titan.pack_length}; raise it"
         )
-    require("torchtitan", "vllm", "safetensors")
+    require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
 
 
 def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
@@ -107,9 +108,15 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
 
     trainer = Trainer(titan, recipe, vllm.temperature, checkpoints)
 
-    from .vllm.engine import InProcessEngine  # importing it before torchtitan has started changes torch's settings
+    engine: Engine
+    if vllm.servers:
+        from .vllm.served import ServedEngine
 
-    engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
+        engine = ServedEngine(vllm, titan.model, sums.END)
+    else:
+        from .vllm.engine import InProcessEngine  # not before the process group is there
+
+        engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
     plan = Plan(
         recipe=recipe,
         seed=titan.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from firstorder.core.recipe import Section
 
@@ -23,10 +23,21 @@ class Vllm(Section):
     max_sequences: int = Field(256, ge=1, description="responses decoded together")
     kv_cache_mib: int = Field(64, ge=1, description="memory of the KV cache")
     prefix_caching: bool = True
+    servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none for the same process")
+    timeout: float = Field(600.0, gt=0.0, allow_inf_nan=False, description="seconds that a server is waited for")
+    shared_folder: str = Field("", description="where weights are written for servers; must be one that they can read")
     probe_prompts: int = Field(8, ge=1, description="responses that check each weight sync")
     probe_limit: float | None = Field(
         None, gt=0.0, allow_inf_nan=False, description="largest mean |Δ log p| of a probe, nats; by dtype unless given"
     )
+
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for server in servers:
+            if not server.startswith(("http://", "https://")):
+                raise ValueError("an address looks like http://127.0.0.1:8001")
+        return servers
 
     @property
     def limit(self) -> float:

@@ -1,0 +1,126 @@
+"""vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+
+from firstorder.backends import sums
+from firstorder.backends.rollouts import collate
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.torchtitan.trainer import Trainer
+from firstorder.backends.vllm.config import Vllm
+from firstorder.backends.vllm.served import ServedEngine, ServerError, response
+from firstorder.core.errors import DataError
+from firstorder.core.recipe import Recipe
+
+COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mib": 16}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def answers(address):
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=2).read()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shape, write_model):
+    return write_model(tmp_path_factory.mktemp("model"), shape)
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    port = free_port()
+    command = [sys.executable, "-m", "firstorder.backends.vllm.serve", str(folder), "--port", str(port)]
+    command += [word for key, value in COMMON.items() for word in ("--set", f"{key}={value}")]
+    log = (tmp_path_factory.mktemp("log") / "server.log").open("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 240
+    while not answers(address):
+        log.seek(0)
+        assert process.poll() is None, log.read()[-200:]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    yield address, process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def trainer(folder, tmp_path_factory):
+    settings = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
+    return Trainer(settings, Recipe(), COMMON["temperature"], tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def engine(server, folder):
+    # the same server twice stands for two replicas
+    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), sums.END)
+    yield made
+    made.close()
+
+
+def sampled(engine):
+    prompts = [sums.encode(sums.prompt(i)) for i in range(12)]
+    responses = engine.generate(prompts, range(12))
+    return responses, collate(prompts, responses, [0.0] * 12, list(range(12)), 4, 2)
+
+
+def apart(trainer, batch):
+    return float((trainer.score(batch).logp - batch.logp_mu)[batch.mask].abs().max())
+
+
+def test_log_probs_and_routes_are_the_trainers(engine, trainer):
+    responses, batch = sampled(engine)
+    assert apart(trainer, batch) < 1e-4
+    assert torch.equal(trainer.score(batch).routes.sort(-1).values, batch.routes.sort(-1).values)
+    assert [r.tokens for r in responses] == [r.tokens for r in sampled(engine)[0]]
+    assert any(r.ended for r in responses) or all(len(r.tokens) == 24 for r in responses)
+
+
+def test_weights_arrive_and_old_ones_are_removed(engine, trainer):
+    for version in (1, 2):
+        state = trainer.model.state_dict()
+        with torch.no_grad():
+            for w in state.values():
+                w.to_local().mul_(1.0 + 0.05 * version * torch.randn(w.to_local().shape))
+        trainer.model.load_state_dict(state)
+        assert apart(trainer, sampled(engine)[1]) > 1e-2
+        engine.sync(trainer.weights(), version)
+        assert apart(trainer, sampled(engine)[1]) < 1e-4
+    assert [folder.name for folder in engine._shared.iterdir()] == ["version-2"]
+
+
+def test_a_refusal_is_passed_on(engine):
+    with pytest.raises(ServerError, match="refused: 4"):
+        engine.generate([sums.encode("1" * 70)], [0])
+
+
+def test_an_answer_without_routes_is_named():
+    with pytest.raises(DataError, match="returns no routed experts"):
+        response({"token_ids": [1], "logprobs": {"token_logprobs": [-0.1]}, "finish_reason": "stop"})
+
+
+def test_a_server_that_died_is_named_after_the_wait(engine, server):
+    os.killpg(server[1].pid, signal.SIGKILL)
+    server[1].wait()
+    started = time.monotonic()
+    with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start it with"):
+        engine.generate([sums.encode("1+1=")], [0])
+    assert time.monotonic() - started < 30
