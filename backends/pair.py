@@ -20,6 +20,7 @@ from firstorder.core.recipe import Recipe
 
 from . import sums
 from .keys import key
+from .ranks import first, told
 from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ class EnginePair:
         Raises:
             StaleWeightsError: the engines' log-probs differ by more than the limit.
         """
-        self.engine.sync(self.trainer.weights(), self._next)
+        weights = self.trainer.weights()  # gathered by all ranks, sent by the first
+        held = [pair for pair in weights if first()]
+        told(lambda: self.engine.sync(held, self._next))
         self.check()
 
     def check(self) -> None:
@@ -142,7 +145,7 @@ class EnginePair:
     def _sample(self, questions: list[str], seeds: list[int], groups: list[int] | None = None) -> RolloutBatch:
         """One response of μ to each question, verified; `groups` numbers the prompts."""
         prompts = [sums.encode(question) for question in questions]
-        responses = self.engine.generate(prompts, seeds)
+        responses = told(lambda: self.engine.generate(prompts, seeds))
         rewards = [sums.verify(question, one.tokens) for question, one in zip(questions, responses, strict=True)]
         shape = self.trainer.shape
         groups = groups or list(range(len(questions)))

@@ -16,6 +16,7 @@ from . import sums
 from .extras import require
 from .folder import read_shape
 from .pair import EnginePair, Plan
+from .ranks import told
 from .rollouts import Engine
 from .torchtitan.config import Torchtitan
 from .vllm.config import Vllm
@@ -86,8 +87,12 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     """
     check(recipe, titan, vllm)
     config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
-    folder = RunFolder(out, config, resume=resume)
-    found = folder.latest() if resume else None
+    from .torchtitan.adapter import start_process_group
+
+    if start_process_group() > 1 and not vllm.servers:
+        raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
+    folder = told(lambda: RunFolder(out, config, resume=resume))
+    found = told(lambda: folder.latest() if resume else None)
     backend = open_pair(recipe, titan, vllm, out / "checkpoints")
     if found is None:
         backend.check()
@@ -136,10 +141,11 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
     """
 
     def record(log: StepLog) -> None:
-        training.folder.append(log)
+        told(lambda: training.folder.append(log))
         after = log.step + 1
         if after % training.checkpoint_every == 0 or after == training.arm.recipe.schedule.steps:
-            training.folder.save(after, training.backend.state())
+            state = training.backend.state()  # every rank writes its own shards
+            told(lambda: training.folder.save(after, state))
         done(log)
 
     train((training.arm,), training.backend, training.first, record)

@@ -102,9 +102,9 @@ class DocumentAttention(FlexAttention):
 
     def forward(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        q_BLNH: Tensor,  # torchtitan finds the layout of an argument by its name
+        k_BLNH: Tensor,
+        v_BLNH: Tensor,
         *,
         attention_masks: Tensor,
         scale: float | None = None,
@@ -112,7 +112,7 @@ class DocumentAttention(FlexAttention):
         **_: Any,
     ) -> Tensor:
         """Attend from q to k, v `[R, P, H, D]` under a mask `[R, 1, P, P]`."""
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
         done = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_masks, scale=scale, enable_gqa=enable_gqa)
         return done.transpose(1, 2)
 

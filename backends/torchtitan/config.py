@@ -21,7 +21,6 @@ class Torchtitan(Section):
     microbatch_rows: int = Field(16, ge=1, description="rows in one forward and backward")
     shard: int = Field(-1, ge=-1, description="FSDP degree; -1 for all ranks that are left")
     expert: int = Field(1, ge=1, description="expert parallel degree")
-    tensor: int = Field(1, ge=1, description="tensor parallel degree")
     warmup_steps: int = Field(0, ge=0, description="updates of linear learning-rate warm-up")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(10, ge=0, description="steps between evaluations on held-out prompts; 0 for none")
@@ -32,13 +31,4 @@ class Torchtitan(Section):
     def _layout_is_sound(self) -> Self:
         if self.shard == 0:
             raise ValueError("torchtitan.shard must be -1 or at least 1, got 0")
-        if self.tensor > 1 and self.expert == 1:
-            raise ValueError(
-                f"torchtitan.tensor = {self.tensor} without expert parallelism gives wrong gradients for an MoE in "
-                f"torchtitan 0.3.0; set torchtitan.expert = {self.tensor} too"
-            )
-        if self.pack_length % self.tensor:
-            raise ValueError(
-                f"torchtitan.pack_length = {self.pack_length} must be a multiple of torchtitan.tensor = {self.tensor}"
-            )
         return self

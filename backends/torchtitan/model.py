@@ -66,7 +66,6 @@ def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
     config = adapter.ParallelismConfig(
         data_parallel_shard_degree=settings.shard,
         expert_parallel_degree=settings.expert,
-        tensor_parallel_degree=settings.tensor,
         spmd_backend="partial_dtensor",  # the default backend needs a later torch at more than one rank
     )
     try:
@@ -135,9 +134,13 @@ class HuggingFace:
         self._model.load_state_dict(self._names.from_hf(held))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of every weight; with several ranks all must iterate."""
-        for name, tensor in self._names.to_hf(self._model.state_dict()).items():
-            yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+        """(name, whole tensor) of every weight; with several ranks all must iterate.
+
+        Gathered one by one, and before they are renamed: of sharded experts only a rank's own would get names.
+        """
+        for name, tensor in self._model.state_dict().items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            yield from ((key, value.detach()) for key, value in self._names.to_hf({name: whole}).items())
 
 
 def last_line(error: BaseException) -> str:

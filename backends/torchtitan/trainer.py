@@ -49,6 +49,22 @@ class Update:
     grad_norm: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Micro-batches that the ranks run side by side.
+
+    Args:
+        rows: the responses of all of them.
+        mine: those of this rank.
+        counts: False on a rank that is left over and repeats another's micro-batch, because every rank must take part
+            in the collective forward.
+    """
+
+    rows: slice
+    mine: slice
+    counts: bool
+
+
 class Trainer:
     """One rank of the training engine.
 
@@ -65,6 +81,9 @@ class Trainer:
         world = adapter.start_process_group()
         parallelism, dims = model.layout(settings, world)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
+        data = dims.get_mesh("batch") if world > 1 else None
+        self._ranks = 1 if data is None else data.size()
+        self._rank = 0 if data is None else data.get_local_rank()
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
         self.names.read(source)
@@ -87,25 +106,28 @@ class Trainer:
         """Score responses without gradient, recording the routes of every token that was run."""
         found = []
         with torch.no_grad():
-            for rows in self._chunks(batch.lengths):
-                packed = pack(batch.tokens[rows], batch.lengths[rows], self.settings.pack_length)
-                ids = None if replay is None else packed.rows(replay[rows], -1)
+            for at in self._rounds(batch.lengths):
+                packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
+                ids = None if replay is None else packed.rows(replay[at.mine], -1)
                 with replaying(self.model, ids), recording(self.model) as record:
-                    logp, entropy = self._forward(packed, batch.tokens[rows])
+                    logp, entropy = self._forward(packed, batch.tokens[at.mine])
                 assert record.ids is not None
                 assert record.margin is not None
                 routes = packed.batch(record.ids.to(torch.int16), -1)
-                run = torch.arange(batch.tokens.shape[-1]) < (batch.lengths[rows] - 1)[:, None]
+                run = torch.arange(batch.tokens.shape[-1]) < (batch.lengths[at.mine] - 1)[:, None]
                 routes = torch.where(run[..., None, None], routes, -1)
-                margin = packed.batch(record.margin, 0.0).double()
-                found.append(Scores(logp=logp, entropy=entropy, routes=routes, margin=margin))
-        return Scores(**{name: torch.cat([vars(one)[name] for one in found]) for name in vars(found[0])})
+                own = Scores(
+                    logp=logp, entropy=entropy, routes=routes, margin=packed.batch(record.margin, 0.0).double()
+                )
+                found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
+        return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Update:
         """One optimiser step along Σ w ∇ log π_θ.
 
         Weights that read no further than their token are formed inside the micro-batches; the others need log π_θ of
-        the whole mini-batch first.
+        the whole mini-batch first. The ranks take a micro-batch each, tell each other log π_θ, and form the weights of
+        all of them, so that weights and receipts are the same everywhere and gradients come from one's own rows.
         """
         batch, size = minibatch.batch, minibatch.logp_old.shape[-2]
         weight = None
@@ -113,16 +135,15 @@ class Trainer:
             weight = weigh(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
         self.optimizer.zero_grad()
         total = 0.0
-        for rows in self._chunks(batch.lengths):
-            piece = take(minibatch, rows)
-            tokens = piece.batch.tokens
-            packed = pack(tokens, piece.batch.lengths, self.settings.pack_length)
-            ids = None if piece.replay is None else packed.rows(piece.replay, -1)
+        for at in self._rounds(batch.lengths):
+            piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
+            packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
+            ids = None if own.replay is None else packed.rows(own.replay, -1)
             with replaying(self.model, ids):
-                logp = self._forward(packed, tokens)[0].where(piece.batch.mask, 0.0)
-                stats = piece.stats(logp)
-                own = weigh(stats) if weight is None else weight[rows]
-                loss = surrogate_loss(stats, own) * (len(tokens) / size)
+                logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
+                stats = piece.stats(logp.where(piece.batch.mask, 0.0))
+                share = (at.rows.stop - at.rows.start) / size
+                loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
         return Update(loss=total, grad_norm=self._step())
@@ -131,9 +152,10 @@ class Trainer:
         """One optimiser step on the mean negative log-likelihood of the tokens of `mask`."""
         self.optimizer.zero_grad()
         total, count = 0.0, mask.sum()
-        for rows in self._chunks(lengths):
-            packed = pack(tokens[rows], lengths[rows], self.settings.pack_length)
-            loss = -self._forward(packed, tokens[rows])[0][mask[rows]].sum() / count
+        for at in self._rounds(lengths):
+            packed = pack(tokens[at.mine], lengths[at.mine], self.settings.pack_length)
+            logp = self._everyones(self._forward(packed, tokens[at.mine])[0], at)
+            loss = -logp[mask[at.rows]].sum() / count
             torch.autograd.backward(loss)
             total += float(loss.detach())
         return Update(loss=total, grad_norm=self._step())
@@ -159,8 +181,27 @@ class Trainer:
                 f"the checkpoint of step {step} does not load: {model.last_line(error)}; start again in a new --out"
             ) from None
 
-    def _chunks(self, lengths: Tensor) -> list[slice]:
-        return chunks(lengths, self.settings.pack_length, self.settings.microbatch_rows)
+    def _rounds(self, lengths: Tensor) -> Iterator[Round]:
+        """Micro-batches, as many at a time as there are ranks."""
+        pieces = chunks(lengths, self.settings.pack_length, self.settings.microbatch_rows)
+        for first in range(0, len(pieces), self._ranks):
+            here = pieces[first : first + self._ranks]
+            mine = here[min(self._rank, len(here) - 1)]
+            yield Round(rows=slice(here[0].start, here[-1].stop), mine=mine, counts=self._rank < len(here))
+
+    def _everyones(self, own: Tensor, at: Round) -> Tensor:
+        """`own` `[b, ...]` of this rank among those of every rank in a round; only one's own carry a gradient."""
+        if self._ranks == 1:
+            return own
+        wire = own.dtype if own.is_floating_point() else torch.int32  # no backend adds up int16
+        told = torch.zeros((at.rows.stop - at.rows.start, *own.shape[1:]), dtype=wire, device=own.device)
+        here = slice(at.mine.start - at.rows.start, at.mine.stop - at.rows.start)
+        if at.counts:
+            told[here] = own.detach().to(wire)
+        torch.distributed.all_reduce(told)
+        told = told.to(own.dtype)
+        tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
+        return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
 
     def _forward(self, packed: Packed, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """log π of each token given those before it and the entropy of its distribution, float64 `[B, L]`."""

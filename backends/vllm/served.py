@@ -44,7 +44,8 @@ class ServedEngine:
 
     def __init__(self, settings: Vllm, folder: str, end: int) -> None:
         self.settings, self._end, self._source = settings, end, Path(folder)
-        self._shared = Path(tempfile.mkdtemp(prefix="firstorder-", dir=settings.shared_folder or None))
+        self._held = tempfile.TemporaryDirectory(prefix="firstorder-", dir=settings.shared_folder or None)
+        self._shared = Path(self._held.name)  # removed with this engine
         self._models = [self._get(server, "/v1/models")["data"][0]["id"] for server in settings.servers]
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
@@ -74,7 +75,7 @@ class ServedEngine:
 
     def close(self) -> None:
         """Remove the weights that were shared."""
-        shutil.rmtree(self._shared, ignore_errors=True)
+        self._held.cleanup()
 
     def _one(self, number: int, prompt: list[int], seed: int) -> Response:
         replica = number % len(self.settings.servers)

@@ -114,7 +114,7 @@ WRONG = {
     "top-p": (["vllm.top_p=0.9"], "unknown key 'vllm.top_p'"),
     "not an optimizer of torchtitan": (["optimizer.kind=sgd"], "set optimizer.kind = adamw"),
     "rows too short": (["torchtitan.pack_length=32"], "do not fit into torchtitan.pack_length = 32"),
-    "tensor parallel alone": (["torchtitan.tensor=2"], "gives wrong gradients for an MoE"),
+    "experts that do not divide": (["torchtitan.expert=3"], "does not fit 1 ranks"),
     "a correction that rollouts do not feed": (
         ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
         "reads more than the log-probs of sampled tokens",
