@@ -36,7 +36,7 @@ SMALL = Shape(
 )
 """1.8 million parameters, of which 0.6 million are active at a token."""
 
-STEPS = {"direct": 400, "reversed": 200, "steps": 150}
+STEPS = {"direct": 400, "reversed": 400, "steps": 80}
 DEMONSTRATIONS = 128  # of one supervised step
 
 

@@ -1,5 +1,6 @@
 """vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import urllib.request
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from firstorder.backends import sums
 from firstorder.backends.rollouts import collate
@@ -17,6 +19,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import ServedEngine, ServerError, response
+from firstorder.cli.main import run
 from firstorder.core.errors import DataError
 from firstorder.core.recipe import Recipe
 
@@ -105,6 +108,26 @@ def test_weights_arrive_and_old_ones_are_removed(engine, trainer):
         engine.sync(trainer.weights(), version)
         assert apart(trainer, sampled(engine)[1]) < 1e-4
     assert [folder.name for folder in engine._shared.iterdir()] == ["version-2"]
+
+
+def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer, tmp_path):
+    assert engine.settings.servers[0] == server[0]
+    settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
+        "vllm.servers": f'["{server[0]}"]',
+        "torchtitan.model": folder,
+        "torchtitan.dtype": "float32",
+        "torchtitan.pack_length": 64,
+        "schedule.steps": 2,
+        "schedule.prompts": 2,
+        "schedule.group_size": 4,
+    }
+    engine.sync(load_file(folder / "model.safetensors").items(), 0)  # the tests before have moved the weights
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    out = tmp_path / "run"
+    assert run(["train", "minirl-r3-n2", "--backend", "torchtitan", *words, "--out", str(out)]) == 0
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 2
+    assert all(abs(m["kl"]) < 1e-5 and m["route/flip_rate"] == 0.0 for m in metrics)
 
 
 def test_a_refusal_is_passed_on(engine):
