@@ -71,6 +71,20 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
 
 
+def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
+    """Refuse a layout that the ranks cannot have.
+
+    Raises:
+        ConfigError: a degree does not fit, or several ranks have no servers to sample from.
+    """
+    if ranks % titan.expert:
+        raise ConfigError(f"torchtitan.expert = {titan.expert} must divide the number of ranks, got {ranks}")
+    if titan.shard not in (-1, ranks):
+        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
+    if ranks > 1 and not vllm.servers:
+        raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
+
+
 def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
     """Check everything, open the run folder, start both engines and restore the newest checkpoint.
 
@@ -89,8 +103,7 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
     from .torchtitan.adapter import start_process_group
 
-    if start_process_group() > 1 and not vllm.servers:
-        raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
+    check_ranks(titan, vllm, start_process_group())
     folder = told(lambda: RunFolder(out, config, resume=resume))
     found = told(lambda: folder.latest() if resume else None)
     backend = open_pair(recipe, titan, vllm, out / "checkpoints")

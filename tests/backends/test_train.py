@@ -114,7 +114,11 @@ WRONG = {
     "top-p": (["vllm.top_p=0.9"], "unknown key 'vllm.top_p'"),
     "not an optimizer of torchtitan": (["optimizer.kind=sgd"], "set optimizer.kind = adamw"),
     "rows too short": (["torchtitan.pack_length=32"], "do not fit into torchtitan.pack_length = 32"),
-    "experts that do not divide": (["torchtitan.expert=3"], "does not fit 1 ranks"),
+    "experts that do not divide": (
+        ["torchtitan.expert=3"],
+        "torchtitan.expert = 3 must divide the number of ranks, got 1",
+    ),
+    "shards without ranks": (["torchtitan.shard=4"], "must be -1 or the number of ranks, got 1 ranks"),
     "a correction that rollouts do not feed": (
         ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
         "reads more than the log-probs of sampled tokens",
