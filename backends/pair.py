@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from firstorder.core import backend as shared
 from firstorder.core.agreement import agreement
 from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch, check_expert_ids
-from firstorder.core.diagnostics import Moments
+from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import DataError
 from firstorder.core.recipe import Recipe
 
@@ -25,6 +26,16 @@ from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
     from .torchtitan.trainer import Trainer
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "eval/reward": Quantity(
+        formula="mean R of one response of mu to each held-out prompt, after the step",
+        unit="reward",
+        source="firstorder",
+    ),
+}
+"""What `evaluate` reports."""
 
 
 class StaleWeightsError(DataError):
@@ -64,6 +75,11 @@ class EnginePair:
     def __init__(self, trainer: Trainer, engine: Engine, plan: Plan) -> None:
         self.trainer, self.engine, self.plan = trainer, engine, plan
         self._next = 0  # the global step that follows
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What every reported name means."""
+        return shared.QUANTITIES | shared.layer_flips(self.trainer.shape.num_hidden_layers) | QUANTITIES
 
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
-from firstorder.core.loop import StepLog, train
-from firstorder.core.recipe import Recipe, inert_parts
+from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
 from . import sums
@@ -29,13 +29,18 @@ def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A run that is ready to go: its arm, engines, folder, first step, and how often it is saved."""
+    """A run that is ready to go: its arms, which are one, engines, folder, first step, and how often it is saved."""
 
-    arm: Arm
+    arms: tuple[Arm, ...]
     backend: EnginePair
     folder: RunFolder
     first: int
     checkpoint_every: int
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the schedule."""
+        return self.arms[0].recipe.schedule.steps
 
 
 def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
@@ -44,12 +49,12 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
     Raises:
         ConfigError: a package, the model, a method or a length does not fit.
     """
-    if recipe.about.unsupported is not None:
-        raise ConfigError(f"{recipe.about.name} cannot be run: {recipe.about.unsupported}")
-    if recipe.correction.kind in ("max_kl", "router_shift"):
+    check_runs(recipe)
+    check_trainable(recipe)
+    if recipe.has_critic:
         raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
-            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
+            "advantage.baseline = value wants a critic, which torchtitan's models lack; set another baseline, or train "
+            "with --backend sim"
         )
     if recipe.optimizer.kind != "adamw":
         raise ConfigError(
@@ -107,12 +112,13 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     folder = told(lambda: RunFolder(out, config, resume=resume))
     found = told(lambda: folder.latest() if resume else None)
     backend = open_pair(recipe, titan, vllm, out / "checkpoints")
+    told(lambda: folder.describe(described(backend)))
     if found is None:
         backend.check()
     else:
         backend.load(found[1])
     return Training(
-        arm=Arm(recipe=recipe),
+        arms=(Arm(recipe=recipe),),
         backend=backend,
         folder=folder,
         first=0 if found is None else found[0],
@@ -156,9 +162,9 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
     def record(log: StepLog) -> None:
         told(lambda: training.folder.append(log))
         after = log.step + 1
-        if after % training.checkpoint_every == 0 or after == training.arm.recipe.schedule.steps:
+        if after % training.checkpoint_every == 0 or after == training.steps:
             state = training.backend.state()  # every rank writes its own shards
             told(lambda: training.folder.save(after, state))
         done(log)
 
-    train((training.arm,), training.backend, training.first, record)
+    train(training.arms, training.backend, training.first, record)

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import output
+from .sweep import train_cells
 
 if TYPE_CHECKING:
-    from firstorder.sim.claims import Claim
+    from firstorder.sim.claims import Budget, Claim
 
 SCHEMA = "firstorder.validate/1"
 STYLE = {"holds": "green", "fails": "bold red", "reproduced": "green", "not reproduced": "yellow"}
 
 
 def validate(
+    training: bool = typer.Option(False, "--training", help="The claims about training, on ensembles of runs."),
     quick: bool = typer.Option(False, "--quick", help="Fewer policies and draws: a first look."),
     only: list[str] = typer.Option([], "--only", metavar="ID", help="Settle this claim only; repeat for more."),
     expect: str | None = typer.Option(None, "--expect", metavar="FILE", help="Compare verdicts with a record."),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
+    out: str | None = typer.Option(None, "--out", metavar="DIR", help="Keep the runs of --training, and go on there."),
 ) -> int:
     """Settle the paper's claims exactly: theorems must hold, empirical claims get a verdict."""
+    from firstorder.core.errors import ConfigError
+
     output.check_target(json)
     expected = None if expect is None else read_record(Path(expect))
+    if out is not None and not training:
+        raise ConfigError("--out keeps the runs of --training; give both or neither")
     started = time.perf_counter()
-    claims = settle(_chosen(only), quick=quick)
+    chosen = _chosen(only, training=training)
+    with ExitStack() as stack:
+        budget = _budget(stack, out, training=training, quick=quick)
+        if training:
+            _train(budget)
+        claims = settle(chosen, budget)
     document = {
         "schema": SCHEMA,
         "version": _versions(),
         "quick": quick,
+        "training": training,
         "seconds": time.perf_counter() - started,
         "claims": claims,
     }
@@ -44,12 +60,43 @@ def validate(
     return 1 if failed or differs else 0
 
 
-def settle(claims: list[Claim], *, quick: bool) -> list[dict[str, Any]]:
+def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -> Budget:
+    """What is spent; the runs of --training are kept in `out`, or in a folder that goes when they are judged."""
+    from firstorder.core.run import claim
+    from firstorder.sim.claims import FULL, QUICK
+    from firstorder.sim.claims.training import TRAINING_FULL, TRAINING_QUICK
+    from firstorder.sim.claims.training.runs import conditions, is_quick
+
+    if not training:
+        return QUICK if quick else FULL
+    budget = TRAINING_QUICK if quick else TRAINING_FULL
+    folder = Path(out).resolve() if out else Path(stack.enter_context(TemporaryDirectory()))
+    owned = folder / "claims.toml"
+    config = {
+        "seeds": budget.policies,
+        "first_seed": budget.first_seed,
+        "conditions": [str(c) for c in conditions(quick=is_quick(budget))],
+    }
+    claim(owned, {"claims": config}, resume=owned.is_file())
+    return replace(budget, folder=folder)
+
+
+def _train(budget: Budget) -> None:
+    """Train the runs that are not there yet, with a bar for their steps."""
+    from firstorder.sim.claims.training.runs import cells, publish
+    from firstorder.sim.sweep.pool import open_executor
+
+    assert budget.folder is not None
+    wanted = list(cells(budget, publish(budget).numerics).values())
+    missing = [cell for cell in wanted if not cell.finished(budget.folder)]
+    if missing:
+        train_cells(missing, len(wanted), budget.folder, open_executor("local"))
+
+
+def settle(claims: list[Claim], budget: Budget) -> list[dict[str, Any]]:
     """Check every claim, with a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from firstorder.sim.claims import FULL, QUICK
 
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     settled = []
@@ -58,7 +105,7 @@ def settle(claims: list[Claim], *, quick: bool) -> list[dict[str, Any]]:
         for claim in claims:
             progress.update(bar, description=claim.id)
             started = time.perf_counter()
-            outcome = claim.check(QUICK if quick else FULL)
+            outcome = claim.check(budget)
             settled.append(
                 {
                     "id": claim.id,
@@ -99,7 +146,11 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Verdicts of a run that differ from a record or are not in it, one line each."""
     before = {claim["id"]: claim["verdict"] for claim in expected["claims"]}
     after = {claim["id"]: claim["verdict"] for claim in found["claims"]}
-    lines = [] if expected["quick"] == found["quick"] else ["the record and this run differ in --quick"]
+    lines = [
+        f"the record and this run differ in --{flag}"
+        for flag in ("quick", "training")
+        if expected.get(flag, False) != found.get(flag, False)
+    ]
     for name, verdict in after.items():
         if name not in before:
             lines.append(f"{name}: {verdict}, not in the record")
@@ -108,12 +159,13 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _chosen(only: list[str]) -> list[Claim]:
+def _chosen(only: list[str], *, training: bool) -> list[Claim]:
     from firstorder.core.errors import ConfigError
     from firstorder.core.toml import nearest
     from firstorder.sim.claims import CLAIMS
+    from firstorder.sim.claims.training import TRAINING
 
-    known = {claim.id: claim for claim in CLAIMS}
+    known = {claim.id: claim for claim in (TRAINING if training else CLAIMS)}
     for name in only:
         if name not in known:
             raise ConfigError(f"no claim {name!r}; {nearest(name, known)}claims: {', '.join(known)}")

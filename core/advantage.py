@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .recipe import Advantage
 
 STD_EPSILON = 1e-6  # added to the standard deviation, as verl and TRL do
@@ -27,11 +27,14 @@ def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
 
     Raises:
         DataError: a reward is NaN or infinite.
+        ConfigError: the baseline is no matter of the group.
 
     Example:
         >>> advantage(torch.tensor([1.0, 0.0, 0.0, 1.0]), Advantage(baseline="group_mean")).tolist()
         [0.5, -0.5, -0.5, 0.5]
     """
+    if rule.baseline == "value":
+        raise ConfigError("baseline value is learned for every context; make its advantages with core.value.gae")
     if not torch.isfinite(rewards).all():
         raise DataError("`rewards` must be finite, got NaN or infinity; check the verifier of the task")
     size = rewards.shape[-1]

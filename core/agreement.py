@@ -14,7 +14,7 @@ from .routing import flips
 
 
 def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tensor) -> Moments:
-    """Flips, gate margin, entropy and length, as (numerator, denominator) `[...]` over response tokens.
+    """Flips, gate margin and entropy, as (numerator, denominator) `[...]` over response tokens.
 
     Row t - 1 of the routes produced token t, so the rows before the tokens of the mask count.
 
@@ -41,6 +41,5 @@ def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tens
         "route/tokens_flipped": per_token(flipped.amax(-1)),
         "route/gate_margin": per_token(margin[..., :-1, :].mean(-1)),
         "update/entropy": per_token(entropy[..., 1:]),
-        "route/length": (tokens, tokens.new_full(tokens.shape, batch.tokens.shape[-2])),
     }
     return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}

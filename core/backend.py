@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from .batch import RolloutBatch
-from .diagnostics import Moments
+from .diagnostics import Moments, Quantity
+from .errors import DataError
 from .stats import TokenStats
 
 Weigh = Callable[[TokenStats], Tensor]
-"""From the statistics of a batch or a chunk to its token weights `[..., B, T]`."""
+"""From the statistics of a batch or of a chunk of whole responses to its token weights `[..., B, T]`."""
+
+QUANTITIES: dict[str, Quantity] = {
+    "route/flip_rate": Quantity(
+        formula="share of (token, layer) at which pi_old, routing by itself, chooses another expert set than mu did",
+        unit="share of (token, layer)",
+        source="flip_rate of measure; arXiv 2510.11370",
+    ),
+    "route/tokens_flipped": Quantity(
+        formula="share of response tokens with a flip in at least one layer",
+        unit="share of tokens",
+        source="tokens_flipped of measure; arXiv 2510.11370",
+    ),
+    "route/gate_margin": Quantity(
+        formula="k-th minus (k+1)-th largest selection score of pi_old, mean over tokens and layers",
+        unit="router score",
+        source="gate_margin of measure",
+    ),
+    "update/entropy": Quantity(
+        formula="-sum_v pi_old(v) log pi_old(v) with the recipe's replay, mean over response tokens",
+        unit="nats/token",
+        source="arXiv 2512.01374; verl actor/entropy",
+    ),
+    "update/grad_norm": Quantity(
+        formula="norm of the gradient of the loss before it is cut to optimizer.max_grad_norm, mean over updates",
+        unit="loss per unit of parameter",
+        source="verl actor/grad_norm; TRL grad_norm",
+    ),
+    "update/loss": Quantity(
+        formula="-mean over responses of sum_t w_t log pi_theta(y_t), mean over updates",
+        unit="reward x nats",
+        source="verl actor/pg_loss; its gradient is minus the update, its value means little",
+    ),
+}
+"""What `score` and `update` report under names that all backends share."""
+
+
+def layer_flips(layers: int) -> dict[str, Quantity]:
+    """The flip rate of each MoE layer."""
+    return {
+        f"route/flip_rate_layer_{i}": Quantity(
+            formula=f"share of response tokens at which the expert sets of pi_old and mu differ in MoE layer {i}",
+            unit="share of tokens",
+            source="flip_rate_per_layer of measure",
+        )
+        for i in range(layers)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +71,18 @@ class Scored:
         batch: as sampled.
         logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
         replay: `[..., B, L, layers, K]` experts that the update must use, -1 where live; None for all live.
-        advantage: `[..., B]`, set by the loop.
+        values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
+            members whose recipe has no critic, None where no recipe has one.
+        advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
+        returns: `[..., B, L]`, what `values` is trained on; set by the loop where there are values.
     """
 
     batch: RolloutBatch
     logp_old: Tensor
     replay: Tensor | None
+    values: Tensor | None = None
     advantage: Tensor | None = None
+    returns: Tensor | None = None
 
     def stats(self, logp_theta: Tensor) -> TokenStats:
         """The statistics that weights are made from, once log π_θ exists."""
@@ -41,20 +93,25 @@ class Scored:
             logp_mu=self.batch.logp_mu,
             mask=self.batch.mask,
             advantage=self.advantage,
+            rewards=self.batch.rewards,
         )
 
 
 class Backend(Protocol):
     """An engine pair: one samples, the other trains. log π_θ exists only inside the forward of `update`."""
 
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """What every name means that `score`, `update` and `evaluate` report."""
+
     def rollout(self, step: int) -> RolloutBatch:
         """Sample the global batch of a step with μ_old, the responses of a prompt side by side."""
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
-        """log π_old and the experts to replay, with the moments of route agreement."""
+        """log π_old, the experts to replay and the critic's values, with the moments of route agreement."""
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats)."""
+        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats); one of the critic along -∇ `value_loss`."""
 
     def push(self) -> None:
         """Send the trainer's weights to the inference engine."""
@@ -70,27 +127,23 @@ class Backend(Protocol):
 
 
 def split(scored: Scored, parts: int) -> Iterator[Scored]:
-    """The mini-batches, in order, each of whole groups."""
-    size = scored.logp_old.shape[-2] // parts
+    """The mini-batches, in order, each of whole groups.
+
+    Raises:
+        DataError: the responses do not divide.
+    """
+    size, rest = divmod(scored.logp_old.shape[-2], parts)
+    if rest or not size:
+        raise DataError(f"a batch of {scored.logp_old.shape[-2]} responses does not divide into {parts} mini-batches")
     for start in range(0, size * parts, size):
         yield take(scored, slice(start, start + size))
 
 
 def take(scored: Scored, rows: slice) -> Scored:
-    """Some of the responses of a scored batch."""
-    b = scored.batch
-    batch = RolloutBatch(
-        tokens=b.tokens[..., rows, :],
-        mask=b.mask[..., rows, :],
-        lengths=b.lengths[..., rows],
-        logp_mu=b.logp_mu[..., rows, :],
-        rewards=b.rewards[..., rows],
-        groups=b.groups[..., rows],
-        routes=None if b.routes is None else b.routes[..., rows, :, :, :],
-    )
-    return Scored(
-        batch=batch,
-        logp_old=scored.logp_old[..., rows, :],
-        replay=None if scored.replay is None else scored.replay[..., rows, :, :, :],
-        advantage=None if scored.advantage is None else scored.advantage[..., rows],
-    )
+    """Some of the responses of a scored batch, whatever the axes behind them."""
+    where = (slice(None),) * (scored.batch.rewards.ndim - 1) + (rows,)
+
+    def cut(held: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: x[where] for name, x in held.items() if isinstance(x, Tensor)}
+
+    return replace(scored, batch=replace(scored.batch, **cut(vars(scored.batch))), **cut(vars(scored)))

@@ -60,6 +60,35 @@ def check_expert_ids(batch: RolloutBatch, experts: int) -> None:
         check_routes(batch.routes, experts)
 
 
+def check_groups(batch: RolloutBatch, prompts: int, group_size: int) -> None:
+    """Refuse a batch that is not `prompts` groups of `group_size` responses, a group's responses side by side.
+
+    Raises:
+        DataError: with the sizes, or that a group mixes prompts.
+    """
+    responses = batch.groups.shape[-1]
+    if responses != prompts * group_size:
+        raise DataError(
+            f"a batch must hold schedule.prompts x schedule.group_size = {prompts} x {group_size} responses, "
+            f"got {responses}"
+        )
+    grouped = batch.groups.reshape(*batch.groups.shape[:-1], prompts, group_size)
+    if (grouped != grouped[..., :1]).any():
+        raise DataError("the responses of a group must lie side by side and answer one prompt, got two prompts in one")
+
+
+def check_rewards(batch: RolloutBatch, low: float, high: float) -> None:
+    """Refuse rewards outside the range that their task declares.
+
+    Raises:
+        DataError: with the worst of them.
+    """
+    lowest, highest = float(batch.rewards.min()), float(batch.rewards.max())
+    if lowest < low or highest > high:
+        worst = lowest if lowest < low else highest
+        raise DataError(f"`rewards` must lie in [{low:g}, {high:g}], got {worst:g}; check the verifier of the task")
+
+
 def alignment(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor) -> int:
     """By how many positions two log-prob arrays are shifted: 0, or the shift in {-1, +1} that fits better.
 

@@ -15,3 +15,11 @@ class DataError(FirstOrderError, ValueError):
 
 class SizeError(FirstOrderError, MemoryError):
     """An enumeration does not fit: says how large it is and which setting to lower."""
+
+
+class DiskError(DataError):
+    """A run cannot be recorded: the disk is full or gone. Nothing is wrong with the run."""
+
+
+class WorkerError(FirstOrderError, RuntimeError):
+    """The process that did a piece of work was killed, again and again."""

@@ -1,7 +1,7 @@
 """The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, push.
 
     batch = B prompts x G responses from μ_old
-    score with π_old once (R2 records its experts, R3 replays those of μ_old)
+    score with π_old once (R2 records its experts, R3 replays those of μ_old; a critic values every context)
     split into N mini-batches; one optimiser step each, with the weights of the recipe
     push the new weights to μ
 
@@ -12,14 +12,30 @@ which recipe each member follows, and every quantity is logged per member.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .arms import Arm, Weigher, advantages
+from . import diagnostics
+from .arms import Arm, Weigher, with_advantages
 from .backend import Backend, split
-from .diagnostics import Moments, add, finalise, means, moments
+from .batch import check_groups
+from .diagnostics import Moments, Quantity, add, finalise, means, moments
 from .errors import ConfigError
+from .recipe import Recipe
+from .surrogate import RECEIPTS
+from .value import explained_variance, value_moments
+
+QUANTITIES: dict[str, Quantity] = {
+    "reward": Quantity(
+        formula="mean R of the responses sampled from mu", unit="reward", source="verl critic/rewards/mean; TRL reward"
+    ),
+    "update/second_order_remainder": Quantity(
+        formula="second_order_remainder with pi_theta in place of pi_old, mean over updates",
+        unit="reward",
+        source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta]",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +67,40 @@ def train(
         raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
     for step in range(first, schedule.steps):
         batch = backend.rollout(step)
+        check_groups(batch, schedule.prompts, schedule.group_size)
         scored, agreement = backend.score(batch)
-        scored = replace(scored, advantage=advantages(batch.rewards, arms, schedule.group_size))
+        scored = with_advantages(scored, arms, schedule.group_size)
         sums = add(agreement, moments(scored.stats(scored.logp_old)))
+        sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
         weigh = Weigher(arms)
         for minibatch in split(scored, schedule.minibatches):
             sums = add(sums, backend.update(minibatch, weigh))
         backend.push()
-        metrics = _finalise(sums) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
+        metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
         done(StepLog(step=step, metrics=metrics, receipts=means(weigh.receipts)))
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Refuse a weight that needs more than sampled rollouts carry.
+
+    Raises:
+        ConfigError: it reads whole distributions or router log-probs.
+    """
+    if recipe.correction.kind in ("max_kl", "router_shift"):
+        raise ConfigError(
+            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
+            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
+        )
+
+
+def described(backend: Backend) -> dict[str, Quantity]:
+    """What every name means that a step on this backend can log, in metrics or receipts."""
+    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS
 
 
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
-    known = finalise(averaged)
-    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/"))}
+    known = finalise(averaged) | explained_variance(averaged)
+    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/", "critic/"))}
     return known | own

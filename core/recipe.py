@@ -10,6 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .errors import ConfigError
+
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[Scope, ...] = ("token", "sequence", "group", "batch")
 
@@ -34,10 +36,11 @@ class About(Section):
 
 
 class Advantage(Section):
-    """Baseline over the responses of one prompt: `core.advantage`."""
+    """Baseline over the responses of one prompt (`core.advantage`), or `value`, a learned one (`core.value`)."""
 
-    baseline: Literal["none", "group_mean", "leave_one_out"] = "group_mean"
+    baseline: Literal["none", "group_mean", "leave_one_out", "value"] = "group_mean"
     std: bool = False
+    gae_lambda: float = Field(1.0, ge=0.0, le=1.0, description="λ of baseline `value`; 1 keeps the sampled reward")
 
 
 class Ratio(Section):
@@ -112,6 +115,12 @@ class Optimizer(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, allow_inf_nan=True)
 
 
+class Critic(Optimizer):
+    """The optimiser of the critic, whose parameters are its own; one step beside each step of the policy."""
+
+    lr: float = Field(1e-5, gt=0.0, allow_inf_nan=False)
+
+
 class Recipe(Section):
     """One method with its schedule; see the section classes for the keys."""
 
@@ -124,6 +133,17 @@ class Recipe(Section):
     router_replay: RouterReplay = RouterReplay()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
+    critic: Critic = Critic()
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a learned value of each context."""
+        return self.advantage.baseline == "value"
+
+    @property
+    def over_group(self) -> bool:
+        """Whether advantages are taken against the other responses of a prompt."""
+        return self.advantage.baseline in ("group_mean", "leave_one_out")
 
     @property
     def weight_scope(self) -> Scope:
@@ -146,7 +166,7 @@ class Recipe(Section):
     @property
     def scope(self) -> Scope:
         """As `weight_scope`, the advantage included: a group baseline reads the group."""
-        group: Scope = "token" if self.advantage.baseline == "none" and not self.advantage.std else "group"
+        group: Scope = "group" if self.over_group else "token"
         return max(self.weight_scope, group, key=SCOPES.index)
 
     @model_validator(mode="after")
@@ -164,11 +184,22 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
     bounded = c.kind in ("truncate", "mask", "sequence_mask", "geometric_mask", "max_kl")
     return [
         (
-            r.advantage.std and r.advantage.baseline == "none",
-            "advantage.std needs a group baseline, got advantage.baseline = none; choose group_mean or leave_one_out",
+            r.advantage.std and not r.over_group,
+            f"advantage.std needs a group baseline, got advantage.baseline = {r.advantage.baseline}; "
+            "choose group_mean or leave_one_out",
         ),
         (
-            (r.advantage.baseline != "none") and r.schedule.group_size < 2,
+            r.advantage.gae_lambda != 1.0 and not r.has_critic,
+            f"advantage.gae_lambda = {r.advantage.gae_lambda} is read by baseline value only, got "
+            f"advantage.baseline = {r.advantage.baseline}; remove it or set advantage.baseline = value",
+        ),
+        (
+            r.critic != Critic() and not r.has_critic,
+            f"[critic] trains the baseline value only, got advantage.baseline = {r.advantage.baseline}; "
+            "remove it or set advantage.baseline = value",
+        ),
+        (
+            r.over_group and r.schedule.group_size < 2,
             f"advantage.baseline = {r.advantage.baseline} needs schedule.group_size >= 2, got {r.schedule.group_size}",
         ),
         (
@@ -217,6 +248,16 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"about.scope = {r.about.scope} but the parts of the recipe make it {r.scope}",
         ),
     ]
+
+
+def check_runs(recipe: Recipe) -> None:
+    """Refuse a recipe whose method does not fit the form.
+
+    Raises:
+        ConfigError: with the reason that its file gives.
+    """
+    if recipe.about.unsupported:
+        raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
 
 
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:

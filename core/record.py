@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -13,25 +14,28 @@ from typing import Any
 
 from .errors import ConfigError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file in the same folder; an interruption leaves the old file.
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` through a temporary file in the same folder; an interruption leaves the old file.
 
     A device or a pipe cannot be replaced and is written to directly.
 
     Raises:
         ConfigError: the folder does not exist or cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from None
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.flush()
             os.fsync(file.fileno())
@@ -41,7 +45,8 @@ def write_whole(path: Path, text: str) -> None:
             os.unlink(temporary)
         if not isinstance(error, OSError):
             raise
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give a file that can be replaced") from None
+        remedy = "free some space" if error.errno in FULL else "give a file that can be replaced"
+        raise ConfigError(f"cannot write {path}: {error.strerror}; {remedy}") from None
 
 
 def _umask() -> int:

@@ -28,6 +28,7 @@ class TokenStats:
         kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `max_kl`.
         router_shift: `[..., B, T]` nats, mean over layers and selected experts of
             |log router_θ - log router_old|; needed by `router_shift`.
+        rewards: `[..., B]`; no weight reads them, only the diagnostics that ask for them.
     """
 
     logp_theta: Tensor
@@ -38,6 +39,7 @@ class TokenStats:
     measure: Tensor | None = None
     kl_mu: Tensor | None = None
     router_shift: Tensor | None = None
+    rewards: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("logp_old", "logp_mu", "mask"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .clip import clip
 from .correction import correction
+from .diagnostics import Quantity
 from .ratio import ratio
 from .recipe import Recipe
 from .stats import TokenStats
@@ -86,19 +87,39 @@ def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
     return -(stats.weights * per_response).sum(-1)
 
 
-def receipts(stats: TokenStats, parts: TokenWeights) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`.
+_SHARE = "share of response tokens"
+RECEIPTS: dict[str, Quantity] = {
+    "clip_upper": Quantity(
+        formula="the clip changed the ratio and A > 0", unit=_SHARE, source="TRL clip_ratio/high_mean; verl pg_clipfrac"
+    ),
+    "clip_lower": Quantity(
+        formula="the clip changed the ratio and A < 0", unit=_SHARE, source="TRL clip_ratio/low_mean; verl pg_clipfrac"
+    ),
+    "truncated": Quantity(
+        formula="correction.kind = truncate held the correction factor at correction.high",
+        unit=_SHARE,
+        source="verl rollout_corr/rollout_is_ratio_fraction_high",
+    ),
+    "masked": Quantity(
+        formula="the correction factor is 0", unit=_SHARE, source="verl rollout_corr/rollout_rs_masked_fraction"
+    ),
+    "corrected": Quantity(formula="the correction factor is not 1", unit=_SHARE, source="firstorder"),
+    "ratio_not_one": Quantity(formula="the ratio of [ratio] is not 1", unit=_SHARE, source="firstorder"),
+}
+
+
+def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`; see `RECEIPTS`.
 
     Tokens count by their response's measure, or 1 in a sampled batch.
-
-    `clip_upper` and `clip_lower` count tokens whose ratio the clip changed, by the sign of the advantage;
-    `corrected` those whose correction factor is not 1; `ratio_not_one` those whose ratio is not 1.
     """
     clipped = parts.clipped != parts.ratio
-    positive = stats.token_advantage > 0
+    bounded = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
     acted = {
-        "clip_upper": clipped & positive,
+        "clip_upper": clipped & (stats.token_advantage > 0),
         "clip_lower": clipped & (stats.token_advantage < 0),
+        "truncated": bounded & (parts.correction == recipe.correction.high),
+        "masked": parts.correction == 0,
         "corrected": parts.correction != 1,
         "ratio_not_one": parts.ratio != 1,
     }

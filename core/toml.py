@@ -6,6 +6,7 @@ import copy
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -56,19 +57,35 @@ def override(tree: Tree, assignments: Iterable[str]) -> Tree:
         >>> override({"sim": {"seed": 0}}, ["sim.seed=7", "sim.numerics.kind=noise"])
         {'sim': {'seed': 7, 'numerics': {'kind': 'noise'}}}
     """
-    result = copy.deepcopy(tree)
+    given = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        path = key.strip().split(".")
-        if not equals or not all(path):
+        if not equals or not all(key.strip().split(".")):
             raise ConfigError(f"an override is a.b=value, got {assignment!r}")
+        given.append((key.strip(), value(text.strip())))
+    return assign(tree, given)
+
+
+def assign(tree: Tree, given: Iterable[tuple[str, Any]]) -> Tree:
+    """`tree` with values laid over it at dotted keys."""
+    result = copy.deepcopy(tree)
+    for key, new in given:
+        *sections, last = key.split(".")
         table = result
-        for part in path[:-1]:
+        for part in sections:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{key!r} reaches into {part!r}, which is a value, not a section")
-        table[path[-1]] = _value(text.strip())
+        table[last] = new
     return result
+
+
+def value(text: str) -> Any:
+    """A TOML value, or else the bare string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def build(model: type[Model], tree: Mapping[str, Any], section: str = "") -> Model:
@@ -84,12 +101,17 @@ def build(model: type[Model], tree: Mapping[str, Any], section: str = "") -> Mod
 
 
 def dump(tree: Mapping[str, Any], prefix: str = "") -> str:
-    """TOML of nested tables of scalars and arrays; None is left out."""
-    lines = [f"{key} = {_literal(value)}" for key, value in tree.items() if not _skip(value)]
+    """TOML of nested tables of scalars and arrays; None is left out.
+
+    Example:
+        >>> dump({"grid": {"clip.high": [0.2, 0.3]}})
+        '[grid]\\n"clip.high" = [0.2, 0.3]\\n'
+    """
+    lines = [f"{_key(key)} = {_literal(value)}" for key, value in tree.items() if not _skip(value)]
     text = "\n".join(lines) + "\n" if lines else ""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            name = f"{prefix}{key}"
+            name = f"{prefix}{_key(key)}"
             body = dump(value, prefix=f"{name}.")
             header = f"[{name}]\n" if any(not isinstance(v, Mapping) and v is not None for v in value.values()) else ""
             text += ("\n" if text else "") + header + body
@@ -106,6 +128,11 @@ def _skip(value: Any) -> bool:
     return value is None or isinstance(value, Mapping)
 
 
+def _key(name: str) -> str:
+    """A key, quoted unless it is bare."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
+
+
 def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -114,13 +141,6 @@ def _literal(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _explain(model: type[BaseModel], error: ValidationError, section: str) -> str:

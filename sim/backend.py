@@ -11,26 +11,83 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstorder.core import backend as shared
+from firstorder.core import value
 from firstorder.core.agreement import agreement
 from firstorder.core.arms import Arm
 from firstorder.core.backend import Scored, Weigh
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import Moments
+from firstorder.core.batch import RolloutBatch, check_rewards
+from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import surrogate_loss
+from firstorder.core.tasks import Episodes
 
-from . import exact, noise, optimizer, task
+from . import coherence, critic, exact, noise, optimizer
+from .coldstart import starting_weights
 from .config import Sim
+from .engine import states
 from .numerics import Arithmetic, arithmetic
-from .policy import Weights, flatten, initial_weights, load, unflatten
-from .scene import Engines, build, engines, grow
+from .policy import Weights, flatten, load, unflatten
+from .scene import Engines, Scene, build, engines, grow
 from .sequences import sample, score
+from .task import RANGE, picks
+from .tasks import task_of
 from .tree import Tree
+
+_ENUMERATED = "after the step, every response to the measured prompts enumerated"
+EXACT: dict[str, Quantity] = {
+    "exact/j_pi": Quantity(
+        formula=f"E[R] of the training engine's policy with its own routes, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/j_mu": Quantity(
+        formula=f"E[R] of the inference engine's policy, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/value_error": Quantity(
+        formula="|J(pi) - J(mu) - E_mu[R sum(rho - 1)]| of the recipe's own target, theta = theta_old",
+        unit="reward",
+        source="what eq. (3) of arXiv 2512.01374 leaves out",
+    ),
+    "exact/replay_bias": Quantity(
+        formula="J(pi natural) - J(pi), signed; 0 without replay", unit="reward", source="replay_bias of measure"
+    ),
+    "exact/gradient_error": Quantity(
+        formula="min_c |c u - g| / |g|, u the recipe's first update at these weights, g the gradient of its own target",
+        unit="relative",
+        source="gradient_error of measure",
+    ),
+    "exact/gradient_error_natural": Quantity(
+        formula="as exact/gradient_error, g the gradient of the policy that routes by itself",
+        unit="relative",
+        source="gradient_error_natural of measure",
+    ),
+    "exact/bias_entropy": Quantity(
+        formula="cosine of b = c u - g, the error that exact/gradient_error_natural measures, with the gradient of the "
+        "entropy: negative where the bias sharpens the policy",
+        unit="1",
+        source="firstorder bias_entropy",
+    ),
+    "exact/bias_cosine": Quantity(
+        formula="cosine of b with the b of the evaluation before; 0 at the first",
+        unit="1",
+        source="firstorder bias_cosine",
+    ),
+    "exact/bias_coherence": Quantity(
+        formula=f"|sum m^k b_k| / sum m^k |b_k| over the evaluations so far, m = {coherence.MEMORY}: 1 where all point "
+        "one way",
+        unit="1",
+        source="firstorder bias_coherence",
+    ),
+}
+"""What `evaluate` reports."""
 
 
 class SimBackend:
-    """Policies, both engines and the optimiser of every member.
+    """Policies, both engines, the optimiser and, where its recipe wants one, the critic of every member.
 
     Args:
         sim: sizes, numerics, prompts; the measured prompts are the first of the training pool.
@@ -45,36 +102,48 @@ class SimBackend:
         self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
-        self.pool = task.pool(sim)
+        self.task = task_of(sim)
         self.engines: Engines = engines(sim, seeds)
-        self.weights: Weights = initial_weights(sim, seeds)
+        self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
         self.optimizer = optimizer.start(self._vector())
+        self.trail = coherence.begin(*self._vector().shape)
+        self.critic = critic.start([arm.recipe for arm in members], sim)
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What every reported name means."""
+        learned = {} if self.critic is None else value.QUANTITIES
+        return shared.QUANTITIES | shared.layer_flips(self.sim.layers) | EXACT | learned
 
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
         size = self.schedule.group_size
-        picked = task.picks(self.pool, self.seeds, step, self.schedule.prompts)
+        picked = picks(self.sim.training_prompts, self.seeds, step, self.schedule.prompts)
         groups = picked.repeat_interleave(size, dim=1)
         number = torch.arange(groups.shape[1])
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            done = sample(engine, self.pool[groups], self.sim.horizon, keys)
-        first = self.sim.prompt_length
-        rewards = task.verify(self.sim, self.pool[groups], done.tokens[..., first:], done.mask[..., first:])
-        return RolloutBatch(
+            done = sample(engine, self.task, groups, keys)
+        episodes = Episodes(tokens=done.tokens, mask=done.mask, lengths=done.lengths, prompt=groups)
+        batch = RolloutBatch(
             tokens=done.tokens,
             mask=done.mask,
             lengths=done.lengths,
             logp_mu=done.logp,
-            rewards=rewards,
+            rewards=self.task.verify(episodes),
             groups=groups,
             routes=done.routes,
         )
+        check_rewards(batch, *RANGE)
+        return batch
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
-        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
+        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.
+
+        The critic reads the states of the pass that the update repeats.
+        """
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
@@ -85,12 +154,12 @@ class SimBackend:
             replay = torch.stack([by_mode[mode][m] for m, mode in enumerate(self.modes)])
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
-        return Scored(batch=batch, logp_old=logp_old, replay=replay), agreement(
-            batch, live.routes, live.margin, used.entropy
-        )
+        values = None if self.critic is None else critic.values(self.critic, used.state)
+        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values)
+        return scored, agreement(batch, live.routes, live.margin, used.entropy)
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step of every member."""
+        """One optimiser step of every member, and one of every critic."""
         trained = {name: w.detach().requires_grad_(name != "bias") for name, w in self.weights.items()}
         trainer = load(trained, self.engines.pi, self.sim)
         scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
@@ -105,7 +174,11 @@ class SimBackend:
         vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
         self._set(vector)
         one = torch.ones_like(norm)
-        return {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        if self.critic is not None:
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
+            found |= fitted
+        return found
 
     def push(self) -> None:
         """μ takes the trainer's weights."""
@@ -117,37 +190,63 @@ class SimBackend:
         if not every or (step % every and step != self.schedule.steps):
             return {}
         tree, rewards = grow(self.sim)
-        found, start = [], 0
+        found, biases, start = [], [], 0
         for arm in self.arms:
             cut = slice(start, start + (arm.members or 1))
-            found.append(self._exact(arm.recipe, cut, tree, rewards))
+            one, bias = self._exact(arm.recipe, cut, tree, rewards)
+            found.append(one)
+            biases.append(bias)
             start = cut.stop
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]} | heading
 
-    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> dict[str, Tensor]:
-        """J of π and μ, and the errors of the first update that a recipe would make at these weights; `[members]`."""
+    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
+        the natural target; `[members]`, and `[members, P]`."""
         mode = recipe.router_replay.mode
         pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
         scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
-        values, u = exact.values(scene, mode), exact.update(scene, recipe)
-        return {
+        values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
+        natural = exact.gradient(scene, "disabled")
+        bias = coherence.bias(u, natural)
+        found = {
             "exact/j_pi": values.j_seq_natural,
             "exact/j_mu": values.j_mu,
             "exact/value_error": values.error.abs(),
             "exact/replay_bias": values.replay_bias,
             "exact/gradient_error": exact.compare(u, exact.gradient(scene, mode)).error,
-            "exact/gradient_error_natural": exact.compare(u, exact.gradient(scene, "disabled")).error,
+            "exact/gradient_error_natural": exact.compare(u, natural).error,
+            "exact/bias_entropy": coherence.cosine(bias, exact.entropy_gradient(scene)),
         }
+        return found, bias
+
+    def _values(self, recipe: Recipe, cut: slice, scene: Scene) -> Tensor | None:
+        """What the critics of an arm say of every context of a scene, `[members, N]`."""
+        if self.critic is None or not recipe.has_critic:
+            return None
+        replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
+        carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
+        mine = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
+        return critic.value(self.critic.phi[mine], carried)
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser; everything random is a hash of (seed, step)."""
-        return {"weights": self.weights, "optimizer": asdict(self.optimizer), "seeds": self.seeds}
+        """Weights, critics, optimisers and where the bias has pointed; everything random is a hash of (seed, step)."""
+        state = {
+            "weights": self.weights,
+            "optimizer": asdict(self.optimizer),
+            "trail": asdict(self.trail),
+            "seeds": self.seeds,
+        }
+        return state if self.critic is None else state | {"critic": critic.state(self.critic)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.weights = self.rollout_weights = state["weights"]
         self.optimizer = optimizer.OptimizerState(**state["optimizer"])
+        self.trail = coherence.Trail(**state["trail"])
+        if self.critic is not None:
+            self.critic = critic.load(self.critic, state["critic"])
 
     def _rollout_arithmetic(self, step: int) -> Arithmetic:
         """μ's arithmetic; where it depends on the batch, every step's batch is another draw."""

@@ -13,6 +13,7 @@ from firstorder.core.routing import Router, RouterKind, check_router
 from .numerics import Numerics
 
 MAX_PROMPTS = 1_000_000
+DEFAULT_POOL = 64
 
 
 class Sim(Section):
@@ -33,12 +34,20 @@ class Sim(Section):
     sharpness: float = Field(1.5, gt=0.0, allow_inf_nan=False, description="standard deviation of the initial logits")
     temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, description="weights")
-    reward: Literal["binary", "graded"] = "binary"
+    task: Literal["sum", "program", "text", "guess"] = "sum"
+    turn_length: int = Field(1, ge=1, description="tokens of a turn of task = guess, whose environment then answers")
+    reward: Literal["binary", "graded"] | None = Field(None, description="unset: binary for sum, graded for the others")
     truncated: Literal["scored", "zero"] = Field("scored", description="what a response cut at the horizon earns")
     numerics: Numerics = Numerics(kind="noise")
     training_numerics: Numerics = Numerics(kind="exact")
     draws: int = Field(32, ge=2, description="calls averaged over when numerics.kind = batch")
-    pool: int = Field(64, ge=1, description="training prompts, the measured ones among them")
+    coldstart: Literal["none", "terse", "verbose", "roundabout"] = "none"
+    coldstart_share: float = Field(0.75, gt=0.0, le=1.0, description="share of the demonstrations that are correct")
+    coldstart_steps: int = Field(100, ge=1, description="supervised steps on those demonstrations")
+    coldstart_lr: float = Field(0.01, gt=0.0, allow_inf_nan=False, description="learning rate of those steps")
+    pool: int | None = Field(
+        None, ge=1, description="training prompts, the measured ones among them; unset: as many as there are, up to 64"
+    )
     members: int = Field(1, ge=1, description="policies trained at once, their seeds counting up from `seed`")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(10, ge=0, description="steps between exact evaluations while training; 0 for none")
@@ -57,10 +66,25 @@ class Sim(Section):
             limited_groups=self.limited_groups,
         )
 
+    @property
+    def available(self) -> int:
+        """Prompts that exist: every word of `prompt_length` tokens 1 to V-1."""
+        return int((self.vocab - 1) ** self.prompt_length)
+
+    @property
+    def training_prompts(self) -> int:
+        """The size of the pool."""
+        return self.pool or min(max(self.prompts, DEFAULT_POOL), self.available)
+
+    @property
+    def graded(self) -> bool:
+        """Whether the reward has levels between 0 and 1."""
+        return self.reward == "graded" or (self.reward is None and self.task != "sum")
+
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         check_router(self.routing)
-        available = (self.vocab - 1) ** self.prompt_length
+        available = self.available
         if available > MAX_PROMPTS:
             raise ValueError(
                 f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens makes more than "
@@ -70,6 +94,21 @@ class Sim(Section):
             raise ValueError(
                 f"sim.prompts = {self.prompts} but only {available} prompts of sim.prompt_length = "
                 f"{self.prompt_length} exist over {self.vocab - 1} tokens; raise sim.prompt_length"
+            )
+        if self.pool is not None and not self.prompts <= self.pool <= available:
+            raise ValueError(
+                f"sim.pool = {self.pool} must hold the sim.prompts = {self.prompts} measured ones and at most the "
+                f"{available} prompts of sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
+                + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool")
+            )
+        if self.task == "guess" and self.vocab < 4:
+            raise ValueError(
+                f"sim.task = guess answers with tokens 1 to 3, got sim.vocab = {self.vocab}; raise it to 4"
+            )
+        if self.task == "guess" and self.turn_length > self.horizon:
+            raise ValueError(
+                f"sim.turn_length = {self.turn_length} is more than sim.horizon = {self.horizon}, so no turn "
+                "would end; lower sim.turn_length"
             )
         if self.staleness and self.prompts == available:
             raise ValueError(

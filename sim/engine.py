@@ -1,6 +1,6 @@
 """An engine on the whole tree: weights, arithmetic and routes in; log-probs and experts of every context out.
 
-Shapes: M members, N contexts, P prompts, L MoE layers, K experts a token, V vocabulary.
+Shapes: M members, N contexts, S tokens of a lead, L MoE layers, K experts a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ CHUNK_ROWS = 1 << 15
 class Routes:
     """Experts at every token that an engine runs, int16.
 
-    `prompt` `[M, prompt_length - 1, P, L, K]` holds all but the last prompt token, `contexts` `[M, N, L, K]` the last
-    token of each context.
+    `contexts` `[M, N, L, K]` holds the last token of each context, `leads`, one `[M, S_t - 1, N_t, L, K]` a level, the
+    tokens before it in its lead: all but the last of the prompt, and a response token that an environment answers.
     """
 
-    prompt: Tensor
     contexts: Tensor
+    leads: tuple[Tensor, ...]
+
+    def equal(self, other: Routes) -> bool:
+        """Whether every token visits the same experts, in the same order."""
+        pairs = zip((self.contexts, *self.leads), (other.contexts, *other.leads), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +60,41 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         tree: the contexts.
         replay: experts to use at every token, prompt included; None routes live.
     """
-    members = model.weights["head"].shape[0]
-    children = torch.arange(1, tree.vocab)
-    state = initial_state(model, len(tree.prompts))
-    prompt_ids, levels = [], []
-    for position, (tokens, keys) in enumerate(zip(tree.prompts.T, tree.prompt_keys, strict=True)):
-        at_context = position == tree.prompts.shape[1] - 1
-        given = None if replay is None else _replayed(replay, tree, position, at_context)
-        done = chunked_step(model, state, tokens, keys, given)
-        state = done.state
-        if at_context:
-            levels.append(done)
-        else:
-            prompt_ids.append(done.ids)
-    for depth in range(1, tree.horizon):
-        parents = levels[-1].state
-        tokens = children.repeat(tree.levels[depth - 1])
-        given = None if replay is None else _level(replay.contexts, tree, depth)
-        levels.append(
-            chunked_step(model, parents.repeat_interleave(tree.vocab - 1, dim=1), tokens, tree.keys[depth], given)
-        )
-    ids = torch.cat([level.ids for level in levels], dim=1)
-    prompt = (
-        torch.stack(prompt_ids, dim=1) if prompt_ids else ids.new_empty(members, 0, len(tree.prompts), *ids.shape[2:])
-    )
+    levels, leads = walk(model, tree, replay)
     return Pass(
         logp=torch.cat([level.logp for level in levels], dim=1),
-        routes=Routes(prompt=prompt, contexts=ids),
+        routes=Routes(contexts=torch.cat([level.ids for level in levels], dim=1), leads=tuple(leads)),
         margin=torch.cat([level.margin for level in levels], dim=1),
         router_logp=torch.cat([level.router_logp for level in levels], dim=1),
     )
+
+
+def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[Step], list[Tensor]]:
+    """The contexts level by level, and the experts at the tokens that lead to them; arguments as for `run`.
+
+    Returns:
+        The step of the last token of every context, one a level, and int16 `[M, leads, N_t, L, K]` of those before it.
+    """
+    state = initial_state(model, len(tree.prompts))
+    levels, leads = [], []
+    for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.keys, strict=True)):
+        if depth:
+            state = state.repeat_interleave(tree.vocab - 1, dim=1)
+        ids = []
+        for place, given in enumerate(_replayed(replay, tree, depth)):
+            done = chunked_step(model, state, tokens[place], keys[place], given)
+            state = done.state
+            ids.append(done.ids)
+        leads.append(torch.stack(ids, dim=1)[:, :-1])
+        levels.append(done)
+    return levels, leads
+
+
+def states(model: Model, tree: Tree, replay: Routes | None = None) -> Tensor:
+    """What an engine carries into every context, `[M, N, L, D]` without gradient; arguments as for `run`."""
+    with torch.no_grad():
+        levels, _ = walk(model, tree, replay)
+        return torch.cat([level.state for level in levels], dim=1)
 
 
 def vjp(done: Pass, edges: Tensor, weights: Weights) -> Tensor:
@@ -100,13 +110,32 @@ def vjp(done: Pass, edges: Tensor, weights: Weights) -> Tensor:
     return torch.cat([g.flatten(1) for g in grads], dim=1)
 
 
-def _replayed(replay: Routes, tree: Tree, position: int, at_context: bool) -> Tensor:
-    return _level(replay.contexts, tree, 0) if at_context else replay.prompt[:, position]
+def along(routes: Routes, tree: Tree) -> Tensor:
+    """Experts at every token of every response, as an episode lays them out, int16 `[M, B, length, L, K]`.
+
+    The rows of the last token and beyond, which an engine does not run, are -1.
+    """
+    layout, context = tree.task.layout, tree.path.long() // tree.vocab
+    members, _, *layers = routes.contexts.shape
+    found = routes.contexts.new_full((members, len(tree.path), layout.length, *layers), -1)
+    start = 0
+    for depth, count in enumerate(tree.levels):
+        there = tree.mask[:, depth].nonzero()[:, 0]
+        node, end = context[there, depth] - start, layout.before(depth)
+        lead = routes.leads[depth]
+        found[:, there, end - 1] = routes.contexts[:, start + node]
+        for place in range(lead.shape[1]):
+            found[:, there, end - 1 - lead.shape[1] + place] = lead[:, place, node]
+        start += count
+    return found
 
 
-def _level(contexts: Tensor, tree: Tree, depth: int) -> Tensor:
+def _replayed(replay: Routes | None, tree: Tree, depth: int) -> list[Tensor | None]:
+    """The experts given to each token of a level's leads; None routes live."""
+    if replay is None:
+        return [None] * len(tree.leads[depth])
     start = sum(tree.levels[:depth])
-    return contexts[:, start : start + tree.levels[depth]]
+    return [*replay.leads[depth].unbind(1), replay.contexts[:, start : start + tree.levels[depth]]]
 
 
 def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:

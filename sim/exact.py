@@ -15,17 +15,34 @@ from torch import Tensor
 from firstorder.core.recipe import Recipe
 from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import token_weights
+from firstorder.core.value import gae
 
 from .engine import Pass, vjp
 from .groups import expected_parts
 from .policy import Weights
 from .scene import Mode, Scene, token_stats
-from .tree import Tree, chunks, gather, responses, scatter
+from .tree import Tree, chunks, gather, gather_contexts, reach, responses, scatter
 
 
 def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
     """J = E_x Σ_y p(y|x) R(x, y) of a policy with edge log-probs `[M, N, V]`; eq. (1); `[M]`."""
     return (gather(logp, tree).sum(-1).exp() * rewards).sum(-1) / len(tree.prompts)
+
+
+def state_values(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
+    """V(c) = E[R | c] of a policy with edge log-probs `[M, N, V]`, `[M, N]`; 0 at contexts that it cannot reach."""
+    earned = reached = torch.zeros((), dtype=torch.float64)
+    for cut in chunks(tree, len(logp)):
+        part = responses(tree, cut)
+        chance = gather(logp, part).sum(-1).exp()
+        earned = earned + scatter(_every_token(chance * rewards[cut], part), part).sum(-1)
+        reached = reached + scatter(_every_token(chance, part), part).sum(-1)
+    return torch.where(reached > 0, earned / reached, 0.0)
+
+
+def _every_token(held: Tensor, tree: Tree) -> Tensor:
+    """What each response holds, `[M, B]`, at each of its tokens, `[M, B, T]`."""
+    return held[..., None].expand(-1, -1, tree.horizon)
 
 
 def gradient(scene: Scene, mode: Mode) -> Tensor:
@@ -40,8 +57,7 @@ def sequence_gradient(done: Pass, tree: Tree, rewards: Tensor, weights: Weights)
     for cut in chunks(tree, len(logp)):
         part = responses(tree, cut)
         chance = gather(logp, part).sum(-1).exp() / len(tree.prompts)
-        weight = (chance * rewards[cut])[..., None].expand(-1, -1, tree.horizon)
-        edges = edges + scatter(weight, part)
+        edges = edges + scatter(_every_token(chance * rewards[cut], part), part)
     return vjp(done, edges, weights)
 
 
@@ -50,12 +66,28 @@ def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
     return vjp(scene.target[mode], scatter(weight, scene.tree), scene.weights)
 
 
-def update(scene: Scene, recipe: Recipe) -> Tensor:
+def entropy_gradient(scene: Scene) -> Tensor:
+    """∇ of the entropy of the natural π_θ on μ_old's prefixes, nats a response token, `[M, P]`.
+
+    The prefixes are held fixed, so each context c adds -Σ_v π(v|c) log π(v|c) ∇ log π(v|c), weighted by its reach.
+    """
+    done, weight = scene.target["disabled"], reach(scene.mu_old.logp, scene.tree)
+    logp = done.logp.detach()
+    share = weight / weight.sum(-1, keepdim=True)
+    return vjp(done, -share[..., None] * logp.exp() * logp, scene.weights)
+
+
+def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor:
     """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update of a recipe, `[M, P]`.
 
     Every shipped weight is homogeneous in the advantage, so E[w] = E[A⁺] w(+1) + E[A⁻] w(-1): see `sim.groups`.
+
+    Args:
+        scene: with the recipe's target.
+        recipe: the method.
+        values: `[M, N]`, what the recipe's critic says of each context; None for a perfect one, V = V^μ.
     """
-    table = advantage_table(scene, recipe)
+    table = advantage_table(scene, recipe, values)
     edges = torch.zeros((), dtype=torch.float64)
     for part in weighed_parts(scene, recipe):
         edges = edges + scatter(expected_weights(part, recipe, table), part.tree)
@@ -81,8 +113,25 @@ class AdvantageTable:
         return self.plus[:, scene.tree.prompt, rank], self.minus[:, scene.tree.prompt, rank]
 
 
-def advantage_table(scene: Scene, recipe: Recipe) -> AdvantageTable:
-    """The expected advantages of a recipe under μ_old."""
+@dataclass(frozen=True, kw_only=True)
+class CriticTable:
+    """A⁺ and A⁻ of every token from a critic's `values` `[M, N]`: they hang on the response alone."""
+
+    values: Tensor
+    gae_lambda: float
+
+    def of(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """A⁺ and A⁻ of every token of a scene, `[M, B, T]`."""
+        held = gather_contexts(self.values, scene.tree)
+        a = gae(held, scene.rewards, scene.tree.mask, self.gae_lambda)
+        return a.clamp(min=0), (-a).clamp(min=0)
+
+
+def advantage_table(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> AdvantageTable | CriticTable:
+    """The expected advantages of a recipe under μ_old; `values` as for `update`."""
+    if recipe.has_critic:
+        known = state_values(scene.mu_old.logp, scene.tree, scene.rewards) if values is None else values
+        return CriticTable(values=known, gae_lambda=recipe.advantage.gae_lambda)
     levels, chance = reward_levels(scene)
     plus, minus = expected_parts(levels, chance, recipe.advantage, recipe.schedule.group_size)
     return AdvantageTable(levels=levels, plus=plus, minus=minus)
@@ -99,11 +148,12 @@ def reward_levels(scene: Scene) -> tuple[Tensor, Tensor]:
     return levels, chance.view(-1, count, len(levels))
 
 
-def expected_weights(scene: Scene, recipe: Recipe, table: AdvantageTable) -> Tensor:
+def expected_weights(scene: Scene, recipe: Recipe, table: AdvantageTable | CriticTable) -> Tensor:
     """μ_old(y) E[w_t | y] over the rest of the group, `[M, B, T]`."""
-    plus, minus = table.of(scene)
-    up, down = signed_weights(token_stats(scene, recipe), recipe)
-    return scene.measure[..., None] * (plus[..., None] * up + minus[..., None] * down)
+    stats = token_stats(scene, recipe)
+    plus, minus = (stats.with_advantage(part).token_advantage for part in table.of(scene))
+    up, down = signed_weights(stats, recipe)
+    return scene.measure[..., None] * (plus * up + minus * down)
 
 
 def signed_weights(stats: TokenStats, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ other G - 1 rewards can fall (for binary rewards, the binomial count).
 from __future__ import annotations
 
 from itertools import combinations_with_replacement
+from math import comb
 
 import torch
 from torch import Tensor
@@ -81,18 +82,29 @@ def _signed(groups: Tensor, rule: Advantage) -> Tensor:
     return torch.stack([a.clamp(min=0), (-a).clamp(min=0)])
 
 
-def _compositions(levels: int, size: int) -> Tensor:
-    """All counts of `size` rewards over the levels, `[C, levels]`."""
-    total = 1
-    for i in range(1, levels):
-        total = total * (size + i) // i
+def check_levels(levels: int, size: int) -> None:
+    """Refuse reward levels over which the other `size` responses of a group can fall in too many ways.
+
+    Raises:
+        ConfigError: with their number.
+    """
+    total = comb(size + levels - 1, size)
     if total > MAX_COMPOSITIONS:
+        fits = 1
+        while comb(fits + levels - 1, fits) <= MAX_COMPOSITIONS:
+            fits += 1
         raise ConfigError(
             f"an exact group baseline over {levels} reward levels and schedule.group_size = {size + 1} sums {total} "
-            f"compositions, more than {MAX_COMPOSITIONS}; lower schedule.group_size or set sim.reward = binary"
+            f"compositions, more than {MAX_COMPOSITIONS}; lower schedule.group_size to {fits} or set sim.reward = "
+            "binary"
         )
-    draws = combinations_with_replacement(range(levels), size)
-    picks = torch.tensor(list(draws), dtype=torch.int64).reshape(total, size)
+
+
+def _compositions(levels: int, size: int) -> Tensor:
+    """All counts of `size` rewards over the levels, `[C, levels]`."""
+    check_levels(levels, size)
+    draws = list(combinations_with_replacement(range(levels), size))
+    picks = torch.tensor(draws, dtype=torch.int64).reshape(len(draws), size)
     return torch.nn.functional.one_hot(picks, levels).sum(1) if size else torch.zeros(1, levels, dtype=torch.int64)
 
 

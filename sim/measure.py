@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from firstorder.core.diagnostics import finalise, moments
-from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, inert_parts
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts, token_weights
 
 from . import exact
 from .bounds import bounds
+from .coldstart import starting_weights
 from .config import Sim, check_replay
-from .policy import initial_weights
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow, kl, token_stats
 from .staleness import path
@@ -66,16 +65,6 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     return result
 
 
-def check_runs(recipe: Recipe) -> None:
-    """Refuse a recipe whose method does not fit the form.
-
-    Raises:
-        ConfigError: with the reason that its file gives.
-    """
-    if recipe.about.unsupported:
-        raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
-
-
 def available_memory() -> int:
     """Bytes of memory that can be taken without swapping."""
     info = Path("/proc/meminfo")
@@ -87,7 +76,7 @@ def available_memory() -> int:
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
-    theta_old = initial_weights(sim, torch.tensor([sim.seed]).expand(members))
+    theta_old = starting_weights(sim, torch.tensor([sim.seed]).expand(members))
     pair = engines(sim, torch.arange(members))
     mover = recipe if sim.direction == "recipe" else None
     *_, theta = path(sim, pair, theta_old, sim.staleness, mover)
@@ -179,7 +168,7 @@ def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
         found = moments(stats)
         for name, sign, chance in zip(("positive", "negative"), (1.0, -1.0), table.of(part), strict=True):
             signed = stats.with_advantage(sign * (chance > 0).double())
-            counts = receipts(signed, token_weights(signed, recipe))
+            counts = receipts(signed, token_weights(signed, recipe), recipe)
             found |= {f"{name}.{key}": pair for key, pair in counts.items()}
         for key, (above, below) in found.items():
             before = sums.get(key, (torch.zeros(()), torch.zeros(())))
@@ -210,6 +199,10 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):
         notes.append("the target is low precision: its gradients are straight-through, not exact")
+    if recipe.has_critic:
+        notes.append(
+            "the critic is perfect, V = V^mu; a learned one's error enters where gae_lambda < 1 or a mask acts"
+        )
     if result["variance"] is None:
         notes.append("variance is not formed for several draws or above 20,000 responses")
     return notes

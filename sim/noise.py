@@ -28,6 +28,11 @@ def combine(key: Tensor, part: Tensor | int) -> Tensor:
     return mix(key * 3 + part)
 
 
+def extend(prefix: Tensor | None, token: Tensor) -> Tensor:
+    """The key of a prefix with one more token; None is the empty prefix."""
+    return mix(token) if prefix is None else combine(prefix, token)
+
+
 def uniform(key: Tensor) -> Tensor:
     """A float64 strictly inside (0, 1) from the upper 52 bits of each key; with 53 the largest would round to 1."""
     return (_shift(mix(key), 12).double() + 0.5) * 2.0**-52

@@ -19,7 +19,7 @@ from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import token_weights
 
 from .engine import vjp
-from .exact import fits
+from .exact import advantage_table, fits
 from .scene import Scene, token_stats
 
 
@@ -66,7 +66,7 @@ def sampled_edges(scene: Scene, recipe: Recipe, picks: Tensor) -> Tensor:
 
 
 def sampled_stats(scene: Scene, recipe: Recipe, picks: Tensor) -> TokenStats:
-    """Sampled batches as a recipe sees them, `[batches, groups · G, T]`, with their own group advantages."""
+    """Sampled batches as a recipe sees them, `[batches, groups · G, T]`, with their own advantages."""
     full, flat = token_stats(scene, recipe), picks.flatten(1)
 
     def pick(x: Tensor | None) -> Tensor | None:
@@ -78,11 +78,20 @@ def sampled_stats(scene: Scene, recipe: Recipe, picks: Tensor) -> TokenStats:
         logp_old=full.logp_old[0][flat],
         logp_mu=full.logp_mu[0][flat],
         mask=scene.tree.mask[flat],
-        advantage=advantage(scene.rewards[picks], recipe.advantage).flatten(1),
+        advantage=_advantage(scene, recipe, picks),
         measure=None,
         kl_mu=pick(full.kl_mu),
         router_shift=pick(full.router_shift),
+        rewards=scene.rewards[flat],
     )
+
+
+def _advantage(scene: Scene, recipe: Recipe, picks: Tensor) -> Tensor:
+    """A of every picked response over its group, or of every token under a perfect critic."""
+    if not recipe.has_critic:
+        return advantage(scene.rewards[picks], recipe.advantage).flatten(1)
+    plus, minus = advantage_table(scene, recipe).of(scene)
+    return (plus - minus)[0][picks.flatten(1)]
 
 
 def sampled_fits(

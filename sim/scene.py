@@ -16,12 +16,13 @@ from torch import Tensor
 from firstorder.core.recipe import Recipe
 from firstorder.core.stats import TokenStats
 
-from . import task
 from .config import Sim
 from .engine import Pass, Routes, run
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, load
-from .tree import Tree, chunks, gather, gather_contexts, plant, responses
+from .task import rows
+from .tasks import task_of
+from .tree import Tree, chunks, episodes, gather, gather_contexts, plant, responses
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
@@ -82,8 +83,14 @@ def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
 
 def grow(sim: Sim, *, others: bool = False) -> tuple[Tree, Tensor]:
     """The tree of the measured prompts (or of the others, which move θ) and its rewards."""
-    tree = plant(sim, task.prompts(sim)[1 if others else 0])
-    return tree, task.rewards(sim, tree)
+    tree = plant(task_of(sim), rows(sim)[1 if others else 0])
+    return tree, verified(tree)
+
+
+def verified(tree: Tree) -> Tensor:
+    """Reward of every complete response of the tree, `[B]` in [0, 1]."""
+    parts = (responses(tree, cut) for cut in chunks(tree, 1))
+    return torch.cat([tree.task.verify(episodes(part)) for part in parts])
 
 
 def build(
@@ -158,6 +165,7 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         measure=scene.measure,
         kl_mu=kl_mu,
         router_shift=router_shift,
+        rewards=scene.rewards.expand(logp_mu.shape[:-1]),
     )
 
 

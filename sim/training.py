@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
-from firstorder.core.loop import StepLog, train
-from firstorder.core.recipe import Recipe, inert_parts
+from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
 from .backend import SimBackend
 from .config import Sim, check_replay
-from .measure import available_memory, check_runs
+from .groups import check_levels
+from .measure import available_memory
+from .scene import grow
 from .tree import check_size
 
 
@@ -27,12 +30,17 @@ def inert(recipe: Recipe, sim: Sim) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A run that is ready to go: its arm, engines, folder and first step."""
+    """A run that is ready to go: its arms, engines, folder and first step."""
 
-    arm: Arm
+    arms: tuple[Arm, ...]
     backend: SimBackend
     folder: RunFolder
     first: int
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the schedule that the arms share."""
+        return self.arms[0].recipe.schedule.steps
 
 
 def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Training:
@@ -48,34 +56,56 @@ def prepare(recipe: Recipe, sim: Sim, out: Path, *, resume: bool = False) -> Tra
         ConfigError: the recipe cannot be trained here, or the folder cannot be used.
         SizeError: the responses to the measured prompts are too many to enumerate.
     """
+    check(recipe, sim)
+    return start((recipe,), sim, out, settings(recipe, sim), resume=resume)
+
+
+def settings(recipe: Recipe, sim: Sim) -> dict[str, Any]:
+    """The resolved configuration of a run, nested tables."""
+    return recipe.model_dump() | {"sim": sim.model_dump()}
+
+
+def check(recipe: Recipe, sim: Sim) -> None:
+    """Refuse what cannot be trained, before anything is written; raises as `prepare` does."""
     check_runs(recipe)
     check_replay(recipe, sim)
     check_trainable(recipe)
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())
-        except SizeError as error:
-            raise SizeError(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
-    arm = Arm(recipe=recipe, members=sim.members)
-    backend = SimBackend(sim, (arm,), sim.seed + torch.arange(sim.members))
-    folder = RunFolder(out, recipe.model_dump() | {"sim": sim.model_dump()}, resume=resume)
-    found = folder.latest() if resume else None
+            check_baseline(recipe, sim)
+        except (SizeError, ConfigError) as error:
+            raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
+
+
+def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any], *, resume: bool) -> Training:
+    """Recipes that share a schedule as the arms of one ensemble, at the newest checkpoint of their folder.
+
+    Args:
+        recipes: one an arm; each is followed by `sim.members` policies, seeds counting up from `sim.seed`.
+        sim: the simulator that all arms share.
+        out: the run folder.
+        config: what the folder is claimed for.
+        resume: go on in a folder of this configuration.
+    """
+    arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
+    backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
+    folder = RunFolder(out, config, resume=resume)
+    folder.describe(described(backend))
+    found = folder.latest()
     if found is not None:
         backend.load(found[1])
-    return Training(arm=arm, backend=backend, folder=folder, first=0 if found is None else found[0])
+    return Training(arms=arms, backend=backend, folder=folder, first=0 if found is None else found[0])
 
 
-def check_trainable(recipe: Recipe) -> None:
-    """Refuse a weight that needs more than sampled rollouts carry.
+def check_baseline(recipe: Recipe, sim: Sim) -> None:
+    """Refuse a group baseline whose exact expectation is too long a sum, before the first evaluation meets it.
 
     Raises:
-        ConfigError: it reads whole distributions or router log-probs.
+        ConfigError: the measured prompts have too many reward levels for the group's size.
     """
-    if recipe.correction.kind in ("max_kl", "router_shift"):
-        raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
-            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
-        )
+    if recipe.advantage.baseline != "none":
+        check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
@@ -84,13 +114,12 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
     Raises:
         DataError: a step failed; the folder stays resumable.
     """
-    steps = training.arm.recipe.schedule.steps
 
     def record(log: StepLog) -> None:
         training.folder.append(log)
         after = log.step + 1
-        if after % training.backend.sim.checkpoint_every == 0 or after == steps:
+        if after % training.backend.sim.checkpoint_every == 0 or after == training.steps:
             training.folder.save(after, training.backend.state())
         done(log)
 
-    train((training.arm,), training.backend, training.first, record)
+    train(training.arms, training.backend, training.first, record)

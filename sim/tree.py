@@ -6,6 +6,10 @@ responses, M members.
 Token 0 ends a response; a response of T tokens is cut. Level t holds the contexts after t response tokens, P (V-1)^t
 of them, children in order of (parent, token), so ancestors are found by integer division. An *edge* is a context
 and its next token; a response is a path of at most T edges.
+
+An environment's answer is a function of what was said, so it branches nothing: it stands between a response token and
+the context that it leads to. What an engine runs to get to a context from its parent is called its *lead*: the prompt
+at level 0, after it a response token and, where one follows, the answer. S tokens lead to a context.
 """
 
 from __future__ import annotations
@@ -16,11 +20,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nn
 
 from firstorder.core.errors import SizeError
+from firstorder.core.tasks import Episodes
 
 from . import noise
 from .config import Sim
+from .task import SimTask, converse, heard
+from .tasks import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +36,26 @@ class Tree:
     """All contexts and all complete responses.
 
     Args:
+        task: whose prompts they answer.
+        rows: int64 `[P]`, which of the task's prompts.
         prompts: int64 `[P, prompt_length]`.
         vocab, horizon: V and T.
         levels: contexts of each level, P (V-1)^t.
-        prompt_keys: int64 `[prompt_length, P]` hash of each prompt prefix.
-        keys: one int64 `[N_t]` a level, hash of each context.
+        leads: one int64 `[S_t, N_t]` a level, the tokens that lead to each context.
+        keys: one int64 `[S_t, N_t]` a level, hash of the prefix that ends in each of those; the last is the context's.
         path: int32 `[B, T]`, edge index (context · V + token) of each token of each response; 0 off the mask.
         mask: bool `[B, T]`.
         prompt: int64 `[B]`, the prompt answered.
         cut: bool `[B]`, ended by the horizon.
     """
 
+    task: SimTask
+    rows: Tensor
     prompts: Tensor
     vocab: int
     horizon: int
     levels: tuple[int, ...]
-    prompt_keys: Tensor
+    leads: tuple[Tensor, ...] = field(repr=False)
     keys: tuple[Tensor, ...] = field(repr=False)
     path: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
@@ -68,18 +80,21 @@ class Tree:
 
 def count(sim: Sim) -> int:
     """Contexts of the tree that `sim` describes."""
-    branches, depth = sim.vocab - 1, sim.horizon
-    return sim.prompts * (depth if branches == 1 else (int(branches**depth) - 1) // (branches - 1))
+    return sim.prompts * _series(sim.vocab - 1, sim.horizon)
 
 
-def plant(sim: Sim, prompts: Tensor) -> Tree:
-    """Enumerate the tree of the given prompts, int64 `[P, prompt_length]`."""
-    size, v, t = prompts.shape[0], sim.vocab, sim.horizon
+def answers(sim: Sim) -> int:
+    """Tokens that environments say in that tree."""
+    layout = task_of(sim).layout
+    turns = (sim.horizon - 1) // layout.turn
+    return sim.prompts * layout.answer * (_series((sim.vocab - 1) ** layout.turn, turns + 1) - 1)
+
+
+def plant(task: SimTask, rows: Tensor) -> Tree:
+    """Enumerate the responses to the task's prompts `rows`, int64 `[P]`."""
+    size, v, t = len(rows), task.sim.vocab, task.sim.horizon
     levels = tuple(size * (v - 1) ** depth for depth in range(t))
-    prompt_keys = _prompt_keys(prompts)
-    keys = [prompt_keys[-1]]
-    for _ in range(1, t):
-        keys.append(noise.combine(keys[-1][:, None], torch.arange(1, v)).flatten())
+    leads = _leads(task, rows, levels)
     paths, masks, owners, cuts = [], [], [], []
     for depth in range(t):
         last = (0,) if depth < t - 1 else tuple(range(v))
@@ -90,12 +105,14 @@ def plant(sim: Sim, prompts: Tensor) -> Tree:
             cuts.append(torch.full((levels[depth],), token != 0))
     path, mask = torch.cat(paths), torch.cat(masks)
     return Tree(
-        prompts=prompts,
+        task=task,
+        rows=rows,
+        prompts=leads[0].T,
         vocab=v,
         horizon=t,
         levels=levels,
-        prompt_keys=prompt_keys,
-        keys=tuple(keys),
+        leads=leads,
+        keys=_keys(leads),
         path=torch.where(mask, path, 0),
         mask=mask,
         prompt=torch.cat(owners),
@@ -106,6 +123,11 @@ def plant(sim: Sim, prompts: Tensor) -> Tree:
 def responses(tree: Tree, cut: slice) -> Tree:
     """The same contexts with some of the responses; sums over responses add up over such trees."""
     return replace(tree, path=tree.path[cut], mask=tree.mask[cut], prompt=tree.prompt[cut], cut=tree.cut[cut])
+
+
+def episodes(tree: Tree) -> Episodes:
+    """The responses with their prompts and the environment's answers, `[B, L]`."""
+    return converse(tree.task, tree.rows[tree.prompt], tree.tokens, tree.mask)
 
 
 def chunks(tree: Tree, members: int) -> Iterator[slice]:
@@ -169,18 +191,25 @@ def check_size(sim: Sim, members: int, available: int) -> None:
 def bytes_needed(sim: Sim, members: int) -> int:
     """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
 
-    Per context: what the engine passes keep, and the states that two graphs hold. Per response: its path. And the
-    working space of two graphs over the contexts that are run at once.
+    Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs hold.
+    Per response: its path. And the working space of two graphs over what is run at once.
     """
     contexts, experts = count(sim), sim.experts * sim.expert_width
-    kept = 8 * (8 * (sim.vocab + (2 + sim.experts) * sim.layers) + 10 * sim.layers * sim.width)
+    tokens = contexts + answers(sim)
+    kept = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
+    held = 8 * 10 * sim.layers * sim.width * tokens
     response = 5 * sim.horizon + 16
-    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width)
-    return contexts * (members * kept + sim.vocab * response) + working * min(members * contexts, WORKING_ROWS)
+    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
+    return contexts * (members * kept + sim.vocab * response) + members * held + working
 
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
-WORKING_ROWS = 3 << 15  # contexts whose graph is alive at once before checkpointing bounds it
+WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
+
+
+def _series(ratio: int, terms: int) -> int:
+    """1 + r + r² + ..., the sum of the first `terms` powers."""
+    return terms if ratio == 1 else (int(ratio**terms) - 1) // (ratio - 1)
 
 
 def _short(n: int) -> str:
@@ -188,11 +217,34 @@ def _short(n: int) -> str:
     return f"{n:,}" if n < 10**9 else f"10^{int(n.bit_length() * math.log10(2))}"
 
 
-def _prompt_keys(prompts: Tensor) -> Tensor:
-    keys = [noise.mix(prompts[:, 0])]
-    for column in prompts.T[1:]:
-        keys.append(noise.combine(keys[-1], column))
-    return torch.stack(keys)
+def _leads(task: SimTask, rows: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """What leads to the contexts of each level, int64 `[S_t, N_t]`; an environment hears all that was said before."""
+    opening, children = task.prompts(rows), torch.arange(1, task.sim.vocab)
+    tokens, mask, leads = opening.tokens, opening.mask, [opening.tokens.T]
+    for depth in range(1, len(levels)):
+        lead = children.repeat(levels[depth - 1])[:, None]
+        if task.answer_length:
+            rows, tokens, mask = (x.repeat_interleave(len(children), dim=0) for x in (rows, tokens, mask))
+            tokens, mask = torch.cat([tokens, lead], dim=1), nn.pad(mask, (0, 1), value=True)
+        if task.layout.answered(depth):
+            answer = heard(task, rows, tokens, mask)
+            tokens, mask = torch.cat([tokens, answer], dim=1), nn.pad(mask, (0, task.answer_length), value=False)
+            lead = torch.cat([lead, answer], dim=1)
+        leads.append(lead.T)
+    return tuple(leads)
+
+
+def _keys(leads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The hash of the prefix that ends in each token of `leads`."""
+    key, found = None, []
+    for lead in leads:
+        key = None if key is None else key.repeat_interleave(lead.shape[1] // len(key))
+        row = []
+        for tokens in lead:
+            key = noise.extend(key, tokens)
+            row.append(key)
+        found.append(torch.stack(row))
+    return tuple(found)
 
 
 def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, token: int) -> Tensor:

@@ -3,15 +3,24 @@
 import importlib.util
 import json
 import re
+import runpy
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 
+from firstorder.backends import pair
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
+from firstorder.cli.reporting.sweeps import OUTCOMES
+from firstorder.cli.train import SINKS
+from firstorder.core import backend, diagnostics, loop, surrogate, value
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
+from firstorder.sim.backend import EXACT
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.config import Sim
 from firstorder.sim.numerics import Numerics
@@ -63,6 +72,44 @@ def test_every_key_of_the_engines_is_documented(model):
     assert rows == list(model.model_fields)
 
 
+def logged():
+    """The row of every logged name; those of the layers are one, the layer being N."""
+    (layer,) = backend.layer_flips(1).values()
+    yield "route/flip_rate_layer_N", replace(layer, formula=layer.formula.replace("layer 0", "layer N"))
+    for table in (diagnostics, loop, backend, value):
+        yield from table.QUANTITIES.items()
+    for table in (surrogate.RECEIPTS, EXACT, pair.QUANTITIES):
+        yield from table.items()
+
+
+@pytest.mark.parametrize(("name", "quantity"), list(logged()), ids=[name for name, _ in logged()])
+def test_every_logged_name_stands_in_a_table_as_the_code_describes_it(name, quantity):
+    cells = (f"`{name}`", quantity.formula, quantity.unit, quantity.source)
+    row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    assert (page("train") + page("engines")).splitlines().count(row) == 1
+
+
+@pytest.mark.parametrize("table", [diagnostics.QUANTITIES, surrogate.RECEIPTS], ids=["diagnostics", "receipts"])
+def test_every_diagnostic_and_receipt_of_a_measurement_is_documented(table):
+    assert [name for name in table if not re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))] == []
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_every_sink_is_an_extra_and_has_its_rows(sink):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert len(extras[sink]) == 1
+    assert f"| `{sink}` | `firstorder[{sink}]` | `tracking/{sink}`" in page("train")
+
+
+@pytest.mark.parametrize("start", [("sum", "none"), ("sum", "terse"), ("guess", "none")], ids="-".join)
+def test_the_table_of_cold_starts_shows_what_the_script_prints(start):
+    task, style = start
+    (row,) = re.findall(rf"\| `{task}` \| `{style}` \| (.*) \|\n", page("tasks"))
+    script = runpy.run_path(str(ROOT / "docs/examples/starts.py"))
+    found = script["figures"](Sim(task=task, coldstart=style), 8)
+    assert found == pytest.approx([float(x) for x in row.split(" | ")], abs=0.006)
+
+
 def shown_on_the_tour():
     """The tables of `firstorder measure` on the first page: arguments, and the numbers shown under them."""
     for block in re.findall(r"```console\n\$ firstorder (measure [^\n]*)\n(.*?)```", page("index"), flags=re.DOTALL):
@@ -78,3 +125,30 @@ def test_the_tour_shows_what_the_commands_print(tmp_path):
         assert run([*arguments, "--json", str(tmp_path / "out.json")]) == 0
         result = json.loads((tmp_path / "out.json").read_text())["result"]
         assert {name: result[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+
+
+def test_the_commands_of_the_sweep_page_do_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    small = [
+        "schedule.steps=1",
+        "sim.members=2",
+        "sim.vocab=3",
+        "sim.horizon=2",
+        "sim.prompts=2",
+        "schedule.group_size=2",
+    ]
+    commands = re.findall(r"^\$ firstorder (.*)$", page("sweep").replace("\\\n", ""), flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["sweep", "report"]
+    assert run([*commands[0].split(), *(word for each in small for word in ("--set", each))]) == 0
+    assert run(commands[1].split()) == 0
+    for name in ("sweep", "summary"):
+        columns = parquet.read_schema(tmp_path / f"sweeps/noise/{name}.parquet").names
+        described = {key for key, _ in logged()} | {column for column in columns if "/" in column}
+        known = {column for column in columns if f"`{column}`" in page("sweep")} | {"recipe", "sim.numerics.scale"}
+        assert set(columns) <= known | (described if name == "sweep" else set())
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda each: each.key)
+def test_every_outcome_of_a_sweep_is_in_the_table(outcome):
+    assert re.search(rf"^\| `{outcome.key}` \|.*\| {outcome.unit} \|$", page("sweep"), flags=re.MULTILINE)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstorder.core.diagnostics import QUANTITIES
+from firstorder.core import backend, diagnostics, loop, value
+from firstorder.core.diagnostics import Quantity
+from firstorder.core.surrogate import RECEIPTS
+from firstorder.sim.backend import EXACT
 
 from .runs import Run
 
 LAYER = "route/flip_rate_layer_"
+QUANTITIES = diagnostics.QUANTITIES | loop.QUANTITIES | backend.QUANTITIES | value.QUANTITIES | RECEIPTS | EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,7 @@ class Panel:
         meaning: formula or sentence.
         unit: the label of its axis.
         source: where it comes from, if from elsewhere.
+        alarm: the level above which the source speaks of danger.
         after: 1 if it is measured after the step's updates, else 0.
         heavy: whether rare values are many times the usual one, which a linear axis would hide.
     """
@@ -30,6 +35,7 @@ class Panel:
     meaning: str
     unit: str
     source: str = ""
+    alarm: float | None = None
     after: int = 0
     heavy: bool = False
 
@@ -53,85 +59,59 @@ class Plot:
     note: str = ""
 
 
-def _kl(key: str, title: str) -> Panel:
-    known = QUANTITIES[key]
-    return Panel(key=key, title=title, meaning=known.formula, unit=known.unit, source=known.source, heavy=True)
+def _panel(key: str, title: str, *, after: int = 0, heavy: bool = False, known: Quantity | None = None) -> Panel:
+    q = known or QUANTITIES[key]
+    return Panel(
+        key=key,
+        title=title,
+        meaning=q.formula,
+        unit=q.unit,
+        source=q.source,
+        alarm=q.alarm,
+        after=after,
+        heavy=heavy,
+    )
 
 
 REWARD = (
-    Panel(key="reward", title="sampled reward", meaning="mean R of the responses sampled from μ_old", unit="reward"),
-    Panel(
-        key="exact/j_pi",
-        title="exact J of π",
-        meaning="E[R] of the training engine's policy with its own routes, after the step, every response to the "
-        "measured prompts enumerated",
-        unit="reward",
-        after=1,
-    ),
-    Panel(
-        key="exact/j_mu",
-        title="exact J of μ",
-        meaning="E[R] of the inference engine's policy, after the step, every response to the measured prompts "
-        "enumerated",
-        unit="reward",
-        after=1,
-    ),
+    _panel("reward", "sampled reward"),
+    _panel("exact/j_pi", "exact J of π", after=1),
+    _panel("exact/j_mu", "exact J of μ", after=1),
 )
-ERRORS = tuple(
-    Panel(key=f"exact/{key}", title=title, meaning=meaning, unit=unit, after=1, heavy=True)
-    for key, title, meaning, unit in (
-        (
-            "gradient_error",
-            "gradient error, own target",
-            "min_c ‖c u - g‖ / ‖g‖ of the recipe's first update at these weights, g the gradient of its own target",
-            "relative",
-        ),
-        (
-            "gradient_error_natural",
-            "gradient error, natural target",
-            "the same against the gradient of the policy that routes by itself",
-            "relative",
-        ),
-        (
-            "value_error",
-            "value error",
-            "|J(π) - J(μ) - E_μ[R Σ(ρ - 1)]| of the recipe's own target",
-            "reward",
-        ),
-    )
+ERRORS = (
+    _panel("exact/gradient_error", "gradient error, own target", after=1, heavy=True),
+    _panel("exact/gradient_error_natural", "gradient error, natural target", after=1, heavy=True),
+    _panel("exact/value_error", "value error", after=1, heavy=True),
 )
-KL = (_kl("kl", "k1 estimate of KL(μ_old ‖ π_old)"), _kl("k3_kl", "k3 estimate of KL(μ_old ‖ π_old)"))
-ENTROPY = Panel(
-    key="update/entropy",
-    title="entropy of π_old",
-    meaning="-Σ_v π_old(v) log π_old(v), mean over response tokens, with the recipe's replay",
-    unit="nats/token",
+REMAINDER = (
+    _panel("second_order_remainder", "second-order remainder of π_old", heavy=True),
+    _panel("update/second_order_remainder", "second-order remainder of π_θ", heavy=True),
 )
-FLIPS = (
-    Panel(
-        key="route/flip_rate",
-        title="flip rate",
-        meaning="share of (token, layer) at which π_old, routing by itself, chooses another expert set than μ_old did",
-        unit="share of (token, layer)",
-    ),
-    Panel(
-        key="route/tokens_flipped",
-        title="tokens flipped",
-        meaning="share of response tokens with a flip in at least one layer",
-        unit="share of tokens",
-    ),
+KL = (
+    _panel("kl", "k1 estimate of KL(μ_old ‖ π_old)", heavy=True),
+    _panel("k3_kl", "k3 estimate of KL(μ_old ‖ π_old)", heavy=True),
 )
-GRADIENT = Panel(
-    key="update/grad_norm",
-    title="gradient norm",
-    meaning="‖∇L‖₂ over all parameters before it is cut to optimizer.max_grad_norm, mean over the step's updates",
-    unit="loss per unit of parameter",
+CRITIC = (_panel("critic/vf_loss", "value loss"), _panel("critic/vf_explained_var", "explained variance"))
+BIAS = (
+    _panel("exact/bias_coherence", "coherence of the bias", after=1),
+    _panel("exact/bias_entropy", "bias along the entropy's gradient", after=1),
 )
-RECEIPTS = {
-    "clip_upper": ("clipped, A > 0", "the clip changed the ratio of a token with A > 0"),
-    "clip_lower": ("clipped, A < 0", "the clip changed the ratio of a token with A < 0"),
-    "corrected": ("corrected", "the correction factor is not 1"),
-    "ratio_not_one": ("ratio not 1", "the ratio of [ratio] is not 1"),
+RATIOS = (
+    _panel("token_mult_prob_error", "mean exp|D|"),
+    _panel("ratio_tail_2", "F(2)"),
+    _panel("rollout_is_eff_sample_size", "effective sample size, tokens"),
+    _panel("seq_eff_sample_size", "effective sample size, responses"),
+)
+ENTROPY = _panel("update/entropy", "entropy of π_old")
+FLIPS = (_panel("route/flip_rate", "flip rate"), _panel("route/tokens_flipped", "tokens flipped"))
+GRADIENT = _panel("update/grad_norm", "gradient norm")
+TITLES = {
+    "clip_upper": "clipped, A > 0",
+    "clip_lower": "clipped, A < 0",
+    "truncated": "truncated",
+    "masked": "masked",
+    "corrected": "corrected",
+    "ratio_not_one": "ratio not 1",
 }
 
 
@@ -150,11 +130,25 @@ def plots(runs: list[Run]) -> list[Plot]:
             note="Every response to the measured prompts enumerated, after the step, with θ = θ_old.",
         ),
         Plot(
+            name="remainder",
+            title="Second-order remainder",
+            panels=REMAINDER,
+            shared=False,
+            note="Estimated from the sampled responses: the leading term of the value error.",
+        ),
+        Plot(
             name="kl",
             title="Training-inference KL",
             panels=KL,
             shared=False,
             note="D = log π_old - log μ_old of the sampled tokens, π_old with the recipe's replay.",
+        ),
+        Plot(
+            name="ratios",
+            title="Likelihood ratios of the engines",
+            panels=RATIOS,
+            shared=False,
+            note="ρ = exp D of the sampled tokens. A dotted line is the level above which the source speaks of danger.",
         ),
         Plot(name="entropy", title="Entropy", panels=(ENTROPY,), shared=True),
         Plot(name="flips", title="Route flips", panels=FLIPS + tuple(map(_layer, layers)), shared=True),
@@ -166,6 +160,20 @@ def plots(runs: list[Run]) -> list[Plot]:
             note="Shares of the response tokens of the step, all its updates together.",
         ),
         Plot(name="gradient", title="Gradient norm", panels=(GRADIENT,), shared=True),
+        Plot(
+            name="critic",
+            title="The critic",
+            panels=CRITIC,
+            shared=False,
+            note="V the learned value of a context, G the return that it is trained on.",
+        ),
+        Plot(
+            name="bias",
+            title="Direction of the bias",
+            panels=BIAS,
+            shared=False,
+            note="b = c u - g, the exact update at its best scale minus the gradient of the natural target.",
+        ),
     )
     found = []
     for plot in all_plots:
@@ -176,14 +184,13 @@ def plots(runs: list[Run]) -> list[Plot]:
 
 
 def _layer(index: int) -> Panel:
-    return Panel(
-        key=f"{LAYER}{index}",
-        title=f"flip rate, layer {index}",
-        meaning=f"share of response tokens at which the expert sets differ in MoE layer {index}, counted from 0",
-        unit="share of tokens",
-    )
+    key = f"{LAYER}{index}"
+    return _panel(key, f"flip rate, layer {index}", known=backend.layer_flips(index + 1)[key])
 
 
 def _receipt(key: str) -> Panel:
-    title, meaning = RECEIPTS.get(key, (key, "share of response tokens that this part acted on"))
-    return Panel(key=key, title=title, meaning=meaning, unit="share of response tokens")
+    if key in RECEIPTS:
+        return _panel(key, TITLES[key])
+    return Panel(
+        key=key, title=key, meaning="share of response tokens that this part acted on", unit="share of response tokens"
+    )

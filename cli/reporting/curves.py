@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from .catalogue import Panel
-from .runs import Array, Run, Series
+from .runs import Array, Run
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -58,17 +58,19 @@ def curve(run: Run, panel: Panel) -> Curve | None:
     series = run.logged.get(panel.key)
     if series is None:
         return None
-    value, low, high = estimate(series)
+    value, low, high = estimate(series.values)
     return Curve(run=run, panel=panel, steps=series.steps, each=series.values, value=value, low=low, high=high)
 
 
-def estimate(series: Series) -> tuple[Array, Array, Array]:
+def estimate(values: Array) -> tuple[Array, Array, Array]:
     """Interquartile mean over members with its 95% percentile bootstrap interval, each `[S]`.
 
     Members are resampled, 2000 times with a fixed seed, the same ones at every step. Below four members nothing is
     trimmed, and the interval is a poor one. A step at which a member has no value has none.
+
+    Args:
+        values: `[S, M]`.
     """
-    values = series.values
     empty = np.full(len(values), np.nan)
     if values.shape[1] == 1:
         return values[:, 0], empty, empty

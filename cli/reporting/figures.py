@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -49,23 +49,28 @@ STYLE: Any = {
 
 
 def draw(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> dict[str, bytes]:
-    """A figure as PNG and SVG, by suffix; the same curves give the same bytes."""
+    """A figure of runs over their steps."""
+    form = _together if len(runs) <= TOGETHER else _side_by_side
+    return images(lambda: form(plot, runs, curves))
+
+
+def images(make: Callable[[], Figure]) -> dict[str, bytes]:
+    """A figure, made in the house style, as PNG and SVG, by suffix; the same figure gives the same bytes."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever style the user has set elsewhere
         matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", message="Glyph")  # a folder's name may be in any script
-        figure = _together(plot, runs, curves) if len(runs) <= TOGETHER else _side_by_side(plot, runs, curves)
-        images = {}
+        figure, found = make(), {}
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             file = io.BytesIO()
             figure.savefig(file, format=suffix, metadata=metadata)
-            images[suffix] = file.getvalue()
-    return images
+            found[suffix] = file.getvalue()
+    return found
 
 
 def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     """An axes for each quantity, a line for each run."""
-    columns, rows = _grid(len(plot.panels))
+    columns, rows = arranged(len(plot.panels))
     named = [_name(run) for run in runs]
     width = max(6.0, 3.6 * columns)
     across = _across(named, width)
@@ -75,6 +80,7 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     for ax, panel in zip(axes, plot.panels, strict=False):
         for place, run in enumerate(runs):
             _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
+        _alarm(ax, panel)
         _dress(ax, panel.title)
         _scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
     for ax in axes[len(plot.panels) :]:
@@ -86,7 +92,7 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
 def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     """An axes for each run; its lines are the quantities where they share an axis, else each has a block of axes."""
     blocks: list[tuple[Panel, ...]] = [plot.panels] if plot.shared else [(panel,) for panel in plot.panels]
-    columns, rows = _grid(len(runs))
+    columns, rows = arranged(len(runs))
     width = 3.6 * columns
     named = [panel.title for panel in plot.panels]
     legend = len(plot.panels) > 1 and plot.shared
@@ -98,6 +104,7 @@ def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figur
         for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
             for place, panel in enumerate(block):
                 _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
+                _alarm(ax, panel)
             _dress(ax, _name(run))
             _scale(ax, _unit(block), block, curves)
             if not any(panel.key in run.logged for panel in block):
@@ -125,6 +132,24 @@ def _line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
             ax.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.12, linewidth=0)
             for edge in (curve.low, curve.high):
                 ax.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, alpha=0.5)
+
+
+def _alarm(ax: Axes, panel: Panel) -> None:
+    """The level of danger of the quantity's source, if it names one; the axis reaches it."""
+    if panel.alarm is None:
+        return
+    ax.axhline(panel.alarm, color="0.25", linestyle=":", linewidth=1.2, gid=f"alarm {panel.key}")
+    ax.annotate(
+        f"alarm {panel.alarm:g}",
+        (1, panel.alarm),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -2),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=7,
+        color="0.25",
+    )
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -172,7 +197,7 @@ def _legend(figure: Figure, named: list[str], across: int) -> None:
     figure.legend(lines, named, loc="outside lower center", ncols=across, handlelength=4)
 
 
-def _grid(cells: int) -> tuple[int, int]:
+def arranged(cells: int) -> tuple[int, int]:
     """Columns and rows; four cells make a square."""
     columns = 2 if cells == 4 else min(cells, COLUMNS)
     return columns, math.ceil(cells / columns)
@@ -189,10 +214,10 @@ def _unit(panels: Sequence[Panel]) -> str:
 
 
 def _name(run: Run) -> str:
-    return _short(run.label if run.label == run.recipe else f"{run.label}: {run.recipe}")
+    return short(run.label if run.label == run.recipe else f"{run.label}: {run.recipe}")
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
     """A label that fits; one that starts with an underscore would be left out of the legend."""
     text = label if len(label) <= LABEL else f"{label[: LABEL // 2]}…{label[-LABEL // 2 + 1 :]}"
     return f" {text}" if text.startswith("_") else text

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from firstorder.core.errors import ConfigError
 from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots
 from .curves import Curve, curve
 from .figures import draw
-from .page import page
+from .page import page, sweep_page
+from .phase import Estimate, diagram, estimates
 from .runs import Run
+from .sweeps import OUTCOMES, CellRun, Outcome, Sweep
 
 COLUMNS = ("run", "recipe", "quantity", "unit", "step", "steps_done", "members", "value", "low", "high", "each")
+ESTIMATED = ("outcome", "unit", "members", "value", "low", "high", "each")
 FINAL = {"final J of π": REWARD[1], "final J of μ": REWARD[2], "final kl (k1)": KL[0], "final flip rate": FLIPS[0]}
 
 
@@ -36,8 +39,8 @@ def check_folder(out: Path) -> None:
         raise ConfigError(f"--out {out} is not empty; give a new folder")
 
 
-def write_report(out: Path, runs: list[Run]) -> None:
-    """Write the page, the figures and their data.
+def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
+    """Write the page, the figures and their data, by name.
 
     Raises:
         ConfigError: the folder cannot be written; nothing is left behind.
@@ -47,7 +50,7 @@ def write_report(out: Path, runs: list[Run]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        for name, content in _contents(runs).items():
+        for name, content in contents().items():
             (partial / name).write_bytes(content)
         os.replace(partial, target)
     except OSError as error:
@@ -56,7 +59,8 @@ def write_report(out: Path, runs: list[Run]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _contents(runs: list[Run]) -> dict[str, bytes]:
+def run_report(runs: list[Run]) -> dict[str, bytes]:
+    """The files of a report of runs."""
     files: dict[str, bytes] = {}
     drawn: list[tuple[Plot, bytes]] = []
     known: list[Curve] = []
@@ -71,6 +75,40 @@ def _contents(runs: list[Run]) -> dict[str, bytes]:
     files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
     files["report.html"] = page(runs, table, drawn).encode()
     return files
+
+
+def sweep_report(sweep: Sweep) -> dict[str, bytes]:
+    """The files of a report of a sweep."""
+    files: dict[str, bytes] = {}
+    drawn: list[tuple[Plot, bytes]] = []
+    table = [_cell(cell) for cell in sweep.cells]
+    for wanted in OUTCOMES:
+        found = estimates(sweep, wanted)
+        if all(np.isnan(each.value) for each in found):
+            continue
+        images = diagram(sweep, wanted, found)
+        files |= {f"{wanted.key}.{suffix}": image for suffix, image in images.items()}
+        files[f"{wanted.key}.csv"] = _csv(
+            ("cell", *sweep.axes, *ESTIMATED), (_estimate(each, wanted) for each in found)
+        )
+        drawn.append((Plot(name=wanted.key, title=wanted.title, panels=(wanted,), shared=True), images["svg"]))
+        for row, each in zip(table, found, strict=True):
+            row[f"{wanted.title} [{wanted.unit}]"] = _interval(each.value, each.low, each.high)
+    files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
+    files["report.html"] = sweep_page(sweep, table, drawn).encode()
+    return files
+
+
+def _cell(cell: CellRun) -> dict[str, str]:
+    """The first columns of a cell's row in the table, as text."""
+    state = "to do" if cell.run is None and cell.stopped is None else cell.stopped or "finished"
+    return {"cell": cell.name} | {key: str(value) for key, value in cell.point.items()} | {"state": state}
+
+
+def _estimate(each: Estimate, wanted: Outcome) -> list[Any]:
+    numbers = [_number(value) for value in (each.value, each.low, each.high)]
+    head = [each.cell.name, *each.cell.point.values(), wanted.key, wanted.unit]
+    return [*head, len(each.each), *numbers, " ".join(_number(value) or "nan" for value in each.each)]
 
 
 def _rows(found: Curve) -> Iterable[list[Any]]:
@@ -94,9 +132,16 @@ def _final(run: Run, panel: Panel, known: Sequence[Curve]) -> str:
     last = next((found.last() for found in known if found.run is run and found.panel is panel), None)
     if last is None:
         return "not logged"
-    done, value, low, high = last
-    text = f"{value:.4g}" if np.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    done, *numbers = last
+    text = _interval(*numbers)
     return text if done == run.steps - 1 + panel.after else f"{text} at step {done}"
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    """A value and its interval for people; nothing for NaN."""
+    if np.isnan(value):
+        return ""
+    return f"{value:.4g}" if np.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:

@@ -12,6 +12,7 @@ from firstorder import __version__
 from .catalogue import Plot
 from .curves import LEVEL, RESAMPLES
 from .runs import Run, differences
+from .sweeps import Sweep
 
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1140px; margin: 2em auto;
@@ -25,6 +26,11 @@ figure { margin: 0; break-inside: avoid; } img { max-width: 100%; height: auto; 
 figcaption, dl, p.note { font-size: .9em; color: #333; } dl { margin: .4em 0; }
 dt { font-weight: 600; } dd { margin: 0 0 .3em 1.5em; } code { font-size: .95em; }
 """
+ESTIMATE = (
+    "a value is their interquartile mean (plain mean below 4) and an interval the "
+    f"{LEVEL:.0%} percentile bootstrap interval over members ({RESAMPLES} resamples, fixed seed)"
+)
+NARROW = "With few members such an interval is too narrow."
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -36,10 +42,22 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tu
         table: one row a run, cells by column, as text.
         drawn: every figure with its SVG.
     """
+    lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
+    figures = [_figure(plot, svg, f"{plot.title} over global steps, runs {lines}") for plot, svg in drawn]
     title = "Training report: " + ", ".join(run.label for run in runs)
-    body = [f"<h1>{escape(title)}</h1>", _table(table), _intervals(runs), _differences(runs)]
-    body += [_figure(plot, svg, runs) for plot, svg in drawn]
-    body.append(f"<p class='note'>firstorder {escape(__version__)}</p>")
+    return _document(title, [_table(table), _intervals(runs), _differences(runs), *figures])
+
+
+def sweep_page(sweep: Sweep, table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
+    """The report of a sweep; arguments as `page`, one row a cell."""
+    axes = ", ".join(f"{key} ({len(values)} values)" for key, values in sweep.axes.items())
+    figures = [_figure(plot, svg, f"{plot.title} over {axes}") for plot, svg in drawn]
+    members = max(cell.run.members for cell in sweep.cells if cell.run is not None)
+    return _document(f"Sweep report: {sweep.label}", [_table(table), _cells(members), *figures])
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
+    body = [f"<h1>{escape(title)}</h1>", *parts, f"<p class='note'>firstorder {escape(__version__)}</p>"]
     head = (
         f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
         "<meta name='viewport' content='width=device-width'>"
@@ -65,13 +83,21 @@ def _intervals(runs: list[Run]) -> str:
     text = "KL and flip rate are those of the last step's batch."
     if several:
         counts = ", ".join(f"{run.label} {run.members}" for run in several)
-        text += (
-            f" Where a run has several members ({counts}), a value is their interquartile mean (plain mean below 4) "
-            f"and an interval the {LEVEL:.0%} percentile bootstrap interval over members ({RESAMPLES} resamples, "
-            "fixed seed), for each step on its own. With few members such an interval is too narrow."
-        )
+        text += f" Where a run has several members ({counts}), {ESTIMATE}, for each step on its own. {NARROW}"
     if len(several) < len(runs):
         text += " A run of one policy has no interval."
+    return f"<p class='note'>{escape(text)}</p>"
+
+
+def _cells(members: int) -> str:
+    """What the numbers of a sweep are."""
+    text = (
+        f"Where a cell has several members, {ESTIMATE}. {NARROW}"
+        if members > 1
+        else "Every cell is a run of one policy, so there are no intervals: set sim.members for an ensemble of seeds."
+    )
+    text += " A hatched or empty place is a cell that is to do, stopped early or did not log the quantity."
+    text += " Each finished cell is a run folder, cells/NUMBER, of which firstorder report shows the steps."
     return f"<p class='note'>{escape(text)}</p>"
 
 
@@ -91,15 +117,14 @@ def _differences(runs: list[Run]) -> str:
     )
 
 
-def _figure(plot: Plot, svg: bytes, runs: list[Run]) -> str:
-    lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
-    shown = f"{plot.title} over global steps, runs {lines}"
+def _figure(plot: Plot, svg: bytes, shown: str) -> str:
     image = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     links = " · ".join(f'<a href="{plot.name}.{s}">{s.upper()}</a>' for s in ("png", "svg", "csv"))
     meanings = "\n".join(
         f"<dt>{escape(panel.title)} <code>{escape(panel.key)}</code></dt>"
         f"<dd>{escape(panel.meaning)} [{escape(panel.unit)}]"
         + (f"; {escape(panel.source)}" if panel.source else "")
+        + (f"; alarm above {panel.alarm:g} there" if panel.alarm is not None else "")
         + "</dd>"
         for panel in plot.panels
     )

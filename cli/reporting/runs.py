@@ -48,7 +48,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Global steps done."""
-        return max(int(series.steps[-1]) for series in self.logged.values()) + 1
+        return max((int(series.steps[-1]) + 1 for series in self.logged.values()), default=0)
 
     @property
     def planned(self) -> int:
@@ -58,7 +58,8 @@ class Run:
     @property
     def members(self) -> int:
         """Policies trained at once."""
-        return max(int(series.values.shape[1]) for series in self.logged.values())
+        logged = (int(series.values.shape[1]) for series in self.logged.values())
+        return max(logged, default=int(self.config.get("sim.members", 1)))
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
@@ -70,7 +71,11 @@ def read_runs(paths: list[Path]) -> list[Run]:
     for i, path in enumerate(paths):
         if path.resolve() in [p.resolve() for p in paths[:i]]:
             raise ConfigError(f"run {path} is given twice; name each run once")
-    return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+    runs = [read_run(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+    for run, path in zip(runs, paths, strict=True):
+        if run.logged.keys() <= set(run.receipts):
+            raise ConfigError(f"{path} holds no metrics yet; let the run finish a step first")
+    return runs
 
 
 def labels(paths: list[Path]) -> list[str]:
@@ -95,7 +100,8 @@ def differences(runs: list[Run]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def _read(path: Path, label: str) -> Run:
+def read_run(path: Path, label: str) -> Run:
+    """One run, which may have logged nothing yet; raises as `read_runs`."""
     file = path / "config.toml"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder, it holds no config.toml; give a folder that train wrote")
@@ -104,8 +110,6 @@ def _read(path: Path, label: str) -> Run:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; give another run") from None
     found = [_log(path / f"{name}.jsonl") for name in LOGS]
-    if not found[0]:
-        raise ConfigError(f"{path} holds no metrics yet; let the run finish a step first")
     return Run(label=label, config=config, logged=found[0] | found[1], receipts=tuple(found[1]))
 
 

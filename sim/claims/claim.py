@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +21,13 @@ class Budget:
         policies: random policies, the units of every interval.
         draws: perturbation draws of each policy.
         first_seed: seeds of the policies count up from here.
+        folder: where training runs are kept, and found again; None for nowhere.
     """
 
     policies: int
     draws: int
     first_seed: int
+    folder: Path | None = None
 
 
 # Settings and rules were chosen on seeds below 1000; these are the seeds that verdicts are reported on.

@@ -12,8 +12,9 @@ from torch import Tensor
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build as build_recipe
 from firstorder.core.toml import read
+from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import Weights, initial_weights
+from firstorder.sim.policy import Weights
 from firstorder.sim.scene import Engines, Mode, Scene, build, engines, grow
 from firstorder.sim.tree import Tree
 
@@ -46,7 +47,7 @@ class Ensemble:
     @cached_property
     def weights(self) -> Weights:
         """θ_old of every member."""
-        return initial_weights(self.sim, self.seeds)
+        return starting_weights(self.sim, self.seeds)
 
     def scene(self, scale: float, modes: Iterable[Mode], *, theta: Weights | None = None, grad: bool = True) -> Scene:
         """All passes at one perturbation; without `grad` for values only, which is faster."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,15 +75,27 @@ def slope(scales: Sequence[float], sums: Sequence[Tensor], counts: Sequence[Tens
     return _bootstrap([t.numpy() for t in (*sums, *counts)], fit)
 
 
+def share(hits: Tensor) -> Estimate:
+    """Share of `[n]` yes or no outcomes, with its exact binomial (Clopper-Pearson) interval."""
+    found = stats.binomtest(int(hits.sum()), hits.numel()).proportion_ci(confidence_level=LEVEL)
+    return Estimate(value=float(hits.double().mean()), low=float(found.low), high=float(found.high))
+
+
 def _bootstrap(data: list[Array], of_means: Any) -> Estimate:
-    def statistic(*parts: Array, axis: int = -1) -> Array:
-        return np.asarray(of_means([p.mean(axis=axis) for p in parts]))
+    return bootstrap(data, lambda *parts, axis: of_means([p.mean(axis=axis) for p in parts]))
+
+
+def bootstrap(data: list[Array], statistic: Callable[..., Any]) -> Estimate:
+    """Percentile bootstrap of `statistic(*data, axis=...)`, the arrays resampled together."""
+
+    def of(*parts: Array, axis: int = -1) -> Array:
+        return np.asarray(statistic(*parts, axis=axis))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # its interval is NaN, which settles nothing
         found = stats.bootstrap(
             data,
-            statistic,
+            of,
             paired=True,
             vectorized=True,
             n_resamples=RESAMPLES,
@@ -92,4 +104,4 @@ def _bootstrap(data: list[Array], of_means: Any) -> Estimate:
             rng=np.random.default_rng(0),
         )
     interval = found.confidence_interval
-    return Estimate(value=float(statistic(*data)), low=float(interval.low), high=float(interval.high))
+    return Estimate(value=float(of(*data)), low=float(interval.low), high=float(interval.high))

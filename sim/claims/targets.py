@@ -30,7 +30,7 @@ def _factorisation(budget: Budget) -> Outcome:
         spread[mode] = {"discrepancy": _spread(scene, old - mu), "staleness": _spread(scene, theta - old)}
     for mode, given in routes.items():
         used = (scene.old[mode].routes, scene.target[mode].routes)
-        same = all(torch.equal(u.contexts, given.contexts) and torch.equal(u.prompt, given.prompt) for u in used)
+        same = all(u.equal(given) for u in used)
         deviations[f"{mode}_routes"] = 0.0 if same else 1.0
     return theorem(deviations, mean_abs_log=spread)
 

@@ -9,7 +9,7 @@ import torch
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, advantages
+from firstorder.core.arms import Arm, Weigher, with_advantages
 from firstorder.core.backend import Scored
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import means
@@ -46,7 +46,7 @@ def main():
     live = trainer.score(batch)
     replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[recipe.router_replay.mode]
     old = trainer.score(batch, replay).logp.where(batch.mask, 0.0)
-    scored = Scored(batch=batch, logp_old=old, replay=replay, advantage=advantages(batch.rewards, arms, 5))
+    scored = with_advantages(Scored(batch=batch, logp_old=old, replay=replay), arms, 5)
     weigh = Weigher(arms)
     steps = [trainer.update(scored, weigh) for _ in range(3)]
     trainer.save(1)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optimizer
 from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, advantages
+from firstorder.core.arms import Arm, Weigher, with_advantages
 from firstorder.core.backend import Scored
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.recipe import Optimizer, Recipe
@@ -21,9 +21,9 @@ RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 TRAINABLE = [
     name
     for name, r in RECIPES.items()
-    if r.about.unsupported is None and r.correction.kind not in ("max_kl", "router_shift")
+    if r.about.unsupported is None and r.correction.kind not in ("max_kl", "router_shift") and not r.has_critic
 ]
-NOT_TRAINABLE = {"trm", "rspo", "pr2", "total-recall"}
+NOT_TRAINABLE = {"trm", "rspo", "pr2", "total-recall", "ppo-critic", "minirl-critic"}
 
 # with ε far above any gradient, one AdamW step is the gradient itself
 PLAIN = Optimizer(lr=1e6, eps=1e6, betas=(0.9, 0.95), max_grad_norm=float("inf"))
@@ -124,10 +124,9 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     replay = {"disabled": None, "R2": own, "R3": batch.routes}[mode]
     with torch.no_grad():
         logp_old = references[0].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
-    advantage = advantages(batch.rewards, arms, GROUP)
 
     # core, on transformers at the new weights
-    minibatch = Scored(batch=batch, logp_old=logp_old, replay=replay, advantage=advantage)
+    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, GROUP)
     references[1].model.zero_grad()
     logp = references[1].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
     stats = minibatch.stats(logp)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from firstorder.backends import extras, pair, sums, training
 from firstorder.cli.main import run
@@ -76,6 +77,21 @@ def test_a_run_records_what_the_simulator_records(whole, tmp_path):
     assert receipts[0]["ratio_not_one"] > 0
 
 
+def test_every_logged_name_is_explained(whole):
+    explained = json.loads((whole / "quantities.json").read_text())
+    logged = {name for log in ("metrics", "receipts") for line in lines(whole, log) for name in line}
+    assert logged - set(explained) == {"step"}
+    assert "eval/reward" in logged
+
+
+def test_a_run_is_shown_in_a_sink(command, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert run([*command, "--out", str(out), "--resume", "--track", "tensorboard"]) == 0
+    events = EventAccumulator(str(out / "tracking/tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("reward")] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("last", [0, 2])
 def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, last):
     out = tmp_path / "run"
@@ -119,6 +135,8 @@ WRONG = {
         "torchtitan.expert = 3 must divide the number of ranks, got 1",
     ),
     "shards without ranks": (["torchtitan.shard=4"], "must be -1 or the number of ranks, got 1 ranks"),
+    "a critic": (["advantage.baseline=value", "about.scope=token"], "wants a critic, which torchtitan's models lack"),
+    "a setting of the simulator": (["sim.vocab=3"], "'sim.vocab' is a setting of the simulator"),
     "a correction that rollouts do not feed": (
         ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
         "reads more than the log-probs of sampled tokens",

@@ -55,6 +55,11 @@ def ratios(median, facts):
     if {"ensemble", "bare_training"} <= set(median):
         ratio = median["ensemble"] / median["bare_training"]
         yield f"a training step of 64 / its bare forward and backward: {ratio:.1f}x"
+    for seeds in (1, 4):
+        together, alone = (median.get(f"{kind} of {seeds}") for kind in ("grid", "cells"))
+        if together and alone:
+            speed = f"{16 / together:.1f} cells/s as one ensemble, {16 / alone:.1f} cell after cell"
+            yield f"a grid of 16 cells, seeds {seeds}: {speed}, {alone / together:.1f}x"
     for name in ("small", "large"):
         if name in facts.get("memory", {}):
             yield f"peak memory, {name}: {facts['memory'][name]}"

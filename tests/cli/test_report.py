@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from html import escape
 
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ import pytest
 from firstorder.cli.main import run
 from firstorder.cli.reporting.curves import estimate, interquartile_mean
 from firstorder.cli.reporting.figures import TOGETHER
-from firstorder.cli.reporting.runs import Series, labels
+from firstorder.cli.reporting.runs import labels
 from firstorder.core.diagnostics import QUANTITIES
+from firstorder.core.value import QUANTITIES as CRITIC
 
 TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
     *("sim.evaluate_every=2", "schedule.steps=3", "schedule.prompts=2", "schedule.group_size=4"),
 ]
-FIGURES = ("reward", "errors", "kl", "entropy", "flips", "receipts", "gradient")
+FIGURES = ("reward", "errors", "remainder", "kl", "ratios", "entropy", "flips", "receipts", "gradient", "bias")
 
 
 def trained(path, recipe, *more):
@@ -107,6 +109,25 @@ def test_the_page_names_every_run_figure_and_quantity_and_fetches_nothing(report
     assert all(link.startswith("data:") or (report / link).is_file() for link in links)
 
 
+def test_a_level_of_danger_is_a_line_in_the_figure_of_its_quantity_alone(report):
+    alarms = {key: q.alarm for key, q in QUANTITIES.items() if q.alarm is not None}
+    page = (report / "report.html").read_text(encoding="utf-8")
+    drawn = {name: set(re.findall(r'id="alarm ([^"]+)"', (report / f"{name}.svg").read_text())) for name in FIGURES}
+    assert drawn == {name: set(alarms) if name == "ratios" else set() for name in FIGURES}
+    for key, level in alarms.items():
+        assert f"{QUANTITIES[key].source}; alarm above {level:g} there" in page
+    assert page.count("; alarm above ") == len(alarms)
+
+
+def test_the_meaning_of_a_panel_is_that_of_the_run_folder(report, runs):
+    known = json.loads((runs / "one" / "quantities.json").read_text())
+    page = (report / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<code>([^<]+)</code></dt><dd>(.*?)</dd>", page)
+    assert len(shown) > 20
+    for key, text in shown:
+        assert text.startswith(escape(f"{known[key]['formula']} [{known[key]['unit']}]; {known[key]['source']}"))
+
+
 def test_only_settings_that_differ_are_listed(report):
     page = (report / "report.html").read_text(encoding="utf-8")
     assert all(f"<code>{key}</code>" in page for key in ("sim.members", "router_replay.mode"))
@@ -140,6 +161,16 @@ def test_many_runs_are_drawn_side_by_side(copy, tmp_path):
     assert "6/&lt;run&gt; $x$ &amp; _" in page
     assert "<run>" not in page
     assert "the same configuration" in page
+
+
+def test_a_critic_has_a_figure_where_one_was_trained(runs, report, tmp_path):
+    trained(tmp_path / "critic", "minirl-critic", "critic.lr=0.05")
+    assert run(["report", str(runs / "one"), str(tmp_path / "critic"), "--out", str(tmp_path / "out")]) == 0
+    rows = table(tmp_path / "out/critic.csv")
+    assert {(row["run"], row["quantity"]) for row in rows} == {("critic", name) for name in CRITIC}
+    lines = log(tmp_path / "critic")
+    assert all(float(row["value"]) == lines[int(row["step"])][row["quantity"]] for row in rows)
+    assert not (report / "critic.csv").exists()
 
 
 def test_a_half_written_last_line_is_left_out(copy, tmp_path, capsys):
@@ -229,15 +260,15 @@ def test_without_matplotlib_the_extra_is_named(copy, tmp_path, monkeypatch, caps
 
 def test_the_interval_is_that_of_each_step_alone():
     values = np.random.default_rng(1).normal(size=(3, 8))
-    together = estimate(Series(steps=np.arange(3), values=values))
+    together = estimate(values)
     for i in range(3):
-        alone = estimate(Series(steps=np.arange(1), values=values[i : i + 1]))
+        alone = estimate(values[i : i + 1])
         np.testing.assert_allclose([x[i] for x in together], [x[0] for x in alone], rtol=1e-14)
 
 
 def test_a_step_at_which_a_member_has_no_value_has_none():
     values = np.array([[1.0, np.nan, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
-    value, low, high = estimate(Series(steps=np.arange(2), values=values))
+    value, low, high = estimate(values)
     assert np.isnan([value[0], low[0], high[0]]).all()
     assert value[1] == 2.5
     assert 1.0 <= low[1] < 2.5 < high[1] <= 4.0

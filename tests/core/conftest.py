@@ -55,6 +55,7 @@ def make_stats():
             advantage=torch.cat([torch.zeros(1, dtype=dtype), normal(size - 1)]),
             kl_mu=0.02 * normal(size, length).abs(),
             router_shift=0.3 * normal(size, length).abs(),
+            rewards=torch.rand(size, generator=g, dtype=torch.float64).to(dtype),
         )
 
     return make

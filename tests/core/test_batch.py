@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from firstorder.core.batch import RolloutBatch, alignment, check_alignment, check_expert_ids
+from firstorder.core.backend import Scored, split
+from firstorder.core.batch import (
+    RolloutBatch,
+    alignment,
+    check_alignment,
+    check_expert_ids,
+    check_groups,
+    check_rewards,
+)
 from firstorder.core.errors import DataError
 
 LENGTHS = torch.tensor([6, 4, 5])
@@ -120,3 +128,46 @@ def test_equal_fits_count_as_aligned():
     flat = torch.full((2, 5), -1.0)
     assert alignment(flat, flat, torch.tensor([[False, True, True, True, False]] * 2)) == 0
     assert alignment(flat, flat, torch.zeros(2, 5, dtype=torch.bool)) == 0
+
+
+def four_responses(groups, rewards=(1.0, 0.0, 0.5, 0.5)):
+    return RolloutBatch(
+        tokens=torch.ones(4, 3, dtype=torch.int64),
+        mask=torch.tensor([[False, True, True]] * 4),
+        lengths=torch.full((4,), 3),
+        logp_mu=torch.tensor([[0.0, -1.0, -1.0]] * 4),
+        rewards=torch.tensor(rewards),
+        groups=torch.tensor(groups),
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "prompts", "size", "message"),
+    [
+        ([0, 0, 1, 1], 2, 3, r"prompts x schedule.group_size = 2 x 3 responses, got 4"),
+        ([0, 0, 1, 1], 1, 2, r"= 1 x 2 responses, got 4"),
+        ([0, 1, 0, 1], 2, 2, "lie side by side and answer one prompt"),
+        ([0, 0, 0, 1], 2, 2, "lie side by side and answer one prompt"),
+    ],
+)
+def test_groups_that_are_not_those_of_the_schedule_are_refused(groups, prompts, size, message):
+    with pytest.raises(DataError, match=message):
+        check_groups(four_responses(groups), prompts, size)
+    check_groups(four_responses([0, 0, 1, 1]), 2, 2)
+    check_groups(four_responses([7, 7, 7, 7]), 2, 2)
+
+
+@pytest.mark.parametrize(("reward", "got"), [(1.5, "1.5"), (-0.25, "-0.25")])
+def test_a_reward_outside_the_range_of_its_task_is_refused(reward, got):
+    with pytest.raises(DataError, match=rf"`rewards` must lie in \[0, 1\], got {got}; check the verifier"):
+        check_rewards(four_responses([0, 0, 1, 1], (1.0, 0.0, reward, 0.5)), 0.0, 1.0)
+    check_rewards(four_responses([0, 0, 1, 1]), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("parts", [3, 5])
+def test_responses_that_do_not_divide_into_mini_batches_are_refused_and_none_is_dropped(parts):
+    batch = four_responses([0, 0, 1, 1])
+    scored = Scored(batch=batch, logp_old=batch.logp_mu, replay=None)
+    with pytest.raises(DataError, match=f"a batch of 4 responses does not divide into {parts} mini-batches"):
+        list(split(scored, parts))
+    assert [len(part.batch.rewards) for part in split(scored, 2)] == [2, 2]

@@ -1,6 +1,7 @@
 import math
 import statistics
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -23,6 +24,10 @@ def slow(stats):
     p, q = [math.exp(x) for x in old], [math.exp(x) for x in mu]
     gap = [abs(a - b) for a, b in zip(p, q, strict=True)]
     total = [sum(a) - sum(b) for a, b in rows]
+    w = [math.exp(x) for x in total]
+    delta = [[math.exp(a - b) - 1 for a, b in zip(*row, strict=True)] for row in rows]
+    pairs = [sum(a * b for a, b in combinations(row, 2)) for row in delta]
+    rewards = stats.rewards.tolist()
     mean = statistics.fmean
     train = mean(math.exp(-mean(a)) for a, _ in rows)
     rollout = mean(math.exp(-mean(b)) for _, b in rows)
@@ -32,6 +37,7 @@ def slow(stats):
         "chi2_token": mean(r * r for r in rho) - 1,
         "chi2_seq": mean(math.exp(2 * x) for x in total) - 1,
         "rollout_is_eff_sample_size": mean(rho) ** 2 / mean(r * r for r in rho),
+        "seq_eff_sample_size": mean(w) ** 2 / mean(x * x for x in w),
         "training_ppl": train,
         "rollout_ppl": rollout,
         "ppl_ratio": train / rollout,
@@ -40,7 +46,11 @@ def slow(stats):
         "rollout_actor_probs_pearson_corr": statistics.correlation(p, q),
         "token_mult_prob_error": mean(math.exp(abs(x)) for x in d),
         "ratio_tail_2": mean(max(r, 1 / r) > 2 for r in rho),
+        "ratio_tail_5": mean(max(r, 1 / r) > 5 for r in rho),
         "seq_log_ratio_std": statistics.pstdev(total),
+        "response_length": mean(len(a) for a, _ in rows),
+        "reward_pi": sum(x * r for x, r in zip(w, rewards, strict=True)) / sum(w),
+        "second_order_remainder": mean(r * x for r, x in zip(rewards, pairs, strict=True)),
     }
 
 
@@ -54,13 +64,20 @@ def agree(found, expected):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_quantity_is_its_formula_over_response_tokens(make_stats, seed):
-    stats = make_stats(seed, spread=0.6)
+    stats = make_stats(seed, spread=1.2)
     agree(diagnose(stats), slow(stats))
 
 
 def test_every_quantity_has_a_formula_a_unit_and_a_source(make_stats):
     assert set(diagnose(make_stats())) == set(QUANTITIES)
     assert all(q.formula and q.unit and q.source for q in QUANTITIES.values())
+
+
+def test_without_rewards_what_reads_them_is_left_out(make_stats):
+    stats = make_stats()
+    found = diagnose(replace(stats, rewards=None))
+    assert set(QUANTITIES) - set(found) == {"reward_pi", "second_order_remainder"}
+    agree(found, {name: value for name, value in diagnose(stats).items() if name in found})
 
 
 def test_masked_tokens_enter_no_sum_and_no_denominator(make_stats):
@@ -79,10 +96,12 @@ def test_masked_tokens_enter_no_sum_and_no_denominator(make_stats):
 def test_engines_that_agree_show_no_distance(make_stats):
     stats = make_stats()
     found = diagnose(replace(stats, logp_old=stats.logp_mu))
-    for name in ("kl", "k3_kl", "chi2_token", "chi2_seq", "rollout_probs_diff_mean", "ratio_tail_2"):
+    still = ("kl", "k3_kl", "chi2_token", "chi2_seq", "rollout_probs_diff_mean", "ratio_tail_2")
+    for name in (*still, "second_order_remainder"):
         assert float(found[name]) == pytest.approx(0.0, abs=1e-15)
     for name in ("rollout_is_eff_sample_size", "ppl_ratio", "token_mult_prob_error"):
         assert float(found[name]) == pytest.approx(1.0)
+    assert float(found["reward_pi"]) == pytest.approx(float(stats.rewards.mean()), rel=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,7 +114,9 @@ def test_no_quantity_leaves_its_range(make_stats, seed, spread, shift):
     assert found["chi2_seq"] >= -1
     assert found["k3_kl"] >= -rounding
     assert 0 < found["rollout_is_eff_sample_size"] <= 1 + rounding
-    assert 0 <= found["ratio_tail_2"] <= 1
+    assert 0 < found["seq_eff_sample_size"] <= 1 + rounding
+    assert 0 <= found["ratio_tail_5"] <= found["ratio_tail_2"] <= 1
+    assert stats.rewards.min() - rounding <= found["reward_pi"] <= stats.rewards.max() + rounding
     assert found["token_mult_prob_error"] >= 1
     assert all(torch.isfinite(v) for n, v in found.items() if n != "rollout_actor_probs_pearson_corr")
 
@@ -122,7 +143,7 @@ def test_an_expectation_of_a_chi_square_under_mu_is_not_negative(make_stats):
 def test_a_measure_counts_like_repeated_responses(make_stats):
     counts = torch.tensor([1, 2, 3, 1, 5, 4])
     exhaustive = replace(make_stats(), measure=counts.double() / 16)
-    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift")
+    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift", "rewards")
     repeated = {n: getattr(exhaustive, n).repeat_interleave(counts, 0) for n in names}
     agree(diagnose(replace(exhaustive, **repeated, measure=None)), diagnose(exhaustive))
 
@@ -130,7 +151,7 @@ def test_a_measure_counts_like_repeated_responses(make_stats):
 @pytest.mark.parametrize("cut", [1, 4, 7])
 def test_the_moments_of_two_parts_add_up_to_the_whole(make_stats, cut):
     whole = make_stats(size=8)
-    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift")
+    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift", "rewards")
     parts = [
         moments(replace(whole, **{n: getattr(whole, n)[part] for n in names})) for part in (slice(cut), slice(cut, 8))
     ]
@@ -142,7 +163,7 @@ def test_the_moments_of_two_parts_add_up_to_the_whole(make_stats, cut):
 
 def test_a_response_without_tokens_counts_nowhere(make_stats):
     stats = make_stats()
-    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift")
+    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift", "rewards")
     fewer = replace(stats, **{n: getattr(stats, n)[1:] for n in names})
     mask = stats.mask.clone()
     mask[0] = False

@@ -60,6 +60,7 @@ def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
     [
         (['advantage.baseline="none"'], "token", "token"),
         ([], "token", "group"),
+        (["advantage.baseline=value", "advantage.gae_lambda=0.5", "schedule.group_size=1"], "token", "token"),
         (['advantage.baseline="none"', "ratio.span=prefix"], "sequence", "sequence"),
         (["correction.kind=vespo"], "sequence", "group"),
         (
@@ -82,6 +83,9 @@ def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, sc
 
 CONTRADICTIONS = [
     (["advantage.std=true", 'advantage.baseline="none"'], "got advantage.baseline = none; choose group_mean"),
+    (["advantage.std=true", "advantage.baseline=value"], "got advantage.baseline = value; choose group_mean"),
+    (["advantage.gae_lambda=0.9"], "gae_lambda = 0.9 is read by baseline value only, got .* = group_mean"),
+    (["critic.lr=0.1"], r"\[critic\] trains the baseline value only, got advantage.baseline = group_mean"),
     (["schedule.group_size=1"], "needs schedule.group_size >= 2, got 1"),
     (["ratio.steps=2"], "ratio.steps = 2 is read by span forward only"),
     (['ratio.of="none"', "ratio.span=prefix"], "ratio.span = prefix has no ratio to span"),
@@ -128,6 +132,8 @@ def test_every_known_contradiction_is_provoked_here():
         ("correction.high=nan", "correction.high: .*got nan"),
         ("correction.positive=[nan, 1.0]", "correction.positive.0: .*got nan"),
         ("optimizer.betas=[0.9, inf]", "optimizer.betas.1: .*got inf"),
+        ("advantage.gae_lambda=1.1", "advantage.gae_lambda: .*got 1.1"),
+        ("critic.learning_rate=1.0", "unknown key 'critic.learning_rate'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(assignment, message):
@@ -175,7 +181,7 @@ def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatc
     stats = replace(stats, logp_theta=stats.logp_old, router_shift=0 * stats.router_shift)
     if not mismatch:
         stats = replace(stats, logp_mu=stats.logp_old)
-    acted = {part: int(n) for part, (n, _) in receipts(stats, token_weights(stats, recipe)).items()}
+    acted = {part: int(n) for part, (n, _) in receipts(stats, token_weights(stats, recipe), recipe).items()}
     found = " ".join(inert_parts(recipe, stale=False, mismatch=mismatch))
     if "clip.kind" in found:
         assert acted["clip_upper"] == acted["clip_lower"] == 0

@@ -25,7 +25,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, c
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(ConfigError, match=r"cannot write .*a\.json: No space left on device"):
+    with pytest.raises(ConfigError, match=r"cannot write .*a\.json: No space left on device; free some space"):
         write_whole(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]

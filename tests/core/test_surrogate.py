@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from firstorder.core import toml
 from firstorder.core.recipe import Recipe
-from firstorder.core.surrogate import normaliser, receipts, surrogate_loss, token_weights
+from firstorder.core.surrogate import RECEIPTS, normaliser, receipts, surrogate_loss, token_weights
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -119,9 +119,15 @@ def test_minirl_without_a_bound_is_the_token_objective(make_stats, same):
     )
 
 
+def counted(stats, recipe):
+    found = receipts(stats, token_weights(stats, recipe), recipe)
+    assert set(found) == set(RECEIPTS)
+    return {name: (int(n), int(of)) for name, (n, of) in found.items()}
+
+
 def test_receipts_count_the_tokens_that_each_part_changed(make_stats):
     stats = make_stats(2, size=12, spread=0.6)
-    found = {k: (int(n), int(of)) for k, (n, of) in receipts(stats, token_weights(stats, RECIPES["tis"])).items()}
+    found = counted(stats, RECIPES["tis"])
     r, k = (stats.logp_theta - stats.logp_old).exp(), (stats.logp_old - stats.logp_mu).exp()
     up = (r > 1.28) & (stats.advantage[:, None] > 0) & stats.mask
     down = (r < 0.8) & (stats.advantage[:, None] < 0) & stats.mask
@@ -129,13 +135,32 @@ def test_receipts_count_the_tokens_that_each_part_changed(make_stats):
     assert found == {
         "clip_upper": (int(up.sum()), tokens),
         "clip_lower": (int(down.sum()), tokens),
+        "truncated": (int(((k > 2.0) & stats.mask).sum()), tokens),
+        "masked": (0, tokens),
         "corrected": (int(((k.clamp(max=2.0) != 1) & stats.mask).sum()), tokens),
         "ratio_not_one": (tokens, tokens),
     }
-    assert found["clip_upper"][0] > 0
-    assert found["clip_lower"][0] > 0
+    assert all(found[part][0] > 0 for part in ("clip_upper", "clip_lower", "truncated"))
+
+
+def test_receipts_tell_what_a_mask_drops_from_what_it_reweighs(make_stats):
+    stats = make_stats(2, size=12, spread=0.6)
+    found = counted(stats, RECIPES["icepop"])
+    k = (stats.logp_old - stats.logp_mu).exp()
+    dropped = ((k < 0.5) | (k > 5.0)) & stats.mask
+    assert found["masked"] == (int(dropped.sum()), int(stats.mask.sum()))
+    assert 0 < found["masked"][0] < found["corrected"][0]
+    assert found["truncated"][0] == 0
+
+
+def test_a_factor_that_equals_the_bound_of_a_mask_is_not_truncated(make_stats):
+    rule = {"kind": "sequence_mask", "low": 0.0, "high": 1.0}
+    recipe = Recipe.model_validate({"correction": rule})
+    found = counted(make_stats(), recipe)
+    assert 0 < found["masked"][0] < found["masked"][1]
+    assert found["truncated"][0] == 0
 
 
 def test_receipts_of_a_recipe_without_parts_are_zero(make_stats):
     stats = make_stats()
-    assert not any(int(n) for n, _ in receipts(stats, token_weights(stats, RECIPES["reinforce"])).values())
+    assert not any(n for n, _ in counted(stats, RECIPES["reinforce"]).values())

@@ -11,7 +11,7 @@ from firstorder.core.recipe import Recipe
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCALARS = st.one_of(st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False), TEXT)
 VALUES = st.one_of(SCALARS, st.lists(st.integers(-9, 9), max_size=4))
-KEYS = st.text("abcdefgh_", min_size=1, max_size=6)
+KEYS = st.text("abcdefgh_", min_size=1, max_size=6) | TEXT
 TREES = st.recursive(st.dictionaries(KEYS, VALUES, max_size=4), lambda t: st.dictionaries(KEYS, t | VALUES, max_size=4))
 
 

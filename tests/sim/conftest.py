@@ -9,11 +9,12 @@ import torch
 
 from firstorder.core import toml
 from firstorder.core.recipe import Recipe
-from firstorder.sim import task
+from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import initial_weights
 from firstorder.sim.scene import MODES, build, engines, grow
 from firstorder.sim.staleness import path
+from firstorder.sim.task import rows
+from firstorder.sim.tasks import task_of
 
 EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
 SMALL = {
@@ -95,7 +96,7 @@ def make_scene():
     """The scene that `measure` builds, with the targets of all modes."""
 
     def make(sim, modes=MODES):
-        theta_old = initial_weights(sim, torch.tensor([sim.seed]))
+        theta_old = starting_weights(sim, torch.tensor([sim.seed]))
         pair = engines(sim, torch.arange(1))
         *_, theta = path(sim, pair, theta_old, sim.staleness)
         return build(sim, *grow(sim), pair, theta_old, theta if sim.staleness else None, modes)
@@ -108,8 +109,8 @@ def make_lab(reference):
     """The slow reference of the same settings."""
 
     def make(sim):
-        weights = {n: w[0] for n, w in initial_weights(sim, torch.tensor([sim.seed])).items()}
-        measured, others = ([tuple(row) for row in p.tolist()] for p in task.prompts(sim))
+        weights = {n: w[0] for n, w in starting_weights(sim, torch.tensor([sim.seed])).items()}
+        measured, others = ([tuple(row) for row in task_of(sim).prompts(r).tokens.tolist()] for r in rows(sim))
         return reference.Lab(sim, weights, measured, others)
 
     return make

@@ -1,6 +1,6 @@
 """The simulator a second time: slow, plain, one member, one response, one token, one expert at a time.
 
-It shares the initial weights and the prompts with the package and nothing else: forward, noise, routing, token
+It shares the initial weights and the prompts with the package and nothing else: tasks, forward, noise, routing, token
 weights, group baselines and expectations are written from their formulas, and gradients are autograd's own.
 """
 
@@ -67,7 +67,7 @@ class Engine:
         return self.known[tokens]
 
     def logps(self, prompt, response):
-        return [self.run(prompt + response[:t])[1][token] for t, token in enumerate(response)]
+        return [self.run(context(self.sim, prompt, response[:t]))[1][token] for t, token in enumerate(response)]
 
     def plain(self, pair):
         """The log-probs of a (prompt, response) as Python numbers."""
@@ -144,10 +144,67 @@ def responses(sim):
 def reward(sim, prompt, response):
     if sim.truncated == "zero" and response[-1] != 0:
         return 0.0
-    gap = (sum(response) - sum(prompt)) % sim.vocab
-    if sim.reward == "binary":
-        return 1.0 if gap == 0 else 0.0
-    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2)
+    graded = sim.reward == "graded" or (sim.reward is None and sim.task != "sum")
+    return TASKS[sim.task](sim, prompt, [token for token in response if token], graded)
+
+
+def sum_reward(sim, prompt, words, graded):
+    gap = (sum(words) - sum(prompt)) % sim.vocab
+    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2) if graded else float(gap == 0)
+
+
+def program_reward(sim, prompt, words, graded):
+    passed = 0
+    for x in range(sim.vocab):
+        register = x
+        for word in words:
+            register = register + 1 if word == 1 else register * word
+        passed += (register - prompt[0] * x - sum(prompt[1:])) % sim.vocab == 0
+    return passed / sim.vocab if graded else float(passed == sim.vocab)
+
+
+def text_reward(sim, prompt, words, graded):
+    reference = [1 if token == sim.vocab - 1 else token + 1 for token in prompt]
+    f1 = 2 * common(words, reference) / (len(words) + len(reference))
+    return f1 if graded else float(f1 == 1)
+
+
+def common(a, b):
+    """Length of the longest common subsequence, by trying every subsequence of `a`."""
+    best = 0
+    for keep in itertools.product([False, True], repeat=len(a)):
+        left, place = [x for x, kept in zip(a, keep, strict=True) if kept], 0
+        for x in b:
+            place += place < len(left) and left[place] == x
+        best = max(best, place if place == len(left) else 0)
+    return best
+
+
+def guess_reward(sim, prompt, words, graded):
+    size, turns = sim.turn_length, sim.horizon // sim.turn_length
+    for turn in range(turns):
+        if words[turn * size : (turn + 1) * size] == hidden(sim, prompt):
+            return 1 - turn / turns if graded else 1.0
+    return 0.0
+
+
+def hidden(sim, prompt):
+    key = prefix_key(prompt)
+    return [1 + int(((mix(combine(key, i)) >> 12) + 0.5) / 2**52 * (sim.vocab - 1)) for i in range(sim.turn_length)]
+
+
+TASKS = {"sum": sum_reward, "program": program_reward, "text": text_reward, "guess": guess_reward}
+
+
+def context(sim, prompt, said):
+    """The tokens that the next one is sampled after: the prompt, what was said, and what the environment said to it."""
+    tokens = tuple(prompt)
+    for count, token in enumerate(said, start=1):
+        tokens += (token,)
+        if sim.task == "guess" and count % sim.turn_length == 0 and count < sim.horizon:
+            guessed, number = list(said[count - sim.turn_length : count]), hidden(sim, prompt)
+            tokens += (1 if number < guessed else 2 if number == guessed else 3,)
+    return tokens
 
 
 def leaves(weights):
@@ -229,7 +286,7 @@ class Lab:
 
     def per_token(self, function):
         """μ-weighted mean over response tokens of a function of the prefix that the token follows."""
-        total = self.expect(lambda p: sum(function(p[0] + p[1][:t]) for t in range(len(p[1]))))
+        total = self.expect(lambda p: sum(function(context(self.sim, p[0], p[1][:t])) for t in range(len(p[1]))))
         return total / self.length
 
     def kl(self, prefix, a, b):
@@ -255,6 +312,8 @@ class Lab:
 
     def advantages(self, rule, size):
         """{(prompt, response, advantage): chance of meeting it in a slot of a group}, over all groups."""
+        if rule.baseline == "value":
+            return {(*pair, self.gae(pair, rule.gae_lambda)): chance for pair, chance in self.chance.items()}
         found = {}
         for prompt in self.prompts:
             for group in itertools.product(self.responses, repeat=size):
@@ -265,8 +324,22 @@ class Lab:
                     found[key] = found.get(key, 0.0) + chance / size
         return found
 
+    def value(self, prompt, prefix):
+        """E[R] of the rollout policy over the responses that go on from a prefix."""
+        on = [(p, c) for p, c in self.chance.items() if p[0] == prompt and p[1][: len(prefix)] == prefix]
+        return sum(c * self.reward[p] for p, c in on) / sum(c for _, c in on)
+
+    def gae(self, pair, lam):
+        """The advantage of every token of a (prompt, response) under a perfect critic."""
+        prompt, response = pair
+        values = [self.value(prompt, response[:t]) for t in range(len(response))] + [self.reward[pair]]
+        residuals = [after - before for before, after in itertools.pairwise(values)]
+        return tuple(sum(lam**i * d for i, d in enumerate(residuals[t:])) for t in range(len(response)))
+
     def token_weights(self, recipe, pair, a):
-        return [a * w for w in self._factors(recipe, pair, a)]
+        """w_t for an advantage of the response, or a tuple with one for each token."""
+        each = a if isinstance(a, tuple) else (a,) * len(pair[1])
+        return [a_t * w for a_t, w in zip(each, self._factors(recipe, pair, each), strict=True)]
 
     def update(self, recipe, advantages):
         """E[Σ_t w_t ∇ log π_θ(y_t)], advantages from the method of that name."""
@@ -279,7 +352,7 @@ class Lab:
             )
         return slope(total, self.weights)
 
-    def _factors(self, recipe, pair, a):
+    def _factors(self, recipe, pair, each):
         mode, clip, c = recipe.router_replay.mode, recipe.clip, recipe.correction
         theta, old, mu = (e.plain(pair) for e in (self.target[mode], self.old[mode], self.mu))
         logs = {"theta": theta, "old": old, "mu": mu}
@@ -294,7 +367,7 @@ class Lab:
         moved = spanned("theta/old", "token")
         factors = []
         for t in range(length):
-            p, q = math.exp(theta[t]), math.exp(mu[t])
+            p, q, a = math.exp(theta[t]), math.exp(mu[t]), each[t]
             w = ratio[t]
             if clip.kind == "minirl":
                 w *= not (a > 0 and moved[t] > 1 + clip.high) and not (a < 0 and moved[t] < 1 - clip.low)
@@ -320,10 +393,10 @@ class Lab:
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
             elif c.kind == "max_kl":
-                prefixes = [pair[0] + pair[1][:s] for s in range(length)]
+                prefixes = [context(self.sim, pair[0], pair[1][:s]) for s in range(length)]
                 w *= max(self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes) <= c.high
             elif c.kind == "router_shift":
-                w *= max(c.low, math.exp(-self.router_shift(pair[0] + pair[1][:t], mode)))
+                w *= max(c.low, math.exp(-self.router_shift(context(self.sim, pair[0], pair[1][:t]), mode)))
             if recipe.aggregation.kind == "length":
                 w /= length**recipe.aggregation.alpha
             elif recipe.aggregation.kind == "token_mean":

@@ -3,9 +3,10 @@ import torch
 
 from firstorder.core import toml
 from firstorder.core.errors import ConfigError
-from firstorder.sim import task
 from firstorder.sim.config import Sim, check_replay
 from firstorder.sim.scene import grow
+from firstorder.sim.task import rows
+from firstorder.sim.tasks import TASKS, task_of
 
 
 def make(**values):
@@ -27,6 +28,17 @@ def make(**values):
         ({"numerics": {"kind": "gate_order"}, "router": "top1", "top_k": 1}, "sim.numerics.kind = gate_order"),
         ({"training_numerics": {"kind": "gate_order"}, "router": "group_limited"}, "sim.training_numerics.kind"),
         ({"vocab": 1}, "sim.vocab"),
+        ({"pool": 10}, "at most the 9 prompts of sim.prompt_length = 2 over 3 tokens; raise sim.prompt_length or"),
+        ({"pool": 3}, "sim.pool = 3 must hold the sim.prompts = 4 measured ones .*; raise sim.pool"),
+        ({"task": "gues"}, "sim.task"),
+        ({"task": "guess", "vocab": 3}, "answers with tokens 1 to 3, got sim.vocab = 3; raise it to 4"),
+        ({"task": "guess", "turn_length": 6}, "sim.turn_length = 6 is more than sim.horizon = 5"),
+        ({"turn_length": 0}, "sim.turn_length"),
+        ({"coldstart": "rambling"}, "sim.coldstart"),
+        ({"coldstart_share": 0.0}, "sim.coldstart_share"),
+        ({"coldstart_share": 1.1}, "sim.coldstart_share"),
+        ({"coldstart_steps": 0}, "sim.coldstart_steps"),
+        ({"coldstart_lr": float("inf")}, "sim.coldstart_lr"),
         ({"temperature": 0.0}, "sim.temperature"),
         ({"lr": float("nan")}, "sim.lr"),
         ({"draws": 1}, "sim.draws"),
@@ -36,6 +48,20 @@ def make(**values):
 def test_settings_that_cannot_be_are_refused_with_a_remedy(values, message):
     with pytest.raises(ConfigError, match=message):
         make(**values)
+
+
+def test_a_pool_is_as_large_as_asked_or_as_it_can_be():
+    assert Sim().training_prompts == 9
+    assert Sim(vocab=9).training_prompts == 64
+    assert Sim(vocab=11, prompts=70).training_prompts == 70
+    assert Sim(vocab=9, prompt_length=4, pool=4096).training_prompts == 4096
+
+
+def test_a_task_has_its_own_kind_of_reward_unless_told():
+    assert [task for task in TASKS if not Sim(task=task).graded] == ["sum"]
+    for task in TASKS:
+        assert Sim(task=task, reward="graded").graded
+        assert not Sim(task=task, reward="binary").graded
 
 
 @pytest.mark.parametrize("mode", ["R2", "R3"])
@@ -48,13 +74,16 @@ def test_replay_on_a_dense_model_is_refused(mode, make_recipe):
 
 
 def test_prompts_measured_and_prompts_that_move_theta_are_disjoint_and_fixed():
-    measured, others = task.prompts(Sim(prompts=4))
-    rows = {tuple(row) for row in torch.cat([measured, others]).tolist()}
-    assert len(rows) == 8
-    assert all(1 <= token <= 3 for row in rows for token in row)
-    again, _ = task.prompts(Sim(prompts=4, seed=7, horizon=2))
+    def prompts(sim):
+        return [task_of(sim).prompts(chosen).tokens for chosen in rows(sim)]
+
+    measured, others = prompts(Sim(prompts=4))
+    found = {tuple(row) for row in torch.cat([measured, others]).tolist()}
+    assert len(found) == 8
+    assert all(1 <= token <= 3 for row in found for token in row)
+    again, _ = prompts(Sim(prompts=4, seed=7, horizon=2))
     assert torch.equal(measured, again)
-    larger, rest = task.prompts(Sim(prompts=6))
+    larger, rest = prompts(Sim(prompts=6))
     assert torch.equal(larger[:4], measured)
     assert len(rest) == 3
 

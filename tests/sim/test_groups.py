@@ -98,6 +98,6 @@ def test_too_many_compositions_are_refused_with_a_remedy(levels, rule):
         plus, minus = expected_parts(*given, rule, size)
         assert torch.equal(plus[0] - minus[0], given[0])
         return
-    message = f"{levels} reward levels and schedule.group_size = {size} .* lower schedule.group_size"
+    message = f"{levels} reward levels and schedule.group_size = {size} .* lower schedule.group_size to "
     with pytest.raises(ConfigError, match=message):
         expected_parts(*given, rule, size)

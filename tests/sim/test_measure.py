@@ -114,6 +114,7 @@ def test_a_baseline_without_the_sample_leaves_no_scale_either(small, make_recipe
         {"vocab": 6, "horizon": 2, "width": 11, "layers": 3, "experts": 3, "top_k": 1, "router": "top1", "seed": 23},
         {"prompt_length": 3, "experts": 6, "router": "sigmoid_bias", "seed": 77, "reward": "graded"},
         {"horizon": 5, "prompt_length": 1, "prompts": 1, "router": "topk_softmax", "temperature": 1.7, "seed": 500},
+        {"task": "guess", "vocab": 4, "horizon": 4, "turn_length": 2, "seed": 12},
     ],
 )
 def test_under_r3_the_value_error_is_of_second_order_and_the_gradient_error_of_first(change, small, make_recipe):

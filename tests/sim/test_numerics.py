@@ -6,17 +6,18 @@ from firstorder.sim.config import Sim
 from firstorder.sim.engine import run
 from firstorder.sim.numerics import HEAD, ROUTER, SPLITS, UP, Numerics, Site, arithmetic
 from firstorder.sim.policy import initial_weights, load
+from firstorder.sim.tasks import task_of
 from firstorder.sim.tree import plant
 
 SIZES = {"vocab": 4, "horizon": 2, "width": 8, "expert_width": 6, "experts": 4, "layers": 2, "prompts": 4}
 KINDS = ["noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"]
-PROMPTS = torch.tensor([[1, 2], [3, 1], [2, 2], [1, 1]])
+ROWS = torch.arange(4)
 
 
-def logp(numerics, prompts=PROMPTS, member=0, **sizes):
+def logp(numerics, rows=ROWS, member=0, **sizes):
     sim = Sim(**(SIZES | sizes))
     weights = initial_weights(sim, torch.tensor([0]))
-    return run(load(weights, arithmetic(numerics, torch.tensor([member])), sim), plant(sim, prompts)).logp
+    return run(load(weights, arithmetic(numerics, torch.tensor([member])), sim), plant(task_of(sim), rows)).logp
 
 
 def distance(a, b):
@@ -110,7 +111,7 @@ def test_prompts_in_another_order_are_the_same_numbers(kind, same):
     numerics, order = Numerics(kind=kind), torch.tensor([2, 0, 3, 1])
     levels = [4, 12]
     blocks = [torch.arange(n).view(4, -1)[order].flatten() + sum(levels[:t]) for t, n in enumerate(levels)]
-    same(logp(numerics, PROMPTS[order]), logp(numerics)[:, torch.cat(blocks)])
+    same(logp(numerics, ROWS[order]), logp(numerics)[:, torch.cat(blocks)])
 
 
 def test_noise_is_relative_to_the_size_of_what_it_disturbs():
@@ -199,7 +200,7 @@ def test_a_low_precision_gradient_is_close_to_the_exact_one(kind):
     found = []
     for numerics in (Numerics(kind=kind), Numerics()):
         weights = {n: w.requires_grad_() for n, w in initial_weights(sim, torch.tensor([0])).items()}
-        done = run(load(weights, arithmetic(numerics, torch.arange(1)), sim), plant(sim, PROMPTS))
+        done = run(load(weights, arithmetic(numerics, torch.arange(1)), sim), plant(task_of(sim), ROWS))
         grads = torch.autograd.grad(done.logp[..., 1].sum(), list(weights.values()))
         found.append(torch.cat([g.flatten() for g in grads]))
     low, exact = found

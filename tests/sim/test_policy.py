@@ -9,6 +9,7 @@ from firstorder.sim.engine import Routes, run, vjp
 from firstorder.sim.numerics import Numerics, arithmetic
 from firstorder.sim.policy import flatten, initial_state, initial_weights, load, step, unflatten
 from firstorder.sim.scene import MODES, build, engines, grow
+from firstorder.sim.tasks import task_of
 from firstorder.sim.tree import gather, plant
 
 ROUTERS = {
@@ -120,7 +121,7 @@ def test_replaying_one_s_own_routes_is_the_identity_bit_for_bit(router, small):
     live = run(model, tree)
     again = run(model, tree, live.routes)
     assert torch.equal(again.logp, live.logp)
-    assert torch.equal(again.routes.prompt, live.routes.prompt)
+    assert again.routes.equal(live.routes)
     assert torch.equal(slopes(again, weights), slopes(live, weights))
 
 
@@ -137,7 +138,10 @@ def test_rows_of_minus_one_route_live(small):
     tree, _ = grow(sim)
     model = exact_model(sim, weights_of(sim, [0]))
     live = run(model, tree)
-    nobody = Routes(**{n: torch.full_like(getattr(live.routes, n), -1) for n in ("prompt", "contexts")})
+    nobody = Routes(
+        contexts=torch.full_like(live.routes.contexts, -1),
+        leads=tuple(torch.full_like(lead, -1) for lead in live.routes.leads),
+    )
     assert torch.equal(run(model, tree, nobody).logp, live.logp)
 
 
@@ -159,8 +163,8 @@ def test_another_expert_early_on_changes_every_later_log_prob(where, small):
     tree, _ = grow(sim)
     model = exact_model(sim, weights_of(sim, [0]))
     live = run(model, tree)
-    routes = Routes(prompt=live.routes.prompt.clone(), contexts=live.routes.contexts.clone())
-    row = routes.prompt[0, 0, 0, 0] if where == "prompt" else routes.contexts[0, 0, 0]
+    routes = Routes(contexts=live.routes.contexts.clone(), leads=tuple(lead.clone() for lead in live.routes.leads))
+    row = routes.leads[0][0, 0, 0, 0] if where == "prompt" else routes.contexts[0, 0, 0]
     row[0] = next(e for e in range(sim.experts) if e not in row)
     moved = (run(model, tree, routes).logp - live.logp).abs().amax(-1)[0] > 1e-9
     owner = torch.cat([torch.arange(n) // (sim.vocab - 1) ** t for t, n in enumerate(tree.levels)])
@@ -250,12 +254,12 @@ def test_chunks_are_as_small_as_they_are_told(small, monkeypatch):
 def test_an_engine_says_the_same_of_a_prefix_whatever_else_it_runs(kind, small, same):
     sim = small(numerics={"kind": kind, "scale": 0.3}, prompts=3)
     weights = initial_weights(sim, torch.tensor([0]))
-    prompts = torch.tensor([[1, 2], [2, 1], [1, 1]])
+    prompts = torch.tensor([3, 1, 2])
     model = load(weights, engines(sim, torch.arange(1)).mu, sim)
-    together = run(model, plant(sim, prompts))
+    together = run(model, plant(task_of(sim), prompts))
     levels = [3 * 2**t for t in range(3)]
     for index in range(3):
-        alone = run(model, plant(sim, prompts[index : index + 1]))
+        alone = run(model, plant(task_of(sim), prompts[index : index + 1]))
         rows = torch.cat(
             [sum(levels[:t]) + torch.arange(2**t) + index * 2**t for t in range(3)]
         )  # this prompt's contexts, level by level

@@ -19,6 +19,10 @@ SETTINGS = {
     "long_prompt": {"prompt_length": 3, "prompts": 3, "staleness": 1, "seed": 3, "horizon": 2},
     "graded": {"vocab": 4, "horizon": 2, "reward": "graded", "staleness": 1, "temperature": 0.7, "truncated": "zero"},
     "one_step": {"horizon": 1, "vocab": 5, "staleness": 1},
+    "program": {"task": "program", "vocab": 4, "horizon": 2, "staleness": 1, "seed": 2},
+    "text": {"task": "text", "vocab": 4, "horizon": 2, "staleness": 1, "seed": 4, "truncated": "zero"},
+    "guess": {"task": "guess", "vocab": 4, "horizon": 3, "staleness": 1, "lr": 0.5},
+    "guess_in_long_turns": {"task": "guess", "vocab": 4, "horizon": 3, "turn_length": 2, "reward": "binary", "seed": 1},
     "topk_softmax": {"router": "topk_softmax", "staleness": 1, "seed": 1},
     "sigmoid_bias": {"router": "sigmoid_bias", "staleness": 1, "seed": 2},
     "group_limited": {"router": "group_limited", "experts": 6, "groups": 3, "limited_groups": 2, "staleness": 1},
@@ -138,7 +142,7 @@ def test_every_part_acts_in_the_settings_of_the_reference(stale, acting):
         acted = dict.fromkeys(("clip_upper", "clip_lower", "corrected"), 0.0)
         for sign in (1.0, -1.0):
             signed = stats.with_advantage(sign * stats.advantage)
-            counts = receipts(signed, token_weights(signed, recipe))
+            counts = receipts(signed, token_weights(signed, recipe), recipe)
             acted = {part: n + float(counts[part][0]) for part, n in acted.items()}
         for part, n in acted.items():
             section = recipe.correction if part == "corrected" else recipe.clip

@@ -41,8 +41,7 @@ def test_every_target_uses_the_routes_of_its_mode(small, make_scene):
     given = {"R2": found.old["disabled"].routes, "R3": found.mu_old.routes}
     for mode, routes in given.items():
         for done in (found.old[mode], found.target[mode]):
-            assert torch.equal(done.routes.contexts, routes.contexts)
-            assert torch.equal(done.routes.prompt, routes.prompt)
+            assert done.routes.equal(routes)
     assert not torch.equal(given["R2"].contexts, given["R3"].contexts)
     assert not torch.equal(found.target["disabled"].routes.contexts, given["R2"].contexts)
     assert found.target["disabled"].routes.contexts.dtype is torch.int16

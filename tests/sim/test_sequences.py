@@ -1,49 +1,57 @@
 """Sampling and scoring of sequences against the tree, which holds every response."""
 
+import pytest
 import torch
 
-from firstorder.sim import noise, policy, scene, task
+from firstorder.sim import noise, policy, scene
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import run
+from firstorder.sim.engine import along, run
 from firstorder.sim.sequences import sample, score
-from firstorder.sim.tree import gather
+from firstorder.sim.task import converse, picks
+from firstorder.sim.tasks import TASKS
+from firstorder.sim.tree import episodes, gather
 
 SIM = Sim(vocab=3, horizon=3, prompts=2, width=4, expert_width=4, experts=4)
 SEEDS = torch.tensor([3, 4])
+SETTINGS = {name: {"task": name, "vocab": 4} for name in TASKS} | {
+    "sum_of_three": {},
+    "guess_in_long_turns": {"task": "guess", "vocab": 4, "turn_length": 2, "horizon": 4, "prompts": 1},
+}
 
 
-def world():
-    tree, _ = scene.grow(SIM)
-    pair = scene.engines(SIM, SEEDS)
-    weights = policy.initial_weights(SIM, SEEDS)
-    return tree, pair, weights
+@pytest.fixture(scope="module", params=SETTINGS)
+def world(request):
+    sim = Sim(**(SIM.model_dump() | SETTINGS[request.param]))
+    tree, _ = scene.grow(sim)
+    return sim, tree, scene.engines(sim, SEEDS), policy.initial_weights(sim, SEEDS)
 
 
 def every_response(tree):
     """All responses of the tree as sequences `[2, B, L]`."""
-    tokens = torch.cat([tree.prompts[tree.prompt], tree.tokens], dim=1)
+    tokens = episodes(tree).tokens
     return tokens.expand(2, *tokens.shape)
 
 
-def test_scores_are_those_of_the_tree():
-    tree, pair, weights = world()
+def test_scores_are_those_of_the_tree(world):
+    sim, tree, pair, weights = world
     for arithmetic in (pair.pi, pair.mu):
-        model = policy.load(weights, arithmetic, SIM)
+        model = policy.load(weights, arithmetic, sim)
         on_tree = gather(run(model, tree).logp, tree)
-        found = score(model, every_response(tree)).logp[..., SIM.prompt_length :]
+        found = score(model, every_response(tree)).logp[..., tree.task.layout.places]
         torch.testing.assert_close(torch.where(tree.mask, found, 0.0), on_tree, rtol=1e-12, atol=1e-14)
 
 
-def test_replayed_scores_and_their_gradients_are_those_of_the_tree():
-    tree, pair, weights = world()
-    rollout = policy.load(weights, pair.mu, SIM)
-    leaves = {name: w.requires_grad_() for name, w in weights.items()}
-    model = policy.load(leaves, pair.pi, SIM)
+def test_replayed_scores_and_their_gradients_are_those_of_the_tree(world):
+    sim, tree, pair, weights = world
+    rollout = policy.load(weights, pair.mu, sim)
+    leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    model = policy.load(leaves, pair.pi, sim)
     on_tree = gather(run(model, tree, run(rollout, tree).routes).logp, tree).sum(-1)
     tokens = every_response(tree)
     with torch.no_grad():
         replay = score(rollout, tokens).routes
-    found = torch.where(tree.mask, score(model, tokens, replay).logp[..., SIM.prompt_length :], 0.0).sum(-1)
+    logp = score(model, tokens, replay).logp[..., tree.task.layout.places]
+    found = torch.where(tree.mask, logp, 0.0).sum(-1)
     torch.testing.assert_close(found, on_tree, rtol=1e-12, atol=1e-14)
     weight = torch.linspace(-1, 1, tree.mask.shape[0], dtype=torch.float64)
     pairs = [torch.autograd.grad((weight * x).sum(), list(leaves.values())) for x in (found, on_tree)]
@@ -51,40 +59,69 @@ def test_replayed_scores_and_their_gradients_are_those_of_the_tree():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
-def test_samples_follow_the_distribution_of_the_tree():
-    tree, pair, weights = world()
-    model = policy.load(weights, pair.mu, SIM)
+def test_the_routes_of_the_tree_along_a_response_are_those_of_its_scores(world):
+    sim, tree, pair, weights = world
+    model = policy.load(weights, pair.mu, sim)
+    found, laid = score(model, every_response(tree)).routes, episodes(tree)
+    ran = torch.arange(laid.tokens.shape[1]) < (laid.lengths - 1)[:, None]
+    expected = torch.where(ran[..., None, None], found, -1)
+    assert torch.equal(along(run(model, tree).routes, tree), expected)
+
+
+def test_every_sampled_response_has_the_log_prob_that_the_tree_gives_it(world):
+    sim, tree, pair, weights = world
+    model = policy.load(weights, pair.mu, sim)
+    rows = torch.arange(200).expand(2, -1) % sim.prompts
+    with torch.no_grad():
+        done = sample(model, tree.task, rows, noise.combine(noise.mix(SEEDS)[:, None], torch.arange(200)))
+        on_tree = gather(run(model, tree).logp, tree)
+    places = tree.task.layout.places
+    response, mask = done.tokens[..., places], done.mask[..., places]
+    laid = converse(tree.task, rows, response, mask)
+    assert torch.equal(done.tokens, laid.tokens)
+    assert torch.equal(done.mask, laid.mask)
+    assert torch.equal(done.lengths, laid.lengths)
+    same = (response[:, :, None] == tree.tokens).all(-1) & (mask[:, :, None] == tree.mask).all(-1)
+    same &= rows[..., None] == tree.prompt
+    assert (same.sum(-1) == 1).all()
+    expected = on_tree.gather(1, same.long().argmax(-1)[..., None].expand(-1, -1, sim.horizon))
+    torch.testing.assert_close(done.logp[..., places], expected, rtol=1e-12, atol=1e-14)
+    assert len(torch.unique(done.lengths)) > 1
+
+
+def test_samples_follow_the_distribution_of_the_tree(world):
+    sim, tree, pair, weights = world
+    model = policy.load(weights, pair.mu, sim)
     count = 20_000
-    prompts = tree.prompts[0].expand(2, count, -1)
     keys = noise.combine(noise.mix(SEEDS)[:, None], torch.arange(count))
     with torch.no_grad():
-        done = sample(model, prompts, SIM.horizon, keys)
+        done = sample(model, tree.task, torch.zeros(2, count, dtype=torch.int64), keys)
         chance = gather(run(model, tree).logp, tree).sum(-1).exp()
-    mine = tree.prompt == 0
-    code = (torch.tensor([1, 3, 9]) * (tree.tokens[mine] + 27 * tree.mask[mine])).sum(-1)
-    drawn = (
-        torch.tensor([1, 3, 9]) * (done.tokens[..., SIM.prompt_length :] + 27 * done.mask[..., SIM.prompt_length :])
-    ).sum(-1)
-    share = (drawn[..., None] == code).double().mean(1)
+    mine, places = tree.prompt == 0, tree.task.layout.places
+    digits = 9 ** torch.arange(sim.horizon)
+    code = (digits * (tree.tokens[mine] + 4 * tree.mask[mine])).sum(-1)
+    drawn = (digits * (done.tokens[..., places] + 4 * done.mask[..., places])).sum(-1)
+    share = torch.stack([(drawn == one).double().mean(1) for one in code], dim=1)
     expected = chance[:, mine]
     assert ((share - expected).abs() <= 5 * (expected * (1 - expected) / count).sqrt() + 1e-12).all()
-    logp = done.logp.sum(-1)
-    torch.testing.assert_close(logp, expected.log().gather(1, (drawn[..., None] == code).long().argmax(-1)))
 
 
-def test_a_sampled_batch_keeps_the_contract():
-    tree, pair, weights = world()
+def test_a_sampled_batch_keeps_the_contract(world):
+    sim, tree, pair, weights = world
     with torch.no_grad():
-        done = sample(policy.load(weights, pair.mu, SIM), tree.prompts.expand(2, -1, -1), 3, torch.arange(4).view(2, 2))
-    last = (done.lengths - 1)[..., None, None, None]
-    assert (done.routes.gather(2, last.expand(-1, -1, 1, 2, 2)) == -1).all()
+        model = policy.load(weights, pair.mu, sim)
+        done = sample(model, tree.task, torch.zeros(2, 6, dtype=torch.int64), torch.arange(12).view(2, 6))
+    ran = torch.arange(done.tokens.shape[-1]) < (done.lengths - 1)[..., None]
+    assert torch.equal((done.routes >= 0).all(-1).all(-1), ran)  # an answer's tokens are run and routed
+    assert torch.equal((done.routes == -1).any(-1).any(-1), ~ran)
     assert (done.logp[~done.mask] == 0).all()
-    assert not done.mask[..., : SIM.prompt_length].any()
+    assert (done.logp[done.mask] < 0).all()
+    assert not done.mask[..., : sim.prompt_length].any()
+    assert done.mask.gather(-1, done.lengths[..., None] - 1).all()
 
 
 def test_a_pool_is_gone_through_in_shuffled_epochs():
-    pool = task.pool(Sim(vocab=4, pool=9))
-    picked = torch.cat([task.picks(pool, SEEDS, step, 6) for step in range(3)], dim=1)
+    picked = torch.cat([picks(9, SEEDS, step, 6) for step in range(3)], dim=1)
     for member in picked:
         assert sorted(member[:9].tolist()) == sorted(member[9:].tolist()) == list(range(9))
         assert member[:9].tolist() != member[9:].tolist()

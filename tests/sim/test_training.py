@@ -6,18 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
 
 from firstorder.cli.main import run
 from firstorder.core import toml
-from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.arms import Arm, with_advantages
+from firstorder.core.errors import ConfigError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
-from firstorder.sim import backend as simulator
+from firstorder.core.surrogate import token_weights
 from firstorder.sim import optimizer
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
@@ -26,10 +25,11 @@ from firstorder.sim.numerics import Numerics
 from firstorder.sim.policy import load
 from firstorder.sim.scene import engines
 from firstorder.sim.sequences import score
+from firstorder.sim.tasks import Sum
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
-NAMES = ("minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "dapo")
+NAMES = ("minirl", "minirl-critic", "minirl-r2", "minirl-r3", "ppo-critic", "grpo", "gspo", "dapo")
 
 
 def recipe(name, *more):
@@ -55,6 +55,78 @@ def test_every_member_of_an_ensemble_is_the_run_alone():
                 torch.testing.assert_close(a.metrics[key][place], value[0], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("change", [{"task": "guess", "coldstart": "terse"}, {"task": "program", "horizon": 5}])
+def test_a_member_of_any_task_is_the_run_alone(change):
+    sim = Sim(**(SIM.model_dump() | {"coldstart_steps": 3, "coldstart": "roundabout"} | change))
+    arms = tuple(Arm(recipe=recipe(name, "schedule.steps=2"), members=1) for name in ("minirl-r3", "gspo"))
+    together, logs = trained(arms, [5, 6], sim)
+    for place, arm in enumerate(arms):
+        alone, single = trained((arm,), [5 + place], sim)
+        for key, weight in alone.weights.items():
+            torch.testing.assert_close(together.weights[key][place], weight[0], rtol=1e-9, atol=1e-11)
+        for a, b in zip(logs, single, strict=True):
+            for key, value in b.metrics.items():
+                torch.testing.assert_close(a.metrics[key][place], value[0], rtol=1e-8, atol=1e-10)
+
+
+def test_what_an_environment_says_is_in_the_batch_and_counts_for_nothing():
+    sim = Sim(**(SIM.model_dump() | {"task": "guess", "horizon": 4, "turn_length": 2}))
+    backend = SimBackend(sim, (Arm(recipe=recipe("minirl-r3"), members=1),), torch.tensor([5]))
+    batch = backend.rollout(0)
+    scored, agreement = backend.score(batch)
+    answer = batch.tokens[..., 4]
+    heard = batch.lengths > 4
+    assert heard.any()
+    assert ((answer > 0) == heard).all()
+    assert not batch.mask[..., 4].any()
+    assert not batch.logp_mu[..., 4].any()
+    assert not scored.logp_old[..., 4].any()
+    assert (scored.replay[:, :, 4][heard] >= 0).all()  # it is run, routed and replayed
+    assert float(agreement["update/entropy"][1]) == float(batch.mask.sum())
+
+
+def test_a_pool_of_4096_prompts_is_sampled_and_a_few_of_them_are_evaluated():
+    sim = Sim(**(SIM.model_dump() | {"vocab": 9, "prompt_length": 4, "pool": 4096, "horizon": 2}))
+    backend, logs = trained((Arm(recipe=recipe("minirl", "schedule.prompts=64"), members=2),), [5, 6], sim)
+    seen = backend.rollout(0).groups
+    assert len(seen[0].unique()) == 64
+    assert int(seen.max()) > 3000
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(backend.task.prompts(seen).tokens, backend.rollout(0).tokens[..., :4])
+    assert "exact/j_pi" in logs[-1].metrics
+
+
+def test_a_baseline_over_too_many_levels_is_refused_before_the_run(capsys, tmp_path):
+    long = [
+        "--set",
+        "sim.task=text",
+        "--set",
+        "sim.horizon=6",
+        "--set",
+        "sim.vocab=4",
+        "--set",
+        "schedule.group_size=16",
+    ]
+    assert run(train_command(tmp_path / "a", *long)) == 2
+    err = capsys.readouterr().err
+    assert "reward levels and schedule.group_size = 16" in err
+    assert "lower schedule.group_size to 8 or set sim.reward = binary, or set sim.evaluate_every=0 to train" in err
+    assert "or set sim.evaluate_every=0 to train without" in err
+    assert not (tmp_path / "a").exists()
+    few = ["--set", "sim.evaluate_every=0", "--set", "schedule.steps=1"]
+    assert run(train_command(tmp_path / "a", *long, *few)) == 0
+
+
+def test_a_cold_started_run_is_resumed_bit_for_bit(tmp_path):
+    cold = ["sim.task=guess", "sim.vocab=4", "sim.coldstart=terse", "sim.coldstart_steps=3", "schedule.steps=6"]
+    more = [x for s in cold for x in ("--set", s)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(train_command(whole, *more)) == run(train_command(cut, *more)) == 0
+    (cut / "checkpoints" / "step-0000006.pt").unlink()
+    assert run(train_command(cut, *more, "--resume")) == 0
+    assert logs_of(cut) == logs_of(whole)
+
+
 def test_recipes_part_ways_once_theta_has_moved():
     arms = tuple(Arm(recipe=recipe(name), members=1) for name in NAMES)
     backend, _ = trained(arms, [5] * len(NAMES))
@@ -77,10 +149,7 @@ def test_the_first_update_moves_along_the_sampled_mean_of_the_weighted_scores():
     moved = optimizer_vector(after) - optimizer_vector(before)
     batch = before.rollout(0)
     scored, _ = before.score(batch)
-    from firstorder.core.arms import advantages
-    from firstorder.core.surrogate import token_weights
-
-    stats = replace(scored, advantage=advantages(batch.rewards, arms, 4)).stats(scored.logp_old)
+    stats = with_advantages(scored, arms, 4).stats(scored.logp_old)
     weight = token_weights(stats, method).weight
 
     def objective(step):
@@ -186,36 +255,69 @@ def test_another_configuration_is_not_resumed(tmp_path, capsys):
     assert logs_of(tmp_path / "a") == before
 
 
-def test_a_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (float("nan"), "`rewards` must be finite, got NaN or infinity; check the verifier of the task"),
+        (float("inf"), "`rewards` must be finite, got NaN or infinity; check the verifier of the task"),
+        (1.5, "`rewards` must lie in [0, 1], got 1.5; check the verifier of the task"),
+        (-1.0, "`rewards` must lie in [0, 1], got -1; check the verifier of the task"),
+    ],
+)
+def test_a_reward_that_cannot_be_stops_the_run_and_loses_nothing(reward, said, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(train_command(whole)) == 0
-    real, calls = torch.save, []
+    shorter = ["--set", "schedule.steps=8"]
+    assert run(train_command(whole, *shorter)) == 0
+    real, seen = Sum.verify, []
 
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+    def spoiled(task, episodes):
+        rewards = real(task, episodes)
+        if rewards.ndim == 1:  # the responses of the tree
+            return rewards
+        seen.append(1)
+        return rewards.index_fill(-1, torch.tensor([2]), reward) if len(seen) == 6 else rewards
 
-    monkeypatch.setattr(torch, "save", full)
-    assert run(train_command(stopped)) == 2
-    err = capsys.readouterr().err
-    assert "No space left on device; free some space and go on with --resume" in err
-    monkeypatch.setattr(torch, "save", real)
-    assert run(train_command(stopped, "--resume")) == 0
+    monkeypatch.setattr(Sum, "verify", spoiled)
+    assert run(train_command(stopped, *shorter)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"firstorder: {said}"
+    assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 5
+    assert run(train_command(stopped, *shorter, "--resume")) == 0
     assert logs_of(stopped) == logs_of(whole)
 
 
-@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_stops_the_step(reward, monkeypatch):
-    monkeypatch.setattr(simulator.task, "verify", lambda sim, prompts, tokens, mask: tokens[..., 0] * 0.0 + reward)
-    with pytest.raises(DataError, match="`rewards` must be finite"):
-        trained((Arm(recipe=recipe("minirl"), members=1),), [5])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_path, capsys):
+    spoiled = ["--set", "optimizer.lr=1e200", "--set", "optimizer.kind=sgd", "--set", "schedule.minibatches=2"]
+    assert run(train_command(tmp_path / "a", *spoiled)) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "the gradient is not finite; lower optimizer.lr or bound the ratio" in err.splitlines()[-1]
 
 
-def test_a_mini_batch_count_that_does_not_divide_is_refused(capsys, tmp_path):
-    assert run(train_command(tmp_path / "a", "--set", "schedule.minibatches=3")) == 2
-    assert "must be a multiple of schedule.minibatches = 3" in capsys.readouterr().err
+@pytest.mark.parametrize("text", ["[sim\n", "\x00", b"\xff\xfe"])
+def test_a_configuration_that_cannot_be_read_is_not_resumed(text, tmp_path, capsys):
+    assert run(train_command(tmp_path / "a", "--set", "schedule.steps=2")) == 0
+    (tmp_path / "a" / "config.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = logs_of(tmp_path / "a")
+    assert run(train_command(tmp_path / "a", "--resume", "--set", "schedule.steps=2")) == 2
+    assert "config.toml cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert logs_of(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("schedule.minibatches=3", "must be a multiple of schedule.minibatches = 3"),
+        ("schedule.minibatches=0", "schedule.minibatches: input should be greater than or equal to 1, got 0"),
+        ("schedule.group_size=1", "needs schedule.group_size >= 2, got 1"),
+        ("schedule.group_size=2.5", "schedule.group_size: input should be a valid integer"),
+        ("schedule.prompts=0", "schedule.prompts: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_schedule_that_does_not_divide_is_refused_before_anything_is_written(setting, remedy, capsys, tmp_path):
+    assert run(train_command(tmp_path / "a", "--set", setting)) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "a").exists()
 
 

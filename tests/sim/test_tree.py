@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from firstorder.core.errors import SizeError
 from firstorder.sim import noise
 from firstorder.sim.config import Sim
+from firstorder.sim.tasks import task_of
 from firstorder.sim.tree import (
     bytes_needed,
     check_size,
@@ -23,9 +24,8 @@ SIZES = [(2, 1, 1), (2, 4, 3), (3, 3, 2), (4, 1, 2), (4, 3, 1), (5, 2, 3)]
 
 
 def tree_of(vocab, horizon, prompts):
-    rows = list(itertools.product(range(1, vocab), repeat=2))[:prompts] if vocab > 2 else [(1, 1)] * prompts
     sim = Sim(vocab=vocab, horizon=horizon, prompts=1, prompt_length=2)
-    return plant(sim, torch.tensor(rows))
+    return plant(task_of(sim), torch.arange(prompts) % sim.available)
 
 
 def words(tree):
@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_tree(size):
     vocab, horizon, prompts = size
     tree = tree_of(*size)
     assert tree.levels == tuple(prompts * (vocab - 1) ** t for t in range(horizon))
-    assert tree.contexts == sum(tree.levels) == len(words(tree)) == len(torch.cat(tree.keys))
+    assert tree.contexts == sum(tree.levels) == len(words(tree)) == sum(keys.shape[1] for keys in tree.keys)
     ended = sum(tree.levels)
     assert len(tree.path) == ended + tree.levels[-1] * (vocab - 1)
     assert int(tree.cut.sum()) == tree.levels[-1] * (vocab - 1)
@@ -81,7 +81,7 @@ def test_a_path_walks_through_the_contexts_of_its_own_tokens(size):
 
 def test_a_context_s_key_is_the_hash_of_its_prompt_and_tokens():
     tree = tree_of(4, 3, 2)
-    keys = torch.cat(tree.keys)
+    keys = torch.cat([keys[-1] for keys in tree.keys])
     owners = torch.cat([torch.arange(n) // 3**t for t, n in enumerate(tree.levels)])
     for key, word, owner in zip(keys, words(tree), owners, strict=True):
         expected = noise.mix(tree.prompts[owner, 0])

@@ -21,12 +21,14 @@ SETTINGS = {
     },
     "noisy_trainer": {"horizon": 2, "seed": 5, "training_numerics": {"kind": "noise", "scale": 0.2, "seed": 4}},
     "sigmoid_bias": {"horizon": 2, "router": "sigmoid_bias", "seed": 1, "truncated": "zero"},
+    "guess": {"horizon": 2, "task": "guess", "vocab": 4, "seed": 2, "staleness": 1, "prompts": 1},
 }
 RECIPES = {
-    "stale": ["reinforce", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "m2po", "rspo"],
-    "one_prompt": ["minirl-r3", "grpo"],
+    "stale": ["reinforce", "ppo-critic", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "m2po", "rspo"],
+    "one_prompt": ["minirl-r3", "grpo", "minirl-critic"],
     "noisy_trainer": ["minirl", "minirl-r3"],
     "sigmoid_bias": ["minirl-r2", "minirl-tis"],
+    "guess": ["minirl-r2", "minirl-r3"],
 }
 
 
@@ -41,7 +43,7 @@ def enumerated(lab, reference, recipe, size):
     target, known = lab.target[recipe.router_replay.mode], {}
 
     def one(prompt, response, a):
-        key = (prompt, response, round(a, 13))
+        key = (prompt, response, a if isinstance(a, tuple) else round(a, 13))
         if key not in known:
             weight = lab.token_weights(recipe, (prompt, response), a)
             total = sum(w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True))
@@ -52,7 +54,10 @@ def enumerated(lab, reference, recipe, size):
     for prompt in lab.prompts:
         for group in itertools.product(lab.responses, repeat=size):
             chance = math.prod(lab.chance[prompt, y] * len(lab.prompts) for y in group) / len(lab.prompts)
-            earned = reference.group_advantage([lab.reward[prompt, y] for y in group], recipe.advantage)
+            if recipe.has_critic:
+                earned = [lab.gae((prompt, y), recipe.advantage.gae_lambda) for y in group]
+            else:
+                earned = reference.group_advantage([lab.reward[prompt, y] for y in group], recipe.advantage)
             update = sum(one(prompt, y, a) for y, a in zip(group, earned, strict=True)) / size
             mean, square = mean + chance * update, square + chance * float(update @ update)
     return mean, square - float(mean @ mean)
@@ -89,7 +94,7 @@ def test_norms_are_those_of_each_response_s_own_gradient(small, make_scene, make
     sim = small(staleness=1, lr=2.0)
     scene, recipe = make_scene(sim), make_recipe("minirl-r3")
     up, down = exact.signed_weights(token_stats(scene, recipe), recipe)
-    found = variance.response_norms(scene, recipe, sim, up[0], down[0])
+    found = variance.response_norms(scene, recipe, sim, torch.cat([up, down]))
     for row in range(0, len(scene.tree.path), 4):
         only = torch.zeros_like(up)
         only[:, row] = 1

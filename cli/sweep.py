@@ -1,0 +1,139 @@
+"""`firstorder sweep`: a grid of training runs, as ensembles first, then over processes."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .compose import RECIPE, grid
+
+if TYPE_CHECKING:
+    from firstorder.core.errors import FirstOrderError
+    from firstorder.core.grid import Axes
+    from firstorder.sim.sweep.ensemble import Cell, Ensemble
+    from firstorder.sim.sweep.pool import Executor
+
+    from .reporting.sweeps import CellRun
+
+
+def sweep(
+    recipe: str = typer.Argument(help="The base: a shipped recipe (`firstorder recipes` lists them) or a TOML file."),
+    grid_: list[str] = typer.Option(
+        ..., "--grid", metavar="A.B=V1,V2", help="An axis; repeat for more. `recipe=NAME1,NAME2` is one of recipes."
+    ),
+    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting of all cells."),
+    executor: str = typer.Option("local", "--executor", help="local, or ray."),
+    out: str | None = typer.Option(None, "--out", metavar="DIR", help="The sweep's folder; sweeps/NAME unless given."),
+    resume: bool = typer.Option(False, "--resume", help="Train what is missing in the folder of the same grid."),
+) -> None:
+    """Train every cell of a grid, an ensemble of seeds each, into one table."""
+    from firstorder.sim.sweep.pool import check_executor, open_executor
+
+    from .reporting.sweeps import read_sweep
+    from .reporting.tables import check_parquet, write_tables
+
+    check_executor(executor)
+    check_parquet()
+    axes, cells = grid(recipe, set_, grid_)
+    folder = Path(out or f"sweeps/{Path(recipe).stem}").resolve()
+    with _claimed(folder, _config(recipe, axes, cells), resume):
+        _tell_inert(cells)
+        missing = [cell for cell in cells if not cell.finished(folder)]
+        try:
+            if missing:
+                train_cells(missing, len(cells), folder, open_executor(executor))
+        except KeyboardInterrupt:
+            typer.echo(f"{folder}: go on with --resume", err=True)
+            raise typer.Exit(130) from None
+        shutil.rmtree(folder / "ensembles", ignore_errors=True)
+        done = read_sweep(folder)
+        write_tables(done, folder)
+    stopped = [cell for cell in done.cells if cell.stopped is not None]
+    if stopped:
+        raise _stopped(stopped, cells, folder)
+    typer.echo(f"{folder}: {len(cells)} cells, {len(missing)} of them trained now")
+
+
+def _config(recipe: str, axes: Axes, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What a sweep's folder belongs to: the axes, and all settings of the first cell of each recipe."""
+    from firstorder.sim.training import settings
+
+    first = {cell.point.get(RECIPE, recipe): settings(cell.recipe, cell.sim) for cell in reversed(cells)}
+    return {"grid": dict(axes), "first": dict(reversed(first.items()))}
+
+
+@contextmanager
+def _claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
+    """The folder, for this process alone."""
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.run import claim
+
+    from .reporting.sweeps import GRID
+
+    claim(folder / GRID, config, resume=resume)
+    with ExitStack() as held:
+        try:
+            file = held.enter_context((folder / GRID).open("a", encoding="utf-8"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another sweep is at work in {folder}; wait for it, or give another --out") from None
+        except OSError as error:
+            raise ConfigError(f"cannot use {folder}: {error.strerror}; give another --out") from None
+        yield
+
+
+def _tell_inert(cells: Sequence[Cell]) -> None:
+    """Every part that cannot act, once, with the number of cells."""
+    from firstorder.sim.training import inert
+
+    found = Counter(line for cell in cells for line in inert(cell.recipe, cell.sim))
+    for line, count in found.items():
+        typer.echo(f"inert in {count} of {len(cells)} cells: {line}", err=True)
+
+
+def train_cells(missing: Sequence[Cell], total: int, folder: Path, executor: Executor) -> None:
+    """Train the missing cells, with one bar for all their steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from firstorder.sim.sweep.plan import plan
+    from firstorder.sim.sweep.pool import run_all
+
+    made = plan(missing, folder, executor.cores, executor.memory)
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    steps = sum(cell.recipe.schedule.steps for cell in missing)
+
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=steps)
+
+        def tick(unfinished: Sequence[Ensemble]) -> None:
+            left = sum(len(each.cells) for each in unfinished)
+            ahead = sum(len(each.cells) * (each.steps - each.progress()[1]) for each in unfinished)
+            text = f"{total - left} of {total} cells, {len(unfinished)} ensembles left"
+            progress.update(bar, completed=steps - ahead, description=text)
+
+        tick(made.ensembles)
+        try:
+            executor.start(made.workers)
+            run_all(made.ensembles, executor, lambda ensemble: None, tick)
+        finally:
+            executor.close()
+
+
+def _stopped(stopped: Sequence[CellRun], cells: Sequence[Cell], folder: Path) -> FirstOrderError:
+    """The error of a sweep some of whose cells could not be trained to their end."""
+    from firstorder.core.errors import DataError
+    from firstorder.core.grid import titled
+
+    first = stopped[0]
+    return DataError(
+        f"{folder}: {len(stopped)} of {len(cells)} cells stopped early, the first of them {first.name} "
+        f"({titled(first.point)}): {first.stopped}; the others and the tables are complete"
+    )

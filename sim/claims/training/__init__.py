@@ -1,0 +1,12 @@
+"""The paper's training findings, settled on ensembles of simulated runs."""
+
+from firstorder.sim.claims.claim import Budget
+
+from . import discrepancy, findings, predictors
+
+TRAINING = (*discrepancy.CLAIMS, *findings.CLAIMS, *predictors.CLAIMS)
+# Settings and rules were chosen on seeds below 1000; a run is one seed of one recipe in one condition.
+TRAINING_FULL = Budget(policies=16, draws=1, first_seed=1000)
+TRAINING_QUICK = Budget(policies=4, draws=1, first_seed=1000)
+
+__all__ = ["TRAINING", "TRAINING_FULL", "TRAINING_QUICK"]

@@ -1,0 +1,173 @@
+"""Empirical: the findings of arXiv 2512.01374 sec. 4, each in every condition that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
+from firstorder.sim.claims.statistics import Estimate
+
+from .compare import every, final, interquartile_mean, lead, over_conditions, share_collapsed, summary
+from .runs import COLD, STYLES, Condition, Series, runs
+
+Cells = Mapping[str, Series]
+PAPER = "arXiv 2512.01374 sec. 4"
+HOLDS = "reproduced if it holds in every condition, not reproduced if it is contradicted in every one"
+
+
+def _by_condition(
+    found: Mapping[Condition, Cells], judge: Callable[[Condition, Cells], tuple[bool | None, dict[str, Estimate]]]
+) -> Outcome:
+    """One verdict from many conditions, with the numbers of each."""
+    holds: dict[Condition, bool | None] = {}
+    measured: dict[str, Any] = {}
+    for condition, cells in found.items():
+        holds[condition], numbers = judge(condition, cells)
+        measured[str(condition)] = {
+            "holds": holds[condition],
+            "differences": {name: estimate.json() for name, estimate in numbers.items()},
+            "recipes": {name: summary(series) for name, series in cells.items()},
+        }
+    verdict, headline = over_conditions(holds)
+    return Outcome(verdict=verdict, headline=headline, measured={"conditions": measured})
+
+
+def _most_stable(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    leads = {f"minirl - {name}": lead(cells["minirl"], series) for name, series in cells.items() if name != "minirl"}
+    return every(list(leads.values())), leads
+
+
+def _needs_is(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    """Collapse is what the paper reports; the lead says how much is lost where nothing collapses."""
+    without, with_is = share_collapsed(cells["minirl-no-is"]), share_collapsed(cells["minirl"])
+    numbers = {
+        "collapsed without IS": without,
+        "collapsed with IS": with_is,
+        "lead of IS": lead(cells["minirl"], cells["minirl-no-is"]),
+    }
+    if without.low > with_is.high:
+        return True, numbers
+    return (False if without.high < 0.5 else None), numbers
+
+
+def _length_norm(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    stable = share_collapsed(cells["minirl-length-norm"])
+    better = lead(cells["minirl"], cells["minirl-length-norm"])
+    numbers = {"collapsed": stable, "minirl - length-norm": better}
+    if stable.low > 0.5 or better.high < 0:
+        return False, numbers
+    return (True if stable.high < 0.5 and better.low > 0 else None), numbers
+
+
+def _needs_both(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    """Clipping with the replay that the paper recommends at this N, against the other three cells of the square."""
+    replay = "r2" if condition.updates == 2 else "r3"
+    both = cells[f"minirl-{replay}"]
+    others = {f"{replay} without clip": f"minirl-{replay}-no-clip", "clip alone": "minirl", "neither": "minirl-no-clip"}
+    leads = {f"clip and {replay} - {name}": lead(both, cells[other]) for name, other in others.items()}
+    clip = {
+        f"clip, {name}": lead(cells[f"minirl{suffix}"], cells[f"minirl{suffix}-no-clip"])
+        for name, suffix in (("no replay", ""), ("R2", "-r2"), ("R3", "-r3"))
+    }
+    return every(list(leads.values())), leads | clip
+
+
+def _r2_or_r3(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    better, worse = ("minirl-r2", "minirl-r3") if condition.updates == 2 else ("minirl-r3", "minirl-r2")
+    ahead = lead(cells[better], cells[worse])
+    return every([ahead]), {f"{better} - {worse}": ahead}
+
+
+def _cold_starts(budget: Budget) -> Outcome:
+    """How far apart three starts end, under a stable recipe and under one without stabilisers."""
+    found = runs(budget)
+    spreads: dict[str, float] = {}
+    measured: dict[str, Any] = {}
+    for name in COLD:
+        ends = {}
+        for style in STYLES:
+            (cells,) = found.of(*COLD, discrepancy="published", updates=2, style=style).values()
+            ends[style] = interquartile_mean(final(cells[name]))
+        values = [estimate.value for estimate in ends.values()]
+        spreads[name] = max(values) - min(values)
+        measured[name] = {"spread": spreads[name], "final_j_pi": {style: e.json() for style, e in ends.items()}}
+    stable, unstable = (spreads[name] for name in COLD)
+    headline = f"three starts end {stable:.2f} apart under {COLD[0]}, {unstable:.2f} under {COLD[1]}"
+    verdict: Verdict = "reproduced" if stable <= CLOSE < unstable else "not reproduced"
+    return Outcome(verdict=verdict, headline=headline, measured=measured)
+
+
+CLOSE = 0.1  # of reward: starts that end this near have converged
+
+
+def _over(
+    judge: Callable[[Condition, Cells], tuple[bool | None, dict[str, Estimate]]],
+    recipes: tuple[str, ...],
+    wanted: Callable[[Condition], bool],
+) -> Callable[[Budget], Outcome]:
+    def check(budget: Budget) -> Outcome:
+        found = {c: cells for c, cells in runs(budget).of(*recipes).items() if wanted(c)}
+        return _by_condition(found, judge)
+
+    return check
+
+
+ON = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3")
+SQUARE = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
+
+CLAIMS = (
+    Claim(
+        id="training-on-policy",
+        statement="On-policy (N = 1), MiniRL with importance sampling ends above every ablation of it.",
+        source=PAPER,
+        kind="empirical",
+        rule="a condition: the interval of its lead in final exact J is above 0 for every alternative; contradicted "
+        f"if one is below 0; {HOLDS}",
+        check=_over(_most_stable, ON, lambda c: c.updates == 1),
+    ),
+    Claim(
+        id="training-no-is",
+        statement="On-policy, training without the train-infer importance sampling collapses.",
+        source=PAPER,
+        kind="empirical",
+        rule="a condition: more seeds collapse without than with, their intervals apart; contradicted if fewer than "
+        f"half collapse without; {HOLDS}",
+        check=_over(_needs_is, ON, lambda c: c.updates == 1),
+    ),
+    Claim(
+        id="training-length-norm",
+        statement="On-policy, length normalisation is stable and ends below MiniRL.",
+        source=PAPER,
+        kind="empirical",
+        rule="a condition: fewer than half of the seeds collapse and MiniRL's lead is above 0; contradicted if more "
+        f"do or the lead is below 0; {HOLDS}",
+        check=_over(_length_norm, ON, lambda c: c.updates == 1),
+    ),
+    Claim(
+        id="training-off-policy",
+        statement="Off-policy (N = 2, 4, 8), clipping and Routing Replay are both needed.",
+        source=PAPER,
+        kind="empirical",
+        rule="a condition: clipping with replay (R2 at N = 2, R3 above) leads replay alone, clipping alone and "
+        f"neither; contradicted if it is behind one; {HOLDS}",
+        check=_over(_needs_both, SQUARE, lambda c: c.updates > 1),
+    ),
+    Claim(
+        id="training-r2-r3",
+        statement="R2 ends above R3 at N = 2, R3 above R2 at N = 4 and 8.",
+        source=PAPER,
+        kind="empirical",
+        rule=f"a condition: the interval of the lead is above 0; contradicted if it is below; {HOLDS}",
+        check=_over(_r2_or_r3, SQUARE, lambda c: c.updates > 1),
+    ),
+    Claim(
+        id="training-cold-starts",
+        statement="Three cold starts converge under the stable recipe and not under an unstable one.",
+        source=PAPER,
+        kind="empirical",
+        rule=f"reproduced if the final J of three demonstration styles lie within {CLOSE} under {COLD[0]} and not "
+        f"under {COLD[1]}, at N = 2",
+        check=_cold_starts,
+    ),
+)

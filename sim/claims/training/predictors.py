@@ -1,0 +1,94 @@
+"""Empirical: what foretells a collapse, the coherence of the bias or its size, the KL, the entropy, the flips.
+
+Shapes: S seeds, K exact evaluations, R runs.
+
+Each predictor is the mean over the first evaluations of a run, when nothing has collapsed yet. The area under its ROC
+curve is P(a run that falls has the larger value than one that does not). Which side counts as dangerous is chosen on
+the even seeds; areas and intervals are those of the odd seeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
+from firstorder.sim.claims.statistics import Estimate, bootstrap
+
+from .compare import final
+from .runs import Series, runs
+
+EARLY = 3  # evaluations that a predictor may see
+FALL = 0.5  # a run fell if it lost half of the best J that it had
+COHERENCE = "exact/bias_coherence"
+RIVALS = ("exact/gradient_error_natural", "kl", "update/entropy", "route/flip_rate")
+PREDICTORS = (COHERENCE, "exact/bias_cosine", "exact/bias_entropy", *RIVALS)
+Array = NDArray[np.float64]
+
+
+def fell(series: Series) -> Tensor:
+    """Whether a run ended with less than half of the best J of π that it had, bool `[S]`."""
+    return final(series) < FALL * series["exact/j_pi"].max(-1).values
+
+
+def early(series: Series, name: str) -> Tensor:
+    """Mean of a quantity over the first evaluations, `[S]`."""
+    return series[name][:, :EARLY].mean(-1)
+
+
+def area(values: Array, labels: Array, *, axis: int = -1) -> Array:
+    """Area under the ROC curve of `[..., R]` values for labels 0 and 1, ties counting half; NaN for one class only."""
+    ranks = stats.rankdata(values, axis=axis)
+    ones = labels.sum(axis=axis)
+    zeros = labels.shape[axis] - ones
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(((ranks * labels).sum(axis=axis) - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def _foretells(budget: Budget) -> Outcome:
+    cells = [series for found in runs(budget).series.values() for series in found.values()]
+    odd = torch.arange(budget.policies) % 2 == 1
+    labels = torch.stack([fell(series) for series in cells]).double()
+    values = {name: torch.stack([early(series, name) for series in cells]) for name in PREDICTORS}
+    known, held_out = labels[:, ~odd].flatten().numpy(), labels[:, odd].flatten().numpy()
+    measured: dict[str, Any] = {"runs": int(labels.numel()), "fell": int(labels.sum())}
+    oriented: dict[str, Array] = {}
+    areas: dict[str, Estimate] = {}
+    for name, value in values.items():
+        sign = 1.0 if area(value[:, ~odd].flatten().numpy(), known) >= 0.5 else -1.0
+        oriented[name] = sign * value[:, odd].flatten().numpy()
+        areas[name] = bootstrap([oriented[name], held_out], area)
+        measured[name] = {"dangerous": "high" if sign > 0 else "low", "area": areas[name].json()}
+    best = max(RIVALS, key=lambda name: areas[name].value)
+
+    def ahead(mine: Array, theirs: Array, label: Array, *, axis: int) -> Array:
+        return area(mine, label, axis=axis) - area(theirs, label, axis=axis)
+
+    margin = bootstrap([oriented[COHERENCE], oriented[best], held_out], ahead)
+    measured |= {"best_rival": best, "margin": margin.json()}
+    verdict: Verdict = "inconclusive"
+    if margin.low > 0:
+        verdict = "reproduced"
+    elif margin.high < 0:
+        verdict = "not reproduced"
+    headline = f"area {areas[COHERENCE]} against {areas[best]} of {best}, {measured['fell']} of {measured['runs']} fell"
+    return Outcome(verdict=verdict, headline=headline, measured=measured)
+
+
+CLAIMS = (
+    Claim(
+        id="training-bias-coherence",
+        statement="How coherent a recipe's bias is from update to update foretells a collapse better than its size, "
+        "the KL, the entropy or the flip rate.",
+        source="a conjecture of this project",
+        kind="empirical",
+        rule="reproduced if, on held-out runs, the area under the ROC curve of the coherence minus that of the best of "
+        "the others has an interval above 0; not reproduced if below",
+        check=_foretells,
+    ),
+)

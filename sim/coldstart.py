@@ -1,0 +1,71 @@
+"""Cold start: the weights that everything begins from, random, or distilled from demonstrations of one style.
+
+Supervised steps on freshly drawn demonstrations to the training prompts, before anything is rolled out:
+
+    loss = -mean over demonstrations of Σ_t log π(y_t | c_t)
+
+in exact arithmetic, whatever engines follow, so that the start is a function of the seed and the `[sim]` section alone:
+the same for `measure` and `train`, for a member alone and in any ensemble.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from firstorder.core.recipe import Optimizer
+
+from . import noise, optimizer
+from .config import Sim
+from .demonstrations import Style, demonstrator
+from .numerics import Numerics, arithmetic
+from .policy import Weights, flatten, initial_weights, load, unflatten
+from .sequences import score
+from .task import converse, picks
+from .tasks import task_of
+
+LATER = ("numerics", "training_numerics", "evaluate_every", "checkpoint_every", "members", "seed", "staleness")
+"""Settings that a cold start does not read: two that differ in these alone start from the same weights."""
+BATCH = 64  # demonstrations a step
+SALT = 1  # keeps the random numbers of a cold start apart from those of the rollouts after it
+
+
+def starting_weights(sim: Sim, seeds: Tensor) -> Weights:
+    """θ before the first step, one member a seed; see `policy.initial_weights`.
+
+    Raises:
+        ConfigError: a training prompt has no correct response within the horizon.
+    """
+    if sim.coldstart == "none":
+        return initial_weights(sim, seeds)
+    unique = torch.unique(seeds)
+    owner = torch.searchsorted(unique, seeds)
+    alike = sim.model_copy(update={name: Sim.model_fields[name].get_default() for name in LATER})
+    return {name: w[owner] for name, w in _distilled(alike, sim.coldstart, tuple(unique.tolist())).items()}
+
+
+@lru_cache(maxsize=8)
+@torch.enable_grad()
+def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
+    """Random weights after `sim.coldstart_steps` of supervised learning, kept for the next who starts there."""
+    seeds = torch.tensor(members)
+    weights, task = initial_weights(sim, seeds), task_of(sim)
+    trained = {name: w for name, w in weights.items() if name != "bias"}
+    automaton = task.automaton(task.prompts(torch.arange(sim.training_prompts)).tokens)
+    demonstrations = demonstrator(automaton, sim.horizon, style, sim.coldstart_share)
+    settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))
+    vector, own = flatten(trained), noise.combine(seeds, SALT)
+    state = optimizer.start(vector)
+    for step in range(sim.coldstart_steps):
+        rows = picks(sim.training_prompts, own, step, BATCH)
+        keys = noise.combine(noise.combine(noise.mix(own)[:, None], step), torch.arange(BATCH))
+        shown = converse(task, rows, *demonstrations.draw(rows, keys))
+        leaves = {name: w.detach().requires_grad_() for name, w in unflatten(vector, trained).items()}
+        model = load(weights | leaves, arithmetic(Numerics(), seeds), sim)
+        logp = torch.where(shown.mask, score(model, shown.tokens).logp, 0.0)
+        loss = -logp.sum(-1).mean(-1)
+        gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), list(leaves.values()))], dim=1)
+        vector, state = optimizer.step(vector, optimizer.clip(gradient, settings)[0], state, settings)
+    return weights | unflatten(vector, trained)

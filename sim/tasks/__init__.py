@@ -1,0 +1,19 @@
+"""The simulator's tasks, by the name that `sim.task` takes."""
+
+from firstorder.sim.config import Sim
+from firstorder.sim.task import SimTask
+
+from .guess import Guess
+from .program import Program
+from .sums import Sum
+from .text import Text
+
+TASKS: dict[str, type[SimTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess}
+
+
+def task_of(sim: Sim) -> SimTask:
+    """The task that `sim.task` names."""
+    return TASKS[sim.task](sim)
+
+
+__all__ = ["TASKS", "Guess", "Program", "SimTask", "Sum", "Text", "task_of"]

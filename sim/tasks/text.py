@@ -1,0 +1,60 @@
+"""`text`: say what the prompt says, every word translated; judged by ROUGE-L.
+
+The reference is the prompt with token k replaced by the next one (V-1 by 1). A response is compared by its longest
+common subsequence (LCS) with the reference, the end token left out:
+
+    F1 = 2 · LCS / (|response| + |reference|)
+
+`graded` pays F1, `binary` pays for the reference itself only.
+
+Reference:
+    Lin (2004), ROUGE: a package for automatic evaluation of summaries, sec. 3 (ROUGE-L with β = 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nn
+
+from firstorder.sim.demonstrations import Automaton
+from firstorder.sim.task import SimTask
+
+
+class Text(SimTask):
+    """Translation with partial credit."""
+
+    def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
+        """F1 with the reference, or whether it is 1; see `SimTask.earned`."""
+        common = longest_common(response, self.reference(prompts))
+        f1 = 2.0 * common.double() / ((response > 0).sum(-1) + prompts.shape[-1])
+        return f1 if self.sim.graded else (f1 == 1.0).double()
+
+    def reference(self, prompts: Tensor) -> Tensor:
+        """The translation of prompts, `[..., P]`."""
+        return prompts % (self.sim.vocab - 1) + 1
+
+    def automaton(self, prompts: Tensor) -> Automaton:
+        """States count the reference's tokens said so far, in order; once all are, anything is accepted."""
+        reference = self.reference(prompts)
+        state, token = torch.arange(prompts.shape[-1] + 1), torch.arange(1, self.sim.vocab)
+        awaited = nn.pad(reference, (0, 1))  # nothing is awaited once all is said
+        follow = state[:, None] + (awaited[..., None] == token).long()
+        return Automaton(
+            start=torch.zeros(len(prompts), dtype=torch.int64),
+            follow=follow,
+            accept=(state == prompts.shape[-1]).expand(len(prompts), -1),
+        )
+
+
+def longest_common(a: Tensor, b: Tensor) -> Tensor:
+    """Length of the longest common subsequence, `[...]`, of `[..., T]` and `[..., R]`; token 0 matches nothing.
+
+    Row t of the table holds LCS(a_1..t, b_1..r) for every r = 0..R; the maximum over r runs along the row.
+    """
+    row = nn.pad(torch.zeros_like(a[..., :1] * b), (1, 0))
+    for token in a.unbind(-1):
+        match = (b == token[..., None]) & (token[..., None] > 0)
+        longer = torch.maximum(row[..., 1:], row[..., :-1] + match)
+        row = nn.pad(longer.cummax(-1).values, (1, 0))
+    return row[..., -1]

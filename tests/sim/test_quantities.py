@@ -1,0 +1,88 @@
+"""What a run logs: every name is described, and the new ones are what they say."""
+
+import json
+
+import pytest
+import torch
+
+from firstorder.cli.main import run
+from firstorder.core import toml
+from firstorder.core.arms import Arm
+from firstorder.core.loop import described, train
+from firstorder.core.recipe import Recipe
+from firstorder.sim.backend import SimBackend
+from firstorder.sim.config import Sim
+
+TINY = [
+    *("sim.vocab=3", "sim.horizon=3", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
+    *("sim.layers=3", "sim.evaluate_every=2", "schedule.steps=2", "schedule.prompts=2", "schedule.group_size=4"),
+]
+SIM = Sim(vocab=4, horizon=4, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=1)
+
+
+@pytest.mark.parametrize("name", ["grpo", "minirl-r3-n2", "dapo", "gspo", "tis", "mis", "vespo"])
+def test_every_logged_name_is_described_beside_the_log_and_nothing_else_is(name, tmp_path):
+    settings = [word for each in TINY for word in ("--set", each)]
+    assert run(["train", name, *settings, "--out", str(tmp_path / "run")]) == 0
+    logged = set()
+    for log in ("metrics", "receipts"):
+        for line in (tmp_path / "run" / f"{log}.jsonl").read_text().splitlines():
+            logged |= json.loads(line).keys() - {"step"}
+    known = json.loads((tmp_path / "run" / "quantities.json").read_text())
+    assert logged == known.keys()
+    assert all({"formula", "unit", "source", "alarm"} == entry.keys() for entry in known.values())
+    assert all(entry["formula"] and entry["unit"] and entry["source"] for entry in known.values())
+
+
+def test_a_name_means_one_thing():
+    """No two owners describe the same name, so none hides the other."""
+    from firstorder.core import backend, diagnostics, loop, surrogate
+    from firstorder.sim.backend import EXACT
+
+    tables = [diagnostics.QUANTITIES, loop.QUANTITIES, backend.QUANTITIES, surrogate.RECEIPTS, EXACT]
+    names = [name for table in tables for name in table]
+    assert len(names) == len(set(names))
+    whole = described(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
+    assert set(names) == {name for name in whole if not name.startswith("route/flip_rate_layer_")}
+
+
+def test_alarms_are_those_of_a_named_source():
+    whole = described(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
+    alarms = {name: (q.alarm, q.source) for name, q in whole.items() if q.alarm is not None}
+    assert alarms == {
+        "token_mult_prob_error": (1.05, "NeMo-RL"),
+        "ratio_tail_2": (0.1, "F(2) of arXiv 2510.11370"),
+    }
+
+
+def recipe(name, *more):
+    small = ["schedule.steps=2", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
+    return toml.build(Recipe, toml.override(toml.read(name), [*small, *more]))
+
+
+def logged(name, *more):
+    logs = []
+    arms = (Arm(recipe=recipe(name, *more), members=3),)
+    train(arms, SimBackend(SIM, arms, torch.tensor([5, 6, 7])), done=logs.append)
+    return logs
+
+
+def test_the_first_update_of_a_step_has_the_remainder_of_its_rollout():
+    """θ = θ_old there: one update a step logs the same number twice. A second one logs another, once θ has moved."""
+    for log in logged("minirl-r3"):
+        both = [log.metrics[f"{where}second_order_remainder"] for where in ("", "update/")]
+        torch.testing.assert_close(both[0], both[1], rtol=1e-9, atol=1e-16)
+        assert (both[0] != 0).all()
+    for log in logged("minirl-r3", "schedule.minibatches=2"):
+        both = [log.metrics[f"{where}second_order_remainder"] for where in ("", "update/")]
+        assert ((both[0] - both[1]).abs() > 1e-9).any()
+
+
+def test_a_mask_and_a_truncation_leave_their_receipts():
+    acted = logged("minirl-tis", "correction.high=1.0")[0].receipts
+    assert (acted["truncated"] > 0).all()
+    assert (acted["masked"] == 0).all()
+    acted = logged("icepop", "correction.low=0.999", "correction.high=1.001")[0].receipts
+    assert (acted["masked"] > 0).all()
+    assert (acted["masked"] <= acted["corrected"]).all()
+    assert (acted["truncated"] == 0).all()
