@@ -10,28 +10,34 @@ import typer
 
 def report(
     runs: list[str] = typer.Argument(
-        metavar="RUN...|SWEEP", help="Run folders that `firstorder train` wrote, or the folder of one sweep."
+        metavar="RUN...|SWEEP",
+        help="Run folders that `firstorder train` wrote, or the folder of one sweep or of `validate --training`.",
     ),
     out: str = typer.Option(..., "--out", metavar="DIR", help="A new or empty folder for the page, figures and data."),
 ) -> None:
-    """Compare runs, or the cells of a sweep: report.html, each figure as PNG and SVG, and its numbers as CSV."""
+    """Compare runs, cells of a sweep or runs of the training claims: report.html, PNG and SVG figures, data as CSV."""
     from firstorder.core.errors import ConfigError
 
     try:
         import_module("matplotlib")
     except ImportError:
         raise ConfigError("report draws with matplotlib; pip install 'firstorder[report]'") from None
-    from .reporting.files import check_folder, run_report, sweep_report, write_report
+    from .reporting.conditions import is_claims, read_conditions
+    from .reporting.files import check_folder, claims_report, run_report, sweep_report, write_report
     from .reporting.runs import read_runs
     from .reporting.sweeps import is_sweep, read_sweep
 
     check_folder(Path(out))
     paths = [Path(run) for run in runs]
-    sweeps = [path for path in paths if is_sweep(path)]
-    if sweeps and len(paths) > 1:
-        raise ConfigError(f"{sweeps[0]} is a sweep and is reported alone; give it alone, or its cells, cells/NUMBER")
-    if sweeps:
-        sweep = read_sweep(sweeps[0])
+    whole = [path for path in paths if is_sweep(path) or is_claims(path)]
+    if whole and len(paths) > 1:
+        raise ConfigError(f"{whole[0]} holds many runs and is reported alone; give it alone, or its cells, cells/NAME")
+    if whole and is_claims(whole[0]):
+        conditions = read_conditions(whole[0])
+        write_report(Path(out), lambda: claims_report(conditions))
+        what = f"{len(conditions)} conditions"
+    elif whole:
+        sweep = read_sweep(whole[0])
         write_report(Path(out), lambda: sweep_report(sweep))
         what = f"{len(sweep.cells)} cells"
     else:

@@ -79,13 +79,13 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     axes = list(cells)
     for ax, panel in zip(axes, plot.panels, strict=False):
         for place, run in enumerate(runs):
-            _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
+            line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
         _alarm(ax, panel)
-        _dress(ax, panel.title)
-        _scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
+        dress(ax, panel.title)
+        scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
     for ax in axes[len(plot.panels) :]:
         ax.remove()
-    _legend(figure, named, across)
+    name_lines(figure, named, across)
     return figure
 
 
@@ -103,10 +103,10 @@ def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figur
         axes = list(part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
         for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
             for place, panel in enumerate(block):
-                _line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
+                line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
                 _alarm(ax, panel)
-            _dress(ax, _name(run))
-            _scale(ax, _unit(block), block, curves)
+            dress(ax, _name(run))
+            scale(ax, _unit(block), block, curves)
             if not any(panel.key in run.logged for panel in block):
                 ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.4")
             if number % columns:
@@ -116,11 +116,11 @@ def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figur
         for ax in axes[len(runs) :]:
             ax.remove()
     if legend:
-        _legend(figure, named, _across(named, width))
+        name_lines(figure, named, _across(named, width))
     return figure
 
 
-def _line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
+def line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
     """The curve in the look of its place, if there is one, its interval as a band."""
     look = _look(place)
     for curve in curves:
@@ -162,14 +162,15 @@ def _look(place: int) -> dict[str, Any]:
     }
 
 
-def _dress(ax: Axes, title: str) -> None:
+def dress(ax: Axes, title: str) -> None:
+    """Its title, and steps along x."""
     ax.set_title(title, loc="left")
     ax.set_xlabel("global steps done")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.tick_params(labelleft=True, labelbottom=True)
 
 
-def _scale(ax: Axes, unit: str, panels: Sequence[Panel], curves: Sequence[Curve]) -> None:
+def scale(ax: Axes, unit: str, panels: Sequence[Panel], curves: Sequence[Curve]) -> None:
     """Label the values and choose their axis: a share starts at 0, a heavy tail is logarithmic, as its label says.
 
     Args:
@@ -192,7 +193,8 @@ def _scale(ax: Axes, unit: str, panels: Sequence[Panel], curves: Sequence[Curve]
         ax.set_ylabel(f"{unit} (log beyond {usual:g})")
 
 
-def _legend(figure: Figure, named: list[str], across: int) -> None:
+def name_lines(figure: Figure, named: list[str], across: int) -> None:
+    """A legend below the figure, in the looks of the lines."""
     lines = [Line2D([], [], **_look(place)) for place in range(len(named))]
     figure.legend(lines, named, loc="outside lower center", ncols=across, handlelength=4)
 

@@ -15,9 +15,11 @@ import numpy as np
 from firstorder.core.errors import ConfigError
 
 from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots
+from .conditions import Conditions, shown
+from .conditions import draw as draw_conditions
 from .curves import Curve, curve
 from .figures import draw
-from .page import page, sweep_page
+from .page import claims_page, page, sweep_page
 from .phase import Estimate, diagram, estimates
 from .runs import Run
 from .sweeps import OUTCOMES, CellRun, Outcome, Sweep
@@ -74,6 +76,25 @@ def run_report(runs: list[Run]) -> dict[str, bytes]:
     table = [_summary(run, known) for run in runs]
     files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
     files["report.html"] = page(runs, table, drawn).encode()
+    return files
+
+
+def claims_report(conditions: Conditions) -> dict[str, bytes]:
+    """The files of a report of the runs of training claims."""
+    files: dict[str, bytes] = {}
+    drawn: list[tuple[Plot, bytes]] = []
+    runs = [run for group in conditions.values() for run in group]
+    known: list[Curve] = []
+    for plot in shown(conditions):
+        curves = [found for run in runs if (found := curve(run, plot.panels[0])) is not None]
+        images = draw_conditions(plot, conditions, curves)
+        files |= {f"{plot.name}.{suffix}": image for suffix, image in images.items()}
+        files[f"{plot.name}.csv"] = _csv(COLUMNS, (row for each in curves for row in _rows(each)))
+        drawn.append((plot, images["svg"]))
+        known += curves
+    table = [_summary(run, known) for run in runs]
+    files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
+    files["report.html"] = claims_page(runs, table, drawn).encode()
     return files
 
 

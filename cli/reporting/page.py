@@ -48,6 +48,14 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tu
     return _document(title, [_table(table), _intervals(runs), _differences(runs), *figures])
 
 
+def claims_page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
+    """The report of the runs of training claims; arguments as `page`."""
+    figures = [_figure(plot, svg, f"{plot.title} over global steps in every condition") for plot, svg in drawn]
+    members = max(run.members for run in runs)
+    note = f"<p class='note'>{escape(f'Every run has {members} seeds: {ESTIMATE}, for each step on its own.')}</p>"
+    return _document("Training claims", [_table(table), note, *figures])
+
+
 def sweep_page(sweep: Sweep, table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
     """The report of a sweep; arguments as `page`, one row a cell."""
     axes = ", ".join(f"{key} ({len(values)} values)" for key, values in sweep.axes.items())

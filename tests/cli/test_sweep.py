@@ -372,7 +372,7 @@ def test_an_unfinished_sweep_shows_what_is_to_do(swept, tmp_path, capsys):
 def test_a_sweep_is_reported_alone(swept, tmp_path, capsys):
     cells = [swept / "cells" / name for name in ("0000", "0001")]
     assert run(["report", str(swept), str(cells[0]), "--out", str(tmp_path / "out")]) == 2
-    assert "is a sweep and is reported alone" in capsys.readouterr().err
+    assert "holds many runs and is reported alone" in capsys.readouterr().err
     assert [each.members for each in read_runs(cells)] == [4, 4]
 
 

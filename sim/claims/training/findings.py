@@ -9,7 +9,7 @@ from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
 from firstorder.sim.claims.statistics import Estimate
 
 from .compare import every, final, interquartile_mean, lead, over_conditions, share_collapsed, summary
-from .runs import COLD, STYLES, Condition, Series, runs
+from .runs import COLD, Condition, Series, runs
 
 Cells = Mapping[str, Series]
 PAPER = "arXiv 2512.01374 sec. 4"
@@ -81,14 +81,15 @@ def _r2_or_r3(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str
 
 def _cold_starts(budget: Budget) -> Outcome:
     """How far apart three starts end, under a stable recipe and under one without stabilisers."""
-    found = runs(budget)
+    found = runs(budget).of(*COLD, updates=2, longer=3)
+    if not found:
+        return Outcome(verdict="inconclusive", headline="not trained in a quick look", measured={})
     spreads: dict[str, float] = {}
     measured: dict[str, Any] = {}
     for name in COLD:
         ends = {}
-        for style in STYLES:
-            (cells,) = found.of(*COLD, discrepancy="published", updates=2, style=style).values()
-            ends[style] = interquartile_mean(final(cells[name]))
+        for condition, cells in found.items():
+            ends[condition.style] = interquartile_mean(final(cells[name]))
         values = [estimate.value for estimate in ends.values()]
         spreads[name] = max(values) - min(values)
         measured[name] = {"spread": spreads[name], "final_j_pi": {style: e.json() for style, e in ends.items()}}

@@ -32,7 +32,7 @@ from firstorder.sim.sweep.pool import open_executor, run_all
 PROMPTS, GROUP = 4, 8  # of a mini-batch
 EVALUATIONS = 10
 UPDATES = {False: 160, True: 80}  # of a run; fewer for a quick look
-WIDE = Numerics(kind="noise", scale=0.5)
+NOISE = {"wide": Numerics(kind="noise", scale=0.5), "extreme": Numerics(kind="noise", scale=1.0)}
 STYLES = ("terse", "verbose", "roundabout")
 ON_POLICY = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3", "minirl-r3-no-is", "minirl-r3-length-norm")
 OFF_POLICY = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
@@ -42,14 +42,15 @@ LOGGED = ("kl", "update/entropy", "route/flip_rate")
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Where recipes are compared: the engines' `discrepancy`, published or wide; N updates a rollout; the learning
-    rate; the longest response; and the style of the cold start."""
+    """Where recipes are compared: the engines' `discrepancy`, published, wide or extreme; N updates a rollout; the
+    learning rate; the longest response; the style of the cold start; and how many times longer it is trained."""
 
     discrepancy: str
     updates: int
     lr: float
     horizon: int = 3
     style: str = "terse"
+    longer: int = 1
 
     def __str__(self) -> str:
         """Short, and a file name."""
@@ -79,16 +80,16 @@ class Runs:
 def conditions(*, quick: bool) -> dict[Condition, tuple[str, ...]]:
     """Every condition with its recipes."""
     wanted: dict[Condition, tuple[str, ...]] = {}
-    for discrepancy in ("published", "wide"):
-        for lr in (0.003,) if quick else (0.003, 0.01):
-            wanted[Condition(discrepancy=discrepancy, updates=1, lr=lr)] = ON_POLICY
-        for n, lr in ((4, 0.01),) if quick else ((4, 0.003), (2, 0.01), (4, 0.01), (8, 0.01)):
-            wanted[Condition(discrepancy=discrepancy, updates=n, lr=lr)] = OFF_POLICY
+    on = [("published", 0.003), ("wide", 0.003), ("extreme", 0.003), ("published", 0.01)]
+    off = [("wide", 4), ("published", 8), ("wide", 8), ("extreme", 8), ("published", 2), ("wide", 2)]
+    for discrepancy, lr in on[:3] if quick else on:
+        wanted[Condition(discrepancy=discrepancy, updates=1, lr=lr)] = ON_POLICY
+    for discrepancy, n in off[:2] if quick else off:
+        wanted[Condition(discrepancy=discrepancy, updates=n, lr=0.01)] = OFF_POLICY
     if not quick:
         wanted[Condition(discrepancy="wide", updates=1, lr=0.003, horizon=4)] = ON_POLICY[:4]
-    for style in STYLES:
-        cold = Condition(discrepancy="published", updates=2, lr=0.01, style=style)
-        wanted[cold] = tuple(dict.fromkeys((*wanted.get(cold, ()), *COLD)))
+    for style in () if quick else STYLES:
+        wanted[Condition(discrepancy="published", updates=2, lr=0.005, style=style, longer=3)] = COLD
     return wanted
 
 
@@ -99,9 +100,14 @@ def cells(budget: Budget, published: Numerics) -> dict[tuple[Condition, str], Ce
         world = setting(condition, budget, published)
         for name in names:
             cell = f"{condition}-{name}"
-            recipe = method(name, condition, UPDATES[is_quick(budget)])
+            recipe = method(name, condition, length(condition, budget))
             found[condition, name] = Cell(name=cell, point={"cell": cell}, recipe=recipe, sim=world)
     return found
+
+
+def length(condition: Condition, budget: Budget) -> int:
+    """Updates of a run."""
+    return UPDATES[is_quick(budget)] * condition.longer
 
 
 def is_quick(budget: Budget) -> bool:
@@ -111,14 +117,14 @@ def is_quick(budget: Budget) -> bool:
 
 def setting(condition: Condition, budget: Budget, published: Numerics) -> Sim:
     """The `[sim]` section of a condition; every run is evaluated exactly `EVALUATIONS` times."""
-    steps = UPDATES[is_quick(budget)] // condition.updates
+    steps = length(condition, budget) // condition.updates
     return Sim(
         vocab=8 if condition.horizon == 3 else 6,
         horizon=condition.horizon,
         pool=32 if condition.horizon == 3 else 25,
         coldstart=condition.style,
         coldstart_steps=20,
-        numerics=WIDE if condition.discrepancy == "wide" else published,
+        numerics=NOISE.get(condition.discrepancy, published),
         members=budget.policies,
         seed=budget.first_seed,
         evaluate_every=max(1, steps // EVALUATIONS),
@@ -138,7 +144,7 @@ def method(name: str, condition: Condition, updates: int) -> Recipe:
 def publish(budget: Budget) -> Calibration:
     """The noise that comes closest to the published discrepancy, at the start of training, on seeds below 1000."""
     example = Condition(discrepancy="wide", updates=1, lr=0.003)
-    world = setting(example, budget, WIDE)
+    world = setting(example, budget, NOISE[example.discrepancy])
     return calibrate(world, torch.arange(16), wanted_kl=PUBLISHED_KL, wanted_flips=PUBLISHED_FLIPS)
 
 
