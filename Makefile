@@ -7,9 +7,10 @@ venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
 	.venv/bin/pip install -e '.[dev]'
 
-engines: ## adds the real engines, CPU build, to that environment
-	.venv/bin/pip install -e '.[dev,engines-cpu]'
-	.venv/bin/pip uninstall -y torchvision torchaudio torchcodec # CUDA builds, which break transformers beside a CPU torch
+engines: ## a virtual environment of its own with the real engines, CPU build
+	python3 -m venv .venv-engines
+	.venv-engines/bin/pip install -e '.[test,engines-cpu]'
+	.venv-engines/bin/pip uninstall -y torchvision torchaudio torchcodec # CUDA builds, which break transformers beside a CPU torch
 
 check: format lint types docs test ## all that a change must pass
 
@@ -25,6 +26,7 @@ types:
 test:
 	$(PYTHON) -m pytest
 
+test-engines: PYTHON = .venv-engines/bin/python
 test-engines: ## tests of the real engines; needs `make engines`
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/backends
 

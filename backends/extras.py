@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from firstorder.core.errors import ConfigError
 
-INSTALL = "run `make engines` in a clone, or see docs/engines.md for the two pip commands"
+INSTALL = "run `make engines` in a clone and use its .venv-engines, or see docs/engines.md for the two pip commands"
 
 
 def require(*packages: str) -> None:
