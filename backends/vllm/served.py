@@ -1,11 +1,14 @@
 """vLLM over HTTP: one or more servers, each a replica; started by `backends.vllm.serve`.
 
 A request carries the seed of its response, so it may be sent again, to any replica, and gives the same response.
+A server that was started anew holds the weights of its folder: it is given those of the last sync before it samples,
+and what it may have sampled before it had them is asked for again.
 """
 
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import shutil
@@ -28,6 +31,8 @@ from firstorder.core.errors import DataError
 
 from .config import Vllm
 
+RESTARTS = 3  # of servers during one generation, before it is given up
+
 
 class ServerError(DataError):
     """A server of the rollout engine did not answer, or refused."""
@@ -46,17 +51,28 @@ class ServedEngine:
         self.settings, self._end, self._source = settings, end, Path(folder)
         self._held = tempfile.TemporaryDirectory(prefix="firstorder-", dir=settings.shared_folder or None)
         self._shared = Path(self._held.name)  # removed with this engine
+        self._current = ""  # the folder of the last sync
         self._models = [self._get(server, "/v1/models")["data"][0]["id"] for server in settings.servers]
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed, spread over the replicas.
 
         Raises:
-            ServerError: a server is gone for longer than it was waited for.
+            ServerError: a server is gone for longer than it was waited for, or does not stay up.
             DataError: its answer lacks log-probs or routes.
         """
-        with ThreadPoolExecutor(max_workers=self.settings.max_sequences) as pool:
-            return list(pool.map(self._one, range(len(prompts)), prompts, seeds))
+        before = self._ready()
+        for _ in range(RESTARTS):
+            with ThreadPoolExecutor(max_workers=self.settings.max_sequences) as pool:
+                found = list(pool.map(self._one, range(len(prompts)), prompts, seeds))
+            after = self._ready()
+            if after == before:
+                return found
+            before = after
+        raise ServerError(
+            f"vLLM servers were started anew {RESTARTS} times while they answered {len(prompts)} prompts; see why they "
+            "stop, then go on with --resume"
+        )
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Write the weights where every server can read them, have them loaded, and drop the prefix caches."""
@@ -66,9 +82,9 @@ class ServedEngine:
             if not file.name.endswith(".index.json"):
                 shutil.copy(file, folder)
         write_weights(folder, dict(weights))
+        self._current = str(folder)
         for server in self.settings.servers:
-            self._post(server, "/collective_rpc", {"method": "load_folder", "kwargs": {"path": str(folder)}})
-            self._post(server, "/reset_prefix_cache", {})
+            self._load(server)
         for old in self._shared.glob("version-*"):
             if old != folder:
                 shutil.rmtree(old)
@@ -76,6 +92,20 @@ class ServedEngine:
     def close(self) -> None:
         """Remove the weights that were shared."""
         self._held.cleanup()
+
+    def _ready(self) -> list[Any]:
+        """The processes behind the servers, all with the weights of the last sync."""
+        found = []
+        for server in self.settings.servers:
+            workers = self._post(server, "/collective_rpc", {"method": "weights_held"})["results"]
+            if any(folder != self._current for _, folder in workers) and self._current:
+                self._load(server)
+            found.append([started for started, _ in workers])
+        return found
+
+    def _load(self, server: str) -> None:
+        self._post(server, "/collective_rpc", {"method": "load_folder", "kwargs": {"path": self._current}})
+        self._post(server, "/reset_prefix_cache", {})
 
     def _one(self, number: int, prompt: list[int], seed: int) -> Response:
         replica = number % len(self.settings.servers)
@@ -109,10 +139,12 @@ class ServedEngine:
                 with urllib.request.urlopen(request, timeout=self.settings.timeout) as answer:
                     text = answer.read()
                 return dict(json.loads(text)) if text else {}
-            except urllib.error.HTTPError as error:
-                detail = error.read().decode(errors="replace").strip().splitlines()
-                raise ServerError(f"{request.full_url} refused: {error.code} {detail[-1] if detail else ''}") from None
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    detail = error.read().decode(errors="replace").strip().splitlines()
+                    raise ServerError(
+                        f"{request.full_url} refused: {error.code} {detail[-1] if detail else ''}"
+                    ) from None
                 if time.monotonic() - started + pause > self.settings.timeout:
                     reason = getattr(error, "reason", error)
                     raise ServerError(

@@ -45,12 +45,10 @@ def folder(tmp_path_factory, shape, write_model):
     return write_model(tmp_path_factory.mktemp("model"), shape)
 
 
-@pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
-    port = free_port()
+def start(folder, port, log):
+    """A server that answers, as (address, process)."""
     command = [sys.executable, "-m", "firstorder.backends.vllm.serve", str(folder), "--port", str(port)]
     command += [word for key, value in COMMON.items() for word in ("--set", f"{key}={value}")]
-    log = (tmp_path_factory.mktemp("log") / "server.log").open("w+")
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 240
@@ -59,10 +57,23 @@ def server(folder, tmp_path_factory):
         assert process.poll() is None, log.read()[-200:]
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    yield address, process
+    return address, process
+
+
+def kill(process):
+    """What an out-of-memory killer does, to the server and its workers."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    """Address and process of a server; a test that kills it puts another process there."""
+    with (tmp_path_factory.mktemp("log") / "server.log").open("w+") as log:
+        running = [*start(folder, free_port(), log), log]
+        yield running
+        kill(running[1])
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +151,36 @@ def test_an_answer_without_routes_is_named():
         response({"token_ids": [1], "logprobs": {"token_logprobs": [-0.1]}, "finish_reason": "stop"})
 
 
+def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(engine, server, folder, monkeypatch):
+    moved = [(name, 1.1 * w) for name, w in load_file(folder / "model.safetensors").items()]
+    engine.sync(moved, 7)
+    before, one, asked = sampled(engine)[1], engine._one, []
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"max_sequences": 1, "timeout": 240.0}))
+
+    def fatal(number, prompt, seed):
+        asked.append(number)
+        if len(asked) == 5:
+            kill(server[1])
+            server[1] = start(folder, int(server[0].rpartition(":")[2]), server[2])[1]
+        return one(number, prompt, seed)
+
+    monkeypatch.setattr(engine, "_one", fatal)
+    after = sampled(engine)[1]
+    assert asked == [*range(12), *range(12)]  # the first four were not lost, but the next eight were of other weights
+    assert torch.equal(after.tokens, before.tokens)
+    assert torch.equal(after.routes, before.routes)
+    torch.testing.assert_close(after.logp_mu, before.logp_mu, rtol=0, atol=1e-5)
+
+
+def test_servers_that_do_not_stay_up_are_named(engine, monkeypatch):
+    ready, count = engine._ready, iter(range(99))
+    monkeypatch.setattr(engine, "_ready", lambda: [*ready(), next(count)])
+    with pytest.raises(ServerError, match="were started anew 3 times while they answered 1 prompts"):
+        engine.generate([sums.encode("1+1=")], [0])
+
+
 def test_a_server_that_died_is_named_after_the_wait(engine, server):
-    os.killpg(server[1].pid, signal.SIGKILL)
-    server[1].wait()
+    kill(server[1])
     started = time.monotonic()
     with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start it with"):
         engine.generate([sums.encode("1+1=")], [0])
