@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -105,6 +109,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(pair.EnginePair, "push", push)
         assert run([*command, "--out", str(out)]) == 130
+    assert run([*command, "--out", str(out), "--resume"]) == 0
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    assert lines(out, "receipts") == lines(whole, "receipts")
+
+
+@pytest.mark.parametrize("moment", ["checkpoints/torchtitan/step-2/__0_0.distcp", "checkpoints/step-0000002.pt"])
+def test_a_killed_run_goes_on_bit_for_bit(command, whole, tmp_path, moment):
+    out = tmp_path / "run"
+    words = [sys.executable, "-c", "from firstorder.cli.main import main; main()", *command, "--out", str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (out / moment).exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < deadline
+    process.kill()  # the first moment is in the middle of a checkpoint, the second in the middle of the next step
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (out / "metrics.jsonl").read_text().count("\n") < 4
     assert run([*command, "--out", str(out), "--resume"]) == 0
     assert lines(out, "metrics") == lines(whole, "metrics")
     assert lines(out, "receipts") == lines(whole, "receipts")
