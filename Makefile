@@ -1,11 +1,16 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv check format lint types test docs bench
+.PHONY: venv engines check format lint types test test-engines docs bench
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
 	.venv/bin/pip install -e '.[dev]'
+
+engines: ## a virtual environment of its own with the real engines, CPU build
+	python3 -m venv .venv-engines
+	.venv-engines/bin/pip install -e '.[test,engines-cpu]'
+	.venv-engines/bin/pip uninstall -y torchvision torchaudio torchcodec # CUDA builds, which break transformers beside a CPU torch
 
 check: format lint types docs test ## all that a change must pass
 
@@ -20,6 +25,10 @@ types:
 
 test:
 	$(PYTHON) -m pytest
+
+test-engines: PYTHON = .venv-engines/bin/python
+test-engines: ## tests of the real engines; needs `make engines`
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/backends
 
 docs:
 	$(PYTHON) -m mkdocs build --strict --quiet

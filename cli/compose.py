@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
     from firstorder.core.grid import Axes
     from firstorder.core.recipe import Recipe
     from firstorder.sim.config import Sim
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe"  # the axis whose values are recipes
 EXPERIMENT = ("schedule", "optimizer", "sim")  # the sections of the base that such an axis keeps
+SIM = ("sim",)  # the sections that the simulator reads
+ENGINES = ("torchtitan", "vllm")  # those that the real engines read; a file may hold both
 
 
 def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
@@ -20,26 +25,74 @@ def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    from firstorder.core.toml import override, read
-
-    return resolve(override(read(name), assignments))
+    return resolve(_read(name, assignments, SIM))
 
 
 def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
     """`compose` for tables that are read already."""
+    from firstorder.core.toml import build
+    from firstorder.sim.config import Sim
+
+    recipe, sections = split(tree)
+    return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+
+
+def compose_engines(name: str, assignments: list[str]) -> tuple[Recipe, Torchtitan, Vllm]:
+    """The recipe, the `[torchtitan]` and the `[vllm]` section, all validated.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
+    from firstorder.core.toml import build
+
+    recipe, sections = split(_read(name, assignments, ENGINES))
+    return recipe, build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
+
+
+def split(tree: dict[str, Any]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+    """The validated recipe, and the tables of the backend sections as given.
+
+    Raises:
+        ConfigError: an unknown section, or a recipe that is not valid.
+    """
     from firstorder.core.errors import ConfigError
     from firstorder.core.recipe import Recipe
     from firstorder.core.toml import build, nearest
-    from firstorder.sim.config import Sim
 
-    sections = [*Recipe.model_fields, "sim"]
+    backends = (*SIM, *ENGINES)
+    sections = [*Recipe.model_fields, *backends]
     for key, value in tree.items():
         if key not in sections:
             raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a section, got {value!r}")
-    sim = overlay(Sim().model_dump(), tree.get("sim", {}))
-    return build(Recipe, {key: table for key, table in tree.items() if key != "sim"}), build(Sim, sim, "sim")
+    method = build(Recipe, {key: table for key, table in tree.items() if key not in backends})
+    return method, {key: tree.get(key, {}) for key in backends}
+
+
+def check_read(keys: Iterable[str], own: tuple[str, ...]) -> None:
+    """Refuse a key that was asked for and that no one would read, since it belongs to another backend.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    from firstorder.core.errors import ConfigError
+
+    for key in keys:
+        section = key.partition(".")[0].strip()
+        if section in (*SIM, *ENGINES) and section not in own:
+            reader, here = ("simulator", "real engines") if section in SIM else ("real engines", "simulator")
+            raise ConfigError(f"{key!r} is a setting of the {reader}, and this is about the {here}; drop it")
+
+
+def _read(name: str, assignments: list[str], own: tuple[str, ...]) -> dict[str, Any]:
+    """The tables of a recipe under assignments to them or to the backend's own sections."""
+    from firstorder.core.toml import override, read
+
+    check_read((assignment.partition("=")[0] for assignment in assignments), own)
+    return override(read(name), assignments)
 
 
 def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +128,9 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
     from firstorder.sim.training import check, settings
 
     wanted = axes(given)
-    for key in (assignment.partition("=")[0].strip() for assignment in assignments):
+    assigned = [assignment.partition("=")[0].strip() for assignment in assignments]
+    check_read([*wanted, *assigned], SIM)
+    for key in assigned:
         if key in wanted:
             raise ConfigError(f"{key!r} is both set and an axis; drop one of the two")
     base = read(name)

@@ -6,16 +6,16 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .compose import compose
+from .compose import compose, compose_engines
 
 if TYPE_CHECKING:
     from firstorder.core.loop import StepLog
     from firstorder.core.track import Opener, Sink, Tracked, Tracker
-    from firstorder.sim.training import Training
 
 SINKS = {"tensorboard": "TensorBoard", "wandb": "WandB", "trackio": "Trackio"}
 
@@ -23,7 +23,7 @@ SINKS = {"tensorboard": "TensorBoard", "wandb": "WandB", "trackio": "Trackio"}
 def train(
     recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
-    backend: str = typer.Option("sim", "--backend", help="Where to train; sim is the one there is."),
+    backend: str = typer.Option("sim", "--backend", help="Where to train: sim, or torchtitan (with vLLM rollouts)."),
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="The run folder; runs/NAME unless given."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the folder's newest checkpoint."),
     strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),
@@ -32,34 +32,46 @@ def train(
     ),
 ) -> None:
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
+    from firstorder.backends.ranks import first
     from firstorder.core.errors import ConfigError
     from firstorder.core.loop import described
     from firstorder.core.track import Tracker
-    from firstorder.sim.training import inert, prepare
 
     openers = _openers(track)
-    if backend != "sim":
-        raise ConfigError(f"--backend must be sim, got {backend!r}")
-    method, sim = compose(recipe, set_)
-    idle = inert(method, sim)
+    if backend not in ("sim", "torchtitan"):
+        raise ConfigError(f"--backend must be sim or torchtitan, got {backend!r}")
+    method, *sections = compose(recipe, set_) if backend == "sim" else compose_engines(recipe, set_)
+    module = _module(backend)
+    idle = module.inert(method, *sections)
     if strict and idle:
         raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
     folder = Path(out or f"runs/{method.about.name}")
-    training = prepare(method, sim, folder, resume=resume)
+    training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:
         typer.echo(f"inert: {line}", err=True)
     try:
-        tracker = Tracker(training.folder, openers, described(training.backend), _complain)
+        tracker = Tracker(training.folder, openers if first() else {}, described(training.backend), _complain)
         for name, sink in tracker.sinks.items():
             typer.echo(f"{name}: {sink.place}", err=True)
         try:
-            _with_progress(training, tracker)
+            _with_progress(module, training, tracker)
         finally:
             tracker.close()
     except KeyboardInterrupt:
         typer.echo(f"{folder}: go on with --resume", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder}: {method.schedule.steps} steps")
+
+
+def _module(backend: str) -> ModuleType:
+    """What prepares and runs trainings on a backend."""
+    if backend == "sim":
+        from firstorder.sim import training as simulated
+
+        return simulated
+    from firstorder.backends import training as engines
+
+    return engines
 
 
 def _openers(names: list[str]) -> dict[str, Opener]:
@@ -89,15 +101,15 @@ def _complain(line: str) -> None:
     typer.echo(f"firstorder: {line}", err=True)
 
 
-def _with_progress(training: Training, tracker: Tracker) -> None:
+def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from firstorder.backends.ranks import first
     from firstorder.core.run import lines
-    from firstorder.sim.training import run
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True, quiet=not first())) as progress:
         bar = progress.add_task("", total=training.steps, completed=training.first)
 
         def done(log: StepLog) -> None:
@@ -107,4 +119,4 @@ def _with_progress(training: Training, tracker: Tracker) -> None:
             text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             progress.update(bar, completed=log.step + 1, description=text)
 
-        run(training, done)
+        module.run(training, done)

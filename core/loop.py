@@ -22,6 +22,7 @@ from .backend import Backend, split
 from .batch import check_groups
 from .diagnostics import Moments, Quantity, add, finalise, means, moments
 from .errors import ConfigError
+from .recipe import Recipe
 from .surrogate import RECEIPTS
 from .value import explained_variance, value_moments
 
@@ -77,6 +78,19 @@ def train(
         backend.push()
         metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
         done(StepLog(step=step, metrics=metrics, receipts=means(weigh.receipts)))
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Refuse a weight that needs more than sampled rollouts carry.
+
+    Raises:
+        ConfigError: it reads whole distributions or router log-probs.
+    """
+    if recipe.correction.kind in ("max_kl", "router_shift"):
+        raise ConfigError(
+            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
+            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
+        )
 
 
 def described(backend: Backend) -> dict[str, Quantity]:

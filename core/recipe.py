@@ -10,6 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .errors import ConfigError
+
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[Scope, ...] = ("token", "sequence", "group", "batch")
 
@@ -246,6 +248,16 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"about.scope = {r.about.scope} but the parts of the recipe make it {r.scope}",
         ),
     ]
+
+
+def check_runs(recipe: Recipe) -> None:
+    """Refuse a recipe whose method does not fit the form.
+
+    Raises:
+        ConfigError: with the reason that its file gives.
+    """
+    if recipe.about.unsupported:
+        raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
 
 
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:

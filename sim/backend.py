@@ -13,13 +13,13 @@ from torch import Tensor
 
 from firstorder.core import backend as shared
 from firstorder.core import value
+from firstorder.core.agreement import agreement
 from firstorder.core.arms import Arm
 from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch, check_rewards
 from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
-from firstorder.core.routing import flips
 from firstorder.core.surrogate import surrogate_loss
 from firstorder.core.tasks import Episodes
 
@@ -30,7 +30,7 @@ from .engine import states
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, load, unflatten
 from .scene import Engines, Scene, build, engines, grow
-from .sequences import Scores, sample, score
+from .sequences import sample, score
 from .task import RANGE, picks
 from .tasks import task_of
 from .tree import Tree
@@ -156,7 +156,7 @@ class SimBackend:
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used.state)
         scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values)
-        return scored, self._agreement(batch, live, used)
+        return scored, agreement(batch, live.routes, live.margin, used.entropy)
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
         """One optimiser step of every member, and one of every critic."""
@@ -253,24 +253,6 @@ class SimBackend:
         if self.sim.numerics.kind != "batch":
             return self.engines.mu
         return arithmetic(self.sim.numerics, noise.combine(self.seeds, step))
-
-    def _agreement(self, batch: RolloutBatch, live: Scores, used: Scores) -> Moments:
-        """Route agreement and entropy on the rows that produced response tokens."""
-        assert batch.routes is not None
-        rows = batch.mask[..., 1:].double()
-        tokens = rows.sum((-2, -1))
-        flipped = flips(live.routes[:, :, :-1], batch.routes[:, :, :-1]).double()
-
-        def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-            return (x * rows).sum((-2, -1)), tokens
-
-        found = {
-            "route/flip_rate": per_token(flipped.mean(-1)),
-            "route/tokens_flipped": per_token(flipped.amax(-1)),
-            "route/gate_margin": per_token(live.margin[:, :, :-1].mean(-1)),
-            "update/entropy": per_token(used.entropy[..., 1:]),
-        }
-        return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}
 
     def _vector(self) -> Tensor:
         return flatten({name: w for name, w in self.weights.items() if name != "bias"}).detach()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.diagnostics import finalise, moments
-from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, inert_parts
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts, token_weights
 
@@ -64,16 +63,6 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
     result["notes"] = _notes(recipe, sim, result)
     return result
-
-
-def check_runs(recipe: Recipe) -> None:
-    """Refuse a recipe whose method does not fit the form.
-
-    Raises:
-        ConfigError: with the reason that its file gives.
-    """
-    if recipe.about.unsupported:
-        raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
 
 
 def available_memory() -> int:

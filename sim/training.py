@@ -11,14 +11,14 @@ import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
-from firstorder.core.loop import StepLog, described, train
-from firstorder.core.recipe import Recipe, inert_parts
+from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
 from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
-from .measure import available_memory, check_runs
+from .measure import available_memory
 from .scene import grow
 from .tree import check_size
 
@@ -96,19 +96,6 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
     if found is not None:
         backend.load(found[1])
     return Training(arms=arms, backend=backend, folder=folder, first=0 if found is None else found[0])
-
-
-def check_trainable(recipe: Recipe) -> None:
-    """Refuse a weight that needs more than sampled rollouts carry.
-
-    Raises:
-        ConfigError: it reads whole distributions or router log-probs.
-    """
-    if recipe.correction.kind in ("max_kl", "router_shift"):
-        raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
-            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
-        )
 
 
 def check_baseline(recipe: Recipe, sim: Sim) -> None:

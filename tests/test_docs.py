@@ -11,6 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
+from firstorder.backends import pair
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.cli.train import SINKS
@@ -65,13 +68,21 @@ def test_every_key_of_the_simulator_is_documented(model):
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
 
 
+@pytest.mark.parametrize("model", [Torchtitan, Vllm])
+def test_every_key_of_the_engines_is_documented(model):
+    table = re.split(r"^Of `\[", page("engines"), flags=re.MULTILINE)
+    section = next(part for part in table if part.startswith(model.__name__.lower()))
+    rows = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    assert rows == list(model.model_fields)
+
+
 def logged():
     """The row of every logged name; those of the layers are one, the layer being N."""
     (layer,) = backend.layer_flips(1).values()
     yield "route/flip_rate_layer_N", replace(layer, formula=layer.formula.replace("layer 0", "layer N"))
     for table in (diagnostics, loop, backend, value):
         yield from table.QUANTITIES.items()
-    for table in (surrogate.RECEIPTS, EXACT):
+    for table in (surrogate.RECEIPTS, EXACT, pair.QUANTITIES):
         yield from table.items()
 
 
@@ -79,7 +90,7 @@ def logged():
 def test_every_logged_name_stands_in_a_table_as_the_code_describes_it(name, quantity):
     cells = (f"`{name}`", quantity.formula, quantity.unit, quantity.source)
     row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    assert page("train").splitlines().count(row) == 1
+    assert (page("train") + page("engines")).splitlines().count(row) == 1
 
 
 @pytest.mark.parametrize("table", [diagnostics.QUANTITIES, surrogate.RECEIPTS], ids=["diagnostics", "receipts"])

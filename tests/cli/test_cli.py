@@ -24,6 +24,10 @@ WRONG = {
     "unknown claim": (["validate", "--only", "table-2"], "did you mean 'table-1'?"),
     "unknown section": (["measure", "minirl", "--set", "clipp.kind=ppo"], "did you mean 'clip'?"),
     "unknown key": (["measure", "minirl", "--set", "sim.vocabulary=4"], "did you mean 'vocab'?"),
+    "a setting of the engines": (
+        ["measure", "minirl", "--set", "vllm.dtype=float16"],
+        "'vllm.dtype' is a setting of the real engines",
+    ),
     "unknown nested key": (["measure", "minirl", "--set", "sim.numerics.scal=1"], "did you mean 'scale'?"),
     "unknown choice": (["measure", "minirl", "--set", "sim.numerics.kind=fp4"], "sim.numerics.kind"),
     "unknown option": (["measure", "minirl", "--jsn", "x"], "--jsn"),

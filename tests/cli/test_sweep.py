@@ -263,6 +263,7 @@ WRONG = {
     "no values": ({"grid": ("clip.high=",)}, "axis 'clip.high' has no values"),
     "axis twice": ({"grid": ("clip.high=0.2", "clip.high=0.3")}, "axis 'clip.high' is given twice"),
     "value twice": ({"grid": ("clip.high=1,1.0",)}, "axis 'clip.high' holds 1.0 twice"),
+    "axis of the engines": ({"grid": ("vllm.seed=1,2",)}, "'vllm.seed' is a setting of the real engines"),
     "set and axis": ({"grid": ("sim.members=1,2",)}, "'sim.members' is both set and an axis"),
     "unknown recipe": ({"grid": ("recipe=minirl,minirl-r9",)}, "no recipe or file 'minirl-r9'; did you mean"),
     "unknown base": ({"recipe": "minirl-r9"}, "no recipe or file 'minirl-r9'"),

@@ -1,0 +1,119 @@
+"""A model folder as Hugging Face lays it out: config.json, safetensors, tokenizer.json; what both engines load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from firstorder.core.errors import ConfigError
+from firstorder.core.record import to_json, write_whole
+
+ARCHITECTURE = "Qwen3MoeForCausalLM"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a Qwen3-MoE, under the names of its config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    moe_intermediate_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    rope_theta: float
+    max_position_embeddings: int
+
+
+def read_shape(folder: Path) -> Shape:
+    """The sizes in a folder's config.json.
+
+    Raises:
+        ConfigError: there is none, it is of another architecture, or it uses what is not supported.
+    """
+    raw = read_config(folder)
+    names = raw.get("architectures") or ["none"]
+    if names != [ARCHITECTURE]:
+        raise ConfigError(f"{folder} holds {names[0]}, and {ARCHITECTURE} is supported; give another torchtitan.model")
+    wanted: dict[str, Any] = {
+        "tie_word_embeddings": False,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "attention_bias": False,
+        "use_sliding_window": False,
+    }
+    for key, value in wanted.items():
+        if raw.get(key, value) not in (value, None):
+            raise ConfigError(f"{folder}/config.json has {key} = {raw[key]!r}, and only {value!r} is supported")
+    rope = raw.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(
+            f"{folder}/config.json has rope_type = {rope['rope_type']!r}, and only 'default' is supported"
+        )
+    try:
+        sizes = {name: raw[name] for name in Shape.__dataclass_fields__ if name != "rope_theta"}
+    except KeyError as error:
+        raise ConfigError(f"{folder}/config.json lacks {error.args[0]!r}; give a complete model folder") from None
+    return Shape(rope_theta=float(theta), **sizes)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json.
+
+    Raises:
+        ConfigError: it is missing or broken.
+    """
+    file = folder / "config.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot read {file}: {reason}; give --set torchtitan.model=DIR, e.g. from `firstorder coldstart`"
+        ) from None
+    return found
+
+
+def write_config(folder: Path, shape: Shape, eos: int, pad: int) -> None:
+    """Write config.json and generation_config.json for a model of `shape`."""
+    sizes = {name: value for name, value in vars(shape).items() if name != "rope_theta"}
+    config = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "qwen3_moe",
+        **sizes,
+        "intermediate_size": shape.moe_intermediate_size,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "torch_dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+    }
+    write_whole(folder / "config.json", to_json(config))
+    write_whole(folder / "generation_config.json", to_json({"eos_token_id": eos, "pad_token_id": pad}))
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write one model.safetensors under the names of Hugging Face."""
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})

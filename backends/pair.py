@@ -1,0 +1,168 @@
+"""The real engine pair as a training backend: torchtitan trains, vLLM samples, the loop of `core.loop` runs both.
+
+Shapes: B responses of L positions, M MoE layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core import backend as shared
+from firstorder.core.agreement import agreement
+from firstorder.core.backend import Scored, Weigh
+from firstorder.core.batch import RolloutBatch, check_expert_ids
+from firstorder.core.diagnostics import Moments, Quantity
+from firstorder.core.errors import DataError
+from firstorder.core.recipe import Recipe
+
+from . import sums
+from .keys import key
+from .ranks import first, told
+from .rollouts import Engine, collate
+
+if TYPE_CHECKING:
+    from .torchtitan.trainer import Trainer
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "eval/reward": Quantity(
+        formula="mean R of one response of mu to each held-out prompt, after the step",
+        unit="reward",
+        source="firstorder",
+    ),
+}
+"""What `evaluate` reports."""
+
+
+class StaleWeightsError(DataError):
+    """After a weight sync the rollout engine and the trainer do not compute the same log-probs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs to know besides its engines.
+
+    Args:
+        recipe: method and schedule.
+        seed: of prompts and samples.
+        evaluate_every: steps between evaluations; 0 for none.
+        evaluate_prompts: held-out prompts of one.
+        probe_prompts: responses that check a weight sync.
+        probe_limit: largest mean |Δ log p| of a probe, nats.
+    """
+
+    recipe: Recipe
+    seed: int
+    evaluate_every: int
+    evaluate_prompts: int
+    probe_prompts: int
+    probe_limit: float
+
+
+class EnginePair:
+    """Trainer and rollout engine of one run.
+
+    Args:
+        trainer: the training engine.
+        engine: the rollout engine.
+        plan: the run.
+    """
+
+    def __init__(self, trainer: Trainer, engine: Engine, plan: Plan) -> None:
+        self.trainer, self.engine, self.plan = trainer, engine, plan
+        self._next = 0  # the global step that follows
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What every reported name means."""
+        return shared.QUANTITIES | shared.layer_flips(self.trainer.shape.num_hidden_layers) | QUANTITIES
+
+    def rollout(self, step: int) -> RolloutBatch:
+        """The prompts of a step, each answered G times by μ_old."""
+        schedule = self.plan.recipe.schedule
+        numbers = [step * schedule.prompts + i for i in range(schedule.prompts) for _ in range(schedule.group_size)]
+        questions = [sums.prompt(number) for number in numbers]
+        seeds = [key(self.plan.seed, "rollout", step, i) for i in range(len(numbers))]
+        batch = self._sample(questions, seeds, numbers)
+        check_expert_ids(batch, self.trainer.shape.num_experts)
+        self._next = step + 1
+        return batch
+
+    def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
+        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
+        mode = self.plan.recipe.router_replay.mode
+        live = self.trainer.score(batch)
+        replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
+        used = self.trainer.score(batch, replay) if mode == "R3" else live
+        scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay)
+        return scored, agreement(batch, live.routes, live.margin, used.entropy)
+
+    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
+        """One optimiser step of the trainer."""
+        done = self.trainer.update(minibatch, weigh)
+        one = torch.ones((), dtype=torch.float64)
+        return {"update/grad_norm": (one * done.grad_norm, one), "update/loss": (one * done.loss, one)}
+
+    def push(self) -> None:
+        """Send the trainer's weights to the rollout engine and see by a probe that it uses them.
+
+        Raises:
+            StaleWeightsError: the engines' log-probs differ by more than the limit.
+        """
+        weights = self.trainer.weights()  # gathered by all ranks, sent by the first
+        held = [pair for pair in weights if first()]
+        told(lambda: self.engine.sync(held, self._next))
+        self.check()
+
+    def check(self) -> None:
+        """Sample a few responses and compare their log-probs with the trainer's.
+
+        Raises:
+            StaleWeightsError: they differ by more than the limit.
+        """
+        questions = [sums.prompt(i, held_out=True) for i in range(self.plan.probe_prompts)]
+        batch = self._sample(questions, [key(self.plan.seed, "probe", i) for i in range(len(questions))])
+        apart = float((self.trainer.score(batch).logp - batch.logp_mu)[batch.mask].abs().mean())
+        if not apart <= self.plan.probe_limit:
+            raise StaleWeightsError(
+                f"after the weight sync of step {self._next} the engines' log-probs differ by {apart:.3g} nats "
+                f"a token, and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; "
+                "restart it with --resume"
+            )
+
+    def evaluate(self, step: int) -> dict[str, Tensor]:
+        """Mean reward on held-out prompts, every `evaluate_every` steps and after the last."""
+        every = self.plan.evaluate_every
+        if not every or (step % every and step != self.plan.recipe.schedule.steps):
+            return {}
+        return {"eval/reward": torch.tensor(self.held_out(), dtype=torch.float64)}
+
+    def held_out(self) -> float:
+        """Mean reward of one response to each held-out prompt."""
+        questions = [sums.prompt(i, held_out=True) for i in range(self.plan.evaluate_prompts)]
+        seeds = [key(self.plan.seed, "evaluate", i) for i in range(len(questions))]
+        return float(self._sample(questions, seeds).rewards.mean())
+
+    def state(self) -> dict[str, Any]:
+        """Where the trainer's distributed checkpoint is; everything random is a hash of (seed, step)."""
+        self.trainer.save(self._next)
+        return {"step": self._next}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._next = int(state["step"])
+        self.trainer.load(self._next)
+        self.push()
+
+    def _sample(self, questions: list[str], seeds: list[int], groups: list[int] | None = None) -> RolloutBatch:
+        """One response of μ to each question, verified; `groups` numbers the prompts."""
+        prompts = [sums.encode(question) for question in questions]
+        responses = told(lambda: self.engine.generate(prompts, seeds))
+        rewards = [sums.verify(question, one.tokens) for question, one in zip(questions, responses, strict=True)]
+        shape = self.trainer.shape
+        groups = groups or list(range(len(questions)))
+        return collate(prompts, responses, rewards, groups, shape.num_hidden_layers, shape.num_experts_per_tok)

@@ -1,0 +1,99 @@
+"""Sampled responses as a rollout engine returns them, and the `RolloutBatch` they make.
+
+Shapes: B responses of L positions, M MoE layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from firstorder.core.batch import RolloutBatch
+from firstorder.core.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """One sampled response.
+
+    Args:
+        tokens: ids, the end token included if it was sampled.
+        logp: nats of each, under the distribution it was drawn from.
+        routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
+        ended: it ended by itself and was not cut at the limit.
+    """
+
+    tokens: list[int]
+    logp: list[float]
+    routes: Tensor
+    ended: bool
+
+
+class Engine(Protocol):
+    """A rollout engine: samples, and takes new weights."""
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
+        """One response to each prompt, its random numbers from its own seed."""
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take weights under the names of Hugging Face; whatever was cached under the old ones is dropped."""
+
+
+def collate(
+    prompts: Sequence[list[int]],
+    responses: Sequence[Response],
+    rewards: Sequence[float],
+    groups: Sequence[int],
+    layers: int,
+    top_k: int,
+) -> RolloutBatch:
+    """Responses, padded at the end, in the contract of `core.batch`.
+
+    Args:
+        prompts: token ids, one list a response.
+        responses: of the engine.
+        rewards: one a response.
+        groups: the prompt that each response answers.
+        layers, top_k: M and K of the model.
+
+    Raises:
+        DataError: routes of another shape, or all zero, which is how an engine that records none may look.
+    """
+    lengths = torch.tensor([len(p) + len(r.tokens) for p, r in zip(prompts, responses, strict=True)])
+    shape = (len(prompts), int(lengths.max()))
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    logp = torch.zeros(shape, dtype=torch.float64)
+    routes = torch.full((*shape, layers, top_k), -1, dtype=torch.int16)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        first, last = len(prompt), len(prompt) + len(response.tokens)
+        _check(response, last - 1, layers, top_k)
+        tokens[row, :last] = torch.tensor(prompt + response.tokens)
+        mask[row, first:last] = True
+        logp[row, first:last] = torch.tensor(response.logp, dtype=torch.float64)
+        routes[row, : last - 1] = response.routes.to(torch.int16)
+    if top_k and not (routes > 0).any():
+        raise DataError("`routes` are all zero: the rollout engine did not record them; enable its routed experts")
+    return RolloutBatch(
+        tokens=tokens,
+        mask=mask,
+        lengths=lengths,
+        logp_mu=logp,
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        groups=torch.tensor(groups),
+        routes=routes,
+    )
+
+
+def _check(response: Response, rows: int, layers: int, top_k: int) -> None:
+    if len(response.logp) != len(response.tokens):
+        raise DataError(f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs")
+    if tuple(response.routes.shape) != (rows, layers, top_k):
+        raise DataError(
+            f"`routes` of a response must be [{rows}, {layers}, {top_k}] (a row for each token that was run, MoE "
+            f"layers, experts a token), got {list(response.routes.shape)}; is it the same model?"
+        )

@@ -1,0 +1,171 @@
+"""All that is taken from torchtitan 0.3.0, and what has to differ from it on a CPU.
+
+No other module imports torchtitan, so another release means another version of this file. Order matters here:
+torchtitan reads the device type once, when it is imported, and takes a machine without an accelerator for a CUDA one.
+
+Shapes: R packed rows, P positions of a row, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_torch_utils: Any = torch._utils
+ON_CPU = _torch_utils._get_available_device_type() is None
+
+
+@contextmanager
+def _device_named() -> Iterator[None]:
+    """Let torchtitan see the CPU as a device while it is imported."""
+    before = _torch_utils._get_available_device_type
+    if ON_CPU:
+        _torch_utils._get_available_device_type = lambda: "cpu"
+    try:
+        yield
+    finally:
+        _torch_utils._get_available_device_type = before
+
+
+with _device_named():
+    from torchtitan.components.checkpointer import CheckpointManager
+    from torchtitan.components.loss import IGNORE_INDEX, compute_logprobs
+    from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, default_adamw
+    from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
+    from torchtitan.config.override import derive
+    from torchtitan.distributed import ParallelDims
+    from torchtitan.distributed import utils as dist_utils
+    from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+    from torchtitan.models.common import CosSinRoPE, Embedding, Linear
+    from torchtitan.models.common.attention import FlexAttention
+    from torchtitan.models.common.moe import GroupedExperts, TokenChoiceTopKRouter
+    from torchtitan.models.qwen3 import (
+        _LINEAR_INIT,
+        Qwen3Model,
+        _build_qwen3_moe_layers,
+        _qwen3_norm,
+        parallelize_qwen3,
+    )
+    from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
+    from torchtitan.tools.utils import device_type, set_default_dtype
+
+__all__ = [
+    "IGNORE_INDEX",
+    "ON_CPU",
+    "CheckpointManager",
+    "CompileConfig",
+    "CosSinRoPE",
+    "Embedding",
+    "FullAC",
+    "GroupedExperts",
+    "LRSchedulersContainer",
+    "Linear",
+    "OptimizersContainer",
+    "ParallelDims",
+    "ParallelismConfig",
+    "Qwen3Model",
+    "Qwen3StateDictAdapter",
+    "SelectiveAC",
+    "TokenChoiceTopKRouter",
+    "TrainingConfig",
+    "attention_masks",
+    "compute_logprobs",
+    "default_adamw",
+    "derive",
+    "device_type",
+    "dist_utils",
+    "linear_init",
+    "moe_layers",
+    "norm",
+    "parallelize_qwen3",
+    "set_default_dtype",
+    "start_process_group",
+    "substitute",
+]
+
+linear_init, moe_layers, norm = _LINEAR_INIT, _build_qwen3_moe_layers, _qwen3_norm
+
+
+class DocumentAttention(FlexAttention):
+    """Attention within documents by a dense mask: flex and varlen attention have no backward on a CPU."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(FlexAttention.Config):
+        """As of `FlexAttention`."""
+
+    def forward(
+        self,
+        q_BLNH: Tensor,  # torchtitan finds the layout of an argument by its name
+        k_BLNH: Tensor,
+        v_BLNH: Tensor,
+        *,
+        attention_masks: Tensor,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        **_: Any,
+    ) -> Tensor:
+        """Attend from q to k, v `[R, P, H, D]` under a mask `[R, 1, P, P]`."""
+        q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
+        done = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_masks, scale=scale, enable_gqa=enable_gqa)
+        return done.transpose(1, 2)
+
+
+class TypedExperts(GroupedExperts):
+    """Experts in the dtype of their input: the stock ones cast to bfloat16 whatever the model's dtype is."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(GroupedExperts.Config):
+        """As of `GroupedExperts`."""
+
+    def forward(self, x_RD: Tensor, num_tokens_per_expert_E: Tensor) -> Tensor:
+        """SwiGLU of the rows of `x_RD`, which are sorted by expert."""
+        w1, w2, w3 = (w.to_local() if hasattr(w, "to_local") else w for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD))
+        ends = torch.cumsum(num_tokens_per_expert_E, dim=0, dtype=torch.int32)
+
+        def multiply(rows: Tensor, weight: Tensor) -> Tensor:
+            done: Tensor = self._grouped_mm(A=rows, B_t=weight.to(x_RD.dtype).transpose(-2, -1), offs=ends)
+            return done
+
+        return multiply(F.silu(multiply(x_RD, w1)) * multiply(x_RD, w3), w2)
+
+
+def substitute(config: Any, dtype: torch.dtype) -> None:
+    """Swap the parts of a model config that cannot run as they are on this device or in this dtype."""
+    for layer in config.layers:
+        if ON_CPU:
+            layer.attention.inner_attention = derive(layer.attention.inner_attention, DocumentAttention.Config)
+        if dtype is not torch.bfloat16:
+            experts = layer.moe.routed_experts
+            experts.inner_experts = derive(experts.inner_experts, TypedExperts.Config)
+
+
+def attention_masks(model: Any, positions: Tensor) -> Any:
+    """What the model's attention needs to stay within documents; a document starts where `positions` `[R, P]` is 0."""
+    if not ON_CPU:
+        return model.get_attention_masks(positions)
+    document = (positions == 0).cumsum(-1)
+    order = torch.arange(positions.shape[-1])
+    return (document[:, None, :, None] == document[:, None, None, :]) & (order[:, None] >= order)
+
+
+def start_process_group() -> int:
+    """The default process group, from the variables that torchrun sets or for one process; returns the world size.
+
+    It must exist before vLLM starts in the same process: vLLM joins a group that is there, torchtitan's device mesh
+    does not.
+    """
+    distributed: Any = torch.distributed
+    if not distributed.is_initialized():
+        backend = distributed.Backend.default_device_backend_map[device_type]
+        if "RANK" in os.environ:
+            distributed.init_process_group(backend)
+        else:
+            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    return int(distributed.get_world_size())

@@ -1,0 +1,149 @@
+"""torchtitan's Qwen3-MoE from the sizes in a model folder, laid out over the ranks and filled with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
+
+from firstorder.backends.folder import Shape
+from firstorder.core.errors import ConfigError
+
+from . import adapter, replay
+from .config import Torchtitan
+
+checkpoint: Any = torch.distributed.checkpoint
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def model_config(shape: Shape, pack_length: int) -> Any:
+    """torchtitan's config of a Qwen3-MoE, without the load-balancing bias, which the rollout engine does not have."""
+    rope = adapter.CosSinRoPE.Config(dim=shape.head_dim, max_seq_len=pack_length, theta=shape.rope_theta)
+    layers = adapter.moe_layers(
+        n_layers=shape.num_hidden_layers,
+        dim=shape.hidden_size,
+        n_heads=shape.num_attention_heads,
+        n_kv_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        moe_hidden_dim=shape.moe_intermediate_size,
+        num_experts=shape.num_experts,
+        top_k=shape.num_experts_per_tok,
+        attn_backend="flex",
+        moe_comm_backend="standard",
+        rope=rope,
+    )
+    for layer in layers:
+        layer.moe.load_balance_coeff = None
+    embedding = adapter.Embedding.Config(
+        num_embeddings=shape.vocab_size, embedding_dim=shape.hidden_size, param_init=adapter.linear_init
+    )
+    head = adapter.Linear.Config(
+        in_features=shape.hidden_size, out_features=shape.vocab_size, param_init=adapter.linear_init
+    )
+    return adapter.Qwen3Model.Config(
+        dim=shape.hidden_size,
+        vocab_size=shape.vocab_size,
+        norm=adapter.norm(shape.hidden_size),
+        tok_embeddings=embedding,
+        lm_head=head,
+        layers=layers,
+    )
+
+
+def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
+    """torchtitan's parallelism config and the meshes it makes of `world` ranks.
+
+    Raises:
+        ConfigError: the degrees do not multiply to the number of ranks.
+    """
+    config = adapter.ParallelismConfig(
+        data_parallel_shard_degree=settings.shard,
+        expert_parallel_degree=settings.expert,
+        spmd_backend="partial_dtensor",  # the default backend needs a later torch at more than one rank
+    )
+    try:
+        dims = adapter.ParallelDims.from_config(config, world)
+        dims.build_mesh()
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"the layout of [torchtitan] does not fit {world} ranks: {error}") from None
+    return config, dims
+
+
+def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> Any:
+    """A model with random weights, its routers recording and replaying, laid out over the ranks."""
+    adapter.dist_utils.set_spmd_backend(parallelism.spmd_backend)
+    dtype = DTYPES[settings.dtype]
+    training = adapter.TrainingConfig(
+        seq_len=settings.pack_length, mixed_precision_param=settings.dtype, disable_cuda_graphs=True
+    )
+    config = model_config(shape, settings.pack_length)
+    config.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=training))
+    adapter.substitute(config, dtype)  # after the line above, which reads the stock classes
+    replay.install(config)
+    with torch.device("meta"), adapter.set_default_dtype(torch.float32):
+        model = config.build()
+    recompute = {"none": None, "full": adapter.FullAC.Config(), "selective": adapter.SelectiveAC.Config()}
+    model = adapter.parallelize_qwen3(
+        model,
+        parallel_dims=dims,
+        training=training,
+        parallelism=parallelism,
+        compile_config=adapter.CompileConfig(),
+        ac_config=recompute[settings.activation_checkpoint],
+        dump_folder="",
+    )
+    model.to_empty(device=adapter.device_type)
+    with torch.no_grad():
+        model.init_weights()
+    if adapter.ON_CPU:  # gloo lacks the scaled sum that FSDP takes when it must not divide gradients
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
+    return model.train()
+
+
+class HuggingFace:
+    """Weights in and out under the names of Hugging Face.
+
+    Args:
+        config: torchtitan's config of the model.
+        model: the model, sharded or not.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        self._names, self._model = adapter.Qwen3StateDictAdapter(config, None), model
+
+    def read(self, folder: Path) -> None:
+        """Fill the model from the safetensors of a folder, every rank its own shards.
+
+        Raises:
+            ConfigError: weights are missing or of other shapes.
+        """
+        held = self._names.to_hf(self._model.state_dict())
+        try:
+            checkpoint.load(held, storage_reader=self._names.get_hf_storage_reader(str(folder)))
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            raise ConfigError(f"{folder} does not hold the weights of its config.json: {last_line(error)}") from None
+        self._model.load_state_dict(self._names.from_hf(held))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor) of every weight; with several ranks all must iterate.
+
+        Gathered one by one, and before they are renamed: of sharded experts only a rank's own would get names.
+        """
+        for name, tensor in self._model.state_dict().items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            yield from ((key, value.detach()) for key, value in self._names.to_hf({name: whole}).items())
+
+
+def last_line(error: BaseException) -> str:
+    """What an engine's error says, without the traceback of the rank that it happened on."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,109 @@
+"""Routing record and replay in torchtitan's router.
+
+A replayed row replaces the router's choice of experts and nothing else: the gates are gathered from the live scores and
+renormalised as the router does it, so the router keeps its gradient (arXiv 2510.11370, arXiv 2512.01374 sec. 3.3).
+
+Shapes: R packed rows, P positions of a row, M MoE layers, E experts, K experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core.routing import margin
+
+from .adapter import TokenChoiceTopKRouter, derive
+
+
+class ReplayRouter(TokenChoiceTopKRouter):
+    """torchtitan's router with two attributes: the ids to replay, and whether to keep what it chose.
+
+    Attributes:
+        given: int `[R, P, K]`, -1 throughout a row that routes live; None for all live.
+        recording: keep the ids used and the margin of the live choice in `chosen` and `margin`.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(TokenChoiceTopKRouter.Config):
+        """As of `TokenChoiceTopKRouter`."""
+
+    given: Tensor | None = None
+    recording = False
+    chosen: Tensor | None = None
+    margin: Tensor | None = None
+
+    def forward(self, x_BLD: Tensor, expert_bias_E: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates `[R, P, K]`, ids `[R, P, K]` and all scores `[R, P, E]`."""
+        gates, ids, scores = super().forward(x_BLD, expert_bias_E)
+        if self.given is not None:
+            ids = torch.where(self.given >= 0, self.given.to(ids.dtype), ids)
+            gates = scores.gather(-1, ids)
+            if self.route_norm:  # the stock order of operations, so that replaying one's own ids changes no bit
+                gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+            gates = gates * self.route_scale
+        if self.recording:
+            self.chosen, self.margin = ids.detach(), margin(self._selection(scores.detach(), expert_bias_E), self.top_k)
+        return gates, ids, scores
+
+    def _selection(self, scores: Tensor, bias: Tensor | None) -> Tensor:
+        """The scores that the live choice is made by, -inf for experts of closed groups."""
+        biased = scores if bias is None else scores + bias
+        closed: Tensor = biased if self.num_expert_groups is None else self._get_node_limited_routing_scores(biased)
+        return closed
+
+
+def install(config: Any) -> None:
+    """Swap the routers of a model config, layer by layer, before the model is built."""
+    for layer in config.layers:
+        if layer.moe is not None:
+            layer.moe.router = derive(layer.moe.router, ReplayRouter.Config)
+
+
+def routers(model: Any) -> list[ReplayRouter]:
+    """The model's routers in the order of its layers."""
+    return [module for module in model.modules() if isinstance(module, ReplayRouter)]
+
+
+@contextmanager
+def replaying(model: Any, ids: Tensor | None) -> Iterator[None]:
+    """Replay `ids` `[R, P, M, K]` in every forward inside.
+
+    It must enclose the backward pass too: activation checkpointing runs the forward again there.
+    """
+    layers = routers(model)
+    for number, router in enumerate(layers):
+        router.given = None if ids is None else ids[:, :, number]
+    try:
+        yield
+    finally:
+        for router in layers:
+            router.given = None
+
+
+@dataclass(kw_only=True)
+class Recorded:
+    """What the routers did in one forward: `ids` `[R, P, M, K]`, `margin` `[R, P, M]` of their live choices."""
+
+    ids: Tensor | None = None
+    margin: Tensor | None = None
+
+
+@contextmanager
+def recording(model: Any) -> Iterator[Recorded]:
+    """Record the one forward inside; the record is filled when the block ends."""
+    layers, found = routers(model), Recorded()
+    for router in layers:
+        router.recording = True
+    try:
+        yield found
+        found.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
+        found.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)
+    finally:
+        for router in layers:
+            router.recording, router.chosen, router.margin = False, None, None

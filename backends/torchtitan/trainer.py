@@ -1,0 +1,252 @@
+"""The training engine: scores responses and takes optimiser steps, with torchtitan's model, optimizer and checkpoints.
+
+Shapes: B responses of L positions, R packed rows of P, M MoE layers, K experts a token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from firstorder.backends.folder import read_shape
+from firstorder.core.backend import Scored, Weigh, take
+from firstorder.core.batch import RolloutBatch
+from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.recipe import Optimizer, Recipe
+from firstorder.core.surrogate import surrogate_loss
+
+from . import adapter, model
+from .config import Torchtitan
+from .packing import Packed, chunks, pack
+from .replay import recording, replaying
+
+CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
+    distribution it was drawn from (both 0 at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the
+    row of the last token and beyond) and `margin` `[B, L, M]` of the live choice."""
+
+    logp: Tensor
+    entropy: Tensor
+    routes: Tensor
+    margin: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What an optimiser step did."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Micro-batches that the ranks run side by side.
+
+    Args:
+        rows: the responses of all of them.
+        mine: those of this rank.
+        counts: False on a rank that is left over and repeats another's micro-batch, because every rank must take part
+            in the collective forward.
+    """
+
+    rows: slice
+    mine: slice
+    counts: bool
+
+
+class Trainer:
+    """One rank of the training engine.
+
+    Args:
+        settings: the `[torchtitan]` section.
+        recipe: its optimizer and how many updates it will make.
+        temperature: that rollouts are sampled at; π is scored at the same.
+        folder: of the run's checkpoints.
+    """
+
+    def __init__(self, settings: Torchtitan, recipe: Recipe, temperature: float, folder: Path) -> None:
+        source = Path(settings.model)
+        self.shape = read_shape(source)
+        world = adapter.start_process_group()
+        parallelism, dims = model.layout(settings, world)
+        self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
+        data = dims.get_mesh("batch") if world > 1 else None
+        self._ranks = 1 if data is None else data.size()
+        self._rank = 0 if data is None else data.get_local_rank()
+        self.model = model.build(self.shape, settings, parallelism, dims)
+        self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
+        self.names.read(source)
+        self.optimizer = optimizer(recipe.optimizer, self.model)
+        updates = recipe.schedule.steps * recipe.schedule.minibatches
+        self.rate = learning_rate(settings.warmup_steps, updates, self.optimizer)
+        self.checkpoints = adapter.CheckpointManager.Config(
+            enable=True, folder=CHECKPOINTS, interval=1, keep_latest_k=3, initial_load_model_only=False
+        ).build(
+            dataloader=None,
+            model_parts=[self.model],
+            optimizers=self.optimizer,
+            lr_schedulers=self.rate,
+            states={},
+            sd_adapter=None,
+            base_folder=str(folder),
+        )
+
+    def score(self, batch: RolloutBatch, replay: Tensor | None = None) -> Scores:
+        """Score responses without gradient, recording the routes of every token that was run."""
+        found = []
+        with torch.no_grad():
+            for at in self._rounds(batch.lengths):
+                packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
+                ids = None if replay is None else packed.rows(replay[at.mine], -1)
+                with replaying(self.model, ids), recording(self.model) as record:
+                    logp, entropy = self._forward(packed, batch.tokens[at.mine])
+                assert record.ids is not None
+                assert record.margin is not None
+                routes = packed.batch(record.ids.to(torch.int16), -1)
+                run = torch.arange(batch.tokens.shape[-1]) < (batch.lengths[at.mine] - 1)[:, None]
+                routes = torch.where(run[..., None, None], routes, -1)
+                own = Scores(
+                    logp=logp, entropy=entropy, routes=routes, margin=packed.batch(record.margin, 0.0).double()
+                )
+                found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
+        return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
+
+    def update(self, minibatch: Scored, weigh: Weigh) -> Update:
+        """One optimiser step along Σ w ∇ log π_θ.
+
+        Weights that read no further than their token are formed inside the micro-batches; the others need log π_θ of
+        the whole mini-batch first. The ranks take a micro-batch each, tell each other log π_θ, and form the weights of
+        all of them, so that weights and receipts are the same everywhere and gradients come from one's own rows.
+        """
+        batch, size = minibatch.batch, minibatch.logp_old.shape[-2]
+        weight = None
+        if self.recipe.weight_scope != "token":
+            weight = weigh(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
+        self.optimizer.zero_grad()
+        total = 0.0
+        for at in self._rounds(batch.lengths):
+            piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
+            packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
+            ids = None if own.replay is None else packed.rows(own.replay, -1)
+            with replaying(self.model, ids):
+                logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
+                stats = piece.stats(logp.where(piece.batch.mask, 0.0))
+                share = (at.rows.stop - at.rows.start) / size
+                loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
+                torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return Update(loss=total, grad_norm=self._step())
+
+    def supervise(self, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Update:
+        """One optimiser step on the mean negative log-likelihood of the tokens of `mask`."""
+        self.optimizer.zero_grad()
+        total, count = 0.0, mask.sum()
+        for at in self._rounds(lengths):
+            packed = pack(tokens[at.mine], lengths[at.mine], self.settings.pack_length)
+            logp = self._everyones(self._forward(packed, tokens[at.mine])[0], at)
+            loss = -logp[mask[at.rows]].sum() / count
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return Update(loss=total, grad_norm=self._step())
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of every weight, under the names of Hugging Face."""
+        return self.names.weights()
+
+    def save(self, step: int) -> None:
+        """Write the distributed checkpoint from which step `step` follows."""
+        self.checkpoints.save(step)
+
+    def load(self, step: int) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        try:
+            self.checkpoints.load(step)
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            raise DataError(
+                f"the checkpoint of step {step} does not load: {model.last_line(error)}; start again in a new --out"
+            ) from None
+
+    def _rounds(self, lengths: Tensor) -> Iterator[Round]:
+        """Micro-batches, as many at a time as there are ranks."""
+        pieces = chunks(lengths, self.settings.pack_length, self.settings.microbatch_rows)
+        for first in range(0, len(pieces), self._ranks):
+            here = pieces[first : first + self._ranks]
+            mine = here[min(self._rank, len(here) - 1)]
+            yield Round(rows=slice(here[0].start, here[-1].stop), mine=mine, counts=self._rank < len(here))
+
+    def _everyones(self, own: Tensor, at: Round) -> Tensor:
+        """`own` `[b, ...]` of this rank among those of every rank in a round; only one's own carry a gradient."""
+        if self._ranks == 1:
+            return own
+        wire = own.dtype if own.is_floating_point() else torch.int32  # no backend adds up int16
+        told = torch.zeros((at.rows.stop - at.rows.start, *own.shape[1:]), dtype=wire, device=own.device)
+        here = slice(at.mine.start - at.rows.start, at.mine.stop - at.rows.start)
+        if at.counts:
+            told[here] = own.detach().to(wire)
+        torch.distributed.all_reduce(told)
+        told = told.to(own.dtype)
+        tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
+        return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
+
+    def _forward(self, packed: Packed, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """log π of each token given those before it and the entropy of its distribution, float64 `[B, L]`."""
+        following = torch.where(packed.place[:, 1:] >= 0, tokens[:, 1:], adapter.IGNORE_INDEX)
+        ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
+        labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
+        masks = adapter.attention_masks(self.model, packed.positions)
+        logits = self.model(packed.tokens, positions=packed.positions, attention_masks=masks)
+        logp, entropy = adapter.compute_logprobs(logits / self.temperature, labels, return_entropy=True)
+        shifted = (_shift(packed.batch(x.double(), 0.0), packed.place) for x in (logp, entropy))
+        return next(shifted), next(shifted)
+
+    def _step(self) -> float:
+        norm = adapter.dist_utils.clip_grad_norm_(
+            self.model.parameters(), self.recipe.optimizer.max_grad_norm, ep_enabled=self._dims.ep_enabled
+        )
+        if not torch.isfinite(norm):
+            raise DataError("the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip")
+        self.optimizer.step()
+        self.rate.step()
+        return float(norm)
+
+
+def optimizer(section: Optimizer, trained: Any) -> Any:
+    """torchtitan's optimizer container for a recipe's section.
+
+    Raises:
+        ConfigError: it is none of torchtitan's optimizers.
+    """
+    if section.kind != "adamw":
+        raise ConfigError(f"optimizer.kind = {section.kind} is not one of torchtitan's; set optimizer.kind = adamw")
+    config = adapter.default_adamw(
+        lr=section.lr, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+    )
+    config.implementation = "foreach" if adapter.ON_CPU else "fused"
+    return config.build(model_parts=[trained])
+
+
+def learning_rate(warmup: int, updates: int, of: Any) -> Any:
+    """torchtitan's schedule of an optimizer: linear warm-up, then constant."""
+    config = adapter.LRSchedulersContainer.Config(warmup_steps=warmup, decay_ratio=0.0)
+    return config.build(optimizers=of, training_steps=updates)
+
+
+def _shift(x: Tensor, place: Tensor) -> Tensor:
+    """Values of the row that produced a token moved to that token: 0 at position 0 and on padding."""
+    moved = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    return torch.where(place >= 0, moved, 0.0)

@@ -1,0 +1,170 @@
+"""A run on the real engines: everything checked, both engines started, run folder and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstorder.core.arms import Arm
+from firstorder.core.errors import ConfigError
+from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.recipe import Recipe, check_runs, inert_parts
+from firstorder.core.run import RunFolder
+
+from . import sums
+from .extras import require
+from .folder import read_shape
+from .pair import EnginePair, Plan
+from .ranks import told
+from .rollouts import Engine
+from .torchtitan.config import Torchtitan
+from .vllm.config import Vllm
+
+
+def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
+    """The parts of a recipe that cannot act in its schedule, one sentence each."""
+    return inert_parts(recipe, stale=recipe.schedule.minibatches > 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run that is ready to go: its arms, which are one, engines, folder, first step, and how often it is saved."""
+
+    arms: tuple[Arm, ...]
+    backend: EnginePair
+    folder: RunFolder
+    first: int
+    checkpoint_every: int
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the schedule."""
+        return self.arms[0].recipe.schedule.steps
+
+
+def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
+    """Refuse what cannot run, before an engine starts.
+
+    Raises:
+        ConfigError: a package, the model, a method or a length does not fit.
+    """
+    check_runs(recipe)
+    check_trainable(recipe)
+    if recipe.has_critic:
+        raise ConfigError(
+            "advantage.baseline = value wants a critic, which torchtitan's models lack; set another baseline, or train "
+            "with --backend sim"
+        )
+    if recipe.optimizer.kind != "adamw":
+        raise ConfigError(
+            f"optimizer.kind = {recipe.optimizer.kind} is not one of torchtitan's; set optimizer.kind = adamw"
+        )
+    if not titan.model:
+        raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
+    shape = read_shape(Path(titan.model))
+    if shape.vocab_size < len(sums.TOKENS):
+        raise ConfigError(
+            f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
+        )
+    longest = vllm.max_prompt + vllm.max_tokens
+    if longest > titan.pack_length:
+        raise ConfigError(
+            f"vllm.max_prompt + vllm.max_tokens = {longest} do not fit into "
+            f"torchtitan.pack_length = {titan.pack_length}; raise it"
+        )
+    require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
+
+
+def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
+    """Refuse a layout that the ranks cannot have.
+
+    Raises:
+        ConfigError: a degree does not fit, or several ranks have no servers to sample from.
+    """
+    if ranks % titan.expert:
+        raise ConfigError(f"torchtitan.expert = {titan.expert} must divide the number of ranks, got {ranks}")
+    if titan.shard not in (-1, ranks):
+        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
+    if ranks > 1 and not vllm.servers:
+        raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
+
+
+def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
+    """Check everything, open the run folder, start both engines and restore the newest checkpoint.
+
+    Args:
+        recipe: method, schedule and optimiser.
+        titan: the training engine.
+        vllm: the rollout engine.
+        out: the run folder.
+        resume: go on from its newest checkpoint.
+
+    Raises:
+        ConfigError: the recipe cannot be trained here, or the folder cannot be used.
+        DataError: the engines do not agree on the weights they were given.
+    """
+    check(recipe, titan, vllm)
+    config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
+    from .torchtitan.adapter import start_process_group
+
+    check_ranks(titan, vllm, start_process_group())
+    folder = told(lambda: RunFolder(out, config, resume=resume))
+    found = told(lambda: folder.latest() if resume else None)
+    backend = open_pair(recipe, titan, vllm, out / "checkpoints")
+    told(lambda: folder.describe(described(backend)))
+    if found is None:
+        backend.check()
+    else:
+        backend.load(found[1])
+    return Training(
+        arms=(Arm(recipe=recipe),),
+        backend=backend,
+        folder=folder,
+        first=0 if found is None else found[0],
+        checkpoint_every=titan.checkpoint_every,
+    )
+
+
+def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) -> EnginePair:
+    """Start the trainer, then the rollout engine: the trainer's process group must be there first."""
+    from .torchtitan.trainer import Trainer
+
+    trainer = Trainer(titan, recipe, vllm.temperature, checkpoints)
+
+    engine: Engine
+    if vllm.servers:
+        from .vllm.served import ServedEngine
+
+        engine = ServedEngine(vllm, titan.model, sums.END)
+    else:
+        from .vllm.engine import InProcessEngine  # not before the process group is there
+
+        engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
+    plan = Plan(
+        recipe=recipe,
+        seed=titan.seed,
+        evaluate_every=titan.evaluate_every,
+        evaluate_prompts=titan.evaluate_prompts,
+        probe_prompts=vllm.probe_prompts,
+        probe_limit=vllm.limit,
+    )
+    return EnginePair(trainer, engine, plan)
+
+
+def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
+    """Train and record; `done` is called after each recorded step.
+
+    Raises:
+        DataError: a step failed; the folder stays resumable.
+    """
+
+    def record(log: StepLog) -> None:
+        told(lambda: training.folder.append(log))
+        after = log.step + 1
+        if after % training.checkpoint_every == 0 or after == training.steps:
+            state = training.backend.state()  # every rank writes its own shards
+            told(lambda: training.folder.save(after, state))
+        done(log)
+
+    train(training.arms, training.backend, training.first, record)

@@ -1,0 +1,30 @@
+"""`firstorder coldstart`: a small MoE that can learn, in minutes on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def coldstart(
+    style: str = typer.Argument(help="How demonstrations are written: direct, reversed or steps."),
+    out: str = typer.Option(..., "--out", metavar="DIR", help="A new or empty folder for the model."),
+    steps: int | None = typer.Option(None, "--steps", min=1, help="Supervised steps; by style unless given."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the initial weights and of the demonstrations."),
+) -> None:
+    """Build a small Qwen3-MoE with its tokenizer and train it on generated demonstrations of a small task."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from firstorder.backends.coldstart import coldstart as train
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("")
+
+        def done(step: int, total: int, loss: float) -> None:
+            progress.update(bar, completed=step, total=total, description=f"loss {loss:.4g} nats/token")
+
+        loss = train(style, Path(out), steps, seed, done)
+    typer.echo(f"{out}: loss {loss:.4g} nats/token")

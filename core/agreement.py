@@ -1,0 +1,45 @@
+"""How far the routes of two engines agree on the tokens that were sampled: the moments behind `route/*`.
+
+Shapes: `...` any leading axes (an ensemble), B responses, L positions, M MoE layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .batch import RolloutBatch
+from .diagnostics import Moments
+from .errors import DataError
+from .routing import flips
+
+
+def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tensor) -> Moments:
+    """Flips, gate margin and entropy, as (numerator, denominator) `[...]` over response tokens.
+
+    Row t - 1 of the routes produced token t, so the rows before the tokens of the mask count.
+
+    Args:
+        batch: as sampled, with the routes of μ_old.
+        routes: `[..., B, L, M, K]` of π_old, live.
+        margin: `[..., B, L, M]` of those choices: k-th minus (k+1)-th selection score.
+        entropy: `[..., B, L]` nats, of the distribution that π_old gives each token.
+
+    Raises:
+        DataError: the batch has no routes.
+    """
+    if batch.routes is None:
+        raise DataError("a batch without `routes` has no route agreement; enable the rollout engine's routed experts")
+    rows = batch.mask[..., 1:].to(entropy)
+    tokens = rows.sum((-2, -1))
+    flipped = flips(routes[..., :-1, :, :], batch.routes[..., :-1, :, :]).to(entropy)
+
+    def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x * rows).sum((-2, -1)), tokens
+
+    found = {
+        "route/flip_rate": per_token(flipped.mean(-1)),
+        "route/tokens_flipped": per_token(flipped.amax(-1)),
+        "route/gate_margin": per_token(margin[..., :-1, :].mean(-1)),
+        "update/entropy": per_token(entropy[..., 1:]),
+    }
+    return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}

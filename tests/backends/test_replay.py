@@ -1,0 +1,173 @@
+"""Record and replay in torchtitan's router, bit for bit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from firstorder.backends.torchtitan import adapter, model, replay
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.torchtitan.packing import pack
+
+LENGTHS = torch.tensor([9, 24, 17, 30])
+
+
+@pytest.fixture(scope="module", params=["none", "selective", "full"])
+def checkpointing(request):
+    return request.param
+
+
+def build(shape, **changes):
+    settings = Torchtitan(dtype="float32", pack_length=32, **changes)
+    adapter.start_process_group()
+    torch.manual_seed(0)
+    built = model.build(shape, settings, *model.layout(settings, 1))
+    with torch.no_grad():
+        for router in replay.routers(built):
+            router.gate.weight.mul_(30.0)  # initial routers barely decide; these do
+    return built
+
+
+@pytest.fixture(scope="module")
+def plain(shape):
+    return build(shape)
+
+
+@pytest.fixture(scope="module")
+def trained(shape, checkpointing):
+    return build(shape, activation_checkpoint=checkpointing)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    g = torch.Generator().manual_seed(1)
+    return pack(torch.randint(2, 32, (4, 30), generator=g), LENGTHS, 32)
+
+
+def run(built, packed, ids=None, record=False):
+    """Logits, every gradient by name, and the record if one is wanted."""
+    built.zero_grad()
+    masks = adapter.attention_masks(built, packed.positions)
+    with replay.replaying(built, ids):
+        if record:
+            with replay.recording(built) as found:
+                logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
+        else:
+            found = None
+            logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
+        g = torch.Generator().manual_seed(2)
+        (logits * torch.randn(logits.shape, generator=g)).sum().backward()
+    grads = {
+        name.replace("_checkpoint_wrapped_module.", ""): p.grad.full_tensor().clone()
+        for name, p in built.named_parameters()
+    }
+    return logits.detach(), grads, found
+
+
+def bitwise(a, b):
+    return torch.equal(a[0], b[0]) and all(torch.equal(a[1][name], b[1][name]) for name in a[1])
+
+
+def foreign(ids, experts):
+    """Another choice at every token: each expert's neighbour, still distinct."""
+    return (ids + 1) % experts
+
+
+def test_recording_changes_nothing(plain, trained, batch):
+    assert bitwise(run(trained, batch, record=True), run(plain, batch))
+
+
+def test_replaying_ones_own_routes_changes_no_bit(plain, trained, batch):
+    live = run(plain, batch, record=True)
+    assert bitwise(run(trained, batch, ids=live[2].ids.to(torch.int16)), live)
+
+
+def test_all_rows_live_is_no_replay(plain, trained, batch):
+    live = run(plain, batch, record=True)
+    assert bitwise(run(trained, batch, ids=torch.full_like(live[2].ids, -1)), live)
+
+
+def test_foreign_routes_are_used_and_the_router_keeps_its_gradient(plain, trained, batch, shape):
+    live = run(plain, batch, record=True)
+    ids = foreign(live[2].ids, shape.num_experts)
+    replayed, reference = run(trained, batch, ids=ids, record=True), run(plain, batch, ids=ids)
+    assert torch.equal(replayed[2].ids, ids)
+    assert bitwise(replayed, reference)
+    assert not torch.equal(replayed[0], live[0])
+    gates = [g for name, g in replayed[1].items() if "router.gate" in name]
+    assert len(gates) == shape.num_hidden_layers
+    assert all(g.abs().max() > 0 for g in gates)
+
+
+def test_the_order_of_two_experts_does_not_matter(plain, batch):
+    live = run(plain, batch, record=True)
+    assert bitwise(run(plain, batch, ids=live[2].ids.flip(-1)), live)
+
+
+def test_replaying_some_rows_leaves_the_others_to_their_router(plain, batch, shape):
+    live = run(plain, batch, record=True)[2].ids
+    ids = torch.where(batch.positions[..., None, None] % 2 == 0, foreign(live, shape.num_experts), -1)
+    used = run(plain, batch, ids=ids, record=True)[2].ids
+    assert torch.equal(used[ids >= 0], ids[ids >= 0])
+    assert torch.equal(
+        used[:, :, 0][ids[:, :, 0] < 0], live[:, :, 0][ids[:, :, 0] < 0]
+    )  # layer 0 sees no other's routes
+
+
+def test_routes_of_a_response_do_not_depend_on_how_it_is_packed(plain, shape):
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randint(2, 32, (4, 30), generator=g)
+    together = pack(tokens, LENGTHS, 32)
+    alone = [pack(tokens[i : i + 1], LENGTHS[i : i + 1], 32) for i in range(4)]
+    found = [packed.batch(run(plain, packed, record=True)[2].ids, -1) for packed in (together, *alone)]
+    assert torch.equal(found[0], torch.cat(found[1:]))
+
+
+def test_replay_ends_with_its_block_even_after_an_error(plain, batch):
+    ids = torch.zeros(*batch.tokens.shape, 4, 2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, ids):
+        raise RuntimeError("out of memory")
+    assert all(router.given is None for router in replay.routers(plain))
+
+
+def config_of(kind, shape):
+    """A Qwen3-MoE whose routers are of another family."""
+    config = model.model_config(shape, 32)
+    for layer in config.layers:
+        changes = {"score_func": "sigmoid", "route_norm": True, "route_scale": 2.5}
+        if kind == "group_limited":
+            changes |= {"num_expert_groups": 4, "num_limited_groups": 2}
+        layer.moe.router = dataclasses.replace(layer.moe.router, **changes)
+        layer.moe.load_balance_coeff = 1e-3  # registers the selection bias of DeepSeek-V3
+    adapter.substitute(config, torch.float32)
+    replay.install(config)
+    torch.manual_seed(0)
+    built = config.build()
+    with torch.no_grad():
+        built.init_weights()
+        for number, layer in enumerate(built.layers.values()):
+            layer.moe.router.gate.weight.mul_(30.0)
+            layer.moe.expert_bias_E.copy_(0.2 * torch.sin(torch.arange(8.0) + number))
+    return built
+
+
+@pytest.mark.parametrize("kind", ["sigmoid_bias", "group_limited"])
+def test_the_routers_of_other_families_replay_bit_for_bit(kind, shape, batch):
+    built = config_of(kind, shape)
+
+    def grads_of(ids, record=False):
+        built.zero_grad()
+        masks = adapter.attention_masks(built, batch.positions)
+        with replay.replaying(built, ids), replay.recording(built) as found:
+            logits = built(batch.tokens, positions=batch.positions, attention_masks=masks)
+            logits.square().sum().backward()
+        return logits.detach(), {n: p.grad.clone() for n, p in built.named_parameters()}, found
+
+    live = grads_of(None)
+    assert (live[2].margin >= 0).all()
+    assert bitwise(grads_of(live[2].ids), live)
+    if kind == "group_limited":
+        assert ((live[2].ids // 2).unique().numel()) > 2  # more groups are used than one token may open
+    other = grads_of(foreign(live[2].ids, shape.num_experts))
+    assert not torch.equal(other[0], live[0])
+    assert all(g.abs().max() > 0 for n, g in other[1].items() if "router.gate" in n)

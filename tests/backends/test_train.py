@@ -1,0 +1,220 @@
+"""Whole runs through the command line: cold start, training, an interruption, bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from firstorder.backends import extras, pair, sums, training
+from firstorder.cli.main import run
+
+SMALL = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=1e-3"]
+ENGINES = [
+    *("torchtitan.dtype=float32", "torchtitan.pack_length=64", "torchtitan.checkpoint_every=1"),
+    *("torchtitan.evaluate_every=2", "torchtitan.evaluate_prompts=8"),
+    *("vllm.dtype=float32", "vllm.max_prompt=40", "vllm.kv_cache_mib=16"),
+]
+
+
+def sets(*assignments):
+    return [word for one in assignments for word in ("--set", one)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("made") / "model"
+    assert run(["coldstart", "steps", "--out", str(made), "--steps", "2"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def command(folder):
+    model = sets(f"torchtitan.model={folder}")
+    return ["train", "minirl-r3-n2", "--backend", "torchtitan", *model, *sets(*SMALL, *ENGINES)]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert run([*command, "--out", str(out)]) == 0
+    return out
+
+
+def lines(out, name):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_a_cold_start_is_a_folder_that_transformers_loads(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 5e6
+    assert model.config.num_experts == 8
+    assert tokenizer("1+1=")["input_ids"] == sums.encode("1+1=")
+
+
+def test_a_cold_start_learns(tmp_path, capsys):
+    losses = []
+    for steps in (1, 12):
+        assert run(["coldstart", "direct", "--out", str(tmp_path / str(steps)), "--steps", str(steps)]) == 0
+        losses.append(float(capsys.readouterr().out.split("loss ")[1].split()[0]))
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_run_records_what_the_simulator_records(whole, tmp_path):
+    metrics, receipts = lines(whole, "metrics"), lines(whole, "receipts")
+    assert [m["step"] for m in metrics] == [r["step"] for r in receipts] == [0, 1, 2, 3]
+    simulated = tmp_path / "simulated"
+    tiny = sets("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.evaluate_every=0", *SMALL)
+    assert run(["train", "minirl-r3-n2", *tiny, "--out", str(simulated)]) == 0
+    names = {name for name in metrics[0] if "_layer_" not in name}
+    assert names == {name for name in lines(simulated, "metrics")[0] if "_layer_" not in name}
+    assert set(receipts[0]) == set(lines(simulated, "receipts")[0])
+    assert [m["step"] for m in metrics if "eval/reward" in m] == [1, 3]
+    assert all(abs(m["kl"]) < 1e-5 for m in metrics)  # float32 on both sides
+    assert all(m["update/grad_norm"] >= 0 for m in metrics)
+    assert receipts[0]["ratio_not_one"] > 0
+
+
+def test_every_logged_name_is_explained(whole):
+    explained = json.loads((whole / "quantities.json").read_text())
+    logged = {name for log in ("metrics", "receipts") for line in lines(whole, log) for name in line}
+    assert logged - set(explained) == {"step"}
+    assert "eval/reward" in logged
+
+
+def test_a_run_is_shown_in_a_sink(command, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert run([*command, "--out", str(out), "--resume", "--track", "tensorboard"]) == 0
+    events = EventAccumulator(str(out / "tracking/tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("reward")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, last):
+    out = tmp_path / "run"
+    save = pair.EnginePair.push
+
+    def push(self):
+        save(self)
+        if self._next == last + 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.EnginePair, "push", push)
+        assert run([*command, "--out", str(out)]) == 130
+    assert run([*command, "--out", str(out), "--resume"]) == 0
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    assert lines(out, "receipts") == lines(whole, "receipts")
+
+
+@pytest.mark.parametrize("moment", ["checkpoints/torchtitan/step-2/__0_0.distcp", "checkpoints/step-0000002.pt"])
+def test_a_killed_run_goes_on_bit_for_bit(command, whole, tmp_path, moment):
+    out = tmp_path / "run"
+    words = [sys.executable, "-c", "from firstorder.cli.main import main; main()", *command, "--out", str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (out / moment).exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < deadline
+    process.kill()  # the first moment is in the middle of a checkpoint, the second in the middle of the next step
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (out / "metrics.jsonl").read_text().count("\n") < 4
+    assert run([*command, "--out", str(out), "--resume"]) == 0
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    assert lines(out, "receipts") == lines(whole, "receipts")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_folder_stays(command, whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for part in (out / "checkpoints/torchtitan/step-4").iterdir():
+        part.write_bytes(b"")
+    more = [*command, "--out", str(out), "--resume"]
+    capsys.readouterr()
+    assert run(more) == 2
+    err = capsys.readouterr().err
+    assert "the checkpoint of step 4 does not load" in err
+    assert len(lines(out, "metrics")) == 4
+
+
+WRONG = {
+    "no model": (["torchtitan.model=/nowhere"], "cannot read /nowhere/config.json"),
+    "model not set": (["torchtitan.model="], "torchtitan.model is not set; give a model folder"),
+    "unknown key": (["vllm.temprature=1"], "did you mean 'temperature'?"),
+    "top-p": (["vllm.top_p=0.9"], "unknown key 'vllm.top_p'"),
+    "not an optimizer of torchtitan": (["optimizer.kind=sgd"], "set optimizer.kind = adamw"),
+    "rows too short": (["torchtitan.pack_length=32"], "do not fit into torchtitan.pack_length = 32"),
+    "experts that do not divide": (
+        ["torchtitan.expert=3"],
+        "torchtitan.expert = 3 must divide the number of ranks, got 1",
+    ),
+    "shards without ranks": (["torchtitan.shard=4"], "must be -1 or the number of ranks, got 1 ranks"),
+    "a critic": (["advantage.baseline=value", "about.scope=token"], "wants a critic, which torchtitan's models lack"),
+    "a setting of the simulator": (["sim.vocab=3"], "'sim.vocab' is a setting of the simulator"),
+    "a correction that rollouts do not feed": (
+        ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
+        "reads more than the log-probs of sampled tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line_and_writes_nothing(name, command, capsys, tmp_path):
+    changes, remedy = WRONG[name]
+    capsys.readouterr()
+    assert run([*command, *sets(*changes), "--out", str(tmp_path / "run")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert remedy in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_engines_say_how_to_get_them(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "vllm" else object())
+    assert run([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "need vllm, which is not installed; run `make engines`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("architectures", ["LlamaForCausalLM"], "holds LlamaForCausalLM"),
+        ("tie_word_embeddings", True, "has tie_word_embeddings = True"),
+        ("num_experts", None, "lacks 'num_experts'"),
+        ("rope_parameters", {"rope_type": "yarn"}, "has rope_type = 'yarn'"),
+        ("vocab_size", 4, "they do not match"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_named(command, folder, tmp_path, capsys, key, value, remedy):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config = {name: v for name, v in (config | {key: value}).items() if v is not None or name != key}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert run([*command, *sets(f"torchtitan.model={copy}"), "--out", str(tmp_path / "run")]) == 2
+    assert remedy in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_model_are_named(command, folder, tmp_path, capsys):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text()) | {"moe_intermediate_size": 64}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert run([*command, *sets(f"torchtitan.model={copy}"), "--out", str(tmp_path / "run")]) == 2
+    assert "does not hold the weights of its config.json" in capsys.readouterr().err
+
+
+def test_parts_that_cannot_act_are_named():
+    from firstorder.cli.compose import compose_engines
+
+    assert any("clip.kind = minirl" in line for line in training.inert(*compose_engines("minirl-r3-n1", [])))
