@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RISE = 0.2  # of reward: what a run must have gained before there is anything to lose
-KEPT = 0.5  # share of the gain below which it counts as lost
+LEARNT = 0.2  # of reward: what a run must have reached before there is anything to lose
+KEPT = 0.5  # share of its best below which it counts as lost
 PATIENCE = 3  # evaluations in a row
 
 
-def onset(objective: Tensor, *, rise: float = RISE, kept: float = KEPT, patience: int = PATIENCE) -> Tensor:
+def onset(objective: Tensor, *, learnt: float = LEARNT, kept: float = KEPT, patience: int = PATIENCE) -> Tensor:
     """The evaluation at which each run collapsed, -1 where it did not.
 
-    With J_0 the first value and P_t = max_{s<=t} J_s, a run is down at t if P_t - J_0 >= rise and
-    J_t < J_0 + kept · (P_t - J_0). It collapsed at the first t from which it is down `patience` times in a row.
+    With P_t = max_{s<=t} J_s a run is down at t if P_t >= learnt and J_t < kept · P_t. It collapsed at the first t from
+    which it is down `patience` times in a row.
 
     Args:
-        objective: `[..., K]`, J of a run at K evaluations, the first one before any update.
-        rise: smallest gain that can be lost, in units of reward.
-        kept: share of the gain that must be kept.
+        objective: `[..., K]`, J of a run at K evaluations, in [0, 1].
+        learnt: smallest J that can be lost, in units of reward.
+        kept: share of the best J that must be kept.
         patience: evaluations in a row, at least 1.
 
     Returns:
@@ -29,9 +29,8 @@ def onset(objective: Tensor, *, rise: float = RISE, kept: float = KEPT, patience
         >>> onset(torch.tensor([0.1, 0.5, 0.9, 0.4, 0.3, 0.2]))
         tensor(3)
     """
-    start = objective[..., :1]
-    gain = objective.cummax(-1).values - start
-    down = (gain >= rise) & (objective < start + kept * gain)
+    best = objective.cummax(-1).values
+    down = (best >= learnt) & (objective < kept * best)
     if objective.shape[-1] < patience:
         return torch.full(objective.shape[:-1], -1)
     run = down.unfold(-1, patience, 1).all(-1)

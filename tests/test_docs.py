@@ -22,27 +22,31 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
 from firstorder.sim.backend import EXACT
 from firstorder.sim.claims import CLAIMS
+from firstorder.sim.claims.training import TRAINING
 from firstorder.sim.config import Sim
 from firstorder.sim.numerics import Numerics
 
 ROOT = Path(__file__).parents[1]
-RECORD = json.loads((ROOT / "tests/records/validate.json").read_text())
+RECORDS = {name: json.loads((ROOT / f"tests/records/{name}.json").read_text()) for name in ("validate", "training")}
+SETTLED = {"validate": CLAIMS, "training": TRAINING}
 
 
 def page(name):
     return (ROOT / "docs" / f"{name}.md").read_text()
 
 
-def test_the_verdicts_on_the_page_are_those_of_the_record():
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_verdicts_on_the_page_are_those_of_the_record(name):
     spec = importlib.util.spec_from_file_location("results", ROOT / "docs/results.py")
     results = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(results)
-    assert results.filled(page("validate"), RECORD) == page("validate")
+    assert results.filled(page("validate"), RECORDS[name], name) == page("validate")
 
 
-def test_the_record_holds_every_claim_with_its_rule():
-    assert [(c["id"], c["rule"], c["statement"]) for c in RECORD["claims"]] == [
-        (c.id, c.rule, c.statement) for c in CLAIMS
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_record_holds_every_claim_with_its_rule(name):
+    assert [(c["id"], c["rule"], c["statement"]) for c in RECORDS[name]["claims"]] == [
+        (c.id, c.rule, c.statement) for c in SETTLED[name]
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 from firstorder.cli.main import run
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, shipped
+from firstorder.sim.claims.training import runs
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--set", "sim.vocab=3", "--set", "sim.horizon=2", "--set", "sim.prompts=2", "--set", "sim.width=4"]
@@ -165,3 +166,30 @@ def test_the_example_script_finds_the_orders():
     assert len(numbers) == 4
     assert 1.7 < numbers[2] < 2.3
     assert 0.85 < numbers[3] < 1.15
+
+
+def test_runs_are_kept_for_training_claims_only(tmp_path, capsys):
+    assert run(["validate", "--only", "baseline", "--out", str(tmp_path / "runs")]) == 2
+    assert "--out keeps the runs of --training; give both or neither" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_other_training_claims_is_refused(tmp_path, capsys):
+    (tmp_path / "claims.toml").write_text("[claims]\nseeds = 3\n")
+    command = ["validate", "--training", "--quick", "--out", str(tmp_path)]
+    assert run(command) == 2
+    assert "was run with claims.conditions" in capsys.readouterr().err
+
+
+def test_a_claim_about_training_is_looked_for_among_those(capsys):
+    assert run(["validate", "--training", "--only", "training-no-si"]) == 2
+    assert "did you mean 'training-no-is'?" in capsys.readouterr().err
+
+
+def test_the_discrepancy_is_settled_without_training_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "conditions", lambda *, quick: {})
+    target = tmp_path / "found.json"
+    assert run(["validate", "--training", "--only", "training-discrepancy", "--json", str(target)]) == 0
+    (claim,) = json.loads(target.read_text())["claims"]
+    assert claim["verdict"] == "not reproduced"
+    assert claim["measured"]["flip_rate"] < claim["measured"]["wanted_flip_rate"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from html import escape
 
@@ -276,3 +277,33 @@ def test_a_step_at_which_a_member_has_no_value_has_none():
 
 def test_labels_tell_runs_apart(tmp_path):
     assert labels([tmp_path / "a/x/run", tmp_path / "b/x/run", tmp_path / "c"])[:2] == ["a/x/run", "b/x/run"]
+
+
+def claims_folder(runs, folder):
+    """What `validate --training --out` leaves: a run folder a cell, named by its condition and recipe."""
+    for condition, name in (("published-n1", "one"), ("wide-n2", "many"), ("wide-n4", "many")):
+        cell = folder / "cells" / f"{condition}-minirl"
+        shutil.copytree(runs / name, cell)
+        config = (cell / "config.toml").read_text()
+        (cell / "config.toml").write_text(re.sub(r'(?m)^name = ".*"', 'name = "minirl"', config, count=1))
+    (folder / "claims.toml").write_text("[claims]\n")
+    return folder
+
+
+def test_the_runs_of_the_training_claims_are_drawn_by_condition(runs, tmp_path, capsys):
+    folder = claims_folder(runs, tmp_path / "claims")
+    assert run(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "3 conditions" in capsys.readouterr().out
+    for name in ("exact-j_pi", "kl", "update-entropy", "route-flip_rate", "exact-gradient_error_natural"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = table(tmp_path / "out" / "exact-j_pi.csv")
+    assert {row["run"] for row in rows} == {path.name for path in (folder / "cells").iterdir()}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Training claims" in page
+    assert page.count("<figure>") == 7
+
+
+def test_claims_without_a_finished_run_are_refused(tmp_path, capsys):
+    (tmp_path / "claims.toml").write_text("[claims]\n")
+    assert run(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "holds no finished run yet" in capsys.readouterr().err

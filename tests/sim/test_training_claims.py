@@ -57,6 +57,8 @@ def test_the_interval_of_a_share_is_the_exact_binomial_one():
         (findings._needs_is, {"minirl": GOOD, "minirl-no-is": GONE}, True),
         (findings._needs_is, {"minirl": GOOD, "minirl-no-is": WORSE}, False),
         (findings._needs_is, {"minirl": GONE, "minirl-no-is": GONE}, None),
+        (findings._stale, dict.fromkeys(("minirl-no-clip", "minirl-no-is"), GOOD) | {"reinforce-n64": GONE}, True),
+        (findings._stale, dict.fromkeys(("minirl-no-clip", "minirl-no-is", "reinforce-n64"), GOOD), False),
         (findings._length_norm, {"minirl": GOOD, "minirl-length-norm": WORSE}, True),
         (findings._length_norm, {"minirl": WORSE, "minirl-length-norm": GOOD}, False),
         (findings._length_norm, {"minirl": GOOD, "minirl-length-norm": GONE}, False),
@@ -129,13 +131,13 @@ def test_every_recipe_of_every_condition_can_be_trained():
         for (condition, _), cell in wanted.items():
             schedule = cell.recipe.schedule
             assert schedule.steps * schedule.minibatches == runs.UPDATES[quick] * condition.longer
-    assert {n for c in conditions(quick=False) for n in [c.updates]} == {1, 2, 4, 8}
+    assert {n for c in conditions(quick=False) for n in [c.updates]} == {1, 2, 4, 8, 64}
 
 
 def test_the_mismatch_is_what_measure_says():
     sim = Sim(seed=3, numerics=Numerics(kind="noise", router_scale=0.2, expert_scale=0.1))
     divergence, rate = mismatch(sim, torch.tensor([3]))
-    result = measure(build(Recipe, read("minirl")), sim)["result"]
+    result = measure(build(Recipe, read("minirl")), sim)
     assert (float(divergence), float(rate)) == pytest.approx((result["kl_mu_old"], result["flip_rate"]), rel=1e-12)
 
 

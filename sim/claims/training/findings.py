@@ -9,7 +9,7 @@ from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
 from firstorder.sim.claims.statistics import Estimate
 
 from .compare import every, final, interquartile_mean, lead, over_conditions, share_collapsed, summary
-from .runs import COLD, Condition, Series, runs
+from .runs import COLD, STALE, Condition, Series, runs
 
 Cells = Mapping[str, Series]
 PAPER = "arXiv 2512.01374 sec. 4"
@@ -77,6 +77,20 @@ def _r2_or_r3(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str
     better, worse = ("minirl-r2", "minirl-r3") if condition.updates == 2 else ("minirl-r3", "minirl-r2")
     ahead = lead(cells[better], cells[worse])
     return every([ahead]), {f"{better} - {worse}": ahead}
+
+
+def _stale(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+    """The clip as the cure: theta/old with its mask, which at the first update of a rollout is no correction at all."""
+    bare, clipped = share_collapsed(cells["reinforce-n64"]), share_collapsed(cells["minirl-no-is"])
+    numbers = {
+        "collapsed without ratio and clip": bare,
+        "collapsed with the clip": clipped,
+        "lead of the clip": lead(cells["minirl-no-is"], cells["reinforce-n64"]),
+        "lead of the ratio alone": lead(cells["minirl-no-clip"], cells["reinforce-n64"]),
+    }
+    if bare.low > clipped.high:
+        return True, numbers
+    return (False if bare.high < 0.5 else None), numbers
 
 
 def _cold_starts(budget: Budget) -> Outcome:
@@ -153,6 +167,15 @@ CLAIMS = (
         rule="a condition: clipping with replay (R2 at N = 2, R3 above) leads replay alone, clipping alone and "
         f"neither; contradicted if it is behind one; {HOLDS}",
         check=_over(_needs_both, SQUARE, lambda c: c.updates > 1),
+    ),
+    Claim(
+        id="training-stale",
+        statement="Far off-policy (N = 64), training with neither ratio nor clip collapses; with the clip it does not.",
+        source=PAPER,
+        kind="empirical",
+        rule="a condition: more seeds collapse without than with, their intervals apart; contradicted if fewer than "
+        f"half collapse without; {HOLDS}",
+        check=_over(_stale, STALE, lambda c: c.updates == 64),
     ),
     Claim(
         id="training-r2-r3",

@@ -36,6 +36,7 @@ NOISE = {"wide": Numerics(kind="noise", scale=0.5), "extreme": Numerics(kind="no
 STYLES = ("terse", "verbose", "roundabout")
 ON_POLICY = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3", "minirl-r3-no-is", "minirl-r3-length-norm")
 OFF_POLICY = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
+STALE = ("minirl", "minirl-no-clip", "minirl-no-is", "reinforce-n64")
 COLD = ("minirl-r2", "minirl-no-clip")
 LOGGED = ("kl", "update/entropy", "route/flip_rate")
 
@@ -81,11 +82,12 @@ def conditions(*, quick: bool) -> dict[Condition, tuple[str, ...]]:
     """Every condition with its recipes."""
     wanted: dict[Condition, tuple[str, ...]] = {}
     on = [("published", 0.003), ("wide", 0.003), ("extreme", 0.003), ("published", 0.01)]
-    off = [("wide", 4), ("published", 8), ("wide", 8), ("extreme", 8), ("published", 2), ("wide", 2)]
-    for discrepancy, lr in on[:3] if quick else on:
+    off = [("wide", 4), ("published", 8), ("wide", 8), ("published", 2)]
+    for discrepancy, lr in on[:2] if quick else on:
         wanted[Condition(discrepancy=discrepancy, updates=1, lr=lr)] = ON_POLICY
-    for discrepancy, n in off[:2] if quick else off:
+    for discrepancy, n in off[:1] if quick else off:
         wanted[Condition(discrepancy=discrepancy, updates=n, lr=0.01)] = OFF_POLICY
+    wanted[Condition(discrepancy="published", updates=64, lr=0.006, longer=4)] = STALE
     if not quick:
         wanted[Condition(discrepancy="wide", updates=1, lr=0.003, horizon=4)] = ON_POLICY[:4]
     for style in () if quick else STYLES:
