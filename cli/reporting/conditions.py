@@ -68,9 +68,9 @@ def draw(plot: Plot, conditions: Conditions, curves: Sequence[Curve]) -> dict[st
 
 
 def _figure(plot: Plot, conditions: Conditions, curves: Sequence[Curve]) -> Figure:
-    there = {run.recipe for group in conditions.values() for run in group}
+    there = [run.recipe for group in conditions.values() for run in group]
     # colours repeat after seven: recipes that share one never meet in a condition
-    names = [name for name in dict.fromkeys((*OFF_POLICY, *ON_POLICY)) if name in there]
+    names = [name for name in dict.fromkeys((*OFF_POLICY, *ON_POLICY, *there)) if name in there]
     rows = -(-len(conditions) // COLUMNS)
     figure = Figure(figsize=(3.6 * COLUMNS, HEIGHT * rows + 0.8), layout="constrained")
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat)

@@ -44,7 +44,7 @@ def _needs_is(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str
     numbers = {
         "collapsed without IS": without,
         "collapsed with IS": with_is,
-        "lead of IS": lead(cells["minirl"], cells["minirl-no-is"]),
+        "minirl - minirl-no-is": lead(cells["minirl"], cells["minirl-no-is"]),
     }
     if without.low > with_is.high:
         return True, numbers
@@ -54,7 +54,7 @@ def _needs_is(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str
 def _length_norm(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
     stable = share_collapsed(cells["minirl-length-norm"])
     better = lead(cells["minirl"], cells["minirl-length-norm"])
-    numbers = {"collapsed": stable, "minirl - length-norm": better}
+    numbers = {"collapsed": stable, "minirl - minirl-length-norm": better}
     if stable.low > 0.5 or better.high < 0:
         return False, numbers
     return (True if stable.high < 0.5 and better.low > 0 else None), numbers
