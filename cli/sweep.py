@@ -103,10 +103,8 @@ def train_cells(missing: Sequence[Cell], total: int, folder: Path, executor: Exe
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from firstorder.sim.sweep.plan import plan
-    from firstorder.sim.sweep.pool import run_all
+    from firstorder.sim.sweep.plan import train
 
-    made = plan(missing, folder, executor.cores, executor.memory)
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     steps = sum(cell.recipe.schedule.steps for cell in missing)
 
@@ -119,12 +117,7 @@ def train_cells(missing: Sequence[Cell], total: int, folder: Path, executor: Exe
             text = f"{total - left} of {total} cells, {len(unfinished)} ensembles left"
             progress.update(bar, completed=steps - ahead, description=text)
 
-        tick(made.ensembles)
-        try:
-            executor.start(made.workers)
-            run_all(made.ensembles, executor, lambda ensemble: None, tick)
-        finally:
-            executor.close()
+        train(missing, folder, executor, tick)
 
 
 def _stopped(stopped: Sequence[CellRun], cells: Sequence[Cell], folder: Path) -> FirstOrderError:

@@ -65,19 +65,16 @@ def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -
     from firstorder.core.run import claim
     from firstorder.sim.claims import FULL, QUICK
     from firstorder.sim.claims.training import TRAINING_FULL, TRAINING_QUICK
-    from firstorder.sim.claims.training.runs import conditions, is_quick
+    from firstorder.sim.claims.training.runs import cells, publish
+    from firstorder.sim.training import settings
 
     if not training:
         return QUICK if quick else FULL
     budget = TRAINING_QUICK if quick else TRAINING_FULL
     folder = Path(out).resolve() if out else Path(stack.enter_context(TemporaryDirectory()))
     owned = folder / "claims.toml"
-    config = {
-        "seeds": budget.policies,
-        "first_seed": budget.first_seed,
-        "conditions": [str(c) for c in conditions(quick=is_quick(budget))],
-    }
-    claim(owned, {"claims": config}, resume=owned.is_file())
+    wanted = cells(budget, publish(budget).numerics).values()
+    claim(owned, {cell.name: settings(cell.recipe, cell.sim) for cell in wanted}, resume=owned.is_file())
     return replace(budget, folder=folder)
 
 

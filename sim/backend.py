@@ -209,13 +209,14 @@ class SimBackend:
         scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
         values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
         natural = exact.gradient(scene, "disabled")
+        own = natural if mode == "disabled" else exact.gradient(scene, mode)
         bias = coherence.bias(u, natural)
         found = {
             "exact/j_pi": values.j_seq_natural,
             "exact/j_mu": values.j_mu,
             "exact/value_error": values.error.abs(),
             "exact/replay_bias": values.replay_bias,
-            "exact/gradient_error": exact.compare(u, exact.gradient(scene, mode)).error,
+            "exact/gradient_error": exact.compare(u, own).error,
             "exact/gradient_error_natural": exact.compare(u, natural).error,
             "exact/bias_entropy": coherence.cosine(bias, exact.entropy_gradient(scene)),
         }

@@ -20,8 +20,7 @@ from firstorder.core.routing import flips
 from .coldstart import starting_weights
 from .config import Sim
 from .numerics import Numerics
-from .scene import build, engines, grow, kl
-from .tree import reach
+from .scene import build, engines, grow, kl, token_share
 
 PUBLISHED_KL = 1.5e-3  # nats a token
 PUBLISHED_FLIPS = 0.10  # of (token, layer)
@@ -55,8 +54,7 @@ def mismatch(sim: Sim, seeds: Tensor) -> tuple[Tensor, Tensor]:
     tree, rewards = grow(sim)
     with torch.no_grad():
         scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[])
-    weight = reach(scene.mu_old.logp, tree)
-    share = weight / weight.sum(-1, keepdim=True)
+    share = token_share(scene)
     pi, mu = scene.old["disabled"], scene.mu_old
     flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)
     return (share * kl(mu.logp, pi.logp)).sum(-1), (share * flipped).sum(-1)

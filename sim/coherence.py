@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exact import compare
+
 MEMORY = 0.9  # an evaluation counts 0.9 as much as the next: a window of about ten
 
 
@@ -32,9 +34,7 @@ def begin(members: int, parameters: int) -> Trail:
 
 def bias(u: Tensor, g: Tensor) -> Tensor:
     """b = c·u - g with c = u·g / u·u, `[M, P]`; -g where u is zero."""
-    uu = (u * u).sum(-1, keepdim=True)
-    scale = torch.where(uu > 0, (u * g).sum(-1, keepdim=True) / torch.where(uu > 0, uu, 1.0), 0.0)
-    return scale * u - g
+    return compare(u, g).scale[:, None] * u - g
 
 
 def follow(trail: Trail, b: Tensor) -> tuple[Trail, dict[str, Tensor]]:
@@ -51,9 +51,8 @@ def follow(trail: Trail, b: Tensor) -> tuple[Trail, dict[str, Tensor]]:
     """
     norm = b.norm(dim=-1)
     total, length = MEMORY * trail.total + b, MEMORY * trail.length + norm
-    before = trail.last.norm(dim=-1)
     found = {
-        "exact/bias_cosine": _over((trail.last * b).sum(-1), before * norm),
+        "exact/bias_cosine": cosine(trail.last, b),
         "exact/bias_coherence": _over(total.norm(dim=-1), length),
     }
     return Trail(last=b, total=total, length=length), found

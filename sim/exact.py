@@ -20,8 +20,8 @@ from firstorder.core.value import gae
 from .engine import Pass, vjp
 from .groups import expected_parts
 from .policy import Weights
-from .scene import Mode, Scene, token_stats
-from .tree import Tree, chunks, gather, gather_contexts, reach, responses, scatter
+from .scene import Mode, Scene, token_share, token_stats
+from .tree import Tree, chunks, gather, gather_contexts, responses, scatter
 
 
 def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
@@ -69,12 +69,11 @@ def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
 def entropy_gradient(scene: Scene) -> Tensor:
     """∇ of the entropy of the natural π_θ on μ_old's prefixes, nats a response token, `[M, P]`.
 
-    The prefixes are held fixed, so each context c adds -Σ_v π(v|c) log π(v|c) ∇ log π(v|c), weighted by its reach.
+    The prefixes are held fixed, so each context c adds -Σ_v π(v|c) log π(v|c) ∇ log π(v|c), weighted by its share.
     """
-    done, weight = scene.target["disabled"], reach(scene.mu_old.logp, scene.tree)
+    done = scene.target["disabled"]
     logp = done.logp.detach()
-    share = weight / weight.sum(-1, keepdim=True)
-    return vjp(done, -share[..., None] * logp.exp() * logp, scene.weights)
+    return vjp(done, -token_share(scene)[..., None] * logp.exp() * logp, scene.weights)
 
 
 def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from .bounds import bounds
 from .coldstart import starting_weights
 from .config import Sim, check_replay
 from .sampled import Interval, jackknife, sampled_fits
-from .scene import Scene, build, engines, grow, kl, token_stats
+from .scene import Scene, build, engines, grow, kl, token_share, token_stats
 from .staleness import path
 from .tree import check_size, reach
 from .variance import group_variance
@@ -131,12 +131,11 @@ def _values(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
 
 def _routes(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
     mode = recipe.router_replay.mode
-    mu, old, tree = scene.mu_old, scene.old["disabled"], scene.tree
-    weight = reach(mu.logp, tree)
-    tokens = weight.sum(-1)
+    mu, old = scene.mu_old, scene.old["disabled"]
+    share = token_share(scene)
 
     def per_token(x: Tensor) -> Tensor:
-        return (weight * x).sum(-1) / tokens
+        return (share * x).sum(-1)
 
     flipped = flips(old.routes.contexts, mu.routes.contexts)
     p = scene.target[mode].logp.detach()
@@ -148,15 +147,14 @@ def _routes(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
         "tokens_flipped": per_token(flipped.any(-1).double()),
         "jaccard": per_token(jaccard(old.routes.contexts, mu.routes.contexts).mean(-1)),
         "gate_margin": per_token(old.margin.mean(-1)),
-        "mean_length": tokens,
+        "mean_length": reach(mu.logp, scene.tree).sum(-1),
     }
 
 
 def _flips_per_layer(scene: Scene) -> list[float]:
     flipped = flips(scene.old["disabled"].routes.contexts, scene.mu_old.routes.contexts).double()
-    weight = reach(scene.mu_old.logp, scene.tree)
-    shares = (weight[..., None] * flipped).sum(1) / weight.sum(-1, keepdim=True)
-    return [float(share) for share in shares.mean(0)]
+    rates = (token_share(scene)[..., None] * flipped).sum(1)
+    return [float(rate) for rate in rates.mean(0)]
 
 
 def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .numerics import Arithmetic, arithmetic
 from .policy import Weights, load
 from .task import rows
 from .tasks import task_of
-from .tree import Tree, chunks, episodes, gather, gather_contexts, plant, responses
+from .tree import Tree, chunks, episodes, gather, gather_contexts, plant, reach, responses
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
@@ -167,6 +167,12 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         router_shift=router_shift,
         rewards=scene.rewards.expand(logp_mu.shape[:-1]),
     )
+
+
+def token_share(scene: Scene) -> Tensor:
+    """Share of each context among the response tokens that μ_old draws, `[M, N]` summing to 1."""
+    weight = reach(scene.mu_old.logp, scene.tree)
+    return weight / weight.sum(-1, keepdim=True)
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

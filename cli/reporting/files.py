@@ -63,38 +63,37 @@ def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
 
 def run_report(runs: list[Run]) -> dict[str, bytes]:
     """The files of a report of runs."""
-    files: dict[str, bytes] = {}
-    drawn: list[tuple[Plot, bytes]] = []
-    known: list[Curve] = []
-    for plot in plots(runs):
-        curves = [found for panel in plot.panels for run in runs if (found := curve(run, panel)) is not None]
-        images = draw(plot, runs, curves)
-        files |= {f"{plot.name}.{suffix}": image for suffix, image in images.items()}
-        files[f"{plot.name}.csv"] = _csv(COLUMNS, (row for each in curves for row in _rows(each)))
-        drawn.append((plot, images["svg"]))
-        known += curves
-    table = [_summary(run, known) for run in runs]
-    files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
-    files["report.html"] = page(runs, table, drawn).encode()
-    return files
+    return _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
 
 
 def claims_report(conditions: Conditions) -> dict[str, bytes]:
     """The files of a report of the runs of training claims."""
+    runs = [run for group in conditions.values() for run in group]
+    return _over_steps(
+        runs, shown(conditions), lambda plot, curves: draw_conditions(plot, conditions, curves), claims_page
+    )
+
+
+def _over_steps(
+    runs: list[Run],
+    wanted: Sequence[Plot],
+    drawing: Callable[[Plot, list[Curve]], dict[str, bytes]],
+    document: Callable[[list[Run], list[dict[str, str]], list[tuple[Plot, bytes]]], str],
+) -> dict[str, bytes]:
+    """Figures of runs over their steps, their numbers, the table of the runs and the page."""
     files: dict[str, bytes] = {}
     drawn: list[tuple[Plot, bytes]] = []
-    runs = [run for group in conditions.values() for run in group]
     known: list[Curve] = []
-    for plot in shown(conditions):
-        curves = [found for run in runs if (found := curve(run, plot.panels[0])) is not None]
-        images = draw_conditions(plot, conditions, curves)
+    for plot in wanted:
+        curves = [found for panel in plot.panels for run in runs if (found := curve(run, panel)) is not None]
+        images = drawing(plot, curves)
         files |= {f"{plot.name}.{suffix}": image for suffix, image in images.items()}
         files[f"{plot.name}.csv"] = _csv(COLUMNS, (row for each in curves for row in _rows(each)))
         drawn.append((plot, images["svg"]))
         known += curves
     table = [_summary(run, known) for run in runs]
     files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
-    files["report.html"] = claims_page(runs, table, drawn).encode()
+    files["report.html"] = document(runs, table, drawn).encode()
     return files
 
 

@@ -145,7 +145,7 @@ class Ensemble:
 
     @property
     def _lock(self) -> Path:
-        return self.path.with_suffix(".lock")
+        return self.path.with_name(f"{self.path.name}.lock")
 
     @contextmanager
     def _alone(self) -> Iterator[TextIO]:

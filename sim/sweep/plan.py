@@ -6,7 +6,7 @@ computation. It is split where it would not fit in memory, or where a larger bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from firstorder.sim.engine import CHUNK_ROWS
 from firstorder.sim.tree import bytes_needed
 
 from .ensemble import Cell, Ensemble
+from .pool import Executor, run_all
 
 # members x responses of an update; measured (docs/benchmarks.md): the gain of a larger batch ends at about a quarter of
 # this, and at twice this a step takes twice as long as its parts
@@ -55,6 +56,23 @@ def plan(cells: Sequence[Cell], out: Path, cores: int, memory: int) -> Plan:
         for start, end in pairwise(bounds):
             ensembles.append(Ensemble(cells=tuple(members[start:end]), out=out))
     return Plan(ensembles=ensembles, workers=min(workers, len(ensembles)))
+
+
+def train(
+    cells: Sequence[Cell],
+    out: Path,
+    executor: Executor,
+    tick: Callable[[Sequence[Ensemble]], None] = lambda unfinished: None,
+) -> None:
+    """Train cells that are not finished; `tick` is called with the unfinished ensembles, at once and about twice a
+    second. Raises as `run_all` does; the executor is closed in any case."""
+    made = plan(cells, out, executor.cores, executor.memory)
+    tick(made.ensembles)
+    try:
+        executor.start(made.workers)
+        run_all(made.ensembles, executor, lambda ensemble: None, tick)
+    finally:
+        executor.close()
 
 
 def bytes_of(sim: Sim, schedule: Schedule, arms: int) -> int:

@@ -178,7 +178,18 @@ def test_a_folder_of_other_training_claims_is_refused(tmp_path, capsys):
     (tmp_path / "claims.toml").write_text("[claims]\nseeds = 3\n")
     command = ["validate", "--training", "--quick", "--out", str(tmp_path)]
     assert run(command) == 2
-    assert "was run with claims.conditions" in capsys.readouterr().err
+    assert "was run with claims.seeds = 3" in capsys.readouterr().err
+
+
+def test_runs_of_other_settings_are_not_taken_for_these(tmp_path, monkeypatch, capsys):
+    place = runs.Condition(discrepancy="wide", updates=1, lr=0.003)
+    monkeypatch.setattr(runs, "conditions", lambda *, quick: {place: ("minirl",)})
+    monkeypatch.setattr(runs, "UPDATES", {True: 2})
+    command = ["validate", "--training", "--quick", "--only", "training-discrepancy", "--out", str(tmp_path / "kept")]
+    assert run(command) == 0
+    monkeypatch.setattr(runs, "UPDATES", {True: 3})
+    assert run(command) == 2
+    assert "schedule.steps = 2, got 3" in capsys.readouterr().err
 
 
 def test_a_claim_about_training_is_looked_for_among_those(capsys):

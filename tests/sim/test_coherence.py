@@ -6,6 +6,7 @@ from firstorder.sim.coherence import begin, bias, follow
 from firstorder.sim.config import Sim
 from firstorder.sim.policy import initial_weights
 from firstorder.sim.scene import build, engines, grow
+from firstorder.sim.tree import reach
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -76,6 +77,6 @@ def test_the_gradient_of_the_entropy_is_its_slope(name):
         logp = build(sim, tree, rewards, engines(sim, seeds), there, modes=[]).target["disabled"].logp.detach()
         return (share * -(logp.exp() * logp).sum(-1)).sum()
 
-    share = exact.reach(scene.mu_old.logp, tree)
+    share = reach(scene.mu_old.logp, tree)
     share = share / share.sum(-1, keepdim=True)
     torch.testing.assert_close(found[0, start + at], (entropy(h) - entropy(-h)) / (2 * h), rtol=1e-6, atol=1e-10)

@@ -71,7 +71,7 @@ def test_a_judge_follows_its_rule(judge, cells, expected):
 @pytest.mark.parametrize(("n", "best"), [(2, "minirl-r2"), (8, "minirl-r3")])
 def test_off_policy_judges_take_the_replay_of_the_schedule(n, best):
     here = Condition(discrepancy="wide", updates=n, lr=0.003)
-    cells = {name: series(GOOD if name == best else WORSE) for name in findings.SQUARE}
+    cells = {name: series(GOOD if name == best else WORSE) for name in runs.OFF_POLICY}
     assert findings._needs_both(here, cells)[0] is True
     assert findings._r2_or_r3(here, cells)[0] is True
     other = Condition(discrepancy="wide", updates=10 - n, lr=0.003)
@@ -117,9 +117,21 @@ def test_a_predictor_that_knows_wins_on_the_held_out_seeds(monkeypatch):
     monkeypatch.setattr(predictors, "runs", lambda budget: found)
     outcome = predictors._foretells(Budget(policies=SEEDS, draws=1, first_seed=0))
     assert outcome.verdict == "reproduced"
-    assert outcome.measured["fell"] == 2 * int(falls.sum())
+    assert outcome.measured["collapsed"] == 2 * int(falls.sum())
     assert outcome.measured[predictors.COHERENCE]["dangerous"] == "high"
     assert outcome.measured[predictors.COHERENCE]["area"]["value"] == 1.0
+
+
+def test_a_run_that_collapsed_at_once_foretells_nothing(monkeypatch):
+    seeds = torch.arange(SEEDS)
+    path = torch.where(
+        (seeds % 4 < 2)[:, None], torch.tensor([0.9, 0.1, 0.1, 0.1, 0.1, 0.1]), torch.tensor(GOOD)
+    ).double()
+    path[seeds % 4 == 2] = torch.tensor(GONE).double()
+    cell = dict.fromkeys(predictors.PREDICTORS, path) | {"exact/j_pi": path}
+    monkeypatch.setattr(predictors, "runs", lambda budget: Runs(series={HERE: {"minirl": cell}}, published=None))
+    measured = predictors._foretells(Budget(policies=SEEDS, draws=1, first_seed=0)).measured
+    assert (measured["runs"], measured["collapsed"]) == (8, 4)
 
 
 def test_every_recipe_of_every_condition_can_be_trained():

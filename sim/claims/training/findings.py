@@ -9,16 +9,17 @@ from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
 from firstorder.sim.claims.statistics import Estimate
 
 from .compare import every, final, interquartile_mean, lead, over_conditions, share_collapsed, summary
-from .runs import COLD, STALE, Condition, Series, runs
+from .runs import ALWAYS, COLD, OFF_POLICY, STALE, Condition, Series, runs
 
 Cells = Mapping[str, Series]
+Judged = tuple[bool | None, dict[str, Estimate]]
+"""Whether a finding holds in a condition, None if that stays open, and the numbers behind it."""
 PAPER = "arXiv 2512.01374 sec. 4"
+CLOSE = 0.1  # of reward: starts that end this near have converged
 HOLDS = "reproduced if it holds in every condition, not reproduced if it is contradicted in every one"
 
 
-def _by_condition(
-    found: Mapping[Condition, Cells], judge: Callable[[Condition, Cells], tuple[bool | None, dict[str, Estimate]]]
-) -> Outcome:
+def _by_condition(found: Mapping[Condition, Cells], judge: Callable[[Condition, Cells], Judged]) -> Outcome:
     """One verdict from many conditions, with the numbers of each."""
     holds: dict[Condition, bool | None] = {}
     measured: dict[str, Any] = {}
@@ -33,12 +34,12 @@ def _by_condition(
     return Outcome(verdict=verdict, headline=headline, measured={"conditions": measured})
 
 
-def _most_stable(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _most_stable(condition: Condition, cells: Cells) -> Judged:
     leads = {f"minirl - {name}": lead(cells["minirl"], series) for name, series in cells.items() if name != "minirl"}
     return every(list(leads.values())), leads
 
 
-def _needs_is(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _needs_is(condition: Condition, cells: Cells) -> Judged:
     """Collapse is what the paper reports; the lead says how much is lost where nothing collapses."""
     without, with_is = share_collapsed(cells["minirl-no-is"]), share_collapsed(cells["minirl"])
     numbers = {
@@ -46,12 +47,17 @@ def _needs_is(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str
         "collapsed with IS": with_is,
         "minirl - minirl-no-is": lead(cells["minirl"], cells["minirl-no-is"]),
     }
-    if without.low > with_is.high:
-        return True, numbers
-    return (False if without.high < 0.5 else None), numbers
+    return _collapses(without, with_is), numbers
 
 
-def _length_norm(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _collapses(without: Estimate, having: Estimate) -> bool | None:
+    """Whether more seeds collapse without a part than with it; contradicted if fewer than half do without."""
+    if without.low > having.high:
+        return True
+    return False if without.high < 0.5 else None
+
+
+def _length_norm(condition: Condition, cells: Cells) -> Judged:
     stable = share_collapsed(cells["minirl-length-norm"])
     better = lead(cells["minirl"], cells["minirl-length-norm"])
     numbers = {"collapsed": stable, "minirl - minirl-length-norm": better}
@@ -60,7 +66,7 @@ def _length_norm(condition: Condition, cells: Cells) -> tuple[bool | None, dict[
     return (True if stable.high < 0.5 and better.low > 0 else None), numbers
 
 
-def _needs_both(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _needs_both(condition: Condition, cells: Cells) -> Judged:
     """Clipping with the replay that the paper recommends at this N, against the other three cells of the square."""
     replay = "r2" if condition.updates == 2 else "r3"
     both = cells[f"minirl-{replay}"]
@@ -73,13 +79,13 @@ def _needs_both(condition: Condition, cells: Cells) -> tuple[bool | None, dict[s
     return every(list(leads.values())), leads | clip
 
 
-def _r2_or_r3(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _r2_or_r3(condition: Condition, cells: Cells) -> Judged:
     better, worse = ("minirl-r2", "minirl-r3") if condition.updates == 2 else ("minirl-r3", "minirl-r2")
     ahead = lead(cells[better], cells[worse])
     return every([ahead]), {f"{better} - {worse}": ahead}
 
 
-def _stale(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, Estimate]]:
+def _stale(condition: Condition, cells: Cells) -> Judged:
     """The clip as the cure: theta/old with its mask, which at the first update of a rollout is no correction at all."""
     bare, clipped = share_collapsed(cells["reinforce-n64"]), share_collapsed(cells["minirl-no-is"])
     numbers = {
@@ -88,9 +94,7 @@ def _stale(condition: Condition, cells: Cells) -> tuple[bool | None, dict[str, E
         "lead of the clip": lead(cells["minirl-no-is"], cells["reinforce-n64"]),
         "lead of the ratio alone": lead(cells["minirl-no-clip"], cells["reinforce-n64"]),
     }
-    if bare.low > clipped.high:
-        return True, numbers
-    return (False if bare.high < 0.5 else None), numbers
+    return _collapses(bare, clipped), numbers
 
 
 def _cold_starts(budget: Budget) -> Outcome:
@@ -113,11 +117,8 @@ def _cold_starts(budget: Budget) -> Outcome:
     return Outcome(verdict=verdict, headline=headline, measured=measured)
 
 
-CLOSE = 0.1  # of reward: starts that end this near have converged
-
-
 def _over(
-    judge: Callable[[Condition, Cells], tuple[bool | None, dict[str, Estimate]]],
+    judge: Callable[[Condition, Cells], Judged],
     recipes: tuple[str, ...],
     wanted: Callable[[Condition], bool],
 ) -> Callable[[Budget], Outcome]:
@@ -128,9 +129,6 @@ def _over(
     return check
 
 
-ON = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3")
-SQUARE = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
-
 CLAIMS = (
     Claim(
         id="training-on-policy",
@@ -139,7 +137,7 @@ CLAIMS = (
         kind="empirical",
         rule="a condition: the interval of its lead in final exact J is above 0 for every alternative; contradicted "
         f"if one is below 0; {HOLDS}",
-        check=_over(_most_stable, ON, lambda c: c.updates == 1),
+        check=_over(_most_stable, ALWAYS, lambda c: c.updates == 1),
     ),
     Claim(
         id="training-no-is",
@@ -148,7 +146,7 @@ CLAIMS = (
         kind="empirical",
         rule="a condition: more seeds collapse without than with, their intervals apart; contradicted if fewer than "
         f"half collapse without; {HOLDS}",
-        check=_over(_needs_is, ON, lambda c: c.updates == 1),
+        check=_over(_needs_is, ALWAYS, lambda c: c.updates == 1),
     ),
     Claim(
         id="training-length-norm",
@@ -157,7 +155,7 @@ CLAIMS = (
         kind="empirical",
         rule="a condition: fewer than half of the seeds collapse and MiniRL's lead is above 0; contradicted if more "
         f"do or the lead is below 0; {HOLDS}",
-        check=_over(_length_norm, ON, lambda c: c.updates == 1),
+        check=_over(_length_norm, ALWAYS, lambda c: c.updates == 1),
     ),
     Claim(
         id="training-off-policy",
@@ -166,12 +164,12 @@ CLAIMS = (
         kind="empirical",
         rule="a condition: clipping with replay (R2 at N = 2, R3 above) leads replay alone, clipping alone and "
         f"neither; contradicted if it is behind one; {HOLDS}",
-        check=_over(_needs_both, SQUARE, lambda c: c.updates > 1),
+        check=_over(_needs_both, OFF_POLICY, lambda c: c.updates > 1),
     ),
     Claim(
         id="training-stale",
         statement="Far off-policy (N = 64), training with neither ratio nor clip collapses; with the clip it does not.",
-        source=PAPER,
+        source="this project, on the paper's finding that off-policy training needs clipping",
         kind="empirical",
         rule="a condition: more seeds collapse without than with, their intervals apart; contradicted if fewer than "
         f"half collapse without; {HOLDS}",
@@ -183,7 +181,7 @@ CLAIMS = (
         source=PAPER,
         kind="empirical",
         rule=f"a condition: the interval of the lead is above 0; contradicted if it is below; {HOLDS}",
-        check=_over(_r2_or_r3, SQUARE, lambda c: c.updates > 1),
+        check=_over(_r2_or_r3, OFF_POLICY, lambda c: c.updates > 1),
     ),
     Claim(
         id="training-cold-starts",

@@ -2,9 +2,9 @@
 
 Shapes: S seeds, K exact evaluations, R runs.
 
-Each predictor is the mean over the first evaluations of a run, when nothing has collapsed yet. The area under its ROC
-curve is P(a run that falls has the larger value than one that does not). Which side counts as dangerous is chosen on
-the even seeds; areas and intervals are those of the odd seeds.
+Each predictor is the mean over the first evaluations of a run; a run that has collapsed by then foretells nothing and
+is left out. The area under its ROC curve is P(a run that collapses has the larger value than one that does not). Which
+side counts as dangerous is chosen on the even seeds; areas and intervals are those of the odd seeds.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from firstorder.core.collapse import onset
 from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
 from firstorder.sim.claims.statistics import Estimate, bootstrap
 
-from .compare import final
 from .runs import Series, runs
 
 EARLY = 3  # evaluations that a predictor may see
-FALL = 0.5  # a run fell if it lost half of the best J that it had
 COHERENCE = "exact/bias_coherence"
 RIVALS = ("exact/gradient_error_natural", "kl", "update/entropy", "route/flip_rate")
 PREDICTORS = (COHERENCE, "exact/bias_cosine", "exact/bias_entropy", *RIVALS)
 Array = NDArray[np.float64]
-
-
-def fell(series: Series) -> Tensor:
-    """Whether a run ended with less than half of the best J of π that it had, bool `[S]`."""
-    return final(series) < FALL * series["exact/j_pi"].max(-1).values
 
 
 def early(series: Series, name: str) -> Tensor:
@@ -53,15 +47,18 @@ def area(values: Array, labels: Array, *, axis: int = -1) -> Array:
 def _foretells(budget: Budget) -> Outcome:
     cells = [series for found in runs(budget).series.values() for series in found.values()]
     odd = torch.arange(budget.policies) % 2 == 1
-    labels = torch.stack([fell(series) for series in cells]).double()
+    at = torch.stack([onset(series["exact/j_pi"]) for series in cells])
+    standing = (at < 0) | (at >= EARLY)
+    chosen, reported = standing & ~odd, standing & odd
+    labels = (at >= 0).double()
     values = {name: torch.stack([early(series, name) for series in cells]) for name in PREDICTORS}
-    known, held_out = labels[:, ~odd].flatten().numpy(), labels[:, odd].flatten().numpy()
-    measured: dict[str, Any] = {"runs": int(labels.numel()), "fell": int(labels.sum())}
+    known, held_out = labels[chosen].numpy(), labels[reported].numpy()
+    measured: dict[str, Any] = {"runs": int(standing.sum()), "collapsed": int(labels[standing].sum())}
     oriented: dict[str, Array] = {}
     areas: dict[str, Estimate] = {}
     for name, value in values.items():
-        sign = 1.0 if area(value[:, ~odd].flatten().numpy(), known) >= 0.5 else -1.0
-        oriented[name] = sign * value[:, odd].flatten().numpy()
+        sign = 1.0 if area(value[chosen].numpy(), known) >= 0.5 else -1.0
+        oriented[name] = sign * value[reported].numpy()
         areas[name] = bootstrap([oriented[name], held_out], area)
         measured[name] = {"dangerous": "high" if sign > 0 else "low", "area": areas[name].json()}
     best = max(RIVALS, key=lambda name: areas[name].value)
@@ -76,7 +73,8 @@ def _foretells(budget: Budget) -> Outcome:
         verdict = "reproduced"
     elif margin.high < 0:
         verdict = "not reproduced"
-    headline = f"area {areas[COHERENCE]} against {areas[best]} of {best}, {measured['fell']} of {measured['runs']} fell"
+    counts = f"{measured['collapsed']} of {measured['runs']} collapsed"
+    headline = f"area {areas[COHERENCE]} against {areas[best]} of {best}, {counts}"
     return Outcome(verdict=verdict, headline=headline, measured=measured)
 
 

@@ -26,15 +26,16 @@ from firstorder.sim.claims.claim import Budget
 from firstorder.sim.config import Sim
 from firstorder.sim.numerics import Numerics
 from firstorder.sim.sweep.ensemble import Cell
-from firstorder.sim.sweep.plan import plan
-from firstorder.sim.sweep.pool import open_executor, run_all
+from firstorder.sim.sweep.plan import train
+from firstorder.sim.sweep.pool import open_executor
 
 PROMPTS, GROUP = 4, 8  # of a mini-batch
 EVALUATIONS = 10
 UPDATES = {False: 160, True: 80}  # of a run; fewer for a quick look
 NOISE = {"wide": Numerics(kind="noise", scale=0.5), "extreme": Numerics(kind="noise", scale=1.0)}
 STYLES = ("terse", "verbose", "roundabout")
-ON_POLICY = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3", "minirl-r3-no-is", "minirl-r3-length-norm")
+ALWAYS = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3")  # in every condition with N = 1
+ON_POLICY = (*ALWAYS, "minirl-r3-no-is", "minirl-r3-length-norm")
 OFF_POLICY = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
 STALE = ("minirl", "minirl-no-clip", "minirl-no-is", "reinforce-n64")
 COLD = ("minirl-r2", "minirl-no-clip")
@@ -89,7 +90,7 @@ def conditions(*, quick: bool) -> dict[Condition, tuple[str, ...]]:
         wanted[Condition(discrepancy=discrepancy, updates=n, lr=0.01)] = OFF_POLICY
     wanted[Condition(discrepancy="published", updates=64, lr=0.006, longer=4)] = STALE
     if not quick:
-        wanted[Condition(discrepancy="wide", updates=1, lr=0.003, horizon=4)] = ON_POLICY[:4]
+        wanted[Condition(discrepancy="wide", updates=1, lr=0.003, horizon=4)] = ALWAYS
     for style in () if quick else STYLES:
         wanted[Condition(discrepancy="published", updates=2, lr=0.005, style=style, longer=3)] = COLD
     return wanted
@@ -164,13 +165,7 @@ def runs(budget: Budget) -> Runs:
 def _trained(wanted: Mapping[tuple[Condition, str], Cell], out: Path) -> dict[Condition, dict[str, Series]]:
     missing = [cell for cell in wanted.values() if not cell.finished(out)]
     if missing:
-        executor = open_executor("local")
-        made = plan(missing, out, executor.cores, executor.memory)
-        executor.start(made.workers)
-        try:
-            run_all(made.ensembles, executor, lambda ensemble: None)
-        finally:
-            executor.close()
+        train(missing, out, open_executor("local"))
     found: dict[Condition, dict[str, Series]] = {}
     for (condition, name), cell in wanted.items():
         found.setdefault(condition, {})[name] = series(out / "cells" / cell.name)
