@@ -46,6 +46,7 @@ with _device_named():
     from torchtitan.models.common import CosSinRoPE, Embedding, Linear
     from torchtitan.models.common.attention import FlexAttention
     from torchtitan.models.common.moe import GroupedExperts, TokenChoiceTopKRouter
+    from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
     from torchtitan.models.qwen3 import (
         _LINEAR_INIT,
         Qwen3Model,
@@ -76,6 +77,7 @@ __all__ = [
     "TokenChoiceTopKRouter",
     "TrainingConfig",
     "attention_masks",
+    "balanced_experts",
     "compute_logprobs",
     "default_adamw",
     "derive",
@@ -106,14 +108,16 @@ class DocumentAttention(FlexAttention):
         k_BLNH: Tensor,
         v_BLNH: Tensor,
         *,
-        attention_masks: Tensor,
+        attention_masks: Tensor | None,
         scale: float | None = None,
         enable_gqa: bool = False,
         **_: Any,
     ) -> Tensor:
-        """Attend from q to k, v `[R, P, H, D]` under a mask `[R, 1, P, P]`."""
+        """Attend from q to k, v `[R, P, H, D]` under a mask `[R, 1, P, P]`; without one a row is one document."""
         q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
-        done = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_masks, scale=scale, enable_gqa=enable_gqa)
+        done = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=attention_masks, is_causal=attention_masks is None, scale=scale, enable_gqa=enable_gqa
+        )
         return done.transpose(1, 2)
 
 
@@ -169,3 +173,37 @@ def start_process_group() -> int:
         else:
             distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
     return int(distributed.get_world_size())
+
+
+class BalancedDispatch:
+    """In place of torchtitan's exchange of token counts, which are data: every rank sends every other equally many."""
+
+    def __init__(self) -> None:
+        self.routed = 0  # (token, expert) pairs of this rank in the dispatch under way
+
+    def dispatch(self, before: Any) -> Any:
+        """torchtitan's dispatch, which is told how many pairs it moves."""
+
+        def told(this: Any, x_TD: Tensor, scores_TK: Tensor, ids_TK: Tensor, counts_E: Tensor) -> Any:
+            self.routed = ids_TK.numel()
+            return before(this, x_TD, scores_TK, ids_TK, counts_E)
+
+        return told
+
+    def counts(self, this: Any, mine: Tensor, everyones: Tensor, ranks: int) -> tuple[Tensor, list[int], list[int]]:
+        """Counts by expert, and how many rows go to and come from each rank."""
+        splits = [self.routed // ranks] * ranks
+        return torch.ops._c10d_functional.wait_tensor(everyones).reshape(-1), splits, splits
+
+
+@contextmanager
+def balanced_experts() -> Iterator[None]:
+    """Let every expert take the same number of tokens, as long as tensors are fake and hold no counts."""
+    kept = AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange
+    even = BalancedDispatch()
+    AllToAllTokenDispatcher.dispatch = even.dispatch(kept[0])
+    AllToAllTokenDispatcher._sync_token_count_exchange = lambda *given: even.counts(*given)
+    try:
+        yield
+    finally:
+        AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange = kept

@@ -78,6 +78,11 @@ def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
 
 def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> Any:
     """A model with random weights, its routers recording and replaying, laid out over the ranks."""
+    return materialise(lay_out(shape, settings, parallelism, dims))
+
+
+def lay_out(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> Any:
+    """As `build`, but on the meta device: every layout is settled and no tensor holds memory."""
     adapter.dist_utils.set_spmd_backend(parallelism.spmd_backend)
     dtype = DTYPES[settings.dtype]
     training = adapter.TrainingConfig(
@@ -90,7 +95,7 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
     with torch.device("meta"), adapter.set_default_dtype(torch.float32):
         model = config.build()
     recompute = {"none": None, "full": adapter.FullAC.Config(), "selective": adapter.SelectiveAC.Config()}
-    model = adapter.parallelize_qwen3(
+    return adapter.parallelize_qwen3(
         model,
         parallel_dims=dims,
         training=training,
@@ -99,6 +104,10 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
         ac_config=recompute[settings.activation_checkpoint],
         dump_folder="",
     )
+
+
+def materialise(model: Any) -> Any:
+    """Memory and random weights for a model that is laid out."""
     model.to_empty(device=adapter.device_type)
     with torch.no_grad():
         model.init_weights()

@@ -1,0 +1,280 @@
+"""One update of a large model over many ranks, on a machine that has neither: meta tensors, a fake world, fake tensors.
+
+The model, its layout, its replaying routers, loss, clipping and optimizer are those of a run. What is read off are the
+shardings of every parameter and the bytes that a rank holds. Three things are assumed: experts take equally many tokens,
+rows are full, and attention is a fused kernel, which holds its output and its log-sum-exp.
+
+    python -m firstorder.backends.torchtitan.dryrun < specification.json > report.json
+
+Shapes: R packed rows, P positions of a row, M MoE layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+
+from firstorder.backends.folder import Shape
+from firstorder.core.errors import ConfigError, FirstOrderError
+from firstorder.core.recipe import Recipe
+from firstorder.core.record import to_json
+from firstorder.core.stats import TokenStats
+from firstorder.core.surrogate import surrogate_loss, token_weights
+from firstorder.core.toml import build
+
+from . import adapter, model
+from .config import Torchtitan
+from .ledger import Ledger
+from .replay import recording, replaying
+from .trainer import optimizer
+
+distributed: Any = torch.distributed
+Note = Callable[[str, Tensor | None], None]
+SMALL = Shape(
+    vocab_size=2048,
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    moe_intermediate_size=64,
+    num_experts=8,
+    num_experts_per_tok=2,
+    rope_theta=10000.0,
+    max_position_embeddings=256,
+)
+"""The model that the estimate is checked on."""
+MICROBATCHES = 2  # the last finds gradients of those before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """How a parameter is laid out: sizes of the whole and of a rank's part, and the placement on each mesh axis."""
+
+    name: str
+    whole: tuple[int, ...]
+    local: tuple[int, ...]
+    mesh: tuple[str, ...]
+    placements: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerMemory:
+    """Bytes of a rank at the peak of an update.
+
+    Args:
+        parameters, gradients, optimizer: of the rank's shards.
+        buffers: tables of rotary embeddings.
+        activations: what backward needs of the layers, at the end of forward.
+        logits: the rest of the peak: logits, their log-softmax and gradient, layers gathered by FSDP, temporaries.
+    """
+
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def peak(self) -> int:
+        """The sum."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a dry run found; `seconds` of it, and `resident` bytes that the process took at most."""
+
+    world: int
+    shardings: tuple[Sharding, ...]
+    memory: TrainerMemory
+    seconds: float
+    resident: int
+
+
+def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int) -> Report:
+    """Build a model on meta, lay it out over a fake world and run one update under fake tensors.
+
+    The process must have no process group; a fake one stands for the world while this runs.
+
+    Args:
+        shape: of the model; no weights are read.
+        settings: the `[torchtitan]` section.
+        recipe: its replay, weights and optimizer.
+        world: ranks.
+
+    Raises:
+        ConfigError: the layout does not fit the ranks, or the dtype has no fake kernel.
+    """
+    started = time.perf_counter()
+    if settings.dtype != "bfloat16":
+        raise ConfigError(
+            f"a dry run prices torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
+        )
+    adapter.dist_utils.init_fake_mode(world)
+    try:
+        return _dry_run(shape, settings, recipe, world, started)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, started: float) -> Report:
+    parallelism, dims = model.layout(settings, world)
+    laid_out = model.lay_out(shape, settings, parallelism, dims)
+    ledger, at = Ledger(), dict[str, int]()
+
+    def note(moment: str, beside: Tensor | None) -> None:
+        at[moment] = ledger.held - (0 if beside is None else _local(beside).untyped_storage().nbytes())
+        at[f"{moment} peak"] = ledger.peak
+        ledger.restart()
+
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger, adapter.balanced_experts():
+        trained = model.materialise(laid_out)
+        step(trained, optimizer(recipe.optimizer, trained), shape, settings, recipe, dims, note)
+    parameters = sum(_local(p).nbytes for p in trained.parameters())
+    gradients = sum(_local(p.grad).nbytes for p in trained.parameters() if p.grad is not None)
+    activations = at["forward"] - at["begun"]
+    peak = max(at["forward peak"], at["backward peak"], at["scored peak"] + gradients)
+    return Report(
+        world=world,
+        shardings=tuple(_sharding(name, p) for name, p in trained.named_parameters()),
+        memory=TrainerMemory(
+            parameters=parameters,
+            buffers=at["start"] - parameters,
+            gradients=gradients,
+            optimizer=at["stepped"] - at["clipped"],
+            activations=activations,
+            logits=peak - at["start"] - gradients - activations,
+        ),
+        seconds=time.perf_counter() - started,
+        resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: Recipe, dims: Any, note: Note) -> None:
+    """One scoring pass, an update of several micro-batches with the routes replayed, clipping and an optimizer step.
+
+    Args:
+        trained: the model.
+        moves: its optimizer.
+        shape: its sizes.
+        settings: rows and positions of a micro-batch.
+        recipe: replay and weights.
+        dims: the meshes.
+        note: called with the name of every moment that is reached, and a tensor that is alive but not to be counted.
+    """
+    tokens = torch.randint(shape.vocab_size, (settings.microbatch_rows, settings.pack_length))
+    positions = torch.arange(settings.pack_length).expand_as(tokens)
+    moves.zero_grad()
+    note("start", None)
+    with torch.no_grad(), recording(trained) as record:
+        old = _logp(trained(tokens, positions=positions, attention_masks=None), tokens)
+    ids = None if recipe.router_replay.mode == "disabled" else record.ids
+    note("scored", None)
+    for _ in range(MICROBATCHES):
+        note("begun", None)
+        with replaying(trained, ids):
+            logits = trained(tokens, positions=positions, attention_masks=None)
+            note("forward", logits)
+            logp = _logp(logits, tokens)
+            del logits
+            torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))
+            del logp, stats
+        note("backward", None)
+    adapter.dist_utils.clip_grad_norm_(trained.parameters(), recipe.optimizer.max_grad_norm, ep_enabled=dims.ep_enabled)
+    note("clipped", None)
+    moves.step()
+    note("stepped", None)
+
+
+def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
+    """Peak bytes that the same update really allocates here, on one rank, for a model that fits this machine.
+
+    As with `dry_run`, the process must have no process group.
+    """
+    world = adapter.start_process_group()
+    parallelism, dims = model.layout(settings, world)
+    laid_out = model.lay_out(shape, settings, parallelism, dims)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trained = model.materialise(laid_out)
+        moves = optimizer(recipe.optimizer, trained)
+        for _ in range(2):  # the second update finds the optimizer's state
+            step(trained, moves, shape, settings, recipe, dims, lambda moment, beside: None)
+    distributed.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())
+    allocated = [e for e in events["traceEvents"] if e["name"] == "[memory]"]
+    held = peak = 0
+    for event in sorted(allocated, key=lambda e: float(e["ts"])):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def error(recipe: Recipe, activation_checkpoint: Any) -> float:
+    """How far the estimate for a small model is from what it allocates, as a share of the latter."""
+    settings = Torchtitan(activation_checkpoint=activation_checkpoint, pack_length=256, microbatch_rows=1)
+    return dry_run(SMALL, settings, recipe, 1).memory.peak / measure(SMALL, settings, recipe) - 1.0
+
+
+def main() -> None:
+    """Read a specification from standard input, write the report to standard output; a mistake is one line, code 2."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    given = json.load(sys.stdin)
+    try:
+        settings, recipe = build(Torchtitan, given["torchtitan"]), build(Recipe, given["recipe"])
+        apart = error(recipe, settings.activation_checkpoint)
+        report = dry_run(Shape(**given["shape"]), settings, recipe, given["world"])
+    except FirstOrderError as mistake:
+        sys.stderr.write(f"{mistake}\n")
+        raise SystemExit(2) from None
+    sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
+
+
+def _logp(logits: Tensor, tokens: Tensor) -> Tensor:
+    logp: Tensor = adapter.compute_logprobs(logits, tokens, return_entropy=True)[0]
+    return logp.double()
+
+
+def _stats(logp: Tensor, old: Tensor) -> TokenStats:
+    return TokenStats(
+        logp_theta=logp,
+        logp_old=old,
+        logp_mu=old,
+        mask=torch.ones_like(logp, dtype=torch.bool),
+        advantage=torch.ones(len(logp), dtype=torch.float64),
+    )
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _sharding(name: str, parameter: Any) -> Sharding:
+    return Sharding(
+        name=name.replace("_checkpoint_wrapped_module.", ""),
+        whole=tuple(parameter.shape),
+        local=tuple(_local(parameter).shape),
+        mesh=tuple(parameter.device_mesh.mesh_dim_names or ()),
+        placements=tuple(map(str, parameter.placements)),
+    )
+
+
+if __name__ == "__main__":
+    main()
