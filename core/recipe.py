@@ -6,6 +6,8 @@ and declares its scope, which is checked against its parts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -258,6 +260,17 @@ def check_runs(recipe: Recipe) -> None:
     """
     if recipe.about.unsupported:
         raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256 of what a recipe does, in hexadecimal: every key but those of `[about]`, defaults included.
+
+    Example:
+        >>> fingerprint(Recipe()) == fingerprint(Recipe(about=About(name="another")))
+        True
+    """
+    text = json.dumps(recipe.model_dump(mode="json", exclude={"about"}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:

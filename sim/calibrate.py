@@ -20,7 +20,7 @@ from firstorder.core.routing import flips
 from .coldstart import starting_weights
 from .config import Sim
 from .numerics import Numerics
-from .scene import build, engines, grow, kl, token_share
+from .scene import Mode, build, engines, grow, kl, token_share
 
 PUBLISHED_KL = 1.5e-3  # nats a token
 PUBLISHED_FLIPS = 0.10  # of (token, layer)
@@ -49,18 +49,21 @@ class Calibration:
         return _noise(self.router_scale, self.expert_scale)
 
 
-def mismatch(sim: Sim, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(μ_old ‖ π_old) in nats a response token, and the flip rate, at the start of training; `[M]` each."""
+def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, Tensor]:
+    """KL(μ_old ‖ π_old) in nats a response token with π_old replaying as `mode` says, and the flip rate of live routes,
+    at the start of training; `[M]` each."""
     tree, rewards = grow(sim)
     with torch.no_grad():
-        scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[])
+        scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
     share = token_share(scene)
     pi, mu = scene.old["disabled"], scene.mu_old
     flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)
-    return (share * kl(mu.logp, pi.logp)).sum(-1), (share * flipped).sum(-1)
+    return (share * kl(mu.logp, scene.old[mode].logp)).sum(-1), (share * flipped).sum(-1)
 
 
-def calibrate(sim: Sim, seeds: Tensor, *, wanted_kl: float, wanted_flips: float) -> Calibration:
+def calibrate(
+    sim: Sim, seeds: Tensor, *, wanted_kl: float, wanted_flips: float, mode: Mode = "disabled"
+) -> Calibration:
     """Find the noise that gives a mismatch on average over policies.
 
     Minimises the squared residuals of log KL and log flip rate over the two log scales, by Nelder-Mead: flips are
@@ -71,11 +74,12 @@ def calibrate(sim: Sim, seeds: Tensor, *, wanted_kl: float, wanted_flips: float)
         seeds: int64 `[M]`, the policies averaged over.
         wanted_kl: nats a response token, positive.
         wanted_flips: share of (token, layer), positive.
+        mode: the replay that π_old had when the KL was taken.
     """
 
     def measured(knobs: NDArray[np.float64]) -> tuple[float, float]:
         router, expert = np.exp(np.clip(knobs, SMALLEST, LARGEST))
-        divergence, rate = mismatch(sim.model_copy(update={"numerics": _noise(router, expert)}), seeds)
+        divergence, rate = mismatch(sim.model_copy(update={"numerics": _noise(router, expert)}), seeds, mode)
         return float(divergence.mean()), float(rate.mean())
 
     def loss(knobs: NDArray[np.float64]) -> float:

@@ -1,8 +1,8 @@
 """One update of a large model over many ranks, on a machine that has neither: meta tensors, a fake world, fake tensors.
 
 The model, its layout, its replaying routers, loss, clipping and optimizer are those of a run. What is read off are the
-shardings of every parameter and the bytes that a rank holds. Three things are assumed: experts take equally many tokens,
-rows are full, and attention is a fused kernel, which holds its output and its log-sum-exp.
+shardings of every parameter and the bytes that a rank holds. Three things are assumed: experts take equally many
+tokens, rows are full, and attention is a fused kernel, which holds its output and its log-sum-exp.
 
     python -m firstorder.backends.torchtitan.dryrun < specification.json > report.json
 
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,8 @@
 """The bytes that tensors hold, followed operation by operation; fake tensors count as what they stand for.
 
 torch's own tracker counts a sharded tensor at its global size where the optimizer touches it. Here an operation on a
-distributed tensor is let through to the operations on its local parts, and those are counted; what torch makes at global
-size only to learn the shape of a result is not.
+distributed tensor is let through to the operations on its local parts, and those are counted; what torch makes at
+global size only to learn the shape of a result is not.
 """
 
 from __future__ import annotations
