@@ -49,6 +49,24 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
     Raises:
         ConfigError: a package, the model, a method or a length does not fit.
     """
+    check_method(recipe)
+    if not titan.model:
+        raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
+    shape = read_shape(Path(titan.model))
+    if shape.vocab_size < len(sums.TOKENS):
+        raise ConfigError(
+            f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
+        )
+    check_lengths(titan, vllm)
+    require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
+
+
+def check_method(recipe: Recipe) -> None:
+    """Refuse a recipe that the engines cannot train, whatever the model.
+
+    Raises:
+        ConfigError: a part of it.
+    """
     check_runs(recipe)
     check_trainable(recipe)
     if recipe.has_critic:
@@ -60,20 +78,20 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         raise ConfigError(
             f"optimizer.kind = {recipe.optimizer.kind} is not one of torchtitan's; set optimizer.kind = adamw"
         )
-    if not titan.model:
-        raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
-    shape = read_shape(Path(titan.model))
-    if shape.vocab_size < len(sums.TOKENS):
-        raise ConfigError(
-            f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
-        )
+
+
+def check_lengths(titan: Torchtitan, vllm: Vllm) -> None:
+    """Refuse responses that do not fit into a row.
+
+    Raises:
+        ConfigError: saying by how much.
+    """
     longest = vllm.max_prompt + vllm.max_tokens
     if longest > titan.pack_length:
         raise ConfigError(
             f"vllm.max_prompt + vllm.max_tokens = {longest} do not fit into "
             f"torchtitan.pack_length = {titan.pack_length}; raise it"
         )
-    require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
 
 
 def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
@@ -88,6 +106,8 @@ def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
         raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
     if ranks > 1 and not vllm.servers:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
+    if vllm.tensor > 1 and not vllm.servers:
+        raise ConfigError(f"vllm.tensor = {vllm.tensor} needs vLLM on servers; set vllm.servers, see docs/engines.md")
 
 
 def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
@@ -105,7 +125,8 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
         DataError: the engines do not agree on the weights they were given.
     """
     check(recipe, titan, vllm)
-    config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
+    where = {"servers", "shared_folder", "timeout"}  # may change when a run goes on
+    config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump(exclude=where)}
     from .torchtitan.adapter import start_process_group
 
     check_ranks(titan, vllm, start_process_group())

@@ -19,13 +19,13 @@ SIM = ("sim",)  # the sections that the simulator reads
 ENGINES = ("torchtitan", "vllm")  # those that the real engines read; a file may hold both
 
 
-def compose(name: str, assignments: list[str]) -> tuple[Recipe, Sim]:
-    """The recipe and the `[sim]` section, both validated.
+def compose(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Sim]:
+    """The recipe and the `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    return resolve(_read(name, assignments, SIM))
+    return resolve(_read(name, assignments, SIM, settings))
 
 
 def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
@@ -37,8 +37,8 @@ def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
     return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
 
 
-def compose_engines(name: str, assignments: list[str]) -> tuple[Recipe, Torchtitan, Vllm]:
-    """The recipe, the `[torchtitan]` and the `[vllm]` section, all validated.
+def compose_engines(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Torchtitan, Vllm]:
+    """As `compose`, with the `[torchtitan]` and the `[vllm]` section.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
@@ -47,7 +47,7 @@ def compose_engines(name: str, assignments: list[str]) -> tuple[Recipe, Torchtit
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.toml import build
 
-    recipe, sections = split(_read(name, assignments, ENGINES))
+    recipe, sections = split(_read(name, assignments, ENGINES, settings))
     return recipe, build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
 
 
@@ -87,12 +87,14 @@ def check_read(keys: Iterable[str], own: tuple[str, ...]) -> None:
             raise ConfigError(f"{key!r} is a setting of the {reader}, and this is about the {here}; drop it")
 
 
-def _read(name: str, assignments: list[str], own: tuple[str, ...]) -> dict[str, Any]:
-    """The tables of a recipe under assignments to them or to the backend's own sections."""
+def _read(name: str, assignments: list[str], own: tuple[str, ...], settings: str | None) -> dict[str, Any]:
+    """The tables of a recipe, a file of settings laid over them, under assignments to them or to the backend's own
+    sections."""
     from firstorder.core.toml import override, read
 
     check_read((assignment.partition("=")[0] for assignment in assignments), own)
-    return override(read(name), assignments)
+    over = {} if settings is None else read(settings)
+    return override(overlay(read(name), over), assignments)
 
 
 def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

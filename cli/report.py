@@ -17,13 +17,14 @@ def report(
 ) -> None:
     """Compare runs, cells of a sweep or runs of the training claims: report.html, PNG and SVG figures, data as CSV."""
     from firstorder.core.errors import ConfigError
+    from firstorder.core.record import check_folder
 
     try:
         import_module("matplotlib")
     except ImportError:
         raise ConfigError("report draws with matplotlib; pip install 'firstorder[report]'") from None
     from .reporting.conditions import is_claims, read_conditions
-    from .reporting.files import check_folder, claims_report, run_report, sweep_report, write_report
+    from .reporting.files import claims_report, run_report, sweep_report, write_report
     from .reporting.runs import read_runs
     from .reporting.sweeps import is_sweep, read_sweep
 

@@ -24,6 +24,9 @@ def train(
     recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
     backend: str = typer.Option("sim", "--backend", help="Where to train: sim, or torchtitan (with vLLM rollouts)."),
+    settings: str | None = typer.Option(
+        None, "--settings", metavar="FILE", help="TOML whose sections are laid over the recipe's, before --set."
+    ),
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="The run folder; runs/NAME unless given."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the folder's newest checkpoint."),
     strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),
@@ -40,7 +43,8 @@ def train(
     openers = _openers(track)
     if backend not in ("sim", "torchtitan"):
         raise ConfigError(f"--backend must be sim or torchtitan, got {backend!r}")
-    method, *sections = compose(recipe, set_) if backend == "sim" else compose_engines(recipe, set_)
+    composed = compose if backend == "sim" else compose_engines
+    method, *sections = composed(recipe, set_, settings)
     module = _module(backend)
     idle = module.inert(method, *sections)
     if strict and idle:

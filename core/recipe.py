@@ -263,14 +263,17 @@ def check_runs(recipe: Recipe) -> None:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of what a recipe does, in hexadecimal: every key but those of `[about]`, defaults included.
+    """SHA-256, in hexadecimal, of what a recipe does to a batch: its method, defaults included, and its N.
+
+    Names, sizes of a batch and the optimizer are left out: they change from a small model to a large one.
 
     Example:
-        >>> fingerprint(Recipe()) == fingerprint(Recipe(about=About(name="another")))
+        >>> fingerprint(Recipe()) == fingerprint(Recipe(optimizer=Optimizer(lr=1e-3)))
         True
     """
-    text = json.dumps(recipe.model_dump(mode="json", exclude={"about"}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    tree = recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"})
+    tree["minibatches"] = recipe.schedule.minibatches
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,38 @@ def write_whole(path: Path, content: str | bytes) -> None:
             raise
         remedy = "free some space" if error.errno in FULL else "give a file that can be replaced"
         raise ConfigError(f"cannot write {path}: {error.strerror}; {remedy}") from None
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a place for a folder that is taken, before the work is done.
+
+    Raises:
+        ConfigError: it is a file, or a folder that is not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out {out} is not empty; give a new folder")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which takes its place when the block ends without an error.
+
+    Raises:
+        ConfigError: the folder cannot be written; nothing is left behind.
+    """
+    target = out.resolve()
+    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        os.replace(partial, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write --out {out}: {error.strerror}; give another folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -1,8 +1,8 @@
 """The evidence that a recipe is asked for before it goes to a cluster: its twin in the simulator, and its neighbours.
 
-The twin has the recipe's method and its N, the engines a discrepancy that stands for the target's, and the tiny policy a
-learning rate, prompts and groups of its own. Neighbours differ from it in one thing: the replay, the clip, or N halved
-or doubled. All are trained on the same seeds for as many updates.
+The twin has the recipe's method and its N, the engines a discrepancy that stands for the target's, and the tiny policy
+a learning rate, prompts and groups of its own. Neighbours differ from it in one thing: the replay, the clip, or N
+halved or doubled. All are trained on the same seeds for as many updates.
 
 Shapes: S seeds, K exact evaluations.
 """
@@ -40,8 +40,8 @@ LR = 0.01  # of the tiny policy: where recipes with several updates a rollout co
 UNSTABLE = 0.25  # share of the seeds
 SELF = "the recipe"
 RULE = (
-    f"unstable if at least {UNSTABLE:.0%} of {SEEDS} seeds collapse (core.collapse); a neighbour is safer if fewer of its "
-    "seeds collapse, or as few and its lead in final J of pi, seed by seed, has an interval above 0; the safest of "
+    f"unstable if at least {UNSTABLE:.0%} of {SEEDS} seeds collapse (core.collapse); a neighbour is safer if fewer of "
+    "its seeds collapse, or as few and its lead in final J of pi, seed by seed, has an interval above 0; the safest of "
     "several has the fewest collapsed seeds, then the largest lead"
 )
 EXACT = ("gradient_error", "gradient_error_natural", "replay_bias", "value_error")
@@ -120,13 +120,14 @@ class Gate:
         """Plain numbers."""
         trials = {
             name: {
+                "run": f"{number:04d}",
                 "collapsed": trial.collapsed.json(),
                 "final_j_pi": trial.final_j.json(),
                 "lead": trial.lead.json(),
                 "first": dict(trial.first),
                 "worst": dict(trial.worst),
             }
-            for name, trial in self.trials.items()
+            for number, (name, trial) in enumerate(self.trials.items())
         }
         return {
             "recipe": self.recipe,
@@ -162,7 +163,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
     wanted = neighbours(recipe)
     cells = {
         name: Cell(
-            name=f"{number:04d}",
+            name=f"{number:04d}",  # as `Gate.json` says
             point={"trial": name},
             recipe=each,
             sim=world(each).model_copy(update={"numerics": found.numerics, "members": SEEDS}),
@@ -242,17 +243,17 @@ def trial(found: Series, own: Series) -> Trial:
     )
 
 
-def check_evidence(recipe: Recipe, evidence: Mapping[str, Any], where: str) -> None:
-    """Refuse evidence of another recipe.
+def check_evidence(recipe: Recipe, other: str, where: str) -> None:
+    """Refuse evidence of another recipe, given its fingerprint.
 
     Raises:
         ConfigError: the fingerprints differ.
     """
-    given = str(evidence.get("recipe", "none"))
-    if given != fingerprint(recipe):
+    own = fingerprint(recipe)
+    if other != own:
         raise ConfigError(
-            f"{where} is evidence of another recipe (hash {given[:12]}, this one has {fingerprint(recipe)[:12]}); "
-            "promote the recipe that was tried, or leave out --evidence to try this one"
+            f"{where} is evidence of another recipe (hash {other[:12]}, and this one has {own[:12]}); "
+            "give evidence of this method with this many minibatches, or none"
         )
 
 

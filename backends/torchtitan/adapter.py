@@ -168,6 +168,8 @@ def start_process_group() -> int:
     distributed: Any = torch.distributed
     if not distributed.is_initialized():
         backend = distributed.Backend.default_device_backend_map[device_type]
+        if not ON_CPU:  # what ranks tell each other as objects, rollouts above all, stays in host memory
+            backend = f"cpu:gloo,{device_type}:{backend}"
         if "RANK" in os.environ:
             distributed.init_process_group(backend)
         else:

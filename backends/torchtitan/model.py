@@ -145,11 +145,12 @@ class HuggingFace:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor) of every weight; with several ranks all must iterate.
 
-        Gathered one by one, and before they are renamed: of sharded experts only a rank's own would get names.
+        Gathered one by one, and before they are renamed: of sharded experts only a rank's own would get names. They are
+        in host memory: a device that holds a shard need not hold the whole.
         """
         for name, tensor in self._model.state_dict().items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            yield from ((key, value.detach()) for key, value in self._names.to_hf({name: whole}).items())
+            yield from ((key, value.detach().cpu()) for key, value in self._names.to_hf({name: whole}).items())
 
 
 def last_line(error: BaseException) -> str:

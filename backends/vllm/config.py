@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from firstorder.core.recipe import Section
 
 PROBE_LIMITS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
-LOW_PRECISION_LIMIT = 0.5  # of a quantised KV cache, whatever the dtype
+LOW_PRECISION_LIMIT = 0.5  # of quantised weights or a quantised KV cache, whatever the dtype
+ROUTERS = (r"re:.*\.mlp\.gate$",)  # layers that stay in `dtype`: a quantised router chooses other experts
 
 
 class Vllm(Section):
     """The rollout engine. There is no top-p and no top-k: π could not be scored under the same distribution."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "fp8_per_tensor", "fp8_per_block"] = Field(
+        "none", description="of weights and activations, made from `dtype` as weights arrive; routers are left out"
+    )
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e5m2"] = Field("auto", description="auto is `dtype`")
     temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="of sampling; π is scored at the same")
     max_tokens: int = Field(24, ge=1, description="longest response")
@@ -23,6 +27,7 @@ class Vllm(Section):
     max_sequences: int = Field(256, ge=1, description="responses decoded together")
     kv_cache_mib: int = Field(64, ge=1, description="memory of the KV cache")
     prefix_caching: bool = True
+    tensor: int = Field(1, ge=1, description="tensor parallel degree of a server")
     servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none for the same process")
     timeout: float = Field(600.0, gt=0.0, allow_inf_nan=False, description="seconds that a server is waited for")
     shared_folder: str = Field("", description="where weights are written for servers; must be one that they can read")
@@ -44,4 +49,12 @@ class Vllm(Section):
         """The largest mean |Δ log p| of a probe, in nats."""
         if self.probe_limit is not None:
             return self.probe_limit
-        return PROBE_LIMITS[self.dtype] if self.kv_cache_dtype == "auto" else LOW_PRECISION_LIMIT
+        low = self.quantization != "none" or self.kv_cache_dtype != "auto"
+        return LOW_PRECISION_LIMIT if low else PROBE_LIMITS[self.dtype]
+
+    @property
+    def quantized(self) -> dict[str, Any]:
+        """vLLM's own settings of the quantisation, none without one."""
+        if self.quantization == "none":
+            return {}
+        return {"quantization": self.quantization, "quantization_config": {"ignore": list(ROUTERS)}}

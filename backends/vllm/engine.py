@@ -55,6 +55,7 @@ class InProcessEngine:
                 model=folder,
                 dtype=settings.dtype,
                 kv_cache_dtype=settings.kv_cache_dtype,
+                **settings.quantized,
                 max_model_len=settings.max_prompt + settings.max_tokens,
                 max_num_seqs=settings.max_sequences,
                 kv_cache_memory_bytes=settings.kv_cache_mib << 20,

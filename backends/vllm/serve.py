@@ -9,12 +9,15 @@ port, so it listens on the loopback interface unless --host names another.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
+import torch
+
 from firstorder.backends.extras import require
 from firstorder.core.errors import FirstOrderError
-from firstorder.core.toml import build, override
+from firstorder.core.toml import build, override, read
 
 from .config import Vllm
 
@@ -26,8 +29,8 @@ ENVIRONMENT = {
 }
 
 
-def arguments(folder: str, host: str, port: int, settings: Vllm) -> list[str]:
-    """The command line of vLLM's server."""
+def arguments(folder: str, host: str, port: int, settings: Vllm, *, eager: bool = True) -> list[str]:
+    """The command line of vLLM's server; `eager` runs the model without CUDA graphs."""
     flags = {
         "model": folder,
         "host": host,
@@ -36,6 +39,7 @@ def arguments(folder: str, host: str, port: int, settings: Vllm) -> list[str]:
         "kv-cache-dtype": settings.kv_cache_dtype,
         "max-model-len": str(settings.max_prompt + settings.max_tokens),
         "max-num-seqs": str(settings.max_sequences),
+        "tensor-parallel-size": str(settings.tensor),
         "kv-cache-memory-bytes": str(settings.kv_cache_mib << 20),
         "logprobs-mode": "processed_logprobs",
         "worker-extension-cls": "firstorder.backends.vllm.extension.Worker",
@@ -43,8 +47,10 @@ def arguments(folder: str, host: str, port: int, settings: Vllm) -> list[str]:
     switches = [
         "--enable-return-routed-experts",
         "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
-        "--enforce-eager",
+        *(["--enforce-eager"] if eager else []),
     ]
+    for name, value in settings.quantized.items():
+        flags[name.replace("_", "-")] = value if isinstance(value, str) else json.dumps(value)
     return [word for name, value in flags.items() for word in (f"--{name}", value)] + switches
 
 
@@ -55,16 +61,19 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--settings", metavar="FILE", help="TOML whose table [vllm] is read before --set")
     given = parser.parse_args()
     try:
         require("vllm")
-        settings = build(Vllm, override({}, given.assignments), "vllm")
+        table = read(given.settings).get("vllm", {}) if given.settings else {}
+        settings = build(Vllm, override(table, given.assignments), "vllm")
     except FirstOrderError as error:
         sys.exit(f"firstorder: {error}")
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    on_cpu = not torch.accelerator.is_available()
     # the console script `vllm` does not start in the CPU build, which has another distribution name
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    os.execv(sys.executable, server + arguments(given.folder, given.host, given.port, settings))
+    os.execv(sys.executable, server + arguments(given.folder, given.host, given.port, settings, eager=on_cpu))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from firstorder.core.errors import ConfigError
+from firstorder.core.record import whole_folder
 
 from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots
 from .conditions import Conditions, shown
@@ -29,36 +27,15 @@ ESTIMATED = ("outcome", "unit", "members", "value", "low", "high", "each")
 FINAL = {"final J of π": REWARD[1], "final J of μ": REWARD[2], "final kl (k1)": KL[0], "final flip rate": FLIPS[0]}
 
 
-def check_folder(out: Path) -> None:
-    """Refuse a place for the report that is taken, before the work is done.
-
-    Raises:
-        ConfigError: it is a file, or a folder that is not empty.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty; give a new folder")
-
-
 def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
     """Write the page, the figures and their data, by name.
 
     Raises:
         ConfigError: the folder cannot be written; nothing is left behind.
     """
-    target = out.resolve()
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+    with whole_folder(out) as partial:
         for name, content in contents().items():
             (partial / name).write_bytes(content)
-        os.replace(partial, target)
-    except OSError as error:
-        raise ConfigError(f"cannot write --out {out}: {error.strerror}; give another folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def run_report(runs: list[Run]) -> dict[str, bytes]:

@@ -1,0 +1,88 @@
+"""The dry run in a process of its own, which has the fake world to itself and whose memory can be read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from firstorder.backends.folder import Shape
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.core.errors import ConfigError
+from firstorder.core.recipe import Recipe
+
+PARTS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dry:
+    """What `backends.torchtitan.dryrun` reported.
+
+    Args:
+        memory: bytes by part of `PARTS`.
+        shardings: name, whole, local, mesh and placements of every parameter.
+        error: of the estimate for a small model, as a share of what that model allocates.
+        seconds: of the dry run.
+        resident: bytes that it took.
+    """
+
+    memory: dict[str, int]
+    shardings: list[dict[str, Any]]
+    error: float
+    seconds: float
+    resident: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a rank at the peak of an update."""
+        return sum(self.memory[part] for part in PARTS)
+
+
+def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int) -> Dry:
+    """Run one update of a model over a fake world.
+
+    Raises:
+        ConfigError: the layout does not fit, or the process failed, with its last line.
+    """
+    given = {
+        "shape": vars(shape),
+        "torchtitan": titan.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "world": world,
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "firstorder.backends.torchtitan.dryrun"]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise ConfigError(lines[-1] if done.returncode == 2 else f"the dry run failed: {lines[-1]}")
+    found = json.loads(done.stdout)
+    return Dry(
+        memory=found["memory"],
+        shardings=found["shardings"],
+        error=found["error"],
+        seconds=found["seconds"],
+        resident=found["resident"],
+    )
+
+
+def per_position(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int, peak: int) -> float:
+    """Bytes that one more position of every row adds to the peak, from a second dry run of half as many."""
+    half = titan.pack_length // 2
+    shorter = dry_run(shape, titan.model_copy(update={"pack_length": half}), recipe, world)
+    return (peak - shorter.peak) / (titan.pack_length - half)
+
+
+def layers_folded(shardings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shardings with the layers that are alike as one, its number replaced by a star."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in shardings:
+        parts = ["*" if part.isdigit() else part for part in each["name"].split(".")]
+        name = ".".join(parts)
+        one = found.setdefault(name, each | {"name": name, "layers": 0})
+        if any(one[key] != each[key] for key in ("whole", "local", "mesh", "placements")):
+            found[each["name"]] = each | {"layers": 1}
+        else:
+            one["layers"] += 1
+    return list(found.values())

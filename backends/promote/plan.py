@@ -1,0 +1,255 @@
+"""Where everything runs: ranks, nodes and rollout engines, what each holds, and how long a step takes at stated rates.
+
+Lengths are in tokens, sizes in bytes. Times and bytes of a step are those of responses as long as they may be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firstorder.backends.folder import Shape
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.training import check_lengths, check_method
+from firstorder.backends.vllm.config import Vllm
+from firstorder.core.errors import ConfigError
+from firstorder.core.recipe import Recipe
+
+from . import memory
+from .hardware import GIB, GPUS_PER_NODE, Gpu
+
+# shares of the peaks in `hardware` and a rate that no data sheet states: assumptions, not measurements
+TRAINING = 0.30  # of FLOP/s
+DECODING = 0.50  # of memory bandwidth
+SHARED = 5e9  # bytes/s that a node reads from or writes to the shared folder
+SERVING = 6 * GIB  # of a rollout engine beside weights and KV cache: activations and workspaces
+RATES = {
+    "training, share of peak FLOP/s": TRAINING,
+    "decoding, share of memory bandwidth": DECODING,
+    "shared folder, bytes/s of a node": SHARED,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What runs on which node.
+
+    Args:
+        gpu: of every node.
+        world: ranks of the trainer.
+        nodes: that they fill.
+        ranks_per_node: on each.
+        rollout_nodes: as many as the trainer has.
+        engines_per_node: rollout engines on each of those.
+        kv_cache: bytes of the KV cache of an engine's GPU.
+        sequences: that an engine decodes together, each as long as it may be.
+    """
+
+    gpu: Gpu
+    world: int
+    nodes: int
+    ranks_per_node: int
+    rollout_nodes: int
+    engines_per_node: int
+    kv_cache: int
+    sequences: int
+
+    @property
+    def engines(self) -> int:
+        """All rollout engines."""
+        return self.rollout_nodes * self.engines_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One global step: what is moved, and the seconds of its parts.
+
+    Args:
+        responses, tokens: of the rollout; tokens with the prompts.
+        routes: bytes of all routes from the servers to the trainer.
+        weights: bytes of one weight sync, in float32.
+        host: bytes that the ranks of a node hold for the rollout.
+        exchanged: bytes that a rank gathers of parameters, reduces of gradients and sends to experts.
+        rollout, score, update, exchange, sync: seconds, as if nothing overlapped.
+    """
+
+    responses: int
+    tokens: int
+    routes: int
+    weights: int
+    host: int
+    exchanged: int
+    rollout: float
+    score: float
+    update: float
+    exchange: float
+    sync: float
+
+    @property
+    def seconds(self) -> float:
+        """The parts follow one another."""
+        return self.rollout + self.score + self.update + self.exchange + self.sync
+
+
+def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, world: int, gpu: Gpu) -> Plan:
+    """Check that everything divides and fits, but for the trainer's memory, which the dry run knows.
+
+    Args:
+        shape: of the model.
+        recipe: the method.
+        titan, vllm: the engines' settings.
+        world: ranks of the trainer.
+        gpu: of every node.
+
+    Raises:
+        ConfigError: what does not divide or fit, and the remedy.
+    """
+    check_method(recipe)
+    check_lengths(titan, vllm)
+    check_topology(shape, titan, vllm, world)
+    if vllm.quantization != "none" and not gpu.fp8:
+        raise ConfigError(
+            f"vllm.quantization = {vllm.quantization} needs a GPU that multiplies in FP8, and {gpu.name} does not; "
+            "set vllm.quantization=none or choose another --gpu"
+        )
+    length = vllm.max_prompt + vllm.max_tokens
+    kv_token = memory.kv_bytes(shape, vllm.kv_cache_dtype) // min(vllm.tensor, shape.num_key_value_heads)
+    weights = memory.serving_weights(shape, vllm.quantization) // vllm.tensor
+    free = gpu.usable - weights - SERVING
+    if free < kv_token * length:
+        raise ConfigError(
+            f"a rollout engine has {free / GIB:.1f} GiB left for its KV cache on {gpu.name}, and one response of "
+            f"vllm.max_prompt + vllm.max_tokens = {length} needs {kv_token * length / GIB:.1f}; "
+            f"{_at_most(free // kv_token)}, or raise vllm.tensor"
+        )
+    return Plan(
+        gpu=gpu,
+        world=world,
+        nodes=-(-world // GPUS_PER_NODE),
+        ranks_per_node=min(world, GPUS_PER_NODE),
+        rollout_nodes=-(-world // GPUS_PER_NODE),
+        engines_per_node=GPUS_PER_NODE // vllm.tensor,
+        kv_cache=free,
+        sequences=min(vllm.max_sequences, free // (kv_token * length)),
+    )
+
+
+def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, world: int) -> None:
+    """Refuse degrees that do not divide what they share.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    if world < 1 or (world > GPUS_PER_NODE and world % GPUS_PER_NODE):
+        raise ConfigError(
+            f"--world {world} does not fill nodes of {GPUS_PER_NODE} GPUs; give a multiple of {GPUS_PER_NODE}, or less "
+            "than one node"
+        )
+    if world % titan.expert:
+        raise ConfigError(
+            f"--world {world} is no multiple of torchtitan.expert = {titan.expert}; change one of the two"
+        )
+    if shape.num_experts % titan.expert:
+        raise ConfigError(f"torchtitan.expert = {titan.expert} does not divide {shape.num_experts} experts; change it")
+    if titan.shard not in (-1, world):
+        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the {world} ranks of --world")
+    for size, what in ((GPUS_PER_NODE, "the GPUs of a node"), (shape.num_attention_heads, "attention heads")):
+        if size % vllm.tensor:
+            raise ConfigError(f"vllm.tensor = {vllm.tensor} does not divide {size}, {what}; choose 1, 2, 4 or 8")
+    if titan.pack_length > shape.max_position_embeddings:
+        raise ConfigError(
+            f"torchtitan.pack_length = {titan.pack_length} is more than the {shape.max_position_embeddings} positions "
+            "of the model; lower it"
+        )
+
+
+def check_memory(peak: int, per_position: float, titan: Torchtitan, gpu: Gpu) -> None:
+    """Refuse an update that does not fit on a GPU, and say how long a row may be.
+
+    Args:
+        peak: bytes at the peak of an update.
+        per_position: bytes that one more position of every row adds.
+        titan: its rows.
+        gpu: that it must fit on.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    if peak <= gpu.usable:
+        return
+    largest = titan.pack_length - (peak - gpu.usable) / per_position
+    if largest < 128:
+        raise ConfigError(
+            f"an update takes {peak / GIB:.1f} GiB a GPU and {gpu.name} has {gpu.usable / GIB:.1f} usable, whatever "
+            "the context; raise --world, or choose a larger --gpu"
+        )
+    raise ConfigError(
+        f"an update with torchtitan.pack_length = {titan.pack_length} takes {peak / GIB:.1f} GiB a GPU and {gpu.name} "
+        f"has {gpu.usable / GIB:.1f} usable; the largest that fits is {int(largest) // 128 * 128}: lower it with "
+        "vllm.max_prompt + vllm.max_tokens, or choose a larger --gpu"
+    )
+
+
+def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Plan) -> Step:
+    """One global step at the stated rates."""
+    schedule, gpu = recipe.schedule, where.gpu
+    length = vllm.max_prompt + vllm.max_tokens
+    responses = schedule.prompts * schedule.group_size
+    tokens = responses * length
+    forward = tokens * forward_flops(shape, length) / (where.world * gpu.flops * TRAINING)
+    passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
+    again = 1 if titan.activation_checkpoint == "full" else 0
+    ahead = 0 if recipe.weight_scope == "token" else 1
+    read = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
+    read += where.sequences * memory.kv_bytes(shape, vllm.kv_cache_dtype) / vllm.tensor * length / 2
+    waves = -(-responses // (where.engines * where.sequences))
+    weights = 4 * memory.parameters(shape)
+    gathered, sent = exchanges(shape, titan, where, tokens, passes=passes + ahead, recomputed=again)
+    apart = gpu.network if where.nodes > 1 else gpu.link
+    between = gpu.link if titan.expert <= where.ranks_per_node else gpu.network
+    return Step(
+        responses=responses,
+        tokens=tokens,
+        routes=tokens * memory.wire_bytes(shape),
+        weights=weights,
+        host=where.ranks_per_node * tokens * memory.host_bytes(shape),
+        exchanged=gathered + sent,
+        rollout=waves * vllm.max_tokens * read / (gpu.bandwidth * DECODING),
+        score=passes * forward,
+        update=(3 + again + ahead) * forward,
+        exchange=gathered / apart + sent / between,
+        sync=weights / SHARED * (1 + where.engines_per_node),
+    )
+
+
+def exchanges(
+    shape: Shape, titan: Torchtitan, where: Plan, tokens: int, *, passes: int, recomputed: int
+) -> tuple[int, int]:
+    """Bytes that a rank moves in a step: through FSDP, and to and from experts of other ranks.
+
+    FSDP gathers bfloat16 parameters once a forward and once a backward, and reduces float32 gradients; of the experts a
+    rank gathers its share. Every token goes to K experts and comes back, in bfloat16, once a forward and a backward.
+
+    Args:
+        shape, titan, where: model, layout and ranks.
+        tokens: of the rollout.
+        passes: forwards without a backward.
+        recomputed: forwards again inside the backward.
+    """
+    row = titan.microbatch_rows * titan.pack_length
+    rounds = -(-tokens // (where.world * row))
+    spread = shape.num_hidden_layers * memory.experts(shape)
+    own = memory.parameters(shape) - spread + spread // titan.expert
+    gathered = rounds * own * (2 * (passes + 2) + 4) if where.world > 1 else 0
+    away = row * shape.num_experts_per_tok * shape.hidden_size * 2 * (titan.expert - 1) // titan.expert
+    sent = rounds * 2 * away * shape.num_hidden_layers * (passes + 2 + recomputed)
+    return gathered, sent
+
+
+def forward_flops(shape: Shape, length: int) -> float:
+    """FLOP of a forward pass for one token: 2 a parameter it meets, and attention to half of the context."""
+    attention = 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * length / 2
+    return 2 * memory.active(shape) + attention
+
+
+def _at_most(tokens: int) -> str:
+    return f"lower them to {tokens} together" if tokens > 0 else "choose a larger --gpu"
