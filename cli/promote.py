@@ -263,7 +263,7 @@ def show(where: Plan, moved: Step, found: Dry, gate: dict[str, Any], notes: list
         "responses together",
         "routes": f"at most {moved.routes / GIB:.1f} GiB a step on the wire",
         "step": f"at most {moved.tokens:,} tokens in {moved.seconds:,.0f} s at stated rates",
-        "dry run": f"{found.seconds:.0f} s, {found.resident / GIB:.2f} GiB",
+        "dry run": f"{found.seconds:.0f} s of a processor, {found.resident / GIB:.2f} GiB",
         "gate": f"{'stable' if gate['stable'] else 'UNSTABLE'}, {collapsed(gate):.0%} of seeds collapse; safest: "
         f"{gate['safest']}",
     }

@@ -24,7 +24,7 @@ class Dry:
         memory: bytes by part of `PARTS`.
         shardings: name, whole, local, mesh and placements of every parameter.
         error: of the estimate for a small model, as a share of what that model allocates.
-        seconds: of the dry run.
+        seconds: of a processor that the dry run took.
         resident: bytes that it took.
     """
 

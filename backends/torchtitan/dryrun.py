@@ -97,7 +97,7 @@ class TrainerMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a dry run found; `seconds` of it, and `resident` bytes that the process took at most."""
+    """What a dry run found; the `seconds` of a processor that it took, and the `resident` bytes at most."""
 
     world: int
     shardings: tuple[Sharding, ...]
@@ -120,7 +120,7 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int) -> R
     Raises:
         ConfigError: the layout does not fit the ranks, or the dtype has no fake kernel.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     if settings.dtype != "bfloat16":
         raise ConfigError(
             f"a dry run prices torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
@@ -160,7 +160,7 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, sta
             activations=activations,
             logits=peak - at["start"] - gradients - activations,
         ),
-        seconds=time.perf_counter() - started,
+        seconds=time.process_time() - started,
         resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
 
@@ -238,8 +238,8 @@ def main() -> None:
     given = json.load(sys.stdin)
     try:
         settings, recipe = build(Torchtitan, given["torchtitan"]), build(Recipe, given["recipe"])
-        apart = error(recipe, settings.activation_checkpoint)
         report = dry_run(Shape(**given["shape"]), settings, recipe, given["world"])
+        apart = error(recipe, settings.activation_checkpoint)
     except FirstOrderError as mistake:
         sys.stderr.write(f"{mistake}\n")
         raise SystemExit(2) from None

@@ -17,10 +17,12 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_Mode: Any = TorchDispatchMode
+_Propagator: Any = ShardingPropagator
 _AsyncTensor: Any = torch.distributed._functional_collectives.AsyncCollectiveTensor
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(_Mode):
     """Counts every storage that is made inside, from its first operation until nothing holds it.
 
     Attributes:
@@ -52,7 +54,7 @@ class Ledger(TorchDispatchMode):
             self._sized(storage)
             return done
 
-        self._propagate = propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+        self._propagate = propagate = _Propagator._propagate_tensor_meta_non_cached
 
         def shapes(*given: Any) -> Any:
             self._shapes_only += 1
@@ -62,14 +64,14 @@ class Ledger(TorchDispatchMode):
                 self._shapes_only -= 1
 
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        ShardingPropagator._propagate_tensor_meta_non_cached = shapes  # type: ignore[method-assign]
+        _Propagator._propagate_tensor_meta_non_cached = shapes
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Stop."""
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        ShardingPropagator._propagate_tensor_meta_non_cached = self._propagate  # type: ignore[method-assign]
+        _Propagator._propagate_tensor_meta_non_cached = self._propagate
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

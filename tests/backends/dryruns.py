@@ -1,0 +1,39 @@
+"""Run in a process without a process group: dry runs, their JSON to standard output."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+
+import torch
+
+from firstorder.backends.promote import models
+from firstorder.backends.torchtitan import dryrun
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.core.recipe import Recipe
+from firstorder.core.toml import build, read
+
+torch.set_num_threads(1)
+
+
+def shipped():
+    """Every recipe of the grid, one layer over 64 ranks."""
+    shape = replace(models.shape_of(), num_hidden_layers=1)
+    titan = models.engines(["torchtitan.pack_length=512"])[0]
+    names = [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)]
+    return {name: asdict(dryrun.dry_run(shape, titan, build(Recipe, read(name)), 64)) for name in names}
+
+
+def small():
+    """The small model: estimates and allocations by recomputation and length, and what two ranks and experts change."""
+    recipe, found = build(Recipe, read("minirl-r3-n2")), {}
+    for recompute in ("none", "full"):
+        for length in (128, 256):
+            titan = Torchtitan(activation_checkpoint=recompute, pack_length=length, microbatch_rows=1)
+            estimate = dryrun.dry_run(dryrun.SMALL, titan, recipe, 1).memory.peak
+            found[f"{recompute} {length}"] = [estimate, dryrun.measure(dryrun.SMALL, titan, recipe)]
+    titan = Torchtitan(pack_length=256, microbatch_rows=1, expert=2)
+    return found | {"two ranks": asdict(dryrun.dry_run(dryrun.SMALL, titan, recipe, 2))}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"shipped": shipped, "small": small}[sys.argv[1]]()))
