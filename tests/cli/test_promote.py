@@ -416,3 +416,16 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch):
     for file in readme.FILES:
         for part in file.split(", "):
             assert (out / part).exists()
+
+
+def test_a_file_of_settings_lies_between_the_recipe_and_assignments(tmp_path):
+    from firstorder.cli.compose import compose_engines
+
+    file = tmp_path / "engines.toml"
+    file.write_text(bundle.settings(*models.engines(), planned(models.shape_of())))
+    recipe, titan, vllm = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
+    assert recipe == recipe_of("minirl-r3-n2")
+    assert (titan.expert, titan.model) == (8, "m")
+    assert (vllm.quantization, vllm.tensor, vllm.kv_cache_mib) == ("fp8_per_block", 2, 39492)
+    with pytest.raises(ConfigError, match="no recipe or file"):
+        compose_engines("minirl-r3-n2", [], str(tmp_path / "nowhere.toml"))
