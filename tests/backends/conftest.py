@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,14 +17,7 @@ from firstorder.backends.folder import Shape, write_config, write_weights
 
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 
-FOREIGN = (
-    "ignore:DTensor random operators may not have complete support:UserWarning",
-    "ignore:In CPU autocast, but the target dtype is not supported:UserWarning",
-    "ignore:To get the last learning rate computed by the scheduler:UserWarning",
-    "ignore::DeprecationWarning",
-    "ignore::FutureWarning",
-    "ignore::ResourceWarning",
-)
+FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign.py"))["FOREIGN"]
 
 SHAPE = Shape(
     vocab_size=32,
