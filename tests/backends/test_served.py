@@ -1,24 +1,20 @@
 """vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from servers import free_port, kill, start
 
 from firstorder.backends import sums
 from firstorder.backends.rollouts import collate
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
+from firstorder.backends.vllm.client import ServerError
 from firstorder.backends.vllm.config import Vllm
-from firstorder.backends.vllm.served import ServedEngine, ServerError, response
+from firstorder.backends.vllm.served import ServedEngine, response
 from firstorder.cli.main import run
 from firstorder.core.errors import DataError
 from firstorder.core.recipe import Recipe
@@ -26,52 +22,16 @@ from firstorder.core.recipe import Recipe
 COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mib": 16}
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def answers(address):
-    try:
-        urllib.request.urlopen(f"{address}/health", timeout=2).read()
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, shape, write_model):
     return write_model(tmp_path_factory.mktemp("model"), shape)
-
-
-def start(folder, port, log):
-    """A server that answers, as (address, process)."""
-    command = [sys.executable, "-m", "firstorder.backends.vllm.serve", str(folder), "--port", str(port)]
-    command += [word for key, value in COMMON.items() for word in ("--set", f"{key}={value}")]
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 240
-    while not answers(address):
-        log.seek(0)
-        assert process.poll() is None, log.read()[-200:]
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return address, process
-
-
-def kill(process):
-    """What an out-of-memory killer does, to the server and its workers."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """Address and process of a server; a test that kills it puts another process there."""
     with (tmp_path_factory.mktemp("log") / "server.log").open("w+") as log:
-        running = [*start(folder, free_port(), log), log]
+        running = [*start(folder, free_port(), log, COMMON), log]
         yield running
         kill(running[1])
 
@@ -93,7 +53,7 @@ def engine(server, folder):
 def sampled(engine):
     prompts = [sums.encode(sums.prompt(i)) for i in range(12)]
     responses = engine.generate(prompts, range(12))
-    return responses, collate(prompts, responses, [0.0] * 12, list(range(12)), 4, 2)
+    return responses, collate(prompts, responses, [0.0] * 12, list(range(12)), 4, 2, 8)
 
 
 def apart(trainer, batch):
@@ -161,7 +121,7 @@ def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(eng
         asked.append(number)
         if len(asked) == 5:
             kill(server[1])
-            server[1] = start(folder, int(server[0].rpartition(":")[2]), server[2])[1]
+            server[1] = start(folder, int(server[0].rpartition(":")[2]), server[2], COMMON)[1]
         return one(number, prompt, seed)
 
     monkeypatch.setattr(engine, "_one", fatal)
