@@ -21,6 +21,7 @@ from .parity import Point, measure
 from .vllm.arguments import ON_CPU, environment
 
 Found = dict[str, Any] | FirstOrderError
+PATIENCE = 20.0  # seconds for a process to release what it holds
 
 
 def measure_all(points: Sequence[Point]) -> Generator[Found, None, None]:
@@ -53,7 +54,7 @@ class Process:
     """
 
     def __init__(self, point: Point) -> None:
-        self._variables, self._asked = environment(point.vllm), 0
+        self._variables, self._asked, self._at_work = environment(point.vllm), 0, False
         self._written = tempfile.NamedTemporaryFile()  # noqa: SIM115  # lives as long as the process
         spawn = multiprocessing.get_context("spawn")
         self._here, there = spawn.Pipe()
@@ -67,7 +68,7 @@ class Process:
 
     def ask(self, point: Point) -> Found:
         """What it measures, or why it cannot."""
-        self._asked += 1
+        self._asked, self._at_work = self._asked + 1, True
         try:
             self._here.send(point)
             found: Found = self._here.recv()
@@ -76,11 +77,14 @@ class Process:
             lines = self._written.read().decode(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "nothing"
             return WorkerError(f"the engines' process ended with code {self._process.exitcode}; its last word: {last}")
+        self._at_work = False
         return found
 
     def stop(self) -> None:
-        """End it, at work or not."""
+        """End it: by itself when it is idle, at once when it is at work."""
         self._here.close()
+        if not self._at_work:
+            self._process.join(PATIENCE)
         self._process.kill()
         self._process.join()
         self._written.close()

@@ -72,7 +72,7 @@ def collate(
         DataError: log-probs are missing; or routes are of another shape, no ids of the model's experts, or all zero,
             which is how an engine that records none may look.
     """
-    if top_k and not any((response.routes > 0).any() for response in responses):
+    if top_k and not any(response.routes.to(torch.int64).any() for response in responses):
         raise DataError("`routes` are all zero: the rollout engine did not record them; enable its routed experts")
     lengths = torch.tensor([len(p) + len(r.tokens) for p, r in zip(prompts, responses, strict=True)])
     shape = (len(prompts), int(lengths.max()))
@@ -104,9 +104,10 @@ def _check(response: Response, rows: int, layers: int, top_k: int, experts: int)
             f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "
             "return that of every sampled token"
         )
-    ids = response.routes
-    if ids.is_floating_point() or ids.dtype is torch.bool:
-        raise DataError(f"`routes` of a response must be integers, got {ids.dtype}; is the rollout engine vLLM 0.30.0?")
+    kind = response.routes.dtype
+    if kind.is_floating_point or kind is torch.bool:
+        raise DataError(f"`routes` of a response must be integers, got {kind}; is the rollout engine vLLM 0.30.0?")
+    ids = response.routes.to(torch.int64)
     if tuple(ids.shape) != (rows, layers, top_k):
         raise DataError(
             f"`routes` of a response must be [{rows}, {layers}, {top_k}] (a row for each token that was run, MoE "

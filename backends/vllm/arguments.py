@@ -27,8 +27,13 @@ def check_device(settings: Vllm) -> None:
     """Refuse what this machine's device cannot do.
 
     Raises:
-        ConfigError: batch invariance on a CPU.
+        ConfigError: batch invariance or chunks of prompts on a CPU.
     """
+    if settings.chunked_prefill and ON_CPU:
+        raise ConfigError(
+            "vllm.chunked_prefill = true needs a GPU: on a CPU vLLM fails where a response with a seed has its prompt "
+            "run in parts; set it to false"
+        )
     if settings.batch_invariant and ON_CPU:
         raise ConfigError(
             "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for a CPU, where its results "
@@ -46,7 +51,7 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
         "max_num_seqs": settings.max_sequences,
         "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
         "enable_prefix_caching": settings.prefix_caching,
-        "enable_chunked_prefill": settings.chunked_prefill,
+        "enable_chunked_prefill": not ON_CPU if settings.chunked_prefill is None else settings.chunked_prefill,
         "enforce_eager": ON_CPU,
         "enable_return_routed_experts": True,
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included

@@ -28,7 +28,9 @@ class Vllm(Section):
     max_batched_tokens: int | None = Field(None, ge=1, description="tokens run together; vLLM's own unless given")
     kv_cache_mib: int = Field(64, ge=1, description="memory of the KV cache")
     prefix_caching: bool = True
-    chunked_prefill: bool = Field(True, description="a prompt may be run in parts, beside responses")
+    chunked_prefill: bool | None = Field(
+        None, description="a prompt may be run in parts, beside responses; on GPUs unless given"
+    )
     servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none for the same process")
     timeout: float = Field(600.0, gt=0.0, allow_inf_nan=False, description="seconds that a server is waited for")
     shared_folder: str = Field("", description="where weights are written for servers; must be one that they can read")
@@ -54,10 +56,10 @@ class Vllm(Section):
             )
         if self.max_batched_tokens is not None:
             longest = self.max_prompt + self.max_tokens
-            if not self.chunked_prefill and self.max_batched_tokens < longest:
+            if self.chunked_prefill is False and self.max_batched_tokens < longest:
                 raise ValueError(
-                    f"without vllm.chunked_prefill, vllm.max_batched_tokens must hold vllm.max_prompt + "
-                    f"vllm.max_tokens = {longest}, got {self.max_batched_tokens}; raise it"
+                    f"vllm.max_batched_tokens must hold vllm.max_prompt + vllm.max_tokens = {longest} where "
+                    f"vllm.chunked_prefill = false, got {self.max_batched_tokens}; raise it"
                 )
             if self.max_batched_tokens < self.max_sequences:
                 raise ValueError(

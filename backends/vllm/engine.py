@@ -67,7 +67,7 @@ class InProcessEngine:
             for seed in seeds
         ]
         done = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False)
-        return [_response(one.outputs[0]) for one in done]
+        return [read(one.outputs[0]) for one in done]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the trainer's weights; the prefix cache, which holds the old ones' keys and routes, is dropped."""
@@ -77,7 +77,12 @@ class InProcessEngine:
         self._llm.reset_prefix_cache()
 
 
-def _response(done: Any) -> Response:
+def read(done: Any) -> Response:
+    """One completion of vLLM.
+
+    Raises:
+        DataError: it has no log-probs, or no routes.
+    """
     if done.logprobs is None or done.routed_experts is None:
         missing = "log-probs" if done.logprobs is None else "routed experts"
         raise DataError(f"vLLM returned no {missing}; is it version 0.30.0? see docs/engines.md")

@@ -138,14 +138,21 @@ def response(choice: dict[str, Any]) -> Response:
     """One choice of vLLM's completions API.
 
     Raises:
-        DataError: the server does not return log-probs, or routed experts.
+        DataError: it lacks tokens, log-probs or routed experts.
     """
-    if not choice.get("routed_experts"):
-        raise DataError(f"the vLLM server returns no routed experts; {START}")
-    logp = (choice.get("logprobs") or {}).get("token_logprobs")
-    if logp is None or None in logp:
-        raise DataError(f"the vLLM server returns no log-probs of the sampled tokens; {START}")
-    routes = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])), allow_pickle=False)
+    logp: list[Any] = (choice.get("logprobs") or {}).get("token_logprobs") or [None]
+    missing = {
+        "token ids": choice.get("token_ids") is None,
+        "routed experts": not choice.get("routed_experts"),
+        "log-probs of the sampled tokens": None in logp,
+    }
+    for name, lacks in missing.items():
+        if lacks:
+            raise DataError(f"the vLLM server returns no {name}; {START}")
+    try:
+        routes = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"the routed experts of the vLLM server cannot be read: {error}; is it 0.30.0?") from None
     return Response(
         tokens=list(choice["token_ids"]),
         logp=[float(value) for value in logp],

@@ -14,9 +14,9 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.client import ServerError
 from firstorder.backends.vllm.config import Vllm
-from firstorder.backends.vllm.served import ServedEngine, response
+from firstorder.backends.vllm.served import ServedEngine
 from firstorder.cli.main import run
-from firstorder.core.errors import DataError
+from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe
 
 COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mib": 16}
@@ -106,9 +106,44 @@ def test_a_refusal_is_passed_on(engine):
         engine.generate([sums.encode("1" * 70)], [0])
 
 
-def test_an_answer_without_routes_is_named():
-    with pytest.raises(DataError, match="returns no routed experts"):
-        response({"token_ids": [1], "logprobs": {"token_logprobs": [-0.1]}, "finish_reason": "stop"})
+OTHERS = {
+    "layers": ({"num_hidden_layers": 2}, {}, "serves another model: its num_hidden_layers = 4, and"),
+    "vocabulary": ({"vocab_size": 64}, {}, "its vocab_size = 32, and"),
+    "length": ({}, {"max_prompt": 90}, "takes 64 tokens, fewer than"),
+    "dtype": ({}, {"dtype": "bfloat16"}, "runs with dtype = float32, and vllm.dtype = bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, tmp_path, capsys):
+    sizes, settings, message = OTHERS[name]
+    config = json.loads((folder / "config.json").read_text()) | sizes
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), sums.END)
+    settings = {f"vllm.{key}": value for key, value in (COMMON | settings).items()} | {
+        "vllm.servers": f'["{server[0]}"]',
+        "torchtitan.model": model,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    capsys.readouterr()
+    assert run(["train", "minirl-r3-n2", "--backend", "torchtitan", *words, "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_shared_is_named(server, folder):
+    with pytest.raises(ConfigError, match=r"vllm.shared_folder = /nowhere cannot be written: No such"):
+        ServedEngine(Vllm(servers=(server[0],), shared_folder="/nowhere", **COMMON), str(folder), sums.END)
+
+
+def test_an_address_that_is_no_such_server_says_how_to_start_one(server, folder):
+    with pytest.raises(ServerError, match=r"refused: 404 .*; start the server with"):
+        ServedEngine(Vllm(servers=(f"{server[0]}/elsewhere",), **COMMON), str(folder), sums.END)
 
 
 def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(engine, server, folder, monkeypatch):
@@ -142,6 +177,6 @@ def test_servers_that_do_not_stay_up_are_named(engine, monkeypatch):
 def test_a_server_that_died_is_named_after_the_wait(engine, server):
     kill(server[1])
     started = time.monotonic()
-    with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start it with"):
+    with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start the server with"):
         engine.generate([sums.encode("1+1=")], [0])
     assert time.monotonic() - started < 30

@@ -68,9 +68,10 @@ WRONG = {
     "fp8 in float32": (["--set", "vllm.quantization=fp8_per_block", "--set", "vllm.dtype=float32"], "wants vllm.dtype"),
     "int8": (["--set", "vllm.quantization=experts_int8"], "vllm.quantization: input should be 'none'"),
     "batch invariance on a CPU": (["--grid", "vllm.batch_invariant=true"], "batch_invariant = true needs a GPU"),
+    "chunks on a CPU": (["--set", "vllm.chunked_prefill=true"], "chunked_prefill = true needs a GPU"),
     "chunks that do not fit": (
         ["--set", "vllm.chunked_prefill=false", "--set", "vllm.max_batched_tokens=100"],
-        "must hold vllm.max_prompt + vllm.max_tokens = 128, got 100; raise it",
+        "must hold vllm.max_prompt + vllm.max_tokens = 128 where vllm.chunked_prefill = false, got 100; raise it",
     ),
     "fewer tokens than responses": (
         ["--set", "vllm.max_batched_tokens=200"],
