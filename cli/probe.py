@@ -164,7 +164,8 @@ def _show(document: Found) -> None:
     from rich.table import Table
 
     sizes = f"{document['prompts']} prompts, {document['responses']} responses to each"
-    title = f"{document['model']}: {sizes}; D = log pi - log mu"
+    emulated = "; fp8 weights emulated" if any(row.get("emulated") for row in document["result"]) else ""
+    title = f"{document['model']}: {sizes}; D = log pi - log mu{emulated}"
     table = Table(title=title, title_justify="left", box=box.MARKDOWN, header_style="bold")
     for column in (*document["grid"], *COLUMNS):
         table.add_column(column, justify="left" if column in document["grid"] else "right")
