@@ -55,7 +55,8 @@ def main() -> None:
         settings = build(Vllm, override({}, given.assignments), "vllm")
         check_device(settings)
     except FirstOrderError as error:
-        sys.exit(f"firstorder: {error}")
+        print(f"firstorder: {error}", file=sys.stderr)
+        sys.exit(2)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     os.environ.update(environment(settings))
     server = [sys.executable, "-m", "firstorder.backends.vllm.server"]

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from firstorder.backends.rollouts import Response, collate
+from firstorder.backends.vllm.arguments import prepare
+from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import response
 from firstorder.core.errors import DataError
 
@@ -113,6 +115,7 @@ def test_an_incomplete_answer_is_named(changed, message):
 
 @pytest.mark.parametrize(("lacks", "message"), [("logprobs", "no log-probs"), ("routed_experts", "no routed experts")])
 def test_an_incomplete_answer_in_process_is_named(lacks, message):
+    prepare(Vllm())
     from firstorder.backends.vllm.engine import read
 
     done = {"token_ids": TOKENS, "logprobs": [], "routed_experts": routes().numpy(), "finish_reason": "stop"}
