@@ -14,7 +14,7 @@ from torch import Tensor
 from firstorder.core import backend as shared
 from firstorder.core.agreement import agreement
 from firstorder.core.backend import Scored, Weigh
-from firstorder.core.batch import RolloutBatch, check_expert_ids
+from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import DataError
 from firstorder.core.recipe import Recipe
@@ -34,8 +34,13 @@ QUANTITIES: dict[str, Quantity] = {
         unit="reward",
         source="firstorder",
     ),
+    "rollout/emulated": Quantity(
+        formula="1 where fp8 weights are emulated in vLLM, as on a CPU; else not logged",
+        unit="1",
+        source="firstorder",
+    ),
 }
-"""What `evaluate` reports."""
+"""What a pair of engines reports beside the loop."""
 
 
 class StaleWeightsError(DataError):
@@ -88,7 +93,6 @@ class EnginePair:
         questions = [sums.prompt(number) for number in numbers]
         seeds = [key(self.plan.seed, "rollout", step, i) for i in range(len(numbers))]
         batch = self._sample(questions, seeds, numbers)
-        check_expert_ids(batch, self.trainer.shape.num_experts)
         self._next = step + 1
         return batch
 
@@ -99,7 +103,11 @@ class EnginePair:
         replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay)
-        return scored, agreement(batch, live.routes, live.margin, used.entropy)
+        found = agreement(batch, live.routes, live.margin, used.entropy)
+        if self.engine.emulated:
+            one = torch.ones((), dtype=torch.float64)
+            found["rollout/emulated"] = one, one
+        return scored, found
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
         """One optimiser step of the trainer."""
@@ -165,4 +173,5 @@ class EnginePair:
         rewards = [sums.verify(question, one.tokens) for question, one in zip(questions, responses, strict=True)]
         shape = self.trainer.shape
         groups = groups or list(range(len(questions)))
-        return collate(prompts, responses, rewards, groups, shape.num_hidden_layers, shape.num_experts_per_tok)
+        sizes = shape.num_hidden_layers, shape.num_experts_per_tok, shape.num_experts
+        return collate(prompts, responses, rewards, groups, *sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from . import sums
 from .extras import require
 from .folder import read_shape
 from .pair import EnginePair, Plan
-from .ranks import told
+from .ranks import first, told
 from .rollouts import Engine
 from .torchtitan.config import Torchtitan
 from .vllm.config import Vllm
+
+log = logging.getLogger("firstorder")
 
 
 def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
@@ -74,6 +77,10 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
             f"torchtitan.pack_length = {titan.pack_length}; raise it"
         )
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
+    if not vllm.servers:
+        from .vllm.arguments import check_device
+
+        check_device(vllm)
 
 
 def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
@@ -109,6 +116,10 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     from .torchtitan.adapter import start_process_group
 
     check_ranks(titan, vllm, start_process_group())
+    if vllm.servers:
+        from .vllm.replicas import check_servers
+
+        told(lambda: check_servers(vllm, titan.model))
     folder = told(lambda: RunFolder(out, config, resume=resume))
     found = told(lambda: folder.latest() if resume else None)
     backend = open_pair(recipe, titan, vllm, out / "checkpoints")
@@ -138,9 +149,14 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
 
         engine = ServedEngine(vllm, titan.model, sums.END)
     else:
-        from .vllm.engine import InProcessEngine  # not before the process group is there
+        from .vllm.arguments import prepare as set_variables
+
+        set_variables(vllm)
+        from .vllm.engine import InProcessEngine  # not before the process group and the variables are there
 
         engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
+    if engine.emulated and first():
+        log.warning("vLLM emulates vllm.quantization = %s: it has no such kernels for a CPU", vllm.quantization)
     plan = Plan(
         recipe=recipe,
         seed=titan.seed,

@@ -1,4 +1,4 @@
-"""Two or more things timed in turns in one process, so that what disturbs one disturbs all; and the model they share."""
+"""Things timed in turns in one process, so that what disturbs one disturbs all; and the model they share."""
 
 import os
 import runpy

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+
 from firstorder.backends.torchtitan import adapter, model
 
+# isort: split
+# what torchtitan takes for the device is settled by the import above
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor

@@ -79,9 +79,9 @@ def test_step_beside_that_of_torchtitan(trainers, scored, settings, shape, in_tu
 
 
 def test_rollouts_with_routes_and_log_probs_beside_bare_ones(trainers, folder, shape, in_turns):
-    from firstorder.backends.vllm.engine import InProcessEngine
-
     from vllm import LLM, SamplingParams
+
+    from firstorder.backends.vllm.engine import InProcessEngine
 
     vllm = Vllm(dtype="float32", max_prompt=PROMPT, max_tokens=64)
     engine = InProcessEngine(vllm, str(folder), shape.vocab_size - 1, 0)
