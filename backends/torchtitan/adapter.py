@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ __all__ = [
     "norm",
     "parallelize_qwen3",
     "set_default_dtype",
+    "set_timeouts",
     "start_process_group",
     "substitute",
 ]
@@ -155,17 +157,26 @@ def attention_masks(model: Any, positions: Tensor) -> Any:
     return (document[:, None, :, None] == document[:, None, None, :]) & (order[:, None] >= order)
 
 
-def start_process_group() -> int:
+def start_process_group(timeout: float = 1800.0) -> int:
     """The default process group, from the variables that torchrun sets or for one process; returns the world size.
 
     It must exist before vLLM starts in the same process: vLLM joins a group that is there, torchtitan's device mesh
-    does not.
+    does not. `timeout`, in seconds, is how long a rank waits for the others.
     """
     distributed: Any = torch.distributed
     if not distributed.is_initialized():
-        backend = distributed.Backend.default_device_backend_map[device_type]
+        backend, wait = distributed.Backend.default_device_backend_map[device_type], timedelta(seconds=timeout)
         if "RANK" in os.environ:
-            distributed.init_process_group(backend)
+            distributed.init_process_group(backend, timeout=wait)
         else:
-            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+            distributed.init_process_group(
+                backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=wait
+            )
     return int(distributed.get_world_size())
+
+
+def set_timeouts(dims: Any, timeout: float) -> None:
+    """Let the groups of a layout's meshes wait `timeout` seconds too; torch gives them its own default."""
+    distributed: Any = torch.distributed.distributed_c10d
+    for mesh in dims.get_all_one_dimensional_meshes().values():
+        distributed._set_pg_timeout(timedelta(seconds=timeout), mesh.get_group())

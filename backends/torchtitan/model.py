@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from firstorder.backends.folder import Shape
 from firstorder.core.errors import ConfigError
 
-from . import adapter, replay
+from . import adapter, head, replay
 from .config import Torchtitan
 
 checkpoint: Any = torch.distributed.checkpoint
@@ -44,15 +44,15 @@ def model_config(shape: Shape, pack_length: int) -> Any:
     embedding = adapter.Embedding.Config(
         num_embeddings=shape.vocab_size, embedding_dim=shape.hidden_size, param_init=adapter.linear_init
     )
-    head = adapter.Linear.Config(
+    output = adapter.Linear.Config(
         in_features=shape.hidden_size, out_features=shape.vocab_size, param_init=adapter.linear_init
     )
-    return adapter.Qwen3Model.Config(
+    return head.ScoringModel.Config(
         dim=shape.hidden_size,
         vocab_size=shape.vocab_size,
         norm=adapter.norm(shape.hidden_size),
         tok_embeddings=embedding,
-        lm_head=head,
+        lm_head=output,
         layers=layers,
     )
 
@@ -65,12 +65,14 @@ def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
     """
     config = adapter.ParallelismConfig(
         data_parallel_shard_degree=settings.shard,
+        tensor_parallel_degree=settings.tensor,
         expert_parallel_degree=settings.expert,
         spmd_backend="partial_dtensor",  # the default backend needs a later torch at more than one rank
     )
     try:
         dims = adapter.ParallelDims.from_config(config, world)
         dims.build_mesh()
+        adapter.set_timeouts(dims, settings.timeout)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"the layout of [torchtitan] does not fit {world} ranks: {error}") from None
     return config, dims
@@ -86,16 +88,20 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
     config = model_config(shape, settings.pack_length)
     config.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=training))
     adapter.substitute(config, dtype)  # after the line above, which reads the stock classes
+    head.install(config, settings.loss_chunks)
     replay.install(config)
     with torch.device("meta"), adapter.set_default_dtype(torch.float32):
         model = config.build()
+    compiling = adapter.CompileConfig()
+    if settings.compile != "none":
+        compiling = adapter.CompileConfig(enable=True, components=["model"], backend=settings.compile)
     recompute = {"none": None, "full": adapter.FullAC.Config(), "selective": adapter.SelectiveAC.Config()}
     model = adapter.parallelize_qwen3(
         model,
         parallel_dims=dims,
         training=training,
         parallelism=parallelism,
-        compile_config=adapter.CompileConfig(),
+        compile_config=compiling,
         ac_config=recompute[settings.activation_checkpoint],
         dump_folder="",
     )

@@ -78,12 +78,13 @@ class Trainer:
     def __init__(self, settings: Torchtitan, recipe: Recipe, temperature: float, folder: Path) -> None:
         source = Path(settings.model)
         self.shape = read_shape(source)
-        world = adapter.start_process_group()
+        world = adapter.start_process_group(settings.timeout)
         parallelism, dims = model.layout(settings, world)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
-        data = dims.get_mesh("batch") if world > 1 else None
+        data = dims.get_optional_mesh("batch")  # None where every rank runs the same rows
         self._ranks = 1 if data is None else data.size()
         self._rank = 0 if data is None else data.get_local_rank()
+        self._group = None if data is None else data.get_group()
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
         self.names.read(source)
@@ -198,7 +199,7 @@ class Trainer:
         here = slice(at.mine.start - at.rows.start, at.mine.stop - at.rows.start)
         if at.counts:
             told[here] = own.detach().to(wire)
-        torch.distributed.all_reduce(told)
+        torch.distributed.all_reduce(told, group=self._group)
         told = told.to(own.dtype)
         tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
         return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
@@ -209,8 +210,13 @@ class Trainer:
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
         masks = adapter.attention_masks(self.model, packed.positions)
-        logits = self.model(packed.tokens, positions=packed.positions, attention_masks=masks)
-        logp, entropy = adapter.compute_logprobs(logits / self.temperature, labels, return_entropy=True)
+        logp, entropy = self.model(
+            packed.tokens,
+            positions=packed.positions,
+            attention_masks=masks,
+            labels=labels,
+            temperature=self.temperature,
+        )
         shifted = (_shift(packed.batch(x.double(), 0.0), packed.place) for x in (logp, entropy))
         return next(shifted), next(shifted)
 
