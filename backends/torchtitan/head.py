@@ -70,12 +70,12 @@ class ScoringModel(Qwen3Model):
         return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature)
 
 
-def install(config: Any, chunks: int) -> None:
-    """Swap the head of a model config, after it was laid out and before the model is built."""
+def scoring(config: Any, chunks: int) -> Any:
+    """A model config with this model and head in place of its own, after it was laid out and before it is built."""
     head = derive(config.lm_head, ScoringHead.Config, chunks=chunks)
     if head.sharding_config is not None:  # scores are whole on every rank, whatever the layout of the logits
         head.sharding_config = replace(head.sharding_config, out_src_shardings=None, out_dst_shardings=None)
-    config.lm_head = head
+    return derive(config, ScoringModel.Config, lm_head=head)
 
 
 def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from torch.distributed.fsdp import FSDPModule
 from firstorder.backends.folder import Shape
 from firstorder.core.errors import ConfigError
 
-from . import adapter, head, replay
+from . import adapter, replay
 from .config import Torchtitan
+from .head import scoring
 
 checkpoint: Any = torch.distributed.checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,15 +45,15 @@ def model_config(shape: Shape, pack_length: int) -> Any:
     embedding = adapter.Embedding.Config(
         num_embeddings=shape.vocab_size, embedding_dim=shape.hidden_size, param_init=adapter.linear_init
     )
-    output = adapter.Linear.Config(
+    head = adapter.Linear.Config(
         in_features=shape.hidden_size, out_features=shape.vocab_size, param_init=adapter.linear_init
     )
-    return head.ScoringModel.Config(
+    return adapter.Qwen3Model.Config(
         dim=shape.hidden_size,
         vocab_size=shape.vocab_size,
         norm=adapter.norm(shape.hidden_size),
         tok_embeddings=embedding,
-        lm_head=output,
+        lm_head=head,
         layers=layers,
     )
 
@@ -88,8 +89,8 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
     config = model_config(shape, settings.pack_length)
     config.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=training))
     adapter.substitute(config, dtype)  # after the line above, which reads the stock classes
-    head.install(config, settings.loss_chunks)
     replay.install(config)
+    config = scoring(config, settings.loss_chunks)
     with torch.device("meta"), adapter.set_default_dtype(torch.float32):
         model = config.build()
     compiling = adapter.CompileConfig()
