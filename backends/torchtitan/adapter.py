@@ -61,7 +61,6 @@ __all__ = [
     "IGNORE_INDEX",
     "ON_CPU",
     "CheckpointManager",
-    "CompileConfig",
     "CosSinRoPE",
     "Embedding",
     "FullAC",
@@ -77,6 +76,7 @@ __all__ = [
     "TokenChoiceTopKRouter",
     "TrainingConfig",
     "attention_masks",
+    "compiling",
     "compute_logprobs",
     "default_adamw",
     "derive",
@@ -146,6 +146,19 @@ def substitute(config: Any, dtype: torch.dtype) -> None:
         if dtype is not torch.bfloat16:
             experts = layer.moe.routed_experts
             experts.inner_experts = derive(experts.inner_experts, TypedExperts.Config)
+
+
+def compiling(backend: str) -> CompileConfig:
+    """torchtitan's compile config, or that of no compilation for `backend` "none".
+
+    A block is compiled anew with and without gradient, with and without replay, for one row, for two and for any
+    number; torch's default of 8 variants is below that, and to exceed it is an error.
+    """
+    if backend == "none":
+        return CompileConfig()
+    dynamo: Any = torch._dynamo
+    dynamo.config.recompile_limit = max(32, dynamo.config.recompile_limit)
+    return CompileConfig(enable=True, components=["model"], backend=backend)
 
 
 def attention_masks(model: Any, positions: Tensor) -> Any:

@@ -93,16 +93,13 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
     config = scoring(config, settings.loss_chunks)
     with torch.device("meta"), adapter.set_default_dtype(torch.float32):
         model = config.build()
-    compiling = adapter.CompileConfig()
-    if settings.compile != "none":
-        compiling = adapter.CompileConfig(enable=True, components=["model"], backend=settings.compile)
     recompute = {"none": None, "full": adapter.FullAC.Config(), "selective": adapter.SelectiveAC.Config()}
     model = adapter.parallelize_qwen3(
         model,
         parallel_dims=dims,
         training=training,
         parallelism=parallelism,
-        compile_config=compiling,
+        compile_config=adapter.compiling(settings.compile),
         ac_config=recompute[settings.activation_checkpoint],
         dump_folder="",
     )

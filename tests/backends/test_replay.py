@@ -115,14 +115,20 @@ def test_bfloat16_gradients_point_where_those_of_float32_do(shape, batch):
         assert torch.nn.functional.cosine_similarity(other.flatten(), gradient.flatten(), dim=0) > 0.99, name
 
 
-def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, batch):
+def test_a_compiled_model_records_and_replays_as_the_plain_one(shape):
     plain, compiled = (build(shape, dtype="bfloat16", compile=kind) for kind in ("none", "aot_eager"))
-    live = run(plain, batch, record=True)
-    assert bitwise(run(compiled, batch, record=True), live)
-    ids = foreign(live[2].ids, shape.num_experts)
-    replayed = run(compiled, batch, ids=ids, record=True)
-    assert torch.equal(replayed[2].ids, ids)
-    assert bitwise(replayed, run(plain, batch, ids=ids))
+    tokens = torch.randint(2, 32, (4, 30), generator=torch.Generator().manual_seed(1))
+    batches = [pack(tokens[:rows], LENGTHS[4 - rows :], 32) for rows in (1, 2, 4, 3)]  # 1, 2 and more compile apart
+    for batch in batches:
+        live = run(plain, batch, record=True)
+        assert bitwise(run(compiled, batch, record=True), live)
+        ids = foreign(live[2].ids, shape.num_experts)
+        assert bitwise(run(compiled, batch, ids=ids), run(plain, batch, ids=ids))
+    for batch in batches:
+        masks, ids = adapter.attention_masks(compiled, batch.positions), torch.ones(*batch.tokens.shape, 4, 2).long()
+        with torch.no_grad(), replay.replaying(compiled, ids), replay.recording(compiled) as found:
+            compiled(batch.tokens, positions=batch.positions, attention_masks=masks)
+        assert torch.equal(found.ids, ids)
 
 
 def test_the_order_of_two_experts_does_not_matter(plain, batch):
