@@ -13,12 +13,13 @@ from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
 from . import sums
+from .export import MODEL, export
 from .extras import require
-from .folder import read_shape
+from .folder import Shape, read_shape
 from .pair import EnginePair, Plan
-from .ranks import told
+from .ranks import together, told, world
 from .rollouts import Engine
-from .torchtitan.config import Torchtitan
+from .torchtitan.config import CHANGEABLE, Torchtitan
 from .vllm.config import Vllm
 
 
@@ -67,6 +68,7 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         raise ConfigError(
             f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
         )
+    check_layout(titan, shape)
     longest = vllm.max_prompt + vllm.max_tokens
     if longest > titan.pack_length:
         raise ConfigError(
@@ -76,16 +78,40 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
 
 
+def check_layout(titan: Torchtitan, shape: Shape) -> None:
+    """Refuse degrees that do not divide what they share out.
+
+    Raises:
+        ConfigError: heads or experts cannot be shared out.
+    """
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        if getattr(shape, heads) % titan.tensor:
+            raise ConfigError(
+                f"torchtitan.tensor = {titan.tensor} must divide {heads} = {getattr(shape, heads)} of the model; lower it"
+            )
+    if shape.num_experts % titan.expert:
+        raise ConfigError(
+            f"torchtitan.expert = {titan.expert} must divide num_experts = {shape.num_experts} of the model; lower it"
+        )
+
+
 def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
     """Refuse a layout that the ranks cannot have.
 
     Raises:
         ConfigError: a degree does not fit, or several ranks have no servers to sample from.
     """
-    if ranks % titan.expert:
-        raise ConfigError(f"torchtitan.expert = {titan.expert} must divide the number of ranks, got {ranks}")
-    if titan.shard not in (-1, ranks):
-        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
+    for degree in ("tensor", "expert"):
+        if ranks % getattr(titan, degree):
+            raise ConfigError(
+                f"torchtitan.{degree} = {getattr(titan, degree)} must divide the number of ranks, got {ranks}; "
+                "lower it or start more ranks with torchrun"
+            )
+    if titan.shard not in (-1, ranks // titan.tensor):
+        raise ConfigError(
+            f"torchtitan.shard = {titan.shard} times tensor = {titan.tensor} must be the number of ranks, got {ranks} "
+            "ranks; set shard = -1"
+        )
     if ranks > 1 and not vllm.servers:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
 
@@ -106,17 +132,20 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     """
     check(recipe, titan, vllm)
     config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
+    check_ranks(titan, vllm, world())
     from .torchtitan.adapter import start_process_group
 
-    check_ranks(titan, vllm, start_process_group())
-    folder = told(lambda: RunFolder(out, config, resume=resume))
-    found = told(lambda: folder.latest() if resume else None)
-    backend = open_pair(recipe, titan, vllm, out / "checkpoints")
-    told(lambda: folder.describe(described(backend)))
-    if found is None:
-        backend.check()
-    else:
-        backend.load(found[1])
+    start_process_group(titan.timeout)
+    free = [f"torchtitan.{key}" for key in CHANGEABLE]
+    with together():
+        folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
+        found = told(lambda: folder.latest() if resume else None)
+        backend = open_pair(recipe, titan, vllm, out / "checkpoints")
+        told(lambda: folder.describe(described(backend)))
+        if found is None:
+            backend.check()
+        else:
+            backend.load(found[1])
     return Training(
         arms=(Arm(recipe=recipe),),
         backend=backend,
@@ -167,4 +196,8 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
             told(lambda: training.folder.save(after, state))
         done(log)
 
-    train(training.arms, training.backend, training.first, record)
+    with together():
+        train(training.arms, training.backend, training.first, record)
+        model = training.folder.path / MODEL
+        if told(lambda: training.first < training.steps or not model.is_dir()):
+            export(training.backend.trainer, training.folder.path)

@@ -23,6 +23,7 @@ from firstorder.core.surrogate import surrogate_loss
 
 from . import adapter, model
 from .config import Torchtitan
+from .memory import microbatch
 from .packing import Packed, chunks, pack
 from .replay import recording, replaying
 
@@ -103,6 +104,7 @@ class Trainer:
             base_folder=str(folder),
         )
 
+    @microbatch()
     def score(self, batch: RolloutBatch, replay: Tensor | None = None) -> Scores:
         """Score responses without gradient, recording the routes of every token that was run."""
         found = []
@@ -123,6 +125,7 @@ class Trainer:
                 found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
         return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
+    @microbatch()
     def update(self, minibatch: Scored, weigh: Weigh) -> Update:
         """One optimiser step along Σ w ∇ log π_θ.
 
@@ -147,8 +150,9 @@ class Trainer:
                 loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step())
+        return Update(loss=total, grad_norm=self._step(total))
 
+    @microbatch()
     def supervise(self, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Update:
         """One optimiser step on the mean negative log-likelihood of the tokens of `mask`."""
         self.optimizer.zero_grad()
@@ -159,7 +163,7 @@ class Trainer:
             loss = -logp[mask[at.rows]].sum() / count
             torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step())
+        return Update(loss=total, grad_norm=self._step(total))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every weight, under the names of Hugging Face."""
@@ -220,12 +224,15 @@ class Trainer:
         shifted = (_shift(packed.batch(x.double(), 0.0), packed.place) for x in (logp, entropy))
         return next(shifted), next(shifted)
 
-    def _step(self) -> float:
+    def _step(self, loss: float) -> float:
         norm = adapter.dist_utils.clip_grad_norm_(
             self.model.parameters(), self.recipe.optimizer.max_grad_norm, ep_enabled=self._dims.ep_enabled
         )
         if not torch.isfinite(norm):
-            raise DataError("the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip")
+            raise DataError(
+                f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or bound "
+                "the ratio with correction or clip"
+            )
         self.optimizer.step()
         self.rate.step()
         return float(norm)

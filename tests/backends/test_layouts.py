@@ -1,5 +1,6 @@
 """FSDP2, tensor and expert parallelism give what one rank gives: scores, routes, receipts, gradients and weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,26 @@ from pathlib import Path
 import layouts
 import pytest
 import torch
+from reference import Reference
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("layouts.py")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, shape, write_model):
-    return write_model(tmp_path_factory.mktemp("model"), replace(shape, num_attention_heads=4, num_key_value_heads=2))
+def sizes(shape):
+    return replace(shape, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, sizes, write_model):
+    return write_model(tmp_path_factory.mktemp("model"), sizes)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, sizes, write_model):
+    """The same weights in several files and an index."""
+    return write_model(tmp_path_factory.mktemp("sharded"), sizes, limit=500_000)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +39,11 @@ def alone(folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(folder, tmp_path_factory):
+def two(sharded, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(SCRIPT), str(folder), str(out)],
+        [*command, str(SCRIPT), str(sharded), str(out)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -37,6 +51,17 @@ def two(folder, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out / "found.pt")
+
+
+def test_sharded_weights_are_those_of_one_file_for_transformers_too(folder, sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in sharded.glob("*.safetensors"))
+    assert files == [f"model-0000{n}-of-0000{len(files)}.safetensors" for n in range(1, len(files) + 1)]
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == files
+    assert index["metadata"]["total_size"] == sum(w.nbytes for w in load_file(folder / "model.safetensors").values())
+    one, several = (Reference(path).model.state_dict() for path in (folder, sharded))
+    assert all(torch.equal(w, several[name]) for name, w in one.items())
 
 
 @pytest.mark.parametrize("name", layouts.TWO)
