@@ -53,8 +53,8 @@ def read_shape(folder: Path) -> Shape:
     for key, value in BIASED.items():
         if raw.get(key) == value:
             raise ConfigError(
-                f"{folder}/config.json has {key} = {value!r}: a bias that balances the experts moves the trainer's routes "
-                "away from those of the rollouts; give a model without one"
+                f"{folder}/config.json has {key} = {value!r}: a bias that balances the experts moves the trainer's "
+                "routes away from those of the rollouts; give a model without one"
             )
     names = raw.get("architectures") or ["none"]
     if names != [ARCHITECTURE]:
@@ -150,7 +150,7 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]], limit: in
         save_file(held, folder / f"{len(parts)}.part", metadata={"format": "pt"})
         parts.append(list(held))
         total += sum(tensor.nbytes for tensor in held.values())
-    place = {}
+    place: dict[str, str] = {}
     for number, names in enumerate(parts):
         of = f"-{number + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
         (folder / f"{number}.part").rename(folder / f"model{of}.safetensors")

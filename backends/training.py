@@ -85,9 +85,10 @@ def check_layout(titan: Torchtitan, shape: Shape) -> None:
         ConfigError: heads or experts cannot be shared out.
     """
     for heads in ("num_attention_heads", "num_key_value_heads"):
-        if getattr(shape, heads) % titan.tensor:
+        count = getattr(shape, heads)
+        if count % titan.tensor:
             raise ConfigError(
-                f"torchtitan.tensor = {titan.tensor} must divide {heads} = {getattr(shape, heads)} of the model; lower it"
+                f"torchtitan.tensor = {titan.tensor} must divide {heads} = {count} of the model; lower it"
             )
     if shape.num_experts % titan.expert:
         raise ConfigError(

@@ -46,9 +46,7 @@ class RunFolder:
         ConfigError: the folder cannot be used, with the remedy.
     """
 
-    def __init__(
-        self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()
-    ) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
         self.path, self.config = path, config
         claim(path / "config.toml", config, resume=resume, changeable=changeable)
         try:

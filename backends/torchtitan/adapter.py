@@ -182,9 +182,7 @@ def start_process_group(timeout: float = 1800.0) -> int:
         if "RANK" in os.environ:
             distributed.init_process_group(backend, timeout=wait)
         else:
-            distributed.init_process_group(
-                backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=wait
-            )
+            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=wait)
     return int(distributed.get_world_size())
 
 

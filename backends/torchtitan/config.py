@@ -39,8 +39,8 @@ class Torchtitan(Section):
             raise ValueError("torchtitan.shard must be -1 or at least 1, got 0")
         if self.expert % self.tensor:
             raise ValueError(
-                f"torchtitan.tensor = {self.tensor} with torchtitan.expert = {self.expert}: tensor parallelism of an MoE "
-                "gives wrong gradients without expert parallelism over the same ranks; set expert to a multiple of tensor"
+                f"torchtitan.tensor = {self.tensor} with torchtitan.expert = {self.expert}: tensor parallelism of an "
+                "MoE gives wrong gradients without expert parallelism; set expert to a multiple of tensor"
             )
         if self.pack_length % self.tensor:
             raise ValueError(
@@ -49,7 +49,8 @@ class Torchtitan(Section):
             )
         if self.loss_chunks > self.pack_length:
             raise ValueError(
-                f"torchtitan.loss_chunks = {self.loss_chunks} must be at most pack_length = {self.pack_length}; lower it"
+                f"torchtitan.loss_chunks = {self.loss_chunks} must be at most pack_length = {self.pack_length}; "
+                "lower it"
             )
         return self
 

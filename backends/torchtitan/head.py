@@ -79,7 +79,5 @@ def scoring(config: Any, chunks: int) -> Any:
 
 
 def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = compute_logprobs(
-        F.linear(hidden, weight) / temperature, labels, return_entropy=True
-    )
+    found: tuple[Tensor, Tensor] = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=True)
     return found

@@ -230,8 +230,8 @@ class Trainer:
         )
         if not torch.isfinite(norm):
             raise DataError(
-                f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or bound "
-                "the ratio with correction or clip"
+                f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or "
+                "bound the ratio with correction or clip"
             )
         self.optimizer.step()
         self.rate.step()

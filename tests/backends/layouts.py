@@ -17,12 +17,10 @@ from firstorder.core.recipe import Recipe
 ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"]}
 TWO = {
     "fsdp": ["minirl-r3"],
-    "expert-parallel": ["minirl-r3", "expert=2", "activation_checkpoint=full"],
+    "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
     "sequence-scope": ["gspo", "expert=2"],
-    "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2"],
-    "tensor-parallel-chunked": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
+    "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
     "tensor-parallel-live": ["gspo", "tensor=2", "expert=2"],
-    "chunked": ["minirl-r3", "expert=2", "loss_chunks=4"],
 }
 """Recipe and settings of each layout, by name."""
 
@@ -56,9 +54,12 @@ def gradients(trainer):
 
 def one(folder, out, recipe, *changes):
     """What a layout makes of the batch; the same on every rank."""
-    settings = toml.override({"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes)
+    settings = toml.override(
+        {"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes
+    )
     recipe = toml.build(Recipe, toml.override(toml.read(recipe), ["optimizer.lr=0.01"]))
-    trainer = Trainer(Torchtitan(**settings), recipe, 1.0, out)
+    made = Torchtitan(**settings), recipe, 1.0, out
+    trainer = Trainer(*made)
     batch, arms = batch_of(8), (Arm(recipe=recipe),)
     live = trainer.score(batch)
     replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[recipe.router_replay.mode]
@@ -69,17 +70,21 @@ def one(folder, out, recipe, *changes):
     steps = [trainer.update(scored, weigh)]
     grads = gradients(trainer)
     steps += [trainer.update(scored, weigh) for _ in range(2)]
+    receipts = {name: float(value) for name, value in means(weigh.receipts).items()}
     trainer.save(1)
+    again = Trainer(*made)
+    again.load(1)
     return {
         "loss": [s.loss for s in steps],
         "grad_norm": [s.grad_norm for s in steps],
         "entropy": old.entropy,
         "margin": live.margin,
         "gradients": grads,
-        "logp": trainer.score(batch, replay).logp,
+        "logp": again.score(batch, replay).logp,
         "routes": live.routes.sort(-1).values,
-        "receipts": {name: float(value) for name, value in means(weigh.receipts).items()},
-        "weights": {name: float(w.double().norm()) for name, w in trainer.weights()},
+        "receipts": receipts,
+        "weights": {name: float(w.double().norm()) for name, w in again.weights()},
+        "goes_on": [vars(one.update(scored, weigh)) for one in (trainer, again)],
     }
 
 

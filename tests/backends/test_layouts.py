@@ -68,6 +68,7 @@ def test_sharded_weights_are_those_of_one_file_for_transformers_too(folder, shar
 def test_two_ranks_are_one(name, alone, two, same):
     found, one = two[name], alone[layouts.TWO[name][0]]
     assert torch.equal(found["routes"], one["routes"])
+    assert found["goes_on"][0] == found["goes_on"][1]  # from its checkpoint
     assert found["receipts"] == pytest.approx(one["receipts"], abs=1e-9)
     assert found["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
     assert found["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
