@@ -16,7 +16,14 @@ from firstorder.core.errors import DataError
 
 Value = TypeVar("Value")
 distributed: Any = torch.distributed
-LOST = ("gloo", "connection", "timed out", "nccl", "socket")  # what the message of a broken collective speaks of
+LOST = (
+    "gloo",
+    "connection",
+    "timed out",
+    "timeout",
+    "nccl",
+    "socket",
+)  # what the message of a broken collective speaks of
 
 
 class LostRankError(DataError):

@@ -20,7 +20,7 @@ from .pair import EnginePair, Plan
 from .ranks import together, told, world
 from .rollouts import Engine
 from .torchtitan.config import CHANGEABLE, Torchtitan
-from .vllm.config import Vllm
+from .vllm.config import REACHED, Vllm
 
 
 def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
@@ -137,7 +137,7 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     from .torchtitan.adapter import start_process_group
 
     start_process_group(titan.timeout)
-    free = [f"torchtitan.{key}" for key in CHANGEABLE]
+    free = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
     with together():
         folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
         found = told(lambda: folder.latest() if resume else None)
