@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
 from firstorder.core.loop import StepLog, check_trainable, described, train
@@ -63,6 +65,11 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         )
     if not titan.model:
         raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
+    if titan.compile != "none" and not vllm.servers and not torch.accelerator.is_available():
+        raise ConfigError(
+            f"torchtitan.compile = {titan.compile} on a CPU with vLLM in the same process, which runs without "
+            "torch.compile there; set vllm.servers or compile = none"
+        )
     shape = read_shape(Path(titan.model))
     if shape.vocab_size < len(sums.TOKENS):
         raise ConfigError(

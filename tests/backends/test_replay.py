@@ -115,7 +115,8 @@ def test_bfloat16_gradients_point_where_those_of_float32_do(shape, batch):
         assert torch.nn.functional.cosine_similarity(other.flatten(), gradient.flatten(), dim=0) > 0.99, name
 
 
-def test_a_compiled_model_records_and_replays_as_the_plain_one(shape):
+def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # vLLM in this process, if a test started it, set it
     plain, compiled = (build(shape, dtype="bfloat16", compile=kind) for kind in ("none", "aot_eager"))
     tokens = torch.randint(2, 32, (4, 30), generator=torch.Generator().manual_seed(1))
     batches = [pack(tokens[:rows], LENGTHS[4 - rows :], 32) for rows in (1, 2, 4, 3)]  # 1, 2 and more compile apart

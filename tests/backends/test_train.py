@@ -262,6 +262,10 @@ WRONG = {
     ),
     "shards without ranks": (["torchtitan.shard=4"], "must be the number of ranks, got 1 ranks; set shard = -1"),
     "compiled float32": (["torchtitan.compile=aot_eager"], "set dtype = bfloat16 or compile = none"),
+    "compiled beside vLLM": (
+        ["torchtitan.compile=aot_eager", "torchtitan.dtype=bfloat16"],
+        "which runs without torch.compile there; set vllm.servers or compile = none",
+    ),
     "compiled experts checkpointed": (
         [
             f"torchtitan.{one}"
