@@ -158,11 +158,21 @@ class EnginePair:
     def state(self) -> dict[str, Any]:
         """Where the trainer's distributed checkpoint is; everything random is a hash of (seed, step)."""
         self.trainer.save(self._next)
-        return {"step": self._next}
+        return {"step": self._next, "shape": vars(self.trainer.shape)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`.
+
+        Raises:
+            DataError: it is of a model of other sizes.
+        """
         self._next = int(state["step"])
+        for name, size in vars(self.trainer.shape).items():
+            if state["shape"].get(name) != size:
+                raise DataError(
+                    f"the checkpoint of step {self._next} is of a model with {name} = {state['shape'].get(name)}, and "
+                    f"torchtitan.model has {size}; put the model back, or start again in a new --out"
+                )
         self.trainer.load(self._next)
         self.push()
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
 from firstorder.core.loop import StepLog, check_trainable, described, train
@@ -14,13 +16,14 @@ from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
 from . import sums
+from .export import MODEL, export
 from .extras import require
-from .folder import read_shape
+from .folder import Shape, read_shape
 from .pair import EnginePair, Plan
-from .ranks import first, told
+from .ranks import first, together, told, world
 from .rollouts import Engine
-from .torchtitan.config import Torchtitan
-from .vllm.config import Vllm
+from .torchtitan.config import CHANGEABLE, Torchtitan
+from .vllm.config import REACHED, Vllm
 
 log = logging.getLogger("firstorder")
 
@@ -65,11 +68,17 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         )
     if not titan.model:
         raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
+    if titan.compile != "none" and not vllm.servers and not torch.accelerator.is_available():
+        raise ConfigError(
+            f"torchtitan.compile = {titan.compile} on a CPU with vLLM in the same process, which runs without "
+            "torch.compile there; set vllm.servers or compile = none"
+        )
     shape = read_shape(Path(titan.model))
     if shape.vocab_size < len(sums.TOKENS):
         raise ConfigError(
             f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
         )
+    check_layout(titan, shape)
     longest = vllm.max_prompt + vllm.max_tokens
     if longest > titan.pack_length:
         raise ConfigError(
@@ -83,16 +92,41 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         check_device(vllm)
 
 
+def check_layout(titan: Torchtitan, shape: Shape) -> None:
+    """Refuse degrees that do not divide what they share out.
+
+    Raises:
+        ConfigError: heads or experts cannot be shared out.
+    """
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        count = getattr(shape, heads)
+        if count % titan.tensor:
+            raise ConfigError(
+                f"torchtitan.tensor = {titan.tensor} must divide {heads} = {count} of the model; lower it"
+            )
+    if shape.num_experts % titan.expert:
+        raise ConfigError(
+            f"torchtitan.expert = {titan.expert} must divide num_experts = {shape.num_experts} of the model; lower it"
+        )
+
+
 def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
     """Refuse a layout that the ranks cannot have.
 
     Raises:
         ConfigError: a degree does not fit, or several ranks have no servers to sample from.
     """
-    if ranks % titan.expert:
-        raise ConfigError(f"torchtitan.expert = {titan.expert} must divide the number of ranks, got {ranks}")
-    if titan.shard not in (-1, ranks):
-        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
+    for degree in ("tensor", "expert"):
+        if ranks % getattr(titan, degree):
+            raise ConfigError(
+                f"torchtitan.{degree} = {getattr(titan, degree)} must divide the number of ranks, got {ranks}; "
+                "lower it or start more ranks with torchrun"
+            )
+    if titan.shard not in (-1, ranks // titan.tensor):
+        raise ConfigError(
+            f"torchtitan.shard = {titan.shard} times tensor = {titan.tensor} must be the number of ranks, got {ranks} "
+            "ranks; set shard = -1"
+        )
     if ranks > 1 and not vllm.servers:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
 
@@ -113,21 +147,24 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     """
     check(recipe, titan, vllm)
     config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
+    check_ranks(titan, vllm, world())
     from .torchtitan.adapter import start_process_group
 
-    check_ranks(titan, vllm, start_process_group())
-    if vllm.servers:
-        from .vllm.replicas import check_servers
+    start_process_group(titan.timeout)
+    free = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
+    with together():
+        if vllm.servers:
+            from .vllm.replicas import check_servers
 
-        told(lambda: check_servers(vllm, titan.model))
-    folder = told(lambda: RunFolder(out, config, resume=resume))
-    found = told(lambda: folder.latest() if resume else None)
-    backend = open_pair(recipe, titan, vllm, out / "checkpoints")
-    told(lambda: folder.describe(described(backend)))
-    if found is None:
-        backend.check()
-    else:
-        backend.load(found[1])
+            told(lambda: check_servers(vllm, titan.model))
+        folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
+        found = told(lambda: folder.latest() if resume else None)
+        backend = open_pair(recipe, titan, vllm, out / "checkpoints")
+        told(lambda: folder.describe(described(backend)))
+        if found is None:
+            backend.check()
+        else:
+            backend.load(found[1])
     return Training(
         arms=(Arm(recipe=recipe),),
         backend=backend,
@@ -183,4 +220,8 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
             told(lambda: training.folder.save(after, state))
         done(log)
 
-    train(training.arms, training.backend, training.first, record)
+    with together():
+        train(training.arms, training.backend, training.first, record)
+        model = training.folder.path / MODEL
+        if told(lambda: training.first < training.steps or not model.is_dir()):
+            export(training.backend.trainer, training.folder.path)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from firstorder.core.recipe import Section
 
 PROBE_LIMITS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
+REACHED = ("servers", "timeout", "shared_folder")  # where the servers are; a run may be resumed with other ones
 LOW_PRECISION_LIMIT = 0.5  # with 8-bit weights or an 8-bit KV cache, whatever the dtype
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstorder.backends.folder import write_weights
+from firstorder.backends.folder import copy_rest, write_weights
 from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
@@ -78,10 +78,8 @@ class ServedEngine:
         """Write the weights where every server can read them, have them loaded, and drop the prefix caches."""
         folder = self._shared / f"version-{version}"
         folder.mkdir(exist_ok=True)
-        for file in self._source.glob("*.json"):
-            if not file.name.endswith(".index.json"):
-                shutil.copy(file, folder)
-        write_weights(folder, dict(weights))
+        copy_rest(self._source, folder)
+        write_weights(folder, weights)
         self._current = str(folder)
         for server in self.settings.servers:
             self._load(server)

@@ -13,7 +13,7 @@ import torch
 
 from firstorder.backends import sums
 from firstorder.backends.coldstart import initial_weights
-from firstorder.backends.folder import Shape, write_config, write_weights
+from firstorder.backends.folder import SHARD, Shape, write_config, write_weights
 
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 
@@ -53,7 +53,7 @@ def shape():
 def write_model():
     """Writes a model folder whose routers decide and whose distributions are not flat."""
 
-    def write(folder, shape, seed=0, moved=0.0):
+    def write(folder, shape, seed=0, moved=0.0, limit=SHARD):
         weights = initial_weights(shape, seed)
         g = torch.Generator().manual_seed(seed + 1)
         for name, w in weights.items():
@@ -61,7 +61,7 @@ def write_model():
                 w.mul_(30.0 if "mlp.gate." in name else 8.0)
             w.add_(moved * w.std(correction=0).clamp(min=0.1) * torch.randn(w.shape, generator=g))
         write_config(folder, shape, sums.END, sums.PAD)
-        write_weights(folder, weights)
+        write_weights(folder, weights.items(), limit)
         sums.write_tokenizer(folder)
         return folder
 

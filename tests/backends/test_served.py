@@ -1,7 +1,11 @@
 """vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +103,58 @@ def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer,
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 2
     assert all(abs(m["kl"]) < 1e-5 and m["route/flip_rate"] == 0.0 for m in metrics)
+
+
+def ranks(words, out, port):
+    """Two ranks that nobody watches over, as processes."""
+    found = []
+    for rank in range(2):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with (out / f"rank-{rank}.log").open("w") as log:
+            environment = os.environ | {name: str(value) for name, value in env.items()}
+            found.append(subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment))
+    return found
+
+
+def test_when_a_rank_is_killed_the_other_says_so_and_the_run_goes_on_bit_for_bit(server, folder, engine, tmp_path):
+    vllm = COMMON | {"servers": [server[0]]}
+    settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
+        "vllm.servers": json.dumps([server[0]]),
+        "torchtitan.model": folder,
+        "torchtitan.dtype": "float32",
+        "torchtitan.pack_length": 64,
+        "torchtitan.expert": 2,
+        "torchtitan.timeout": 120,
+        "torchtitan.checkpoint_every": 1,
+        "schedule.steps": 4,
+        "schedule.prompts": 2,
+        "schedule.group_size": 4,
+        "optimizer.lr": 0.01,
+        "optimizer.weight_decay": 1.0,  # no reward yet, but the weights must move
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    command = ["train", "minirl-r3-n2", "--backend", "torchtitan", *words]
+    engine.sync(load_file(folder / "model.safetensors").items(), 0)
+    script = str(Path(__file__).with_name("killed.py"))
+    both = ranks([script, str(tmp_path), str(folder), json.dumps(vllm), *command], tmp_path, free_port())
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "killed/checkpoints/step-0000002.pt").exists():
+        assert all(one.poll() is None for one in both), (tmp_path / "rank-0.log").read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    both[1].kill()  # in the middle of the third step
+    assert both[0].wait(timeout=60) == 2
+    said = (tmp_path / "rank-0.log").read_text()
+    assert "firstorder: rank 0 lost another rank" in said
+    assert "start all ranks again with --resume" in said
+    go_on = [*command, "--out", str(tmp_path / "killed"), "--resume"]
+    again = ranks(["-c", "from firstorder.cli.main import main; main()", *go_on], tmp_path, free_port())
+    assert [one.wait(timeout=240) for one in again] == [0, 0], (tmp_path / "rank-0.log").read_text()[-2000:]
+    for log in ("metrics.jsonl", "receipts.jsonl"):
+        assert (tmp_path / "killed" / log).read_text() == (tmp_path / "whole" / log).read_text()
+    weights = [load_file(tmp_path / run / "model/model.safetensors") for run in ("whole", "killed")]
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+    assert not torch.equal(weights[0]["lm_head.weight"], load_file(folder / "model.safetensors")["lm_head.weight"])
 
 
 def test_a_refusal_is_passed_on(engine):
