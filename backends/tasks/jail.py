@@ -19,13 +19,14 @@ import select
 import signal
 import struct
 import sys
+from typing import Any
 
 SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38
 FILES, FILE_MIB = 256, 16  # open at once; of one file
 
 # What is refused, by number: new processes, other programs' processes, network, and changes of files that Landlock does
 # not see. `clone` may start threads, and `clone3`, whose arguments a filter cannot read, is said not to exist.
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "x86_64": {
         "arch": 0xC000003E,
         "clone": 56,
@@ -53,16 +54,16 @@ READABLE = ("/usr", "/lib", "/lib64", "/bin", "/etc")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
-def called(name, *arguments):
+def called(name: str, *arguments: Any) -> int:
     """A function of the C library, which fails with an OSError."""
-    done = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    done: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
     if done == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
     return done
 
 
-def confine(job):
+def confine(job: dict[str, Any]) -> None:
     """Give up, for good, all that the program must not have."""
     called("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     called("prctl", SET_DUMPABLE, 0, 0, 0, 0)
@@ -84,7 +85,7 @@ def confine(job):
     seccomp(REFUSED[platform.machine()])
 
 
-def landlock(writable):
+def landlock(writable: list[str]) -> None:
     """No file but those of Python and of the system to read, and those beneath `writable` folders to write."""
     version = called("syscall", LANDLOCK_CREATE, None, 0, 1)
     every = (1 << RIGHTS.get(version, 16)) - 1
@@ -104,7 +105,7 @@ def landlock(writable):
     os.close(ruleset)
 
 
-def seccomp(refused):
+def seccomp(refused: dict[str, Any]) -> None:
     """Answer the system calls of a table with an error."""
     load, equal, at_least, some_bit, done = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of classic BPF
     refuse = (done, 0, 0, ERRNO | errno.EPERM)
@@ -120,7 +121,7 @@ def seccomp(refused):
     called("prctl", SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(code)), 0, 0)
 
 
-def attempt(job, test, report):
+def attempt(job: dict[str, Any], test: str, report: int) -> bool:
     """Whether the program, then the test, run to their end in time."""
     read, write = os.pipe()
     token = secrets.token_bytes(16)
@@ -151,7 +152,8 @@ def attempt(job, test, report):
     return passed
 
 
-def main():
+def main() -> None:
+    """Read a job, report `ready`, then 1 or 0 for each test."""
     job = json.load(sys.stdin)
     report = os.dup(1)
     if platform.machine() not in REFUSED:

@@ -44,11 +44,11 @@ class ServedEngine:
     Args:
         settings: the `[vllm]` section; `servers` names the replicas.
         folder: the model that the servers were started with; copied beside the weights of every sync.
-        end: the token that ends a response.
+        ends: the tokens that end a response.
     """
 
-    def __init__(self, settings: Vllm, folder: str, end: int) -> None:
-        self.settings, self._end, self._source = settings, end, Path(folder)
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int]) -> None:
+        self.settings, self._ends, self._source = settings, list(ends), Path(folder)
         self._held = tempfile.TemporaryDirectory(prefix="firstorder-", dir=settings.shared_folder or None)
         self._shared = Path(self._held.name)  # removed with this engine
         self._current = ""  # the folder of the last sync
@@ -114,7 +114,7 @@ class ServedEngine:
             "prompt": prompt,
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_tokens,
-            "stop_token_ids": [self._end],
+            "stop_token_ids": self._ends,
             "seed": seed,
             "logprobs": 0,
             "return_token_ids": True,

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from firstorder.backends.tasks.config import TaskSettings
+from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
@@ -32,7 +34,9 @@ def measure(folder: str, prompts: int, dtype: str, kv: str, trainer: str, checkp
     """KL, F(2), ESS with live and with replayed routes, and the flip rate, of one regime."""
     recipe = Recipe(schedule=Schedule(prompts=prompts, group_size=4))
     titan = Torchtitan(model=folder, dtype=trainer, pack_length=128, microbatch_rows=64)
-    pair = open_pair(recipe, titan, Vllm(dtype=dtype, kv_cache_dtype=kv), checkpoints)
+    vllm = Vllm(dtype=dtype, kv_cache_dtype=kv)
+    tasks = open_tasks(TaskSettings(kind="sums"), Path(folder), vllm.max_prompt)
+    pair = open_pair(recipe, titan, vllm, tasks, checkpoints)
     batch = pair.rollout(0)
     live = pair.trainer.score(batch)
     found = {

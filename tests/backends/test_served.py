@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from firstorder.backends import sums
 from firstorder.backends.rollouts import collate
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.config import Vllm
@@ -85,7 +85,7 @@ def trainer(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(server, folder):
     # the same server twice stands for two replicas
-    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), sums.END)
+    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), [sums.END])
     yield made
     made.close()
 
@@ -125,6 +125,7 @@ def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer,
     assert engine.settings.servers[0] == server[0]
     settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
         "vllm.servers": f'["{server[0]}"]',
+        "task.kind": "sums",
         "torchtitan.model": folder,
         "torchtitan.dtype": "float32",
         "torchtitan.pack_length": 64,
