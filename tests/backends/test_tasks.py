@@ -11,10 +11,11 @@ import torch
 
 from firstorder.backends import conversation
 from firstorder.backends.folder import write_config
-from firstorder.backends.tasks import gym, mathematics
+from firstorder.backends.rollouts import Response
+from firstorder.backends.tasks import guess, gym, mathematics
 from firstorder.backends.tasks.chat import read_chat, write_characters
 from firstorder.backends.tasks.config import TaskSettings
-from firstorder.backends.tasks.problems import Problem
+from firstorder.backends.tasks.problems import Listed, Problem
 from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
@@ -142,6 +143,30 @@ def test_reasoning_gym_scores_its_own_problems():
         gym.problems(TaskSettings(dataset="prime_factorization", options={"max_valu": 3}))
 
 
+@pytest.mark.parametrize(
+    ("given", "question", "said", "reward"),
+    [
+        ({"kind": "code", "answer_column": "tests"}, "gcd", "```python\nfrom math import gcd\n```", 1.0),
+        ({"kind": "code", "answer_column": "tests"}, "gcd", "def gcd(a, b): return b - a", 2 / 3),
+        ({"kind": "text", "answer_column": "prompt"}, "median", "a function of numbers", 8 / 18),
+    ],
+)
+def test_tasks_of_files_see_tokens_and_pay_for_texts(folder, given, question, said, reward):
+    files = (str(EXAMPLES / "code.jsonl"),)
+    settings = TaskSettings(**given, files=files, held_out=0.3)
+    for truncated, cut in (("zero", 0.0), ("scored", reward)):
+        tasks = open_tasks(settings.model_copy(update={"truncated": truncated}), folder, 300)
+        chat = tasks.train.chat
+        sides = [(task, row) for task in (tasks.train, tasks.held_out) for row in range(task.size)]
+        task, row = next((task, row) for task, row in sides if question in task.problems[row].question)
+        prompt = task.prompts(torch.tensor([row])).tokens[0].tolist()
+        whole, half = ([*chat._encode(said, special=False), *end] for end in ([1], []))
+        responses = [Response(tokens=t, logp=[], routes=torch.empty(0), ended=True) for t in (whole, half)]
+        seen = conversation.episodes([row, row], [prompt, prompt], responses)
+        assert task.verify(seen).tolist() == pytest.approx([reward, cut])
+        assert task.answer(seen).lengths.tolist() == [0, 0]
+
+
 @pytest.fixture(scope="module")
 def pairs(folder, tmp_path_factory):
     """With the prefix cache and without."""
@@ -226,6 +251,23 @@ def test_rows_of_other_tokens_are_refused(pairs, monkeypatch):
     monkeypatch.setattr(pair.engine, "generate", shifted)
     with pytest.raises(DataError, match=r"of earlier turns differ in the next request"):
         conversation.converse(pair.engine, pair.tasks.train, [0, 1, 2], [7, 8, 9], 400)
+
+
+@pytest.mark.parametrize("reward", [1.5, -0.1, float("nan")])
+def test_a_reward_that_is_none_stops_the_run(pairs, monkeypatch, reward):
+    pair = pairs[True]
+    monkeypatch.setattr(guess, "earned", lambda hidden, turns, limit: reward)
+    with pytest.raises(DataError, match=r"`rewards` must (lie in \[0, 1\]|be finite), got"):
+        pair.rollout(0)
+
+
+def test_no_more_is_evaluated_than_is_held_out(pairs, monkeypatch):
+    pair = pairs[True]
+    few = dataclasses.replace(pair.tasks.held_out, problems=Listed([Problem("?", 1), Problem("??", 2)]))
+    monkeypatch.setattr(pair, "tasks", dataclasses.replace(pair.tasks, held_out=few))
+    assert len(pair._held_out("evaluate", 64).rewards) == 2
+    assert 0.0 <= pair.held_out() <= 1.0
+    pair.check()
 
 
 def test_an_episode_that_no_longer_fits_is_over(pairs):
