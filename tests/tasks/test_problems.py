@@ -50,7 +50,8 @@ def test_a_question_is_on_one_side_and_sides_are_of_the_share():
     assert train.size + held_out.size == 4000
     assert 0.17 < len(questions[1]) / 3000 < 0.23
     order = [train[row].question for row in range(train.size)]
-    assert order == [split(problems[::-1], 0.2)[0][row].question for row in range(train.size)]
+    again, _ = split(problems[::-1], 0.2)
+    assert order == [again[row].question for row in range(again.size)]
     assert order != sorted(order, key=int)
 
 

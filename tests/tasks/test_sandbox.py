@@ -57,6 +57,7 @@ STOPPED = {
     "the network": CONNECT,
     "another program": "import subprocess\nsubprocess.run(['true'], check=True)",
     "a signal to whoever judges": "import os\nos.kill(os.getppid(), 9)",
+    "limits of whoever judges": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (9, 9))",
     "an end before the test": "import os\nos._exit(0)",
     "a polite end before the test": "raise SystemExit",
     "a crash": "import ctypes\nctypes.string_at(0)",
