@@ -15,10 +15,10 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Optimizer, Recipe, Schedule
 
-from . import sums
 from .extras import require
 from .folder import Shape, write_config, write_weights
 from .keys import key
+from .tasks import sums
 from .torchtitan.config import Torchtitan
 
 SMALL = Shape(

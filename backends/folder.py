@@ -83,13 +83,13 @@ def read_shape(folder: Path) -> Shape:
     return Shape(rope_theta=float(theta), **sizes)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A folder's config.json, or another JSON file of it.
 
     Raises:
         ConfigError: it is missing or broken.
     """
-    file = folder / "config.json"
+    file = folder / name
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

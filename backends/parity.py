@@ -16,8 +16,9 @@ from firstorder.core.diagnostics import diagnose, means
 from firstorder.core.recipe import Recipe, Schedule
 from firstorder.core.stats import TokenStats
 
-from . import sums
 from .pair import EnginePair
+from .tasks.config import TaskSettings
+from .tasks.registry import Tasks
 from .torchtitan.config import Torchtitan
 from .training import check, open_pair
 from .vllm.config import Vllm
@@ -32,12 +33,14 @@ class Point:
     Args:
         titan: the training engine.
         vllm: the rollout engine.
+        task: where the prompts are from.
         prompts: of the task.
         responses: to each.
     """
 
     titan: Torchtitan
     vllm: Vllm
+    task: TaskSettings
     prompts: int
     responses: int
 
@@ -46,9 +49,9 @@ class Point:
         """What schedules the prompts; its method is not used."""
         return Recipe(schedule=Schedule(prompts=self.prompts, group_size=self.responses))
 
-    def check(self) -> None:
-        """Refuse what cannot be opened; see `training.check`."""
-        check(self.recipe, self.titan, self.vllm)
+    def check(self) -> Tasks:
+        """The tasks; what cannot be opened is refused, see `training.check`."""
+        return check(self.recipe, self.titan, self.vllm, self.task)
 
 
 def measure(point: Point) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def measure(point: Point) -> dict[str, Any]:
         FirstOrderError: an engine refuses, or the rollouts are not usable.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        return parity(open_pair(point.recipe, point.titan, point.vllm, Path(scratch)))
+        return parity(open_pair(point.recipe, point.titan, point.vllm, point.check(), Path(scratch)))
 
 
 def parity(pair: EnginePair) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def parity(pair: EnginePair) -> dict[str, Any]:
         quantities of `core.diagnostics` with `mean_abs_d`, mean |log π - log μ| in nats, and `one_minus_ess`, the
         share of tokens that `rollout_is_eff_sample_size` loses.
     """
-    pair.engine.generate([sums.encode(sums.prompt(i, held_out=True)) for i in range(WARM_UP)], range(WARM_UP))
+    pair.held_out("warm up", WARM_UP)
     started = time.perf_counter()
     batch = pair.rollout(0)
     seconds, tokens = time.perf_counter() - started, int(batch.mask.sum())

@@ -6,7 +6,7 @@ Shapes: B responses of L positions, M MoE layers, K experts a token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,19 +19,25 @@ from firstorder.core.routing import check_routes
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """One sampled response.
+    """One sampled response, or all that follows a prompt in several turns.
 
     Args:
         tokens: ids, the end token included if it was sampled.
-        logp: nats of each, under the distribution it was drawn from.
+        logp: nats of each, under the distribution it was drawn from; 0 for those of the environment.
         routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
         ended: it ended by itself and was not cut at the limit.
+        sampled: False for the environment's tokens; all are the policy's unless given.
     """
 
     tokens: list[int]
     logp: list[float]
     routes: Tensor
     ended: bool
+    sampled: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.sampled:
+            object.__setattr__(self, "sampled", [True] * len(self.tokens))
 
 
 class Engine(Protocol):
@@ -84,7 +90,7 @@ def collate(
         first, last = len(prompt), len(prompt) + len(response.tokens)
         _check(response, last - 1, layers, top_k, experts)
         tokens[row, :last] = torch.tensor(prompt + response.tokens)
-        mask[row, first:last] = True
+        mask[row, first:last] = torch.tensor(response.sampled)
         logp[row, first:last] = torch.tensor(response.logp, dtype=torch.float64)
         routes[row, : last - 1] = response.routes.to(torch.int16)
     return RolloutBatch(

@@ -15,20 +15,21 @@ from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
-from . import sums
 from .export import MODEL, export
 from .extras import require
 from .folder import Shape, read_shape
 from .pair import EnginePair, Plan
 from .ranks import first, together, told, world
 from .rollouts import Engine
+from .tasks.config import TaskSettings
+from .tasks.registry import Tasks, open_tasks
 from .torchtitan.config import CHANGEABLE, Torchtitan
 from .vllm.config import REACHED, Vllm
 
 log = logging.getLogger("firstorder")
 
 
-def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
+def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> list[str]:
     """The parts of a recipe that cannot act in its schedule, one sentence each."""
     return inert_parts(recipe, stale=recipe.schedule.minibatches > 1)
 
@@ -49,11 +50,14 @@ class Training:
         return self.arms[0].recipe.schedule.steps
 
 
-def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
+def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> Tasks:
     """Refuse what cannot run, before an engine starts.
 
+    Returns:
+        The tasks, opened for the model.
+
     Raises:
-        ConfigError: a package, the model, a method or a length does not fit.
+        ConfigError: a package, the model, a method, a length, the task or its tokenizer does not fit.
     """
     check_runs(recipe)
     check_trainable(recipe)
@@ -73,12 +77,7 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
             f"torchtitan.compile = {titan.compile} on a CPU with vLLM in the same process, which runs without "
             "torch.compile there; set vllm.servers or compile = none"
         )
-    shape = read_shape(Path(titan.model))
-    if shape.vocab_size < len(sums.TOKENS):
-        raise ConfigError(
-            f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
-        )
-    check_layout(titan, shape)
+    check_layout(titan, read_shape(Path(titan.model)))
     longest = vllm.max_prompt + vllm.max_tokens
     if longest > titan.pack_length:
         raise ConfigError(
@@ -90,6 +89,7 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
         from .vllm.arguments import check_device
 
         check_device(vllm)
+    return open_tasks(task, Path(titan.model), vllm.max_prompt)
 
 
 def check_layout(titan: Torchtitan, shape: Shape) -> None:
@@ -131,13 +131,16 @@ def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
 
 
-def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
+def prepare(
+    recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings, out: Path, *, resume: bool = False
+) -> Training:
     """Check everything, open the run folder, start both engines and restore the newest checkpoint.
 
     Args:
         recipe: method, schedule and optimiser.
         titan: the training engine.
         vllm: the rollout engine.
+        task: what is learnt.
         out: the run folder.
         resume: go on from its newest checkpoint.
 
@@ -145,8 +148,9 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
         ConfigError: the recipe cannot be trained here, or the folder cannot be used.
         DataError: the engines do not agree on the weights they were given.
     """
-    check(recipe, titan, vllm)
-    config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump()}
+    tasks = check(recipe, titan, vllm, task)
+    sections = {"torchtitan": titan, "vllm": vllm, "task": task}
+    config = recipe.model_dump() | {name: section.model_dump() for name, section in sections.items()}
     check_ranks(titan, vllm, world())
     from .torchtitan.adapter import start_process_group
 
@@ -159,7 +163,7 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
             told(lambda: check_servers(vllm, titan.model))
         folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
         found = told(lambda: folder.latest() if resume else None)
-        backend = open_pair(recipe, titan, vllm, out / "checkpoints")
+        backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
         told(lambda: folder.describe(described(backend)))
         if found is None:
             backend.check()
@@ -174,7 +178,7 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     )
 
 
-def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) -> EnginePair:
+def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, checkpoints: Path) -> EnginePair:
     """Start the trainer, then the rollout engine: the trainer's process group must be there first."""
     from .torchtitan.trainer import Trainer
 
@@ -184,14 +188,14 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
     if vllm.servers:
         from .vllm.served import ServedEngine
 
-        engine = ServedEngine(vllm, titan.model, sums.END)
+        engine = ServedEngine(vllm, titan.model, tasks.ends)
     else:
         from .vllm.arguments import prepare as set_variables
 
         set_variables(vllm)
         from .vllm.engine import InProcessEngine  # not before the process group and the variables are there
 
-        engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
+        engine = InProcessEngine(vllm, titan.model, tasks.ends, titan.seed)
     if engine.emulated and first():
         log.warning("vLLM emulates vllm.quantization = %s: it has no such kernels for a CPU", vllm.quantization)
     plan = Plan(
@@ -201,8 +205,9 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
         evaluate_prompts=titan.evaluate_prompts,
         probe_prompts=vllm.probe_prompts,
         probe_limit=vllm.limit,
+        longest=vllm.max_prompt,
     )
-    return EnginePair(trainer, engine, plan)
+    return EnginePair(trainer, engine, tasks, plan)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:

@@ -39,7 +39,7 @@ WIDE = 240  # columns of a table that goes into a file
 def probe(
     model: str = typer.Argument(help="A model folder, e.g. from `firstorder coldstart`."),
     grid_: list[str] = typer.Option(
-        [], "--grid", metavar="A.B=V1,V2", help="An axis of [vllm] or [torchtitan]; repeat for more."
+        [], "--grid", metavar="A.B=V1,V2", help="An axis of [vllm], [torchtitan] or [task]; repeat for more."
     ),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting of all points."),
     prompts: int = typer.Option(128, "--prompts", min=1, help="Prompts of the task."),
@@ -81,6 +81,7 @@ def compose_points(
         ConfigError: a key is not of the engines, a value is refused, or there is no model; the point is named.
     """
     from firstorder.backends.parity import Point
+    from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.errors import ConfigError, FirstOrderError
@@ -90,7 +91,7 @@ def compose_points(
     assigned = [assignment.partition("=")[0].strip() for assignment in assignments]
     for key in (*wanted, *assigned):
         if key.partition(".")[0] not in ENGINES or "." not in key:
-            raise ConfigError(f"a probe has settings of [vllm] and [torchtitan], got {key!r}; drop it")
+            raise ConfigError(f"a probe has settings of [vllm], [torchtitan] and [task], got {key!r}; drop it")
         if key == "torchtitan.model":
             raise ConfigError("'torchtitan.model' is the argument MODEL of a probe; drop it")
         if key in wanted and key in assigned:
@@ -102,9 +103,12 @@ def compose_points(
     for place in points(wanted):
         tree = assign(base, place.items())
         try:
-            titan = build(Torchtitan, tree["torchtitan"], "torchtitan")
             point = Point(
-                titan=titan, vllm=build(Vllm, tree.get("vllm", {}), "vllm"), prompts=prompts, responses=responses
+                titan=build(Torchtitan, tree["torchtitan"], "torchtitan"),
+                vllm=build(Vllm, tree.get("vllm", {}), "vllm"),
+                task=build(TaskSettings, tree.get("task", {}), "task"),
+                prompts=prompts,
+                responses=responses,
             )
             point.check()
         except FirstOrderError as error:

@@ -29,13 +29,13 @@ class InProcessEngine:
     Args:
         settings: the `[vllm]` section.
         folder: the model.
-        end: the token that ends a response.
+        ends: the tokens that end a response.
         seed: of the engine; a response's own seed comes with its request.
     """
 
-    def __init__(self, settings: Vllm, folder: str, end: int, seed: int) -> None:
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int], seed: int) -> None:
         transfer.register()
-        self.settings, self._end = settings, end
+        self.settings, self._ends = settings, list(ends)
         asked = arguments(settings, folder)
         self.emulated = is_emulated(asked.get("quantization"))
         if self.emulated:
@@ -59,7 +59,7 @@ class InProcessEngine:
             SamplingParams(
                 temperature=self.settings.temperature,
                 max_tokens=self.settings.max_tokens,
-                stop_token_ids=[self._end],
+                stop_token_ids=self._ends,
                 seed=seed,
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,

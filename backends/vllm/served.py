@@ -38,15 +38,15 @@ class ServedEngine:
     Args:
         settings: the `[vllm]` section; `servers` names the replicas.
         folder: the model that the servers were started with; copied beside the weights of every sync.
-        end: the token that ends a response.
+        ends: the tokens that end a response.
 
     Raises:
         ServerError: a server does not answer, or is not one that `backends.vllm.serve` started.
         ConfigError: the servers differ, or hold another model, or run with other numerics; or `shared_folder` is none.
     """
 
-    def __init__(self, settings: Vllm, folder: str, end: int) -> None:
-        self.settings, self._end, self._source = settings, end, Path(folder)
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int]) -> None:
+        self.settings, self._ends, self._source = settings, list(ends), Path(folder)
         self.emulated = is_emulated(check_servers(settings, folder)["quantization"])
         wait = settings.timeout
         self._models = [ask(server, "/v1/models", wait)["data"][0]["id"] for server in settings.servers]
@@ -112,7 +112,7 @@ class ServedEngine:
             "prompt": prompt,
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_tokens,
-            "stop_token_ids": [self._end],
+            "stop_token_ids": self._ends,
             "seed": seed,
             "logprobs": 0,
             "return_token_ids": True,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstorder.backends import sums
 from firstorder.backends.coldstart import initial_weights
 from firstorder.backends.folder import SHARD, Shape, write_config, write_weights
+from firstorder.backends.tasks import sums
 
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from firstorder.backends import sums
 from firstorder.backends.ranks import first, told
+from firstorder.backends.tasks import sums
 from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import ServedEngine
 from firstorder.cli.main import run
@@ -20,7 +20,7 @@ def main():
     assert run([*command, "--out", f"{out}/whole"]) == 0
 
     def reset():
-        engine = ServedEngine(Vllm(**json.loads(vllm)), folder, sums.END)
+        engine = ServedEngine(Vllm(**json.loads(vllm)), folder, [sums.END])
         engine.sync(load_file(Path(folder) / "model.safetensors").items(), 0)
         engine.close()
 

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from servers import free_port, kill, start
 
-from firstorder.backends import sums
 from firstorder.backends.folder import write_weights
 from firstorder.backends.pair import StaleWeightsError
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import LOW_PRECISION_LIMIT, Vllm
@@ -153,7 +153,7 @@ def test_a_server_samples_what_the_process_samples(shape, write_model, tmp_path)
     with (tmp_path / "log").open("w+") as log:
         address, process = start(folder, free_port(), log, settings)
         try:
-            there = ServedEngine(Vllm(servers=(address,), **settings), str(folder), sums.END)
+            there = ServedEngine(Vllm(servers=(address,), **settings), str(folder), [sums.END])
             assert there.emulated
             assert responses(there) == responses(here)
             for engine in (here, there):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from servers import free_port, kill, start
 
-from firstorder.backends import sums
 from firstorder.backends.rollouts import collate
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.client import ServerError
@@ -49,7 +49,7 @@ def trainer(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(server, folder):
     # the same server twice stands for two replicas
-    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), sums.END)
+    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), [sums.END])
     yield made
     made.close()
 
@@ -89,6 +89,7 @@ def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer,
     assert engine.settings.servers[0] == server[0]
     settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
         "vllm.servers": f'["{server[0]}"]',
+        "task.kind": "sums",
         "torchtitan.model": folder,
         "torchtitan.dtype": "float32",
         "torchtitan.pack_length": 64,
@@ -178,7 +179,7 @@ def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, t
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
-        ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), sums.END)
+        ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), [sums.END])
     settings = {f"vllm.{key}": value for key, value in (COMMON | settings).items()} | {
         "vllm.servers": f'["{server[0]}"]',
         "torchtitan.model": model,
@@ -194,12 +195,12 @@ def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, t
 
 def test_a_folder_that_cannot_be_shared_is_named(server, folder):
     with pytest.raises(ConfigError, match=r"vllm.shared_folder = /nowhere cannot be written: No such"):
-        ServedEngine(Vllm(servers=(server[0],), shared_folder="/nowhere", **COMMON), str(folder), sums.END)
+        ServedEngine(Vllm(servers=(server[0],), shared_folder="/nowhere", **COMMON), str(folder), [sums.END])
 
 
 def test_an_address_that_is_no_such_server_says_how_to_start_one(server, folder):
     with pytest.raises(ServerError, match=r"refused: 404 .*; start the server with"):
-        ServedEngine(Vllm(servers=(f"{server[0]}/elsewhere",), **COMMON), str(folder), sums.END)
+        ServedEngine(Vllm(servers=(f"{server[0]}/elsewhere",), **COMMON), str(folder), [sums.END])
 
 
 def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(engine, server, folder, monkeypatch):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firstorder.backends import export, extras, pair, sums, training
+from firstorder.backends import export, extras, pair, training
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.cli.main import run
@@ -26,7 +27,7 @@ SMALL = ["schedule.steps=4", "schedule.prompts=8", "schedule.group_size=4", "opt
 ENGINES = [
     *("torchtitan.dtype=float32", "torchtitan.pack_length=64", "torchtitan.checkpoint_every=1"),
     *("torchtitan.evaluate_every=2", "torchtitan.evaluate_prompts=8"),
-    *("vllm.dtype=float32", "vllm.max_prompt=40", "vllm.kv_cache_mib=16"),
+    *("vllm.dtype=float32", "vllm.max_prompt=40", "vllm.kv_cache_mib=16", "task.kind=sums"),
 ]
 
 
@@ -275,6 +276,10 @@ WRONG = {
     ),
     "more chunks than tokens": (["torchtitan.loss_chunks=65"], "must be at most pack_length = 64; lower it"),
     "a critic": (["advantage.baseline=value", "about.scope=token"], "wants a critic, which torchtitan's models lack"),
+    "an unknown key of the task": (["task.knd=sums"], "did you mean 'kind'?"),
+    "a task without its files": (["task.kind=math"], "task.kind = math reads its problems from files; set task.files"),
+    "a prompt that is too long": (["vllm.max_prompt=4"], "vllm.max_prompt is 4; raise it"),
+    "a text that the tokenizer cannot say": (["task.kind=guess"], "has no token for 'G', which the task says"),
     "a setting of the simulator": (["sim.vocab=3"], "'sim.vocab' is a setting of the simulator"),
     "a correction that rollouts do not feed": (
         ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
@@ -335,4 +340,5 @@ def test_weights_of_another_model_are_named(command, folder, tmp_path, capsys):
 def test_parts_that_cannot_act_are_named():
     from firstorder.cli.compose import compose_engines
 
-    assert any("clip.kind = minirl" in line for line in training.inert(*compose_engines("minirl-r3-n1", [])))
+    given = compose_engines("minirl-r3-n1", ["task.kind=sums"])
+    assert any("clip.kind = minirl" in line for line in training.inert(*given))

@@ -2,7 +2,7 @@
 
 import time
 
-from firstorder.backends import sums
+from firstorder.backends.tasks import sums
 from firstorder.backends.vllm.config import Vllm
 
 PROMPTS = [sums.encode(sums.prompt(i)) for i in range(64)]
@@ -15,7 +15,7 @@ def open_engine(folder, **settings):
     prepare(wanted)
     from firstorder.backends.vllm.engine import InProcessEngine
 
-    return InProcessEngine(wanted, str(folder), sums.END, 0)
+    return InProcessEngine(wanted, str(folder), [sums.END], 0)
 
 
 def sample(engine, prompts=PROMPTS):

@@ -10,10 +10,10 @@ import tasks
 import torch
 from servers import answers, free_port, kill
 
-from firstorder.backends import sums
 from firstorder.backends.coldstart import SMALL
 from firstorder.backends.parity import Point
 from firstorder.backends.probe import measure_all
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.client import ask
 from firstorder.backends.vllm.config import Vllm
@@ -94,7 +94,7 @@ def test_weights_arrive_over_nccl_from_another_process(alone, folder, other, tmp
                 assert process.poll() is None, (tmp_path / "log").read_text()[-500:]
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
-            engine = ServedEngine(settings.model_copy(update={"servers": (address,)}), str(folder), sums.END)
+            engine = ServedEngine(settings.model_copy(update={"servers": (address,)}), str(folder), [sums.END])
             before = first_tokens(engine)
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
             alone(tasks.send_by_nccl, address, free_port(), other)

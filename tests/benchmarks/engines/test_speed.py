@@ -84,7 +84,7 @@ def test_rollouts_with_routes_and_log_probs_beside_bare_ones(trainers, folder, s
     from firstorder.backends.vllm.engine import InProcessEngine
 
     vllm = Vllm(dtype="float32", max_prompt=PROMPT, max_tokens=64)
-    engine = InProcessEngine(vllm, str(folder), shape.vocab_size - 1, 0)
+    engine = InProcessEngine(vllm, str(folder), [shape.vocab_size - 1], 0)
     bare = LLM(
         model=str(folder),
         dtype="float32",
