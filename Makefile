@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines check format lint types test test-engines docs bench
+.PHONY: venv engines check format lint types test test-engines test-gpu docs bench bench-engines
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -28,10 +28,18 @@ test:
 
 test-engines: PYTHON = .venv-engines/bin/python
 test-engines: ## tests of the real engines; needs `make engines`
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/backends
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/backends tests/benchmarks/engines
+
+test-gpu: PYTHON = .venv-engines/bin/python
+test-gpu: ## tests that need a GPU, where .venv-engines holds the extra engines-cuda
+	$(PYTHON) -m pytest -m gpu tests/gpu
 
 docs:
 	$(PYTHON) -m mkdocs build --strict --quiet
 
 bench: ## figures of docs/benchmarks.md, in one run
 	$(PYTHON) -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s
+
+bench-engines: PYTHON = .venv-engines/bin/python
+bench-engines: ## the same on the real engines; needs `make engines`
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/benchmarks/engines --benchmark-enable

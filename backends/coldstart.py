@@ -15,10 +15,10 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Optimizer, Recipe, Schedule
 
-from . import sums
 from .extras import require
 from .folder import Shape, write_config, write_weights
 from .keys import key
+from .tasks import sums
 from .torchtitan.config import Torchtitan
 
 SMALL = Shape(
@@ -72,7 +72,7 @@ def coldstart(
     out.mkdir(parents=True, exist_ok=True)
     write_config(out, SMALL, sums.END, sums.PAD)
     sums.write_tokenizer(out)
-    write_weights(out, initial_weights(SMALL, seed))
+    write_weights(out, initial_weights(SMALL, seed).items())
     recipe = Recipe(schedule=Schedule(steps=count), optimizer=Optimizer(lr=2e-3))
     settings = Torchtitan(model=str(out), dtype="float32", pack_length=128, microbatch_rows=64, warmup_steps=20)
     trainer, loss = Trainer(settings, recipe, 1.0, out), float("nan")
@@ -80,7 +80,7 @@ def coldstart(
         loss = trainer.supervise(*demonstrations(chosen, seed, step)).loss
         if done is not None:
             done(step + 1, count, loss)
-    write_weights(out, dict(trainer.weights()))
+    write_weights(out, trainer.weights())
     return loss
 
 

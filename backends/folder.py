@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.record import to_json, write_whole
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that are not copied with a model
+SHARD = 5_000_000_000  # bytes of one safetensors file, as Hugging Face's tools split them
+BIASED = {
+    "topk_method": "noaux_tc",  # DeepSeek-V3
+    "use_expert_bias": True,  # LFM2-MoE
+    "use_routing_bias": True,  # MiniMax-M2
+    "moe_router_enable_expert_bias": True,  # Ling, Megatron
+}
+"""Keys of a config.json that declare a router with a bias that is moved to balance its experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,12 @@ def read_shape(folder: Path) -> Shape:
         ConfigError: there is none, it is of another architecture, or it uses what is not supported.
     """
     raw = read_config(folder)
+    for key, value in BIASED.items():
+        if raw.get(key) == value:
+            raise ConfigError(
+                f"{folder}/config.json has {key} = {value!r}: a bias that balances the experts moves the trainer's "
+                "routes away from those of the rollouts; give a model without one"
+            )
     names = raw.get("architectures") or ["none"]
     if names != [ARCHITECTURE]:
         raise ConfigError(f"{folder} holds {names[0]}, and {ARCHITECTURE} is supported; give another torchtitan.model")
@@ -67,13 +83,13 @@ def read_shape(folder: Path) -> Shape:
     return Shape(rope_theta=float(theta), **sizes)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A folder's config.json, or another JSON file of it.
 
     Raises:
         ConfigError: it is missing or broken.
     """
-    file = folder / "config.json"
+    file = folder / name
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -111,9 +127,47 @@ def write_config(folder: Path, shape: Shape, eos: int, pad: int) -> None:
     write_whole(folder / "generation_config.json", to_json({"eos_token_id": eos, "pad_token_id": pad}))
 
 
-def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write one model.safetensors under the names of Hugging Face."""
+def copy_rest(source: Path, folder: Path) -> None:
+    """Copy what a model folder holds beside its weights: configs, tokenizer, templates."""
+    for file in source.iterdir():
+        if file.is_file() and file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
+            shutil.copy(file, folder)
+
+
+def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]], limit: int = SHARD) -> None:
+    """Write model.safetensors under the names of Hugging Face, or numbered files and their index.
+
+    Args:
+        folder: where to.
+        weights: (name, tensor); those of one file are held at a time.
+        limit: bytes of a file.
+    """
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    parts: list[list[str]] = []
+    total = 0
+    for held in _parts(weights, limit):
+        save_file(held, folder / f"{len(parts)}.part", metadata={"format": "pt"})
+        parts.append(list(held))
+        total += sum(tensor.nbytes for tensor in held.values())
+    place: dict[str, str] = {}
+    for number, names in enumerate(parts):
+        of = f"-{number + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        (folder / f"{number}.part").rename(folder / f"model{of}.safetensors")
+        place |= dict.fromkeys(names, f"model{of}.safetensors")
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": place}
+        write_whole(folder / "model.safetensors.index.json", to_json(index))
+
+
+def _parts(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    """Weights in their order, `limit` bytes at a time."""
+    held: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights:
+        if held and size + tensor.nbytes > limit:
+            yield held
+            held, size = {}, 0
+        held[name] = tensor.detach().cpu().contiguous().clone()
+        size += tensor.nbytes
+    yield held

@@ -14,17 +14,19 @@ from torch import Tensor
 from firstorder.core import backend as shared
 from firstorder.core.agreement import agreement
 from firstorder.core.backend import Scored, Weigh
-from firstorder.core.batch import RolloutBatch, check_expert_ids
+from firstorder.core.batch import RolloutBatch, check_rewards
 from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import DataError
 from firstorder.core.recipe import Recipe
+from firstorder.core.tasks import RANGE, Task
 
-from . import sums
-from .keys import key
+from .conversation import converse
+from .keys import key, shuffled
 from .ranks import first, told
 from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
+    from .tasks.registry import Tasks
     from .torchtitan.trainer import Trainer
 
 
@@ -34,8 +36,18 @@ QUANTITIES: dict[str, Quantity] = {
         unit="reward",
         source="firstorder",
     ),
+    "rollout/emulated": Quantity(
+        formula="1 where fp8 weights are emulated in vLLM, as on a CPU; else not logged",
+        unit="1",
+        source="firstorder",
+    ),
+    "route/turn_flip_rate": Quantity(
+        formula="share of (token, layer) of earlier turns whose expert set is another in the request of a later turn",
+        unit="share of (token, layer)",
+        source="firstorder",
+    ),
 }
-"""What `evaluate` reports."""
+"""What a pair of engines reports beside the loop."""
 
 
 class StaleWeightsError(DataError):
@@ -53,6 +65,7 @@ class Plan:
         evaluate_prompts: held-out prompts of one.
         probe_prompts: responses that check a weight sync.
         probe_limit: largest mean |Δ log p| of a probe, nats.
+        longest: tokens of a prompt, or of all that precedes a later turn.
     """
 
     recipe: Recipe
@@ -61,6 +74,7 @@ class Plan:
     evaluate_prompts: int
     probe_prompts: int
     probe_limit: float
+    longest: int
 
 
 class EnginePair:
@@ -69,12 +83,14 @@ class EnginePair:
     Args:
         trainer: the training engine.
         engine: the rollout engine.
+        tasks: what is learnt, and what is evaluated.
         plan: the run.
     """
 
-    def __init__(self, trainer: Trainer, engine: Engine, plan: Plan) -> None:
-        self.trainer, self.engine, self.plan = trainer, engine, plan
+    def __init__(self, trainer: Trainer, engine: Engine, tasks: Tasks, plan: Plan) -> None:
+        self.trainer, self.engine, self.tasks, self.plan = trainer, engine, tasks, plan
         self._next = 0  # the global step that follows
+        self._flips = (0, 0)  # of the last rollout, between the requests of its turns
 
     @property
     def quantities(self) -> dict[str, Quantity]:
@@ -85,10 +101,9 @@ class EnginePair:
         """The prompts of a step, each answered G times by μ_old."""
         schedule = self.plan.recipe.schedule
         numbers = [step * schedule.prompts + i for i in range(schedule.prompts) for _ in range(schedule.group_size)]
-        questions = [sums.prompt(number) for number in numbers]
+        rows = [shuffled(number, self.tasks.train.size, self.plan.seed) for number in numbers]
         seeds = [key(self.plan.seed, "rollout", step, i) for i in range(len(numbers))]
-        batch = self._sample(questions, seeds, numbers)
-        check_expert_ids(batch, self.trainer.shape.num_experts)
+        batch = self._sample(self.tasks.train, rows, seeds, numbers)
         self._next = step + 1
         return batch
 
@@ -99,7 +114,14 @@ class EnginePair:
         replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay)
-        return scored, agreement(batch, live.routes, live.margin, used.entropy)
+        found = agreement(batch, live.routes, live.margin, used.entropy)
+        if self.engine.emulated:
+            one = torch.ones((), dtype=torch.float64)
+            found["rollout/emulated"] = one, one
+        if self._flips[1]:
+            apart, count = torch.tensor(self._flips, dtype=torch.float64)
+            found["route/turn_flip_rate"] = apart, count
+        return scored, found
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
         """One optimiser step of the trainer."""
@@ -124,8 +146,7 @@ class EnginePair:
         Raises:
             StaleWeightsError: they differ by more than the limit.
         """
-        questions = [sums.prompt(i, held_out=True) for i in range(self.plan.probe_prompts)]
-        batch = self._sample(questions, [key(self.plan.seed, "probe", i) for i in range(len(questions))])
+        batch = self.held_out("probe", self.plan.probe_prompts)
         apart = float((self.trainer.score(batch).logp - batch.logp_mu)[batch.mask].abs().mean())
         if not apart <= self.plan.probe_limit:
             raise StaleWeightsError(
@@ -139,30 +160,40 @@ class EnginePair:
         every = self.plan.evaluate_every
         if not every or (step % every and step != self.plan.recipe.schedule.steps):
             return {}
-        return {"eval/reward": torch.tensor(self.held_out(), dtype=torch.float64)}
+        return {"eval/reward": self.held_out("evaluate", self.plan.evaluate_prompts).rewards.mean()}
 
-    def held_out(self) -> float:
-        """Mean reward of one response to each held-out prompt."""
-        questions = [sums.prompt(i, held_out=True) for i in range(self.plan.evaluate_prompts)]
-        seeds = [key(self.plan.seed, "evaluate", i) for i in range(len(questions))]
-        return float(self._sample(questions, seeds).rewards.mean())
+    def held_out(self, purpose: str, prompts: int) -> RolloutBatch:
+        """One response to each of the first held-out prompts, as many as there are; another purpose, other seeds."""
+        rows = list(range(min(prompts, self.tasks.held_out.size)))
+        return self._sample(self.tasks.held_out, rows, [key(self.plan.seed, purpose, i) for i in rows], rows)
 
     def state(self) -> dict[str, Any]:
         """Where the trainer's distributed checkpoint is; everything random is a hash of (seed, step)."""
         self.trainer.save(self._next)
-        return {"step": self._next}
+        return {"step": self._next, "shape": vars(self.trainer.shape)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`.
+
+        Raises:
+            DataError: it is of a model of other sizes.
+        """
         self._next = int(state["step"])
+        for name, size in vars(self.trainer.shape).items():
+            if state["shape"].get(name) != size:
+                raise DataError(
+                    f"the checkpoint of step {self._next} is of a model with {name} = {state['shape'].get(name)}, and "
+                    f"torchtitan.model has {size}; put the model back, or start again in a new --out"
+                )
         self.trainer.load(self._next)
         self.push()
 
-    def _sample(self, questions: list[str], seeds: list[int], groups: list[int] | None = None) -> RolloutBatch:
-        """One response of μ to each question, verified; `groups` numbers the prompts."""
-        prompts = [sums.encode(question) for question in questions]
-        responses = told(lambda: self.engine.generate(prompts, seeds))
-        rewards = [sums.verify(question, one.tokens) for question, one in zip(questions, responses, strict=True)]
+    def _sample(self, task: Task, rows: list[int], seeds: list[int], groups: list[int]) -> RolloutBatch:
+        """One response of μ to each row of a task, verified; `groups` numbers the prompts."""
+        found = told(lambda: converse(self.engine, task, rows, seeds, self.plan.longest))
         shape = self.trainer.shape
-        groups = groups or list(range(len(questions)))
-        return collate(prompts, responses, rewards, groups, shape.num_hidden_layers, shape.num_experts_per_tok)
+        self._flips = found.flips
+        sizes = shape.num_hidden_layers, shape.num_experts_per_tok, shape.num_experts
+        batch = collate(found.prompts, found.responses, found.rewards.tolist(), groups, *sizes)
+        check_rewards(batch, *RANGE)
+        return batch

@@ -5,13 +5,27 @@ With one process every function here is the call it wraps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed
 
+from firstorder.core.errors import DataError
+
 Value = TypeVar("Value")
 distributed: Any = torch.distributed
+LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket")  # of which a broken collective speaks
+
+
+class LostRankError(DataError):
+    """Another rank of the trainer ended, or did not answer in time."""
+
+
+def world() -> int:
+    """How many ranks there will be, from the variables that torchrun sets."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def count() -> int:
@@ -39,3 +53,21 @@ def told(make: Callable[[], Value]) -> Value:
         raise held[1]
     value: Value = held[0]
     return value
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Name a collective that broke inside, which is how a rank learns that another one is gone.
+
+    Raises:
+        LostRankError: another rank was killed, stopped with an error, or was silent for `torchtitan.timeout` seconds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not any(word in str(error).lower() for word in LOST):
+            raise
+        raise LostRankError(
+            f"rank {distributed.get_rank()} lost another rank, which was killed, failed, or was silent for longer than "
+            "torchtitan.timeout; see what it said last, then start all ranks again with --resume"
+        ) from None

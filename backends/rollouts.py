@@ -6,7 +6,7 @@ Shapes: B responses of L positions, M MoE layers, K experts a token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,27 +14,40 @@ from torch import Tensor
 
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.errors import DataError
+from firstorder.core.routing import check_routes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """One sampled response.
+    """One sampled response, or all that follows a prompt in several turns.
 
     Args:
         tokens: ids, the end token included if it was sampled.
-        logp: nats of each, under the distribution it was drawn from.
+        logp: nats of each, under the distribution it was drawn from; 0 for those of the environment.
         routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
         ended: it ended by itself and was not cut at the limit.
+        sampled: False for the environment's tokens; all are the policy's unless given.
     """
 
     tokens: list[int]
     logp: list[float]
     routes: Tensor
     ended: bool
+    sampled: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.sampled:
+            object.__setattr__(self, "sampled", [True] * len(self.tokens))
 
 
 class Engine(Protocol):
-    """A rollout engine: samples, and takes new weights."""
+    """A rollout engine: samples, and takes new weights.
+
+    Args:
+        emulated: what it computes in fp8 is emulated, for want of kernels.
+    """
+
+    emulated: bool
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed."""
@@ -50,6 +63,7 @@ def collate(
     groups: Sequence[int],
     layers: int,
     top_k: int,
+    experts: int,
 ) -> RolloutBatch:
     """Responses, padded at the end, in the contract of `core.batch`.
 
@@ -58,11 +72,14 @@ def collate(
         responses: of the engine.
         rewards: one a response.
         groups: the prompt that each response answers.
-        layers, top_k: M and K of the model.
+        layers, top_k, experts: M, K and the number of experts of the model.
 
     Raises:
-        DataError: routes of another shape, or all zero, which is how an engine that records none may look.
+        DataError: log-probs are missing; or routes are of another shape, no ids of the model's experts, or all zero,
+            which is how an engine that records none may look.
     """
+    if top_k and not any(response.routes.to(torch.int64).any() for response in responses):
+        raise DataError("`routes` are all zero: the rollout engine did not record them; enable its routed experts")
     lengths = torch.tensor([len(p) + len(r.tokens) for p, r in zip(prompts, responses, strict=True)])
     shape = (len(prompts), int(lengths.max()))
     tokens = torch.zeros(shape, dtype=torch.int64)
@@ -71,13 +88,11 @@ def collate(
     routes = torch.full((*shape, layers, top_k), -1, dtype=torch.int16)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         first, last = len(prompt), len(prompt) + len(response.tokens)
-        _check(response, last - 1, layers, top_k)
+        _check(response, last - 1, layers, top_k, experts)
         tokens[row, :last] = torch.tensor(prompt + response.tokens)
-        mask[row, first:last] = True
+        mask[row, first:last] = torch.tensor(response.sampled)
         logp[row, first:last] = torch.tensor(response.logp, dtype=torch.float64)
         routes[row, : last - 1] = response.routes.to(torch.int16)
-    if top_k and not (routes > 0).any():
-        raise DataError("`routes` are all zero: the rollout engine did not record them; enable its routed experts")
     return RolloutBatch(
         tokens=tokens,
         mask=mask,
@@ -89,11 +104,24 @@ def collate(
     )
 
 
-def _check(response: Response, rows: int, layers: int, top_k: int) -> None:
+def _check(response: Response, rows: int, layers: int, top_k: int, experts: int) -> None:
     if len(response.logp) != len(response.tokens):
-        raise DataError(f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs")
-    if tuple(response.routes.shape) != (rows, layers, top_k):
+        raise DataError(
+            f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "
+            "return that of every sampled token"
+        )
+    kind = response.routes.dtype
+    if kind.is_floating_point or kind is torch.bool:
+        raise DataError(f"`routes` of a response must be integers, got {kind}; is the rollout engine vLLM 0.30.0?")
+    ids = response.routes.to(torch.int64)
+    if tuple(ids.shape) != (rows, layers, top_k):
         raise DataError(
             f"`routes` of a response must be [{rows}, {layers}, {top_k}] (a row for each token that was run, MoE "
-            f"layers, experts a token), got {list(response.routes.shape)}; is it the same model?"
+            f"layers, experts a token), got {list(ids.shape)}; is it the same model?"
         )
+    if ids.numel() and int(ids.min()) < 0:
+        raise DataError(
+            f"`routes` of a response must name the expert of every token that was run, got {int(ids.min())}; the "
+            "rollout engine did not record all of them"
+        )
+    check_routes(ids, experts)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
@@ -12,17 +15,21 @@ from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
-from . import sums
+from .export import MODEL, export
 from .extras import require
-from .folder import read_shape
+from .folder import Shape, read_shape
 from .pair import EnginePair, Plan
-from .ranks import told
+from .ranks import first, together, told, world
 from .rollouts import Engine
-from .torchtitan.config import Torchtitan
-from .vllm.config import Vllm
+from .tasks.config import TaskSettings
+from .tasks.registry import Tasks, open_tasks
+from .torchtitan.config import CHANGEABLE, Torchtitan
+from .vllm.config import REACHED, Vllm
+
+log = logging.getLogger("firstorder")
 
 
-def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> list[str]:
+def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> list[str]:
     """The parts of a recipe that cannot act in its schedule, one sentence each."""
     return inert_parts(recipe, stale=recipe.schedule.minibatches > 1)
 
@@ -43,22 +50,31 @@ class Training:
         return self.arms[0].recipe.schedule.steps
 
 
-def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm) -> None:
+def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> Tasks:
     """Refuse what cannot run, before an engine starts.
 
+    Returns:
+        The tasks, opened for the model.
+
     Raises:
-        ConfigError: a package, the model, a method or a length does not fit.
+        ConfigError: a package, the model, a method, a length, the task or its tokenizer does not fit.
     """
     check_method(recipe)
     if not titan.model:
         raise ConfigError("torchtitan.model is not set; give a model folder, e.g. from `firstorder coldstart`")
-    shape = read_shape(Path(titan.model))
-    if shape.vocab_size < len(sums.TOKENS):
+    if titan.compile != "none" and not vllm.servers and not torch.accelerator.is_available():
         raise ConfigError(
-            f"the tokenizer has {len(sums.TOKENS)} tokens, the model {shape.vocab_size}; they do not match"
+            f"torchtitan.compile = {titan.compile} on a CPU with vLLM in the same process, which runs without "
+            "torch.compile there; set vllm.servers or compile = none"
         )
+    check_layout(titan, read_shape(Path(titan.model)))
     check_lengths(titan, vllm)
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
+    if not vllm.servers:
+        from .vllm.arguments import check_device
+
+        check_device(vllm)
+    return open_tasks(task, Path(titan.model), vllm.max_prompt)
 
 
 def check_method(recipe: Recipe) -> None:
@@ -94,29 +110,57 @@ def check_lengths(titan: Torchtitan, vllm: Vllm) -> None:
         )
 
 
+def check_layout(titan: Torchtitan, shape: Shape) -> None:
+    """Refuse degrees that do not divide what they share out.
+
+    Raises:
+        ConfigError: heads or experts cannot be shared out.
+    """
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        count = getattr(shape, heads)
+        if count % titan.tensor:
+            raise ConfigError(
+                f"torchtitan.tensor = {titan.tensor} must divide {heads} = {count} of the model; lower it"
+            )
+    if shape.num_experts % titan.expert:
+        raise ConfigError(
+            f"torchtitan.expert = {titan.expert} must divide num_experts = {shape.num_experts} of the model; lower it"
+        )
+
+
 def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
     """Refuse a layout that the ranks cannot have.
 
     Raises:
         ConfigError: a degree does not fit, or several ranks have no servers to sample from.
     """
-    if ranks % titan.expert:
-        raise ConfigError(f"torchtitan.expert = {titan.expert} must divide the number of ranks, got {ranks}")
-    if titan.shard not in (-1, ranks):
-        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the number of ranks, got {ranks} ranks")
+    for degree in ("tensor", "expert"):
+        if ranks % getattr(titan, degree):
+            raise ConfigError(
+                f"torchtitan.{degree} = {getattr(titan, degree)} must divide the number of ranks, got {ranks}; "
+                "lower it or start more ranks with torchrun"
+            )
+    if titan.shard not in (-1, ranks // titan.tensor):
+        raise ConfigError(
+            f"torchtitan.shard = {titan.shard} times tensor = {titan.tensor} must be the number of ranks, got {ranks} "
+            "ranks; set shard = -1"
+        )
     if ranks > 1 and not vllm.servers:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
     if vllm.tensor > 1 and not vllm.servers:
         raise ConfigError(f"vllm.tensor = {vllm.tensor} needs vLLM on servers; set vllm.servers, see docs/engines.md")
 
 
-def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume: bool = False) -> Training:
+def prepare(
+    recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings, out: Path, *, resume: bool = False
+) -> Training:
     """Check everything, open the run folder, start both engines and restore the newest checkpoint.
 
     Args:
         recipe: method, schedule and optimiser.
         titan: the training engine.
         vllm: the rollout engine.
+        task: what is learnt.
         out: the run folder.
         resume: go on from its newest checkpoint.
 
@@ -124,20 +168,27 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
         ConfigError: the recipe cannot be trained here, or the folder cannot be used.
         DataError: the engines do not agree on the weights they were given.
     """
-    check(recipe, titan, vllm)
-    where = {"servers", "shared_folder", "timeout"}  # may change when a run goes on
-    config = recipe.model_dump() | {"torchtitan": titan.model_dump(), "vllm": vllm.model_dump(exclude=where)}
+    tasks = check(recipe, titan, vllm, task)
+    sections = {"torchtitan": titan, "vllm": vllm, "task": task}
+    config = recipe.model_dump() | {name: section.model_dump() for name, section in sections.items()}
+    check_ranks(titan, vllm, world())
     from .torchtitan.adapter import start_process_group
 
-    check_ranks(titan, vllm, start_process_group())
-    folder = told(lambda: RunFolder(out, config, resume=resume))
-    found = told(lambda: folder.latest() if resume else None)
-    backend = open_pair(recipe, titan, vllm, out / "checkpoints")
-    told(lambda: folder.describe(described(backend)))
-    if found is None:
-        backend.check()
-    else:
-        backend.load(found[1])
+    start_process_group(titan.timeout)
+    free = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
+    with together():
+        if vllm.servers:
+            from .vllm.replicas import check_servers
+
+            told(lambda: check_servers(vllm, titan.model))
+        folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
+        found = told(lambda: folder.latest() if resume else None)
+        backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
+        told(lambda: folder.describe(described(backend)))
+        if found is None:
+            backend.check()
+        else:
+            backend.load(found[1])
     return Training(
         arms=(Arm(recipe=recipe),),
         backend=backend,
@@ -147,7 +198,7 @@ def prepare(recipe: Recipe, titan: Torchtitan, vllm: Vllm, out: Path, *, resume:
     )
 
 
-def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) -> EnginePair:
+def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, checkpoints: Path) -> EnginePair:
     """Start the trainer, then the rollout engine: the trainer's process group must be there first."""
     from .torchtitan.trainer import Trainer
 
@@ -157,11 +208,16 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
     if vllm.servers:
         from .vllm.served import ServedEngine
 
-        engine = ServedEngine(vllm, titan.model, sums.END)
+        engine = ServedEngine(vllm, titan.model, tasks.ends)
     else:
-        from .vllm.engine import InProcessEngine  # not before the process group is there
+        from .vllm.arguments import prepare as set_variables
 
-        engine = InProcessEngine(vllm, titan.model, sums.END, titan.seed)
+        set_variables(vllm)
+        from .vllm.engine import InProcessEngine  # not before the process group and the variables are there
+
+        engine = InProcessEngine(vllm, titan.model, tasks.ends, titan.seed)
+    if engine.emulated and first():
+        log.warning("vLLM emulates vllm.quantization = %s: it has no such kernels for a CPU", vllm.quantization)
     plan = Plan(
         recipe=recipe,
         seed=titan.seed,
@@ -169,8 +225,9 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, checkpoints: Path) 
         evaluate_prompts=titan.evaluate_prompts,
         probe_prompts=vllm.probe_prompts,
         probe_limit=vllm.limit,
+        longest=vllm.max_prompt,
     )
-    return EnginePair(trainer, engine, plan)
+    return EnginePair(trainer, engine, tasks, plan)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
@@ -188,4 +245,8 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
             told(lambda: training.folder.save(after, state))
         done(log)
 
-    train(training.arms, training.backend, training.first, record)
+    with together():
+        train(training.arms, training.backend, training.first, record)
+        model = training.folder.path / MODEL
+        if told(lambda: training.first < training.steps or not model.is_dir()):
+            export(training.backend.trainer, training.folder.path)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.grid import Axes
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 RECIPE = "recipe"  # the axis whose values are recipes
 EXPERIMENT = ("schedule", "optimizer", "sim")  # the sections of the base that such an axis keeps
 SIM = ("sim",)  # the sections that the simulator reads
-ENGINES = ("torchtitan", "vllm")  # those that the real engines read; a file may hold both
+ENGINES = ("torchtitan", "vllm", "task")  # those that the real engines read; a file may hold both
 
 
 def compose(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Sim]:
@@ -37,18 +38,22 @@ def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
     return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
 
 
-def compose_engines(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Torchtitan, Vllm]:
-    """As `compose`, with the `[torchtitan]` and the `[vllm]` section.
+def compose_engines(
+    name: str, assignments: list[str], settings: str | None = None
+) -> tuple[Recipe, Torchtitan, Vllm, TaskSettings]:
+    """As `compose`, with the `[torchtitan]`, the `[vllm]` and the `[task]` section.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
+    from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.toml import build
 
     recipe, sections = split(_read(name, assignments, ENGINES, settings))
-    return recipe, build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
+    titan, vllm = build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
+    return recipe, titan, vllm, build(TaskSettings, sections["task"], "task")
 
 
 def split(tree: dict[str, Any]) -> tuple[Recipe, dict[str, dict[str, Any]]]:

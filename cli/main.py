@@ -10,7 +10,7 @@ import typer
 from firstorder import __version__
 from firstorder.core.errors import FirstOrderError
 
-from . import coldstart, measure, promote, recipes, report, sweep, train, validate
+from . import coldstart, measure, probe, promote, recipes, report, sweep, train, validate
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -25,6 +25,7 @@ app.command("measure")(measure.measure)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("coldstart")(coldstart.coldstart)
+app.command("probe")(probe.probe)
 app.command("promote")(promote.promote)
 app.command("report")(report.report)
 app.command("recipes")(recipes.recipes)

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ class RunFolder:
         path: the folder.
         config: the resolved configuration, nested tables.
         resume: go on in a folder that holds the same configuration; else the folder must be new or empty.
+        changeable: dotted keys that may have other values on resuming; they are written down anew.
 
     Raises:
         ConfigError: the folder cannot be used, with the remedy.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
         self.path, self.config = path, config
-        claim(path / "config.toml", config, resume=resume)
+        claim(path / "config.toml", config, resume=resume, changeable=changeable)
         try:
             (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
@@ -121,20 +122,23 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
 
 
-def claim(file: Path, config: dict[str, Any], *, resume: bool) -> None:
+def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
     """Make a folder that belongs to one configuration, or go back to it.
 
     Args:
         file: where in the folder the configuration is kept.
         config: nested tables.
         resume: the folder must hold this configuration; else it must be new or empty.
+        changeable: dotted keys that may have other values on resuming; they are written down anew.
 
     Raises:
         ConfigError: the folder cannot be used, with the remedy.
     """
     path, text = file.parent, dump(config)
     if resume:
-        _check_same(file, text)
+        _check_same(file, text, changeable)
+        if changeable:
+            write_whole(file, text)
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
@@ -145,8 +149,8 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool) -> None:
     write_whole(file, text)  # before anything else, so that a folder that is not empty can be resumed
 
 
-def _check_same(file: Path, text: str) -> None:
-    """Refuse to resume where another configuration ran, naming the first key that differs."""
+def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
+    """Refuse to resume where another configuration ran, naming the first key that differs and must not."""
     path = file.parent
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
@@ -155,7 +159,7 @@ def _check_same(file: Path, text: str) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; mend it, or give a new --out") from None
     now = flat(tomllib.loads(text))
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted((before.keys() | now.keys()) - set(changeable)):
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"{path} was run with {key} = {before.get(key)!r}, got {now.get(key)!r}; "

@@ -9,6 +9,7 @@ Shapes: `...` any leading axes, L tokens (prompt, response and answers, padded a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+
+RANGE = (0.0, 1.0)  # of a reward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Task(Protocol):
         """The environment's answer to episodes whose last token ended a turn; `silence` from a single-turn task."""
 
     def verify(self, episodes: Episodes) -> Tensor:
-        """Reward of finished episodes, `[...]`, finite."""
+        """Reward of finished episodes, `[...]` in `RANGE`."""
 
 
 def silence(episodes: Episodes) -> Answer:
@@ -75,3 +78,17 @@ def silence(episodes: Episodes) -> Answer:
     shape = episodes.lengths.shape
     none = torch.zeros(*shape, 0, dtype=torch.int64, device=episodes.tokens.device)
     return Answer(tokens=none, lengths=torch.zeros_like(episodes.lengths))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Lists of token ids as int64 `[B, L]`, padded at the end with 0, and their lengths `[B]`.
+
+    Example:
+        >>> padded([[5, 6, 7], [8]])[0].tolist()
+        [[5, 6, 7], [8, 0, 0]]
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return tokens, lengths

@@ -21,7 +21,7 @@ from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import surrogate_loss
-from firstorder.core.tasks import Episodes
+from firstorder.core.tasks import RANGE, Episodes
 
 from . import coherence, critic, exact, noise, optimizer
 from .coldstart import starting_weights
@@ -31,7 +31,7 @@ from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, load, unflatten
 from .scene import Engines, Scene, build, engines, grow
 from .sequences import sample, score
-from .task import RANGE, picks
+from .task import picks
 from .tasks import task_of
 from .tree import Tree
 

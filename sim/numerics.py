@@ -14,10 +14,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from firstorder.core import quantize
 from firstorder.core.recipe import Section
 from firstorder.core.routing import Router, gate, score
 
-from . import noise, quantize
+from . import noise
 
 Precision = Literal["float64", "float32", "bf16", "fp16"]
 DTYPES = {

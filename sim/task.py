@@ -24,8 +24,6 @@ from . import noise
 from .config import Sim
 from .demonstrations import Automaton
 
-RANGE = (0.0, 1.0)  # of a reward
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from firstorder.backends import pair
+from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
@@ -68,10 +69,10 @@ def test_every_key_of_the_simulator_is_documented(model):
     assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
 
 
-@pytest.mark.parametrize("model", [Torchtitan, Vllm])
-def test_every_key_of_the_engines_is_documented(model):
+@pytest.mark.parametrize(("name", "model"), [("torchtitan", Torchtitan), ("task", TaskSettings), ("vllm", Vllm)])
+def test_every_key_of_the_engines_is_documented(name, model):
     table = re.split(r"^Of `\[", page("engines"), flags=re.MULTILINE)
-    section = next(part for part in table if part.startswith(model.__name__.lower()))
+    section = next(part for part in table if part.startswith(f"{name}]"))
     rows = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
     assert rows == list(model.model_fields)
 

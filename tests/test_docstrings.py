@@ -8,8 +8,10 @@ import firstorder
 
 MODULES = [
     name
-    for room in ("core", "sim", "cli")
-    for _, name, _ in pkgutil.walk_packages([f"{firstorder.__path__[0]}/{room}"], f"firstorder.{room}.")
+    for room in ("core", "sim", "cli", "backends.tasks")
+    for _, name, _ in pkgutil.walk_packages(
+        [f"{firstorder.__path__[0]}/{room.replace('.', '/')}"], f"firstorder.{room}."
+    )
 ]
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -61,7 +62,6 @@ __all__ = [
     "IGNORE_INDEX",
     "ON_CPU",
     "CheckpointManager",
-    "CompileConfig",
     "CosSinRoPE",
     "Embedding",
     "FullAC",
@@ -78,6 +78,7 @@ __all__ = [
     "TrainingConfig",
     "attention_masks",
     "balanced_experts",
+    "compiling",
     "compute_logprobs",
     "default_adamw",
     "derive",
@@ -88,6 +89,7 @@ __all__ = [
     "norm",
     "parallelize_qwen3",
     "set_default_dtype",
+    "set_timeouts",
     "start_process_group",
     "substitute",
 ]
@@ -150,6 +152,19 @@ def substitute(config: Any, dtype: torch.dtype) -> None:
             experts.inner_experts = derive(experts.inner_experts, TypedExperts.Config)
 
 
+def compiling(backend: str) -> CompileConfig:
+    """torchtitan's compile config, or that of no compilation for `backend` "none".
+
+    A block is compiled anew with and without gradient, with and without replay, for one row, for two and for any
+    number; torch's default of 8 variants is below that, and to exceed it is an error.
+    """
+    if backend == "none":
+        return CompileConfig()
+    dynamo: Any = torch._dynamo
+    dynamo.config.recompile_limit = max(32, dynamo.config.recompile_limit)
+    return CompileConfig(enable=True, components=["model"], backend=backend)
+
+
 def attention_masks(model: Any, positions: Tensor) -> Any:
     """What the model's attention needs to stay within documents; a document starts where `positions` `[R, P]` is 0."""
     if not ON_CPU:
@@ -159,22 +174,29 @@ def attention_masks(model: Any, positions: Tensor) -> Any:
     return (document[:, None, :, None] == document[:, None, None, :]) & (order[:, None] >= order)
 
 
-def start_process_group() -> int:
+def start_process_group(timeout: float = 1800.0) -> int:
     """The default process group, from the variables that torchrun sets or for one process; returns the world size.
 
     It must exist before vLLM starts in the same process: vLLM joins a group that is there, torchtitan's device mesh
-    does not.
+    does not. `timeout`, in seconds, is how long a rank waits for the others.
     """
     distributed: Any = torch.distributed
     if not distributed.is_initialized():
-        backend = distributed.Backend.default_device_backend_map[device_type]
+        backend, wait = distributed.Backend.default_device_backend_map[device_type], timedelta(seconds=timeout)
         if not ON_CPU:  # what ranks tell each other as objects, rollouts above all, stays in host memory
             backend = f"cpu:gloo,{device_type}:{backend}"
         if "RANK" in os.environ:
-            distributed.init_process_group(backend)
+            distributed.init_process_group(backend, timeout=wait)
         else:
-            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=wait)
     return int(distributed.get_world_size())
+
+
+def set_timeouts(dims: Any, timeout: float) -> None:
+    """Let the groups of a layout's meshes wait `timeout` seconds too; torch gives them its own default."""
+    distributed: Any = torch.distributed.distributed_c10d
+    for mesh in dims.get_all_one_dimensional_meshes().values():
+        distributed._set_pg_timeout(timedelta(seconds=timeout), mesh.get_group())
 
 
 class BalancedDispatch:

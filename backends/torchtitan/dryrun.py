@@ -42,7 +42,7 @@ from .replay import recording, replaying
 from .trainer import optimizer
 
 distributed: Any = torch.distributed
-Note = Callable[[str, Tensor | None], None]
+Note = Callable[[str], None]
 SMALL = Shape(
     vocab_size=2048,
     hidden_size=64,
@@ -137,8 +137,8 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, sta
     laid_out = model.lay_out(shape, settings, parallelism, dims)
     ledger, at = Ledger(), dict[str, int]()
 
-    def note(moment: str, beside: Tensor | None) -> None:
-        at[moment] = ledger.held - (0 if beside is None else _local(beside).untyped_storage().nbytes())
+    def note(moment: str) -> None:
+        at[moment] = ledger.held
         at[f"{moment} peak"] = ledger.peak
         ledger.restart()
 
@@ -175,30 +175,28 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
         settings: rows and positions of a micro-batch.
         recipe: replay and weights.
         dims: the meshes.
-        note: called with the name of every moment that is reached, and a tensor that is alive but not to be counted.
+        note: called with the name of every moment that is reached.
     """
     tokens = torch.randint(shape.vocab_size, (settings.microbatch_rows, settings.pack_length))
     positions = torch.arange(settings.pack_length).expand_as(tokens)
     moves.zero_grad()
-    note("start", None)
+    note("start")
     with torch.no_grad(), recording(trained) as record:
-        old = _logp(trained(tokens, positions=positions, attention_masks=None), tokens)
+        old = _logp(trained, tokens, positions)
     ids = None if recipe.router_replay.mode == "disabled" else record.ids
-    note("scored", None)
+    note("scored")
     for _ in range(MICROBATCHES):
-        note("begun", None)
+        note("begun")
         with replaying(trained, ids):
-            logits = trained(tokens, positions=positions, attention_masks=None)
-            note("forward", logits)
-            logp = _logp(logits, tokens)
-            del logits
+            logp = _logp(trained, tokens, positions)
+            note("forward")
             torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))
             del logp, stats
-        note("backward", None)
+        note("backward")
     adapter.dist_utils.clip_grad_norm_(trained.parameters(), recipe.optimizer.max_grad_norm, ep_enabled=dims.ep_enabled)
-    note("clipped", None)
+    note("clipped")
     moves.step()
-    note("stepped", None)
+    note("stepped")
 
 
 def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
@@ -213,7 +211,7 @@ def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
         trained = model.materialise(laid_out)
         moves = optimizer(recipe.optimizer, trained)
         for _ in range(2):  # the second update finds the optimizer's state
-            step(trained, moves, shape, settings, recipe, dims, lambda moment, beside: None)
+            step(trained, moves, shape, settings, recipe, dims, lambda moment: None)
     distributed.destroy_process_group()
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(f"{folder}/trace.json")
@@ -246,8 +244,8 @@ def main() -> None:
     sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
 
 
-def _logp(logits: Tensor, tokens: Tensor) -> Tensor:
-    logp: Tensor = adapter.compute_logprobs(logits, tokens, return_entropy=True)[0]
+def _logp(trained: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+    logp: Tensor = trained(tokens, positions=positions, attention_masks=None, labels=tokens)[0]
     return logp.double()
 
 

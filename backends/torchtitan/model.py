@@ -18,6 +18,7 @@ from firstorder.core.errors import ConfigError
 
 from . import adapter, replay
 from .config import Torchtitan
+from .head import scoring
 
 checkpoint: Any = torch.distributed.checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,12 +66,14 @@ def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
     """
     config = adapter.ParallelismConfig(
         data_parallel_shard_degree=settings.shard,
+        tensor_parallel_degree=settings.tensor,
         expert_parallel_degree=settings.expert,
         spmd_backend="partial_dtensor",  # the default backend needs a later torch at more than one rank
     )
     try:
         dims = adapter.ParallelDims.from_config(config, world)
         dims.build_mesh()
+        adapter.set_timeouts(dims, settings.timeout)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"the layout of [torchtitan] does not fit {world} ranks: {error}") from None
     return config, dims
@@ -92,6 +95,7 @@ def lay_out(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> 
     config.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=training))
     adapter.substitute(config, dtype)  # after the line above, which reads the stock classes
     replay.install(config)
+    config = scoring(config, settings.loss_chunks)
     with torch.device("meta"), adapter.set_default_dtype(torch.float32):
         model = config.build()
     recompute = {"none": None, "full": adapter.FullAC.Config(), "selective": adapter.SelectiveAC.Config()}
@@ -100,7 +104,7 @@ def lay_out(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> 
         parallel_dims=dims,
         training=training,
         parallelism=parallelism,
-        compile_config=adapter.CompileConfig(),
+        compile_config=adapter.compiling(settings.compile),
         ac_config=recompute[settings.activation_checkpoint],
         dump_folder="",
     )

@@ -3,6 +3,9 @@
 A replayed row replaces the router's choice of experts and nothing else: the gates are gathered from the live scores and
 renormalised as the router does it, so the router keeps its gradient (arXiv 2510.11370, arXiv 2512.01374 sec. 3.3).
 
+Under tensor parallelism a router sees its rank's share of the positions: it replays that share of the ids, which every
+rank is given whole, and what it records is gathered.
+
 Shapes: R packed rows, P positions of a row, M MoE layers, E experts, K experts a token.
 """
 
@@ -15,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from firstorder.core.routing import margin
 
@@ -42,13 +46,15 @@ class ReplayRouter(TokenChoiceTopKRouter):
         """Gates `[R, P, K]`, ids `[R, P, K]` and all scores `[R, P, E]`."""
         gates, ids, scores = super().forward(x_BLD, expert_bias_E)
         if self.given is not None:
-            ids = torch.where(self.given >= 0, self.given.to(ids.dtype), ids)
+            given = _sharded(self.given.to(ids.dtype), ids)
+            ids = torch.where(given >= 0, given, ids)
             gates = scores.gather(-1, ids)
             if self.route_norm:  # the stock order of operations, so that replaying one's own ids changes no bit
                 gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
             gates = gates * self.route_scale
         if self.recording:
-            self.chosen, self.margin = ids.detach(), margin(self._selection(scores.detach(), expert_bias_E), self.top_k)
+            selection = self._selection(_whole(scores.detach()), expert_bias_E)
+            self.chosen, self.margin = _whole(ids.detach()), margin(selection, self.top_k)
         return gates, ids, scores
 
     def _selection(self, scores: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +62,19 @@ class ReplayRouter(TokenChoiceTopKRouter):
         biased = scores if bias is None else scores + bias
         closed: Tensor = biased if self.num_expert_groups is None else self._get_node_limited_routing_scores(biased)
         return closed
+
+
+def _sharded(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every rank holds whole, laid out as `like` is; nothing is sent."""
+    if not isinstance(like, DTensor):
+        return whole
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    return DTensor.from_local(whole, like.device_mesh, everywhere).redistribute(placements=like.placements)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """`x`, gathered if it is sharded."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def install(config: Any) -> None:

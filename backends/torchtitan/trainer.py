@@ -23,6 +23,7 @@ from firstorder.core.surrogate import surrogate_loss
 
 from . import adapter, model
 from .config import Torchtitan
+from .memory import microbatch
 from .packing import Packed, chunks, pack
 from .replay import recording, replaying
 
@@ -78,12 +79,13 @@ class Trainer:
     def __init__(self, settings: Torchtitan, recipe: Recipe, temperature: float, folder: Path) -> None:
         source = Path(settings.model)
         self.shape = read_shape(source)
-        world = adapter.start_process_group()
+        world = adapter.start_process_group(settings.timeout)
         parallelism, dims = model.layout(settings, world)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
-        data = dims.get_mesh("batch") if world > 1 else None
+        data = dims.get_optional_mesh("batch")  # None where every rank runs the same rows
         self._ranks = 1 if data is None else data.size()
         self._rank = 0 if data is None else data.get_local_rank()
+        self._group = None if data is None else data.get_group()
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
         self.names.read(source)
@@ -102,6 +104,7 @@ class Trainer:
             base_folder=str(folder),
         )
 
+    @microbatch()
     def score(self, batch: RolloutBatch, replay: Tensor | None = None) -> Scores:
         """Score responses without gradient, recording the routes of every token that was run."""
         found = []
@@ -122,6 +125,7 @@ class Trainer:
                 found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
         return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
+    @microbatch()
     def update(self, minibatch: Scored, weigh: Weigh) -> Update:
         """One optimiser step along Σ w ∇ log π_θ.
 
@@ -146,8 +150,9 @@ class Trainer:
                 loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step())
+        return Update(loss=total, grad_norm=self._step(total))
 
+    @microbatch()
     def supervise(self, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Update:
         """One optimiser step on the mean negative log-likelihood of the tokens of `mask`."""
         self.optimizer.zero_grad()
@@ -158,7 +163,7 @@ class Trainer:
             loss = -logp[mask[at.rows]].sum() / count
             torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step())
+        return Update(loss=total, grad_norm=self._step(total))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every weight, under the names of Hugging Face."""
@@ -198,7 +203,7 @@ class Trainer:
         here = slice(at.mine.start - at.rows.start, at.mine.stop - at.rows.start)
         if at.counts:
             told[here] = own.detach().to(wire)
-        torch.distributed.all_reduce(told)
+        torch.distributed.all_reduce(told, group=self._group)
         told = told.to(own.dtype)
         tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
         return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
@@ -209,17 +214,25 @@ class Trainer:
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
         masks = adapter.attention_masks(self.model, packed.positions)
-        logits = self.model(packed.tokens, positions=packed.positions, attention_masks=masks)
-        logp, entropy = adapter.compute_logprobs(logits / self.temperature, labels, return_entropy=True)
+        logp, entropy = self.model(
+            packed.tokens,
+            positions=packed.positions,
+            attention_masks=masks,
+            labels=labels,
+            temperature=self.temperature,
+        )
         shifted = (_shift(packed.batch(x.double(), 0.0), packed.place) for x in (logp, entropy))
         return next(shifted), next(shifted)
 
-    def _step(self) -> float:
+    def _step(self, loss: float) -> float:
         norm = adapter.dist_utils.clip_grad_norm_(
             self.model.parameters(), self.recipe.optimizer.max_grad_norm, ep_enabled=self._dims.ep_enabled
         )
         if not torch.isfinite(norm):
-            raise DataError("the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip")
+            raise DataError(
+                f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or "
+                "bound the ratio with correction or clip"
+            )
         self.optimizer.step()
         self.rate.step()
         return float(norm)

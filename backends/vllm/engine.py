@@ -1,40 +1,26 @@
 """vLLM in this process: `LLM`, with routed experts, log-probs after temperature, and weights in place.
 
-The variables below are read when vLLM is imported, so they are set first. The engine runs without worker processes:
-tensors then reach it as they are, and it starts in seconds. torchtitan's process group must exist before.
+The variables that `arguments.prepare` sets are read when vLLM is imported, so it comes before this module. The engine
+runs without worker processes: tensors then reach it as they are, and it starts in seconds. torchtitan's process group
+must exist before.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
 
-ON_CPU = not torch.accelerator.is_available()
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
-CPU_ENVIRONMENT = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-for _name, _value in (ENVIRONMENT | (CPU_ENVIRONMENT if ON_CPU else {})).items():
-    os.environ.setdefault(_name, _value)
-if ON_CPU:  # the compiled sampler costs seconds at the first call and gains nothing
-    _dynamo: Any = torch._dynamo.config
-    _dynamo.disable = True
+from firstorder.backends.rollouts import Response
+from firstorder.core.errors import ConfigError, DataError
 
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.config import WeightTransferConfig  # noqa: E402
-
-from firstorder.backends.rollouts import Response  # noqa: E402
-from firstorder.core.errors import ConfigError  # noqa: E402
-
-from . import transfer  # noqa: E402
-from .config import Vllm  # noqa: E402
+from . import transfer
+from .arguments import arguments, is_emulated
+from .config import Vllm
 
 
 class InProcessEngine:
@@ -43,27 +29,21 @@ class InProcessEngine:
     Args:
         settings: the `[vllm]` section.
         folder: the model.
-        end: the token that ends a response.
+        ends: the tokens that end a response.
         seed: of the engine; a response's own seed comes with its request.
     """
 
-    def __init__(self, settings: Vllm, folder: str, end: int, seed: int) -> None:
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int], seed: int) -> None:
         transfer.register()
-        self.settings, self._end = settings, end
+        self.settings, self._ends = settings, list(ends)
+        asked = arguments(settings, folder)
+        self.emulated = is_emulated(asked.get("quantization"))
+        if self.emulated:
+            from . import fp8  # noqa: F401  # registers its schemes
         try:
             self._llm = LLM(
-                model=folder,
-                dtype=settings.dtype,
-                kv_cache_dtype=settings.kv_cache_dtype,
-                **settings.quantized,
-                max_model_len=settings.max_prompt + settings.max_tokens,
-                max_num_seqs=settings.max_sequences,
-                kv_cache_memory_bytes=settings.kv_cache_mib << 20,
-                enable_prefix_caching=settings.prefix_caching,
-                enforce_eager=ON_CPU,
+                **asked,
                 skip_tokenizer_init=True,
-                enable_return_routed_experts=True,
-                logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature included
                 weight_transfer_config=WeightTransferConfig(backend=transfer.NAME),
                 disable_log_stats=True,
                 seed=seed,
@@ -79,7 +59,7 @@ class InProcessEngine:
             SamplingParams(
                 temperature=self.settings.temperature,
                 max_tokens=self.settings.max_tokens,
-                stop_token_ids=[self._end],
+                stop_token_ids=self._ends,
                 seed=seed,
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
@@ -87,7 +67,7 @@ class InProcessEngine:
             for seed in seeds
         ]
         done = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False)
-        return [_response(one.outputs[0]) for one in done]
+        return [read(one.outputs[0]) for one in done]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the trainer's weights; the prefix cache, which holds the old ones' keys and routes, is dropped."""
@@ -97,8 +77,17 @@ class InProcessEngine:
         self._llm.reset_prefix_cache()
 
 
-def _response(done: Any) -> Response:
+def read(done: Any) -> Response:
+    """One completion of vLLM.
+
+    Raises:
+        DataError: it has no log-probs, or no routes.
+    """
+    if done.logprobs is None or done.routed_experts is None:
+        missing = "log-probs" if done.logprobs is None else "routed experts"
+        raise DataError(f"vLLM returned no {missing}; is it version 0.30.0? see docs/engines.md")
     tokens = list(done.token_ids)
     logp = [float(at[token].logprob) for at, token in zip(done.logprobs, tokens, strict=True)]
-    routes = torch.from_numpy(done.routed_experts).to(torch.int16)
-    return Response(tokens=tokens, logp=logp, routes=routes, ended=done.finish_reason == "stop")
+    return Response(
+        tokens=tokens, logp=logp, routes=torch.from_numpy(done.routed_experts), ended=done.finish_reason == "stop"
+    )

@@ -13,45 +13,33 @@ import json
 import os
 import sys
 
-import torch
-
 from firstorder.backends.extras import require
 from firstorder.core.errors import FirstOrderError
 from firstorder.core.toml import build, override, read
 
+from .arguments import COMMON, arguments, check_device, environment
 from .config import Vllm
 
-ENVIRONMENT = {
+ENVIRONMENT = COMMON | {
     "VLLM_SERVER_DEV_MODE": "1",  # opens /collective_rpc and /reset_prefix_cache
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",  # on a CPU the compiled sampler costs seconds and gains nothing
 }
 
 
-def arguments(folder: str, host: str, port: int, settings: Vllm, *, eager: bool = True) -> list[str]:
-    """The command line of vLLM's server; `eager` runs the model without CUDA graphs."""
-    flags = {
-        "model": folder,
+def flags(folder: str, host: str, port: int, settings: Vllm) -> list[str]:
+    """The command line of vLLM's server."""
+    given = arguments(settings, folder) | {
         "host": host,
-        "port": str(port),
-        "dtype": settings.dtype,
-        "kv-cache-dtype": settings.kv_cache_dtype,
-        "max-model-len": str(settings.max_prompt + settings.max_tokens),
-        "max-num-seqs": str(settings.max_sequences),
-        "tensor-parallel-size": str(settings.tensor),
-        "kv-cache-memory-bytes": str(settings.kv_cache_mib << 20),
-        "logprobs-mode": "processed_logprobs",
-        "worker-extension-cls": "firstorder.backends.vllm.extension.Worker",
+        "port": port,
+        "worker_extension_cls": "firstorder.backends.vllm.extension.Worker",
     }
-    switches = [
-        "--enable-return-routed-experts",
-        "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
-        *(["--enforce-eager"] if eager else []),
-    ]
-    for name, value in settings.quantized.items():
-        flags[name.replace("_", "-")] = value if isinstance(value, str) else json.dumps(value)
-    return [word for name, value in flags.items() for word in (f"--{name}", value)] + switches
+    return [word for name, value in given.items() for word in _flag(name.replace("_", "-"), value)]
+
+
+def _flag(name: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
 def main() -> None:
@@ -67,13 +55,14 @@ def main() -> None:
         require("vllm")
         table = read(given.settings).get("vllm", {}) if given.settings else {}
         settings = build(Vllm, override(table, given.assignments), "vllm")
+        check_device(settings)
     except FirstOrderError as error:
-        sys.exit(f"firstorder: {error}")
+        print(f"firstorder: {error}", file=sys.stderr)
+        sys.exit(2)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    on_cpu = not torch.accelerator.is_available()
-    # the console script `vllm` does not start in the CPU build, which has another distribution name
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    os.execv(sys.executable, server + arguments(given.folder, given.host, given.port, settings, eager=on_cpu))
+    os.environ.update(environment(settings))
+    server = [sys.executable, "-m", "firstorder.backends.vllm.server"]
+    os.execv(sys.executable, server + flags(given.folder, given.host, given.port, settings))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,9 @@ and what it may have sampled before it had them is asked for again.
 from __future__ import annotations
 
 import base64
-import http.client
 import io
-import json
 import shutil
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,17 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstorder.backends.folder import write_weights
+from firstorder.backends.folder import copy_rest, write_weights
 from firstorder.backends.rollouts import Response
-from firstorder.core.errors import DataError
+from firstorder.core.errors import ConfigError, DataError
 
+from .arguments import is_emulated
+from .client import START, ServerError, ask, call
 from .config import Vllm
+from .replicas import check_servers
 
 RESTARTS = 3  # of servers during one generation, before it is given up
-
-
-class ServerError(DataError):
-    """A server of the rollout engine did not answer, or refused."""
 
 
 class ServedEngine:
@@ -44,15 +38,21 @@ class ServedEngine:
     Args:
         settings: the `[vllm]` section; `servers` names the replicas.
         folder: the model that the servers were started with; copied beside the weights of every sync.
-        end: the token that ends a response.
+        ends: the tokens that end a response.
+
+    Raises:
+        ServerError: a server does not answer, or is not one that `backends.vllm.serve` started.
+        ConfigError: the servers differ, or hold another model, or run with other numerics; or `shared_folder` is none.
     """
 
-    def __init__(self, settings: Vllm, folder: str, end: int) -> None:
-        self.settings, self._end, self._source = settings, end, Path(folder)
-        self._held = tempfile.TemporaryDirectory(prefix="firstorder-", dir=settings.shared_folder or None)
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int]) -> None:
+        self.settings, self._ends, self._source = settings, list(ends), Path(folder)
+        self.emulated = is_emulated(check_servers(settings, folder)["quantization"])
+        wait = settings.timeout
+        self._models = [ask(server, "/v1/models", wait)["data"][0]["id"] for server in settings.servers]
+        self._held = _shared_folder(settings.shared_folder)
         self._shared = Path(self._held.name)  # removed with this engine
         self._current = ""  # the folder of the last sync
-        self._models = [self._get(server, "/v1/models")["data"][0]["id"] for server in settings.servers]
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed, spread over the replicas.
@@ -78,10 +78,8 @@ class ServedEngine:
         """Write the weights where every server can read them, have them loaded, and drop the prefix caches."""
         folder = self._shared / f"version-{version}"
         folder.mkdir(exist_ok=True)
-        for file in self._source.glob("*.json"):
-            if not file.name.endswith(".index.json"):
-                shutil.copy(file, folder)
-        write_weights(folder, dict(weights))
+        copy_rest(self._source, folder)
+        write_weights(folder, weights)
         self._current = str(folder)
         for server in self.settings.servers:
             self._load(server)
@@ -97,15 +95,15 @@ class ServedEngine:
         """The processes behind the servers, all with the weights of the last sync."""
         found = []
         for server in self.settings.servers:
-            workers = self._post(server, "/collective_rpc", {"method": "weights_held"})["results"]
+            workers = call(server, self.settings.timeout, "weights_held")
             if any(folder != self._current for _, folder in workers) and self._current:
                 self._load(server)
             found.append([started for started, _ in workers])
         return found
 
     def _load(self, server: str) -> None:
-        self._post(server, "/collective_rpc", {"method": "load_folder", "kwargs": {"path": self._current}})
-        self._post(server, "/reset_prefix_cache", {})
+        call(server, self.settings.timeout, "load_folder", path=self._current)
+        ask(server, "/reset_prefix_cache", self.settings.timeout, {})
 
     def _one(self, number: int, prompt: list[int], seed: int) -> Response:
         replica = number % len(self.settings.servers)
@@ -114,62 +112,48 @@ class ServedEngine:
             "prompt": prompt,
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_tokens,
-            "stop_token_ids": [self._end],
+            "stop_token_ids": self._ends,
             "seed": seed,
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        return response(self._post(self.settings.servers[replica], "/v1/completions", body)["choices"][0])
+        found = ask(self.settings.servers[replica], "/v1/completions", self.settings.timeout, body)
+        return response(found["choices"][0])
 
-    def _get(self, server: str, path: str) -> dict[str, Any]:
-        return self._ask(urllib.request.Request(server.rstrip("/") + path))
 
-    def _post(self, server: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        data = json.dumps(body).encode()
-        return self._ask(
-            urllib.request.Request(server.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"})
-        )
-
-    def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
-        """The answer to a request, asked again while the server is away."""
-        started, pause = time.monotonic(), 0.1
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=self.settings.timeout) as answer:
-                    text = answer.read()
-                return dict(json.loads(text)) if text else {}
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    detail = error.read().decode(errors="replace").strip().splitlines()
-                    raise ServerError(
-                        f"{request.full_url} refused: {error.code} {detail[-1] if detail else ''}"
-                    ) from None
-                if time.monotonic() - started + pause > self.settings.timeout:
-                    reason = getattr(error, "reason", error)
-                    raise ServerError(
-                        f"{request.full_url} does not answer ({reason}) within vllm.timeout = "
-                        f"{self.settings.timeout:g} s; start it with `python -m firstorder.backends.vllm.serve`, "
-                        "then go on with --resume"
-                    ) from None
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+def _shared_folder(inside: str) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="firstorder-", dir=inside or None)
+    except OSError as error:
+        raise ConfigError(
+            f"vllm.shared_folder = {inside} cannot be written: {error.strerror}; give a folder that the servers can "
+            "read too"
+        ) from None
 
 
 def response(choice: dict[str, Any]) -> Response:
     """One choice of vLLM's completions API.
 
     Raises:
-        DataError: the server does not return routed experts.
+        DataError: it lacks tokens, log-probs or routed experts.
     """
-    if not choice.get("routed_experts"):
-        raise DataError(
-            "the vLLM server returns no routed experts; start it with `python -m firstorder.backends.vllm.serve`"
-        )
-    routes = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])), allow_pickle=False)
+    logp: list[Any] = (choice.get("logprobs") or {}).get("token_logprobs") or [None]
+    missing = {
+        "token ids": choice.get("token_ids") is None,
+        "routed experts": not choice.get("routed_experts"),
+        "log-probs of the sampled tokens": None in logp,
+    }
+    for name, lacks in missing.items():
+        if lacks:
+            raise DataError(f"the vLLM server returns no {name}; {START}")
+    try:
+        routes = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"the routed experts of the vLLM server cannot be read: {error}; is it 0.30.0?") from None
     return Response(
         tokens=list(choice["token_ids"]),
-        logp=[float(value) for value in choice["logprobs"]["token_logprobs"]],
-        routes=torch.from_numpy(routes).to(torch.int16),
+        logp=[float(value) for value in logp],
+        routes=torch.from_numpy(routes),
         ended=choice["finish_reason"] == "stop",
     )

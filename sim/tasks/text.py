@@ -5,10 +5,7 @@ common subsequence (LCS) with the reference, the end token left out:
 
     F1 = 2 · LCS / (|response| + |reference|)
 
-`graded` pays F1, `binary` pays for the reference itself only.
-
-Reference:
-    Lin (2004), ROUGE: a package for automatic evaluation of summaries, sec. 3 (ROUGE-L with β = 1).
+`graded` pays F1 (`core.rouge`), `binary` pays for the reference itself only.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from firstorder.core.rouge import rouge_l
 from firstorder.sim.demonstrations import Automaton
 from firstorder.sim.task import SimTask
 
@@ -26,8 +24,7 @@ class Text(SimTask):
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """F1 with the reference, or whether it is 1; see `SimTask.earned`."""
-        common = longest_common(response, self.reference(prompts))
-        f1 = 2.0 * common.double() / ((response > 0).sum(-1) + prompts.shape[-1])
+        f1 = rouge_l(response, self.reference(prompts))
         return f1 if self.sim.graded else (f1 == 1.0).double()
 
     def reference(self, prompts: Tensor) -> Tensor:
@@ -45,16 +42,3 @@ class Text(SimTask):
             follow=follow,
             accept=(state == prompts.shape[-1]).expand(len(prompts), -1),
         )
-
-
-def longest_common(a: Tensor, b: Tensor) -> Tensor:
-    """Length of the longest common subsequence, `[...]`, of `[..., T]` and `[..., R]`; token 0 matches nothing.
-
-    Row t of the table holds LCS(a_1..t, b_1..r) for every r = 0..R; the maximum over r runs along the row.
-    """
-    row = nn.pad(torch.zeros_like(a[..., :1] * b), (1, 0))
-    for token in a.unbind(-1):
-        match = (b == token[..., None]) & (token[..., None] > 0)
-        longer = torch.maximum(row[..., 1:], row[..., :-1] + match)
-        row = nn.pad(longer.cummax(-1).values, (1, 0))
-    return row[..., -1]

@@ -4,26 +4,20 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from firstorder.backends import sums
 from firstorder.backends.coldstart import initial_weights
-from firstorder.backends.folder import Shape, write_config, write_weights
+from firstorder.backends.folder import SHARD, Shape, write_config, write_weights
+from firstorder.backends.tasks import sums
 
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py
 
-FOREIGN = (
-    "ignore:DTensor random operators may not have complete support:UserWarning",
-    "ignore:In CPU autocast, but the target dtype is not supported:UserWarning",
-    "ignore:To get the last learning rate computed by the scheduler:UserWarning",
-    "ignore::DeprecationWarning",
-    "ignore::FutureWarning",
-    "ignore::ResourceWarning",
-)
+FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign.py"))["FOREIGN"]
 
 SHAPE = Shape(
     vocab_size=32,
@@ -59,7 +53,7 @@ def shape():
 def write_model():
     """Writes a model folder whose routers decide and whose distributions are not flat."""
 
-    def write(folder, shape, seed=0, moved=0.0):
+    def write(folder, shape, seed=0, moved=0.0, limit=SHARD):
         weights = initial_weights(shape, seed)
         g = torch.Generator().manual_seed(seed + 1)
         for name, w in weights.items():
@@ -67,7 +61,7 @@ def write_model():
                 w.mul_(30.0 if "mlp.gate." in name else 8.0)
             w.add_(moved * w.std(correction=0).clamp(min=0.1) * torch.randn(w.shape, generator=g))
         write_config(folder, shape, sums.END, sums.PAD)
-        write_weights(folder, weights)
+        write_weights(folder, weights.items(), limit)
         sums.write_tokenizer(folder)
         return folder
 

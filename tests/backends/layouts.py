@@ -1,6 +1,5 @@
-"""Run by torchrun: score and update a fixed batch, and say on the first rank what came out."""
+"""A fixed batch scored and trained on in several layouts, one after the other; run by torchrun for several ranks."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,15 @@ from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import means
 from firstorder.core.recipe import Recipe
 
-torch.set_num_threads(1)
+ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"]}
+TWO = {
+    "fsdp": ["minirl-r3"],
+    "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
+    "sequence-scope": ["gspo", "expert=2"],
+    "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
+    "tensor-parallel-live": ["gspo", "tensor=2", "expert=2"],
+}
+"""Recipe and settings of each layout, by name."""
 
 
 def batch_of(experts):
@@ -37,32 +44,58 @@ def batch_of(experts):
     )
 
 
-def main():
-    folder, checkpoints, recipe, changes = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
-    settings = toml.override({"model": folder, "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes)
+def gradients(trainer):
+    """The whole gradient of every parameter, by name."""
+    found = {}
+    for name, p in trainer.model.named_parameters():
+        found[name.replace("_checkpoint_wrapped_module.", "")] = p.grad.full_tensor().clone()
+    return found
+
+
+def one(folder, out, recipe, *changes):
+    """What a layout makes of the batch; the same on every rank."""
+    settings = toml.override(
+        {"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes
+    )
     recipe = toml.build(Recipe, toml.override(toml.read(recipe), ["optimizer.lr=0.01"]))
-    trainer = Trainer(Torchtitan(**settings), recipe, 1.0, checkpoints)
+    made = Torchtitan(**settings), recipe, 1.0, out
+    trainer = Trainer(*made)
     batch, arms = batch_of(8), (Arm(recipe=recipe),)
     live = trainer.score(batch)
     replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[recipe.router_replay.mode]
-    old = trainer.score(batch, replay).logp.where(batch.mask, 0.0)
-    scored = with_advantages(Scored(batch=batch, logp_old=old, replay=replay), arms, 5)
+    old = trainer.score(batch, replay)
+    logp_old = old.logp.where(batch.mask, 0.0)
+    scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)
     weigh = Weigher(arms)
-    steps = [trainer.update(scored, weigh) for _ in range(3)]
+    steps = [trainer.update(scored, weigh)]
+    grads = gradients(trainer)
+    steps += [trainer.update(scored, weigh) for _ in range(2)]
+    receipts = {name: float(value) for name, value in means(weigh.receipts).items()}
     trainer.save(1)
-    after = trainer.score(batch, replay)
-    weights = {name: float(w.double().norm()) for name, w in trainer.weights()}
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        found = {
-            "loss": [s.loss for s in steps],
-            "grad_norm": [s.grad_norm for s in steps],
-            "logp": after.logp.tolist(),
-            "routes": live.routes.sort(-1).values.tolist(),
-            "receipts": {name: float(value) for name, value in means(weigh.receipts).items()},
-            "weights": weights,
-        }
-        (checkpoints / "found.json").write_text(json.dumps(found))
+    again = Trainer(*made)
+    again.load(1)
+    return {
+        "loss": [s.loss for s in steps],
+        "grad_norm": [s.grad_norm for s in steps],
+        "entropy": old.entropy,
+        "margin": live.margin,
+        "gradients": grads,
+        "logp": again.score(batch, replay).logp,
+        "routes": live.routes.sort(-1).values,
+        "receipts": receipts,
+        "weights": {name: float(w.double().norm()) for name, w in again.weights()},
+        "goes_on": [vars(one.update(scored, weigh)) for one in (trainer, again)],
+    }
+
+
+def main():
+    torch.set_num_threads(1)
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    found = {name: one(folder, out / name, *words) for name, words in TWO.items()}
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, out / "found.pt")
     torch.distributed.destroy_process_group()
 
 
-main()
+if __name__ == "__main__":
+    main()

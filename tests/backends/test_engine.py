@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from firstorder.backends import sums
 from firstorder.backends.pair import StaleWeightsError
+from firstorder.backends.tasks import sums
+from firstorder.backends.tasks.config import TaskSettings
+from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
@@ -15,13 +17,17 @@ from firstorder.core.routing import check_routes
 SCHEDULE = ["schedule.steps=2", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 
 
+def opened(folder):
+    return open_tasks(TaskSettings(kind="sums"), folder, 40)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, shape, write_model):
     folder = write_model(tmp_path_factory.mktemp("model"), shape)
     recipe = toml.build(Recipe, toml.override(toml.read("minirl-r3-n2"), SCHEDULE))
     titan = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
     vllm = Vllm(dtype="float32", temperature=0.7, max_prompt=40, kv_cache_mib=16)
-    return open_pair(recipe, titan, vllm, tmp_path_factory.mktemp("checkpoints"))
+    return open_pair(recipe, titan, vllm, opened(folder), tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture
@@ -117,7 +123,8 @@ def test_the_prefix_cache_of_the_old_weights_is_dropped(pair, monkeypatch, tmp_p
     folder = write_model(tmp_path_factory.mktemp("again"), shape)
     recipe = toml.build(Recipe, toml.override(toml.read("minirl"), SCHEDULE))
     titan = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
-    fresh = open_pair(recipe, titan, Vllm(dtype="float32", kv_cache_mib=16, max_prompt=220), folder / "checkpoints")
+    vllm = Vllm(dtype="float32", kv_cache_mib=16, max_prompt=220)
+    fresh = open_pair(recipe, titan, vllm, opened(folder), folder / "checkpoints")
     longer = [sums.encode("17+25=7+5=12,1+2+1=4>42," * 8)]  # prefixes are cached in blocks of 128 tokens
     fresh.engine.generate(longer, [0])
     move(fresh, 0.2)

@@ -12,13 +12,19 @@ from firstorder.backends.torchtitan.packing import pack
 LENGTHS = torch.tensor([9, 24, 17, 30])
 
 
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def dtype(request):
+    """bfloat16 runs torchtitan's own grouped matrix products."""
+    return request.param
+
+
 @pytest.fixture(scope="module", params=["none", "selective", "full"])
 def checkpointing(request):
     return request.param
 
 
 def build(shape, **changes):
-    settings = Torchtitan(dtype="float32", pack_length=32, **changes)
+    settings = Torchtitan(pack_length=32, **changes)
     adapter.start_process_group()
     torch.manual_seed(0)
     built = model.build(shape, settings, *model.layout(settings, 1))
@@ -29,13 +35,13 @@ def build(shape, **changes):
 
 
 @pytest.fixture(scope="module")
-def plain(shape):
-    return build(shape)
+def plain(shape, dtype):
+    return build(shape, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
-def trained(shape, checkpointing):
-    return build(shape, activation_checkpoint=checkpointing)
+def trained(shape, dtype, checkpointing):
+    return build(shape, dtype=dtype, activation_checkpoint=checkpointing)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def run(built, packed, ids=None, record=False):
         g = torch.Generator().manual_seed(2)
         (logits * torch.randn(logits.shape, generator=g)).sum().backward()
     grads = {
-        name.replace("_checkpoint_wrapped_module.", ""): p.grad.full_tensor().clone()
+        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): p.grad.full_tensor().clone()
         for name, p in built.named_parameters()
     }
     return logits.detach(), grads, found
@@ -97,6 +103,33 @@ def test_foreign_routes_are_used_and_the_router_keeps_its_gradient(plain, traine
     gates = [g for name, g in replayed[1].items() if "router.gate" in name]
     assert len(gates) == shape.num_hidden_layers
     assert all(g.abs().max() > 0 for g in gates)
+
+
+def test_bfloat16_gradients_point_where_those_of_float32_do(shape, batch):
+    exact, rounded = build(shape, dtype="float32"), build(shape, dtype="bfloat16")
+    routes = run(exact, batch, record=True)[2].ids
+    expected, found = (run(built, batch, ids=routes)[1] for built in (exact, rounded))
+    for name, gradient in expected.items():
+        other = found[name]
+        assert other.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(other.flatten(), gradient.flatten(), dim=0) > 0.99, name
+
+
+def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # vLLM in this process, if a test started it, set it
+    plain, compiled = (build(shape, dtype="bfloat16", compile=kind) for kind in ("none", "aot_eager"))
+    tokens = torch.randint(2, 32, (4, 30), generator=torch.Generator().manual_seed(1))
+    batches = [pack(tokens[:rows], LENGTHS[4 - rows :], 32) for rows in (1, 2, 4, 3)]  # 1, 2 and more compile apart
+    for batch in batches:
+        live = run(plain, batch, record=True)
+        assert bitwise(run(compiled, batch, record=True), live)
+        ids = foreign(live[2].ids, shape.num_experts)
+        assert bitwise(run(compiled, batch, ids=ids), run(plain, batch, ids=ids))
+    for batch in batches:
+        masks, ids = adapter.attention_masks(compiled, batch.positions), torch.ones(*batch.tokens.shape, 4, 2).long()
+        with torch.no_grad(), replay.replaying(compiled, ids), replay.recording(compiled) as found:
+            compiled(batch.tokens, positions=batch.positions, attention_masks=masks)
+        assert torch.equal(found.ids, ids)
 
 
 def test_the_order_of_two_experts_does_not_matter(plain, batch):

@@ -2,42 +2,28 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from servers import free_port, kill, start
 
-from firstorder.backends import sums
 from firstorder.backends.rollouts import collate
+from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
+from firstorder.backends.vllm.client import ServerError
 from firstorder.backends.vllm.config import Vllm
-from firstorder.backends.vllm.served import ServedEngine, ServerError, response
+from firstorder.backends.vllm.served import ServedEngine
 from firstorder.cli.main import run
-from firstorder.core.errors import DataError
+from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe
 
 COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mib": 16}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def answers(address):
-    try:
-        urllib.request.urlopen(f"{address}/health", timeout=2).read()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +31,11 @@ def folder(tmp_path_factory, shape, write_model):
     return write_model(tmp_path_factory.mktemp("model"), shape)
 
 
-def start(folder, port, log):
-    """A server that answers, as (address, process)."""
-    command = [sys.executable, "-m", "firstorder.backends.vllm.serve", str(folder), "--port", str(port)]
-    command += [word for key, value in COMMON.items() for word in ("--set", f"{key}={value}")]
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 240
-    while not answers(address):
-        log.seek(0)
-        assert process.poll() is None, log.read()[-200:]
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return address, process
-
-
-def kill(process):
-    """What an out-of-memory killer does, to the server and its workers."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """Address and process of a server; a test that kills it puts another process there."""
     with (tmp_path_factory.mktemp("log") / "server.log").open("w+") as log:
-        running = [*start(folder, free_port(), log), log]
+        running = [*start(folder, free_port(), log, COMMON), log]
         yield running
         kill(running[1])
 
@@ -85,7 +49,7 @@ def trainer(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(server, folder):
     # the same server twice stands for two replicas
-    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), sums.END)
+    made = ServedEngine(Vllm(servers=(server[0], server[0]), timeout=5.0, **COMMON), str(folder), [sums.END])
     yield made
     made.close()
 
@@ -93,7 +57,7 @@ def engine(server, folder):
 def sampled(engine):
     prompts = [sums.encode(sums.prompt(i)) for i in range(12)]
     responses = engine.generate(prompts, range(12))
-    return responses, collate(prompts, responses, [0.0] * 12, list(range(12)), 4, 2)
+    return responses, collate(prompts, responses, [0.0] * 12, list(range(12)), 4, 2, 8)
 
 
 def apart(trainer, batch):
@@ -125,6 +89,7 @@ def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer,
     assert engine.settings.servers[0] == server[0]
     settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
         "vllm.servers": f'["{server[0]}"]',
+        "task.kind": "sums",
         "torchtitan.model": folder,
         "torchtitan.dtype": "float32",
         "torchtitan.pack_length": 64,
@@ -141,14 +106,101 @@ def test_a_run_trains_on_rollouts_from_a_server(server, folder, engine, trainer,
     assert all(abs(m["kl"]) < 1e-5 and m["route/flip_rate"] == 0.0 for m in metrics)
 
 
+def ranks(words, out, port):
+    """Two ranks that nobody watches over, as processes."""
+    found = []
+    for rank in range(2):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with (out / f"rank-{rank}.log").open("w") as log:
+            environment = os.environ | {name: str(value) for name, value in env.items()}
+            found.append(subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment))
+    return found
+
+
+def test_when_a_rank_is_killed_the_other_says_so_and_the_run_goes_on_bit_for_bit(server, folder, engine, tmp_path):
+    vllm = COMMON | {"servers": [server[0]]}
+    settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
+        "vllm.servers": json.dumps([server[0]]),
+        "torchtitan.model": folder,
+        "torchtitan.dtype": "float32",
+        "torchtitan.pack_length": 64,
+        "torchtitan.expert": 2,
+        "torchtitan.timeout": 120,
+        "torchtitan.checkpoint_every": 1,
+        "schedule.steps": 4,
+        "schedule.prompts": 2,
+        "schedule.group_size": 4,
+        "optimizer.lr": 0.01,
+        "optimizer.weight_decay": 1.0,  # no reward yet, but the weights must move
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    command = ["train", "minirl-r3-n2", "--backend", "torchtitan", *words]
+    engine.sync(load_file(folder / "model.safetensors").items(), 0)
+    script = str(Path(__file__).with_name("killed.py"))
+    both = ranks([script, str(tmp_path), str(folder), json.dumps(vllm), *command], tmp_path, free_port())
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "killed/checkpoints/step-0000002.pt").exists():
+        assert all(one.poll() is None for one in both), (tmp_path / "rank-0.log").read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    both[1].kill()  # in the middle of the third step
+    assert both[0].wait(timeout=60) == 2
+    said = (tmp_path / "rank-0.log").read_text()
+    assert "firstorder: rank 0 lost another rank" in said
+    assert "start all ranks again with --resume" in said
+    go_on = [*command, "--out", str(tmp_path / "killed"), "--resume"]
+    again = ranks(["-c", "from firstorder.cli.main import main; main()", *go_on], tmp_path, free_port())
+    assert [one.wait(timeout=240) for one in again] == [0, 0], (tmp_path / "rank-0.log").read_text()[-2000:]
+    for log in ("metrics.jsonl", "receipts.jsonl"):
+        assert (tmp_path / "killed" / log).read_text() == (tmp_path / "whole" / log).read_text()
+    weights = [load_file(tmp_path / run / "model/model.safetensors") for run in ("whole", "killed")]
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+    assert not torch.equal(weights[0]["lm_head.weight"], load_file(folder / "model.safetensors")["lm_head.weight"])
+
+
 def test_a_refusal_is_passed_on(engine):
     with pytest.raises(ServerError, match="refused: 4"):
         engine.generate([sums.encode("1" * 70)], [0])
 
 
-def test_an_answer_without_routes_is_named():
-    with pytest.raises(DataError, match="returns no routed experts"):
-        response({"token_ids": [1], "logprobs": {"token_logprobs": [-0.1]}, "finish_reason": "stop"})
+OTHERS = {
+    "layers": ({"num_hidden_layers": 2}, {}, "serves another model: its num_hidden_layers = 4, and"),
+    "vocabulary": ({"vocab_size": 64}, {}, "its vocab_size = 32, and"),
+    "length": ({}, {"max_prompt": 90}, "takes 64 tokens, fewer than"),
+    "dtype": ({}, {"dtype": "bfloat16"}, "runs with dtype = float32, and vllm.dtype = bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, tmp_path, capsys):
+    sizes, settings, message = OTHERS[name]
+    config = json.loads((folder / "config.json").read_text()) | sizes
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), [sums.END])
+    settings = {f"vllm.{key}": value for key, value in (COMMON | settings).items()} | {
+        "vllm.servers": f'["{server[0]}"]',
+        "torchtitan.model": model,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    capsys.readouterr()
+    assert run(["train", "minirl-r3-n2", "--backend", "torchtitan", *words, "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_shared_is_named(server, folder):
+    with pytest.raises(ConfigError, match=r"vllm.shared_folder = /nowhere cannot be written: No such"):
+        ServedEngine(Vllm(servers=(server[0],), shared_folder="/nowhere", **COMMON), str(folder), [sums.END])
+
+
+def test_an_address_that_is_no_such_server_says_how_to_start_one(server, folder):
+    with pytest.raises(ServerError, match=r"refused: 404 .*; start the server with"):
+        ServedEngine(Vllm(servers=(f"{server[0]}/elsewhere",), **COMMON), str(folder), [sums.END])
 
 
 def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(engine, server, folder, monkeypatch):
@@ -161,7 +213,7 @@ def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(eng
         asked.append(number)
         if len(asked) == 5:
             kill(server[1])
-            server[1] = start(folder, int(server[0].rpartition(":")[2]), server[2])[1]
+            server[1] = start(folder, int(server[0].rpartition(":")[2]), server[2], COMMON)[1]
         return one(number, prompt, seed)
 
     monkeypatch.setattr(engine, "_one", fatal)
@@ -182,6 +234,6 @@ def test_servers_that_do_not_stay_up_are_named(engine, monkeypatch):
 def test_a_server_that_died_is_named_after_the_wait(engine, server):
     kill(server[1])
     started = time.monotonic()
-    with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start it with"):
+    with pytest.raises(ServerError, match=r"does not answer .* within vllm.timeout = 5 s; start the server with"):
         engine.generate([sums.encode("1+1=")], [0])
     assert time.monotonic() - started < 30

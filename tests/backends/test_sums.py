@@ -1,41 +1,51 @@
-import json
+"""The sums with the tokenizer of their folder; what needs none is in tests/tasks."""
 
 import pytest
+import torch
 
-from firstorder.backends import sums
+from firstorder.backends.conversation import episodes
+from firstorder.backends.rollouts import Response
+from firstorder.backends.tasks import sums
+from firstorder.backends.tasks.config import TaskSettings
+from firstorder.backends.tasks.registry import open_tasks
 from firstorder.core.errors import ConfigError, DataError
 
 
-@pytest.mark.parametrize("style", sums.STYLES)
-def test_a_demonstration_is_right_fits_and_ends(style):
-    for number in range(300):
-        question = sums.prompt(number)
-        response = [*sums.encode(sums.demonstrate(question, style)), sums.END]
-        assert sums.verify(question, response) == 1.0
-        assert len(response) <= sums.LONGEST_RESPONSE
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, shape, write_model):
+    return open_tasks(TaskSettings(kind="sums"), write_model(tmp_path_factory.mktemp("model"), shape), 40)
+
+
+def test_the_tokenizer_of_the_folder_says_what_the_task_says(tasks):
+    tokenizer, text = tasks.train.chat.tokenizer, "17+25=7+5=12,1+2+1=4>42"
+    assert tokenizer(text)["input_ids"] == sums.encode(text)
+    assert tokenizer.decode(sums.encode(text)) == text
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (sums.END, sums.PAD)
+    assert tasks.ends == (sums.END,)
+
+
+def test_the_prompts_of_both_sides_are_those_of_the_stream(tasks):
+    for task, held_out in ((tasks.train, False), (tasks.held_out, True)):
+        found = task.prompts(torch.tensor([5, 0]))
+        assert [found.tokens[i, : found.lengths[i]].tolist() for i in range(2)] == [
+            sums.encode(sums.prompt(row, held_out)) for row in (5, 0)
+        ]
 
 
 @pytest.mark.parametrize(
-    ("text", "reward"),
-    [("42", 1.0), ("24>42", 1.0), ("42>24", 0.0), ("042", 0.0), ("", 0.0), ("42>", 0.0), ("4,2", 0.0)],
+    ("response", "reward"),
+    [
+        ([*sums.encode("24>42"), sums.END], 1.0),
+        (sums.encode("24>42"), 0.0),  # it was cut
+        ([*sums.encode("4"), 31, *sums.encode("2"), sums.END], 1.0),  # an id without a token says nothing
+        ([*sums.encode("43"), sums.END], 0.0),
+        ([sums.END], 0.0),
+    ],
 )
-def test_only_an_exact_answer_earns(text, reward):
-    assert sums.verify("17+25=", [*sums.encode(text), sums.END]) == reward
-
-
-def test_a_response_that_was_cut_earns_nothing():
-    assert sums.verify("17+25=", sums.encode("42")) == 0.0
-
-
-def test_held_out_prompts_are_never_trained_on():
-    train = {sums.prompt(i) for i in range(3000)}
-    held_out = {sums.prompt(i, held_out=True) for i in range(300)}
-    assert not train & held_out
-
-
-def test_prompts_are_a_fixed_sequence():
-    assert [sums.prompt(i) for i in range(3)] == [sums.prompt(i) for i in range(3)]
-    assert len({sums.prompt(i) for i in range(200)}) > 190
+def test_tokens_earn_what_their_text_earns(tasks, monkeypatch, response, reward):
+    monkeypatch.setattr(sums, "prompt", lambda number, held_out=False: "17+25=")
+    said = Response(tokens=response, logp=[], routes=torch.empty(0), ended=True)
+    assert tasks.train.verify(episodes([0], [sums.encode("17+25=")], [said])).tolist() == [reward]
 
 
 def test_what_has_no_token_is_named():
@@ -43,15 +53,3 @@ def test_what_has_no_token_is_named():
         sums.encode("1x2=")
     with pytest.raises(ConfigError, match="no style 'stps'; styles: direct, reversed, steps"):
         sums.check_style("stps")
-
-
-def test_the_tokenizer_of_the_folder_says_what_the_task_says(tmp_path):
-    from transformers import AutoTokenizer
-
-    sums.write_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    text = "17+25=7+5=12,1+2+1=4>42"
-    assert tokenizer(text)["input_ids"] == sums.encode(text)
-    assert tokenizer.decode(sums.encode(text)) == text
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (sums.END, sums.PAD)

@@ -27,7 +27,7 @@ def facts():
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not MEDIANS:
+    if not MEDIANS and not FACTS:
         return
     write = terminalreporter.write_line
     terminalreporter.section("figures")

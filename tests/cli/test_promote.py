@@ -12,7 +12,8 @@ import yaml
 
 from firstorder.backends.promote import bundle, hardware, memory, models, plan, readme, rehearse
 from firstorder.backends.promote.dry import Dry, layers_folded
-from firstorder.backends.vllm.serve import arguments
+from firstorder.backends.vllm import arguments as vllm_arguments
+from firstorder.backends.vllm.serve import flags
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe
@@ -72,16 +73,16 @@ def test_quantised_weights_keep_what_decides_the_route(shape):
     assert memory.serving_weights(shape, "fp8_per_block") == whole - low + 4 * low // 128**2
 
 
-def test_a_server_quantises_all_but_the_routers():
+def test_a_server_quantises_all_but_the_routers(monkeypatch):
+    monkeypatch.setattr(vllm_arguments, "ON_CPU", False)
     _, vllm = models.engines()
-    words = arguments("model", "host", 1, vllm, eager=False)
+    words = flags("model", "host", 1, vllm.model_copy(update={"tensor": 2}))
     given = dict(zip(words[::2], words[1::2], strict=False))
     assert given["--quantization"] == "fp8_per_block"
-    assert json.loads(given["--quantization-config"]) == {"ignore": [r"re:.*\.mlp\.gate$"]}
-    assert given["--tensor-parallel-size"] == "1"
-    assert "--enforce-eager" not in words
-    plain = arguments("model", "host", 1, vllm.model_copy(update={"quantization": "none"}))
-    assert "--enforce-eager" in plain
+    assert json.loads(given["--quantization-config"]) == {"ignore": ["*mlp.gate"]}
+    assert given["--tensor-parallel-size"] == "2"
+    assert "--no-enforce-eager" in words
+    plain = flags("model", "host", 1, vllm.model_copy(update={"quantization": "none"}))
     assert not any("quantization" in word for word in plain)
 
 
@@ -423,7 +424,7 @@ def test_a_file_of_settings_lies_between_the_recipe_and_assignments(tmp_path):
 
     file = tmp_path / "engines.toml"
     file.write_text(bundle.settings(*models.engines(), planned(models.shape_of())))
-    recipe, titan, vllm = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
+    recipe, titan, vllm, _ = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
     assert recipe == recipe_of("minirl-r3-n2")
     assert (titan.expert, titan.model) == (8, "m")
     assert (vllm.quantization, vllm.tensor, vllm.kv_cache_mib) == ("fp8_per_block", 2, 39492)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from firstorder.core.diagnostics import moments
+from firstorder.core.rouge import longest_common
 from firstorder.core.surrogate import receipts, token_weights
 from firstorder.core.tasks import Answer, Episodes
 from firstorder.sim import exact, tasks
@@ -15,7 +16,6 @@ from firstorder.sim.policy import initial_weights
 from firstorder.sim.scene import MODES, build, engines, grow, token_stats
 from firstorder.sim.task import Layout, converse
 from firstorder.sim.tasks import TASKS, Guess, Program, Text, task_of
-from firstorder.sim.tasks.text import longest_common
 from firstorder.sim.tree import answers, episodes, reach
 
 SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 4} for name in TASKS} | {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from firstorder.sim import quantize
+from firstorder.core import quantize
 
 GRID = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
 GRID = GRID[GRID.isfinite()]

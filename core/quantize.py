@@ -1,4 +1,4 @@
-"""Quantise-dequantise: the values that a low-precision engine would have computed with, held in float64.
+"""Quantise-dequantise: the values that a low-precision engine would have computed with, held in float32 or float64.
 
 `fp8_e4m3` follows OCP FP8 (no infinities, largest finite 448) with round to nearest even, scales in float32 as engines
 keep them. Weights are quantised once per load, activations per token as they come.

@@ -7,13 +7,18 @@ and `steps` (column by column with carries: `7+5=12,1+2+1=4>42`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from firstorder.backends.keys import key
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.record import to_json, write_whole
 
-from .keys import key
+from .chat import write_characters
+from .config import TaskSettings
+from .problems import ENDLESS, Problem
+from .verifiable import Judge
 
 Style = Literal["direct", "reversed", "steps"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -24,6 +29,35 @@ PAD, END = 0, 1
 CHARACTERS = "0123456789+=,>"
 TOKENS = ["<pad>", "<end>", *CHARACTERS]
 LONGEST_RESPONSE = 24
+SYSTEM = ""
+PACKAGES: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The training or the held-out stream of prompts; whether a prompt is held out is a hash of its terms."""
+
+    held_out: bool
+    size: int = ENDLESS
+
+    def __getitem__(self, row: int) -> Problem:
+        """The problem of a row."""
+        question = prompt(row, self.held_out)
+        return Problem(question, _sum(question))
+
+
+def problems(settings: TaskSettings) -> tuple[Stream, Stream]:
+    """Those that are trained on, and those that are held out, which are one in `HELD_OUT`."""
+    return Stream(held_out=False), Stream(held_out=True)
+
+
+def judge(settings: TaskSettings) -> Judge:
+    """1 for an exact answer, else 0."""
+
+    def earned(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [verify(p.question, text) for p, text in zip(problems, texts, strict=True)]
+
+    return earned
 
 
 def encode(text: str) -> list[int]:
@@ -37,11 +71,6 @@ def encode(text: str) -> list[int]:
     except ValueError:
         unknown = next(c for c in text if c not in CHARACTERS)
         raise DataError(f"the tokenizer of the sums has no {unknown!r}; its characters are {CHARACTERS}") from None
-
-
-def decode(tokens: list[int]) -> str:
-    """The text of token ids, special tokens left out."""
-    return "".join(TOKENS[token] for token in tokens if END < token < len(TOKENS))
 
 
 def prompt(number: int, held_out: bool = False) -> str:
@@ -60,11 +89,14 @@ def prompt(number: int, held_out: bool = False) -> str:
         attempt += 1
 
 
-def verify(question: str, response: list[int]) -> float:
-    """1 if the response ended and its answer is exact, else 0."""
-    if not response or response[-1] != END:
-        return 0.0
-    return float(decode(response[:-1]).rpartition(">")[2] == str(_sum(question)))
+def verify(question: str, response: str) -> float:
+    """1 if the answer of a response is exact, else 0.
+
+    Example:
+        >>> verify("17+25=", "24>42"), verify("17+25=", "042")
+        (1.0, 0.0)
+    """
+    return float(response.rpartition(">")[2] == str(_sum(question)))
 
 
 def demonstrate(question: str, style: Style) -> str:
@@ -96,15 +128,7 @@ def check_style(style: str) -> Style:
 
 def write_tokenizer(folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(TOKENS[:2])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": TOKENS[PAD], "eos_token": TOKENS[END]}
-    write_whole(folder / "tokenizer_config.json", to_json(names | {"clean_up_tokenization_spaces": False}))
+    write_characters(folder, TOKENS[:2], CHARACTERS)
 
 
 def _terms(question: str) -> tuple[int, int]:

@@ -1,0 +1,176 @@
+"""Run in a process of its own by `sandbox`: read a program and its tests, say which tests pass.
+
+It imports the standard library only, since it runs as `python -I -c`. The process that reads and reports never runs the
+program: each test is a fork that gives up what it may do (`confine`), runs it, and is killed at its limit.
+
+Three parts of Linux that need no privilege do the work: resource limits, seccomp, which refuses system calls by number,
+and Landlock, which refuses files by where they are.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import platform
+import resource
+import secrets
+import select
+import signal
+import struct
+import sys
+from typing import Any
+
+SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38
+FILES, FILE_MIB = 256, 16  # open at once; of one file
+
+# What is refused, by number: new processes, other programs' processes, network, and changes of files that Landlock does
+# not see. `clone` may start threads, and `clone3`, whose arguments a filter cannot read, is said not to exist.
+REFUSED: dict[str, dict[str, Any]] = {
+    "x86_64": {
+        "arch": 0xC000003E,
+        "clone": 56,
+        "prlimit": 302,
+        "processes": [57, 58, 62, 101, 129, 141, 200, 203, 234, 297, 310, 311, 424, 434, 438],
+        "network": [41, 425],
+        "files": [76, 90, 91, 92, 93, 94, 188, 189, 190, 197, 198, 199, 260, 268, 452, 463, 466],
+    },
+    "aarch64": {
+        "arch": 0xC00000B7,
+        "clone": 220,
+        "prlimit": 261,
+        "processes": [117, 122, 129, 130, 131, 138, 140, 240, 270, 271, 424, 434, 438],
+        "network": [198, 425],
+        "files": [5, 6, 7, 14, 15, 16, 45, 52, 53, 54, 55, 452, 463, 466],
+    },
+}
+CLONE3, CLONE_THREAD, X32 = 435, 0x00010000, 0x40000000
+KILL, ERRNO, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
+RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many kinds of access a version of Landlock knows; 16 since the fifth
+READABLE = ("/usr", "/lib", "/lib64", "/bin", "/etc")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+
+def called(name: str, *arguments: Any) -> int:
+    """A function of the C library, which fails with an OSError."""
+    done: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    if done == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return done
+
+
+def confine(job: dict[str, Any]) -> None:
+    """Give up, for good, all that the program must not have."""
+    called("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    called("prctl", SET_DUMPABLE, 0, 0, 0, 0)
+    called("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    bounds = {
+        resource.RLIMIT_AS: job["memory_mib"] << 20,
+        resource.RLIMIT_CPU: int(job["seconds"]) + 1,
+        resource.RLIMIT_FSIZE: FILE_MIB << 20,
+        resource.RLIMIT_NOFILE: FILES,
+        resource.RLIMIT_CORE: 0,
+    }
+    for name, bound in bounds.items():
+        hard = resource.getrlimit(name)[1]
+        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(name, (bound, bound))
+    if job["isolation"] == "full":
+        landlock([job["folder"]])
+    called("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())  # what root is made of
+    seccomp(REFUSED[platform.machine()])
+
+
+def landlock(writable: list[str]) -> None:
+    """No file but those of Python and of the system to read, and those beneath `writable` folders to write."""
+    version = called("syscall", LANDLOCK_CREATE, None, 0, 1)
+    every = (1 << RIGHTS.get(version, 16)) - 1
+    ruleset = called("syscall", LANDLOCK_CREATE, ctypes.byref(ctypes.c_uint64(every)), 8, 0)
+    python = {sys.prefix, sys.base_prefix, *sys.path}
+    rules = dict.fromkeys([*READABLE, *python], EXECUTE | READ_FILE | READ_DIR)
+    rules |= dict.fromkeys(DEVICES, (READ_FILE | WRITE_FILE | TRUNCATE) & every) | dict.fromkeys(writable, every)
+    for path, allowed in rules.items():
+        with contextlib.suppress(FileNotFoundError):
+            place = os.open(path, os.O_PATH)
+            if not os.path.isdir(path):
+                allowed &= ~READ_DIR
+            rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, place))
+            called("syscall", LANDLOCK_ADD, ruleset, 1, rule, 0)
+            os.close(place)
+    called("syscall", LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
+
+
+def seccomp(refused: dict[str, Any]) -> None:
+    """Answer the system calls of a table with an error."""
+    load, equal, at_least, some_bit, done = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of classic BPF
+    refuse = (done, 0, 0, ERRNO | errno.EPERM)
+    program = [(load, 0, 0, 4), (equal, 1, 0, refused["arch"]), (done, 0, 0, KILL), (load, 0, 0, 0)]
+    program += [(at_least, 0, 1, X32), refuse, (equal, 0, 1, CLONE3), (done, 0, 0, ERRNO | errno.ENOSYS)]
+    for number in refused["processes"] + refused["network"] + refused["files"]:
+        program += [(equal, 0, 1, number), refuse]
+    # their first argument decides: a clone must be a thread, and limits are one's own, which is process 0
+    program += [(equal, 0, 4, refused["clone"]), (load, 0, 0, 16), (some_bit, 1, 0, CLONE_THREAD), refuse]
+    program += [(done, 0, 0, ALLOW), (equal, 0, 3, refused["prlimit"]), (load, 0, 0, 16), (equal, 1, 0, 0), refuse]
+    program += [(done, 0, 0, ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    called("prctl", SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(code)), 0, 0)
+
+
+def attempt(job: dict[str, Any], test: str, report: int) -> bool:
+    """Whether the program, then the test, run to their end in time."""
+    read, write = os.pipe()
+    token = secrets.token_bytes(16)
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            os.close(read)
+            os.close(report)
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            confine(job)
+            scope = {"__name__": "answer"}
+            exec(compile(job["program"], "answer", "exec"), scope)
+            exec(compile(test, "test", "exec"), scope)
+            os.write(write, token)
+        finally:
+            os._exit(0)
+    os.close(write)
+    watch = os.pidfd_open(child)
+    select.select([watch], [], [], job["seconds"])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    passed = os.read(read, len(token)) == token
+    for descriptor in (read, watch):
+        os.close(descriptor)
+    return passed
+
+
+def main() -> None:
+    """Read a job, report `ready`, then 1 or 0 for each test."""
+    job = json.load(sys.stdin)
+    report = os.dup(1)
+    if platform.machine() not in REFUSED:
+        sys.exit(f"its system calls are known for {', '.join(REFUSED)}, this is {platform.machine()}")
+    if not os.fork():  # a rehearsal: what the kernel refuses is an error of the machine, not of a program
+        try:
+            confine(job)
+        except OSError as error:
+            sys.exit(error.strerror)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(1)
+    os.chdir(job["folder"])
+    os.write(report, b"ready\n")
+    for test in job["tests"]:
+        os.write(report, b"1" if attempt(job, test, report) else b"0")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Log-probs and entropies made where the logits are, a chunk of positions at a time.
+
+The logits are the largest tensor of a forward pass: 8192 tokens of a vocabulary of 152 000 take 5 GB in float32, and
+their log-softmax and its gradient as much again. In chunks, head and log-softmax run over P / chunks positions at a
+time and once more in the backward pass, so that the logits of one chunk exist at a time. torchtitan's
+`ChunkedLossWrapper` saves the same memory by a backward pass inside the loss; here a weight may read log-probs of other
+rows and of other ranks, which are not there yet.
+
+Shapes: R packed rows, P positions of a row, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .adapter import Linear, Qwen3Model, compute_logprobs, derive
+
+
+class ScoringHead(Linear):
+    """The output layer: logits, or with labels their log-probs and entropies."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Linear.Config):
+        """As of `Linear`; `chunks` of the positions are scored one after the other."""
+
+        chunks: int = 1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.chunks = config.chunks
+
+    def forward(self, input: Tensor, labels: Tensor | None = None, temperature: float = 1.0) -> Any:
+        """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]`, (log p, entropy) `[R, P]` in nats."""
+        if labels is None:
+            return F.linear(input, self.weight)
+        if self.chunks == 1:
+            return _score(input, self.weight, labels, temperature)
+        pieces = [
+            checkpoint(_score, hidden, self.weight, wanted, temperature, use_reentrant=False, preserve_rng_state=False)
+            for hidden, wanted in zip(input.chunk(self.chunks, 1), labels.chunk(self.chunks, 1), strict=True)
+        ]
+        logp, entropy = (torch.cat(one, dim=1) for one in zip(*pieces, strict=True))
+        return logp, entropy
+
+
+class ScoringModel(Qwen3Model):
+    """torchtitan's Qwen3-MoE, which hands the labels on to its head."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Qwen3Model.Config):
+        """As of `Qwen3Model`."""
+
+    _skip_lm_head = True  # of `Decoder.forward`, which would call it without labels
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        attention_masks: Any = None,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Any:
+        """What the head makes of the last hidden state of `tokens` `[R, P]`."""
+        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature)
+
+
+def scoring(config: Any, chunks: int) -> Any:
+    """A model config with this model and head in place of its own, after it was laid out and before it is built."""
+    head = derive(config.lm_head, ScoringHead.Config, chunks=chunks)
+    if head.sharding_config is not None:  # scores are whole on every rank, whatever the layout of the logits
+        head.sharding_config = replace(head.sharding_config, out_src_shardings=None, out_dst_shardings=None)
+    return derive(config, ScoringModel.Config, lm_head=head)
+
+
+def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=True)
+    return found

@@ -1,0 +1,95 @@
+"""What the `[vllm]` section is in vLLM's own words: arguments of an engine, and the variables read at its import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from firstorder.core.errors import ConfigError
+
+from .config import Vllm
+
+ON_CPU = not torch.accelerator.is_available()
+ROUTERS = ["*mlp.gate"]  # what fp8 leaves alone, beside what it never touches: embeddings and the output head
+EMULATED = {name: f"firstorder_{name}" for name in ("fp8_per_tensor", "fp8_per_block")}
+"""The names under which vLLM knows the schemes of `fp8`, by those of its own kernels."""
+
+INVARIANT = "VLLM_BATCH_INVARIANT"
+COMMON = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+IN_PROCESS = COMMON | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+IN_PROCESS_ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def check_device(settings: Vllm) -> None:
+    """Refuse what this machine's device cannot do.
+
+    Raises:
+        ConfigError: batch invariance or chunks of prompts on a CPU.
+    """
+    if settings.chunked_prefill and ON_CPU:
+        raise ConfigError(
+            "vllm.chunked_prefill = true needs a GPU: on a CPU vLLM fails where a response with a seed has its prompt "
+            "run in parts; set it to false"
+        )
+    if settings.batch_invariant and ON_CPU:
+        raise ConfigError(
+            "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for a CPU, where its results "
+            "do not depend on the batch without it; set it to false"
+        )
+
+
+def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, and of its server as `--flags`."""
+    found: dict[str, Any] = {
+        "model": folder,
+        "dtype": settings.dtype,
+        "kv_cache_dtype": settings.kv_cache_dtype,
+        "max_model_len": settings.max_prompt + settings.max_tokens,
+        "max_num_seqs": settings.max_sequences,
+        "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+        "enable_prefix_caching": settings.prefix_caching,
+        "enable_chunked_prefill": not ON_CPU if settings.chunked_prefill is None else settings.chunked_prefill,
+        "enforce_eager": ON_CPU,
+        "enable_return_routed_experts": True,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included
+    }
+    if settings.tensor > 1:
+        found["tensor_parallel_size"] = settings.tensor
+    if settings.max_batched_tokens is not None:
+        found["max_num_batched_tokens"] = settings.max_batched_tokens
+    if settings.quantization != "none":
+        found["quantization"] = EMULATED[settings.quantization] if ON_CPU else settings.quantization
+        if not ON_CPU:
+            found["quantization_config"] = {"ignore": ROUTERS}
+    return found
+
+
+def environment(settings: Vllm) -> dict[str, str]:
+    """Variables that `settings` decide and that vLLM reads when it is imported."""
+    return {INVARIANT: str(int(settings.batch_invariant))}
+
+
+def prepare(settings: Vllm) -> None:
+    """Set the variables of a vLLM in this process, which must not have imported it under others.
+
+    Raises:
+        ConfigError: it has, or the device cannot do what is asked.
+    """
+    check_device(settings)
+    wanted = environment(settings)
+    if "vllm" in sys.modules and any(os.environ.get(name, "0") != value for name, value in wanted.items()):
+        raise ConfigError("vllm.batch_invariant is read when vLLM is imported, and it was; start another process")
+    for name, value in (IN_PROCESS | (IN_PROCESS_ON_CPU if ON_CPU else {})).items():
+        os.environ.setdefault(name, value)
+    os.environ.update(wanted)
+    if ON_CPU:  # the compiled sampler costs seconds at the first call and gains nothing
+        dynamo: Any = torch._dynamo.config
+        dynamo.disable = True
+
+
+def is_emulated(quantization: str | None) -> bool:
+    """Whether vLLM's name of a quantisation is one that rounds on a CPU what a GPU computes in fp8."""
+    return quantization in EMULATED.values()
