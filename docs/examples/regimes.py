@@ -16,12 +16,11 @@ from firstorder.cli.main import run
 REGIMES = {
     "float32": ["vllm.dtype=float32"],
     "bfloat16": [],
-    "fp8 weights (emulated)": ["vllm.quantization=fp8_per_block"],
     "fp8 KV cache": ["vllm.kv_cache_dtype=fp8"],
 }
 REPLAYS = {"none": "minirl-none-n{}", "R2": "minirl-r2-n{}", "R3": "minirl-r3-n{}"}
 STALENESS = (1, 4)
-UPDATES, PROMPTS = 64, 8  # in all, and of each
+UPDATES, PROMPTS = 64, 16  # in all, and of each
 COLUMNS = {"k3_kl": ".2g", "route/flip_rate": ".2%", "ratio_tail_2": ".2g", "rollout_is_eff_sample_size": ".4f"}
 
 
@@ -31,7 +30,7 @@ def settings(folder: str, regime: str, updates: int, seed: int) -> list[str]:
     return [
         *(f"torchtitan.model={folder}", "torchtitan.dtype=float32", f"torchtitan.seed={seed}", "task.kind=sums"),
         *(f"schedule.steps={steps}", f"schedule.prompts={PROMPTS * updates}", "schedule.group_size=8"),
-        *("optimizer.lr=2e-4", f"torchtitan.evaluate_every={steps}", "torchtitan.evaluate_prompts=512"),
+        *("optimizer.lr=1e-4", f"torchtitan.evaluate_every={steps}", "torchtitan.evaluate_prompts=512"),
         *(f"torchtitan.checkpoint_every={steps}", "torchtitan.pack_length=128", "torchtitan.microbatch_rows=64"),
         *REGIMES[regime],
     ]
@@ -39,7 +38,7 @@ def settings(folder: str, regime: str, updates: int, seed: int) -> list[str]:
 
 def trained(folder: str, out: Path, regime: str, replay: str, updates: int, seed: int) -> dict[str, float]:
     """The means of a run's columns, and the last reward on held-out prompts."""
-    place = out / f"{regime.split()[0]}-{regime.split()[1] if ' ' in regime else 'all'}-{replay}-n{updates}-{seed}"
+    place = out / f"{regime.replace(' ', '-')}-{replay}-n{updates}-seed{seed}"
     if not (place / "model").is_dir():
         words = [w for each in settings(folder, regime, updates, seed) for w in ("--set", each)]
         resume = ["--resume"] if place.exists() else []
