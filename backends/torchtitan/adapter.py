@@ -9,6 +9,7 @@ Shapes: R packed rows, P positions of a row, H heads, D width of a head.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from torch import Tensor
 
 _torch_utils: Any = torch._utils
 ON_CPU = _torch_utils._get_available_device_type() is None
+
+
+# true on a CPU and of no consequence: nothing is drawn through DTensor, and float32 needs no autocast to float32
+OF_NO_CONSEQUENCE = ("DTensor random operators may not have", "In CPU autocast, but the target dtype")
+for _message in OF_NO_CONSEQUENCE if ON_CPU else ():
+    warnings.filterwarnings("ignore", _message, UserWarning)
 
 
 @contextmanager

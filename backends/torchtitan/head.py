@@ -12,6 +12,7 @@ Shapes: R packed rows, P positions of a row, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,18 +36,20 @@ class ScoringHead(Linear):
         super().__init__(config)
         self.chunks = config.chunks
 
-    def forward(self, input: Tensor, labels: Tensor | None = None, temperature: float = 1.0) -> Any:
-        """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]`, (log p, entropy) `[R, P]` in nats."""
+    def forward(
+        self, input: Tensor, labels: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+    ) -> Any:
+        """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]` the scores of `_score`."""
         if labels is None:
             return F.linear(input, self.weight)
         if self.chunks == 1:
-            return _score(input, self.weight, labels, temperature)
+            return _score(input, self.weight, labels, temperature, entropy)
+        again = partial(checkpoint, _score, use_reentrant=False, preserve_rng_state=False)
         pieces = [
-            checkpoint(_score, hidden, self.weight, wanted, temperature, use_reentrant=False, preserve_rng_state=False)
+            again(hidden, self.weight, wanted, temperature, entropy)
             for hidden, wanted in zip(input.chunk(self.chunks, 1), labels.chunk(self.chunks, 1), strict=True)
         ]
-        logp, entropy = (torch.cat(one, dim=1) for one in zip(*pieces, strict=True))
-        return logp, entropy
+        return tuple(torch.cat(one, dim=1) for one in zip(*pieces, strict=True))
 
 
 class ScoringModel(Qwen3Model):
@@ -65,9 +68,10 @@ class ScoringModel(Qwen3Model):
         attention_masks: Any = None,
         labels: Tensor | None = None,
         temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Any:
         """What the head makes of the last hidden state of `tokens` `[R, P]`."""
-        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature)
+        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature, entropy)
 
 
 def scoring(config: Any, chunks: int) -> Any:
@@ -78,6 +82,7 @@ def scoring(config: Any, chunks: int) -> Any:
     return derive(config, ScoringModel.Config, lm_head=head)
 
 
-def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=True)
-    return found
+def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
+    """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each."""
+    found = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=entropy)
+    return found if entropy else (found,)

@@ -111,17 +111,16 @@ class Trainer:
         with torch.no_grad():
             for at in self._rounds(batch.lengths):
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
-                ids = None if replay is None else packed.rows(replay[at.mine], -1)
+                ids = None if replay is None else packed.rows(replay[at.mine], -1).to(adapter.device_type)
                 with replaying(self.model, ids), recording(self.model) as record:
-                    logp, entropy = self._forward(packed, batch.tokens[at.mine])
+                    logp, entropy = self._forward(packed, batch.tokens[at.mine], entropy=True)
                 assert record.ids is not None
                 assert record.margin is not None
-                routes = packed.batch(record.ids.to(torch.int16), -1)
+                routes = packed.batch(record.ids.to("cpu", torch.int16), -1)
                 run = torch.arange(batch.tokens.shape[-1]) < (batch.lengths[at.mine] - 1)[:, None]
                 routes = torch.where(run[..., None, None], routes, -1)
-                own = Scores(
-                    logp=logp, entropy=entropy, routes=routes, margin=packed.batch(record.margin, 0.0).double()
-                )
+                margin = packed.batch(record.margin.cpu(), 0.0).double()
+                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin)
                 found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
         return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
@@ -142,7 +141,7 @@ class Trainer:
         for at in self._rounds(batch.lengths):
             piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
-            ids = None if own.replay is None else packed.rows(own.replay, -1)
+            ids = None if own.replay is None else packed.rows(own.replay, -1).to(adapter.device_type)
             with replaying(self.model, ids):
                 logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
                 stats = piece.stats(logp.where(piece.batch.mask, 0.0))
@@ -208,21 +207,24 @@ class Trainer:
         tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
         return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
 
-    def _forward(self, packed: Packed, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """log π of each token given those before it and the entropy of its distribution, float64 `[B, L]`."""
+    def _forward(self, packed: Packed, tokens: Tensor, *, entropy: bool = False) -> tuple[Tensor, ...]:
+        """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`.
+
+        Responses, weights and statistics live in host memory; only the model and what it computes are on the device.
+        """
         following = torch.where(packed.place[:, 1:] >= 0, tokens[:, 1:], adapter.IGNORE_INDEX)
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
-        masks = adapter.attention_masks(self.model, packed.positions)
-        logp, entropy = self.model(
-            packed.tokens,
-            positions=packed.positions,
-            attention_masks=masks,
+        there, positions, labels = (x.to(adapter.device_type) for x in (packed.tokens, packed.positions, labels))
+        scores = self.model(
+            there,
+            positions=positions,
+            attention_masks=adapter.attention_masks(self.model, positions),
             labels=labels,
             temperature=self.temperature,
+            entropy=entropy,
         )
-        shifted = (_shift(packed.batch(x.double(), 0.0), packed.place) for x in (logp, entropy))
-        return next(shifted), next(shifted)
+        return tuple(_shift(packed.batch(x.to("cpu", torch.float64), 0.0), packed.place) for x in scores)
 
     def _step(self, loss: float) -> float:
         norm = adapter.dist_utils.clip_grad_norm_(

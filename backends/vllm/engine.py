@@ -46,6 +46,7 @@ class InProcessEngine:
                 skip_tokenizer_init=True,
                 weight_transfer_config=WeightTransferConfig(backend=transfer.NAME),
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 seed=seed,
             )
         except (ValueError, NotImplementedError) as error:

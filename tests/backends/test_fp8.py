@@ -8,11 +8,18 @@ from servers import free_port, kill, start
 from firstorder.backends.folder import write_weights
 from firstorder.backends.pair import StaleWeightsError
 from firstorder.backends.tasks import sums
+from firstorder.backends.tasks.config import TaskSettings
+from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import LOW_PRECISION_LIMIT, Vllm
 from firstorder.backends.vllm.served import ServedEngine
 from firstorder.core.recipe import Recipe, Schedule
+
+
+def tasks(folder):
+    return open_tasks(TaskSettings(kind="sums"), folder, COMMON["max_prompt"])
+
 
 SCHEMES = ("fp8_per_tensor", "fp8_per_block")
 COMMON = {"max_prompt": 40, "kv_cache_mib": 16}
@@ -47,7 +54,8 @@ def pair(request, tmp_path_factory, shape, write_model):
     folder = write_model(tmp_path_factory.mktemp("model"), shape)
     titan = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
     recipe = Recipe(schedule=Schedule(prompts=8, group_size=4))
-    return open_pair(recipe, titan, Vllm(quantization=request.param, **COMMON), tmp_path_factory.mktemp("checkpoints"))
+    vllm = Vllm(quantization=request.param, **COMMON)
+    return open_pair(recipe, titan, vllm, tasks(folder), tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture
@@ -111,9 +119,9 @@ def test_synchronised_weights_are_rounded_anew(pair, weights, shape, write_model
     after = responses(pair.engine)
     assert after != before
     folder = write_model(tmp_path, shape)
-    write_weights(folder, moved)
+    write_weights(folder, moved.items())
     titan = pair.trainer.settings.model_copy(update={"model": str(folder)})
-    fresh = open_pair(pair.plan.recipe, titan, pair.engine.settings, tmp_path / "checkpoints")
+    fresh = open_pair(pair.plan.recipe, titan, pair.engine.settings, pair.tasks, tmp_path / "checkpoints")
     assert responses(fresh.engine) == after
     pair.push()
     assert responses(pair.engine) == before
@@ -147,7 +155,7 @@ def test_a_server_samples_what_the_process_samples(shape, write_model, tmp_path)
     folder = write_model(tmp_path, shape)
     settings = COMMON | {"quantization": "fp8_per_block"}
     titan = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
-    here = open_pair(Recipe(), titan, Vllm(**settings), tmp_path / "checkpoints").engine
+    here = open_pair(Recipe(), titan, Vllm(**settings), tasks(folder), tmp_path / "checkpoints").engine
     weights = load_file(folder / "model.safetensors")
     moved = [(name, 1.1 * w) for name, w in weights.items()]
     with (tmp_path / "log").open("w+") as log:

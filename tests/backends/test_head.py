@@ -23,7 +23,7 @@ def run(chunks, tokens, vocab):
     """log p, entropy and the gradients of Σ w log p."""
     made, (hidden, labels, weight) = head(chunks, vocab), inputs(tokens, vocab)
     hidden.requires_grad_()
-    logp, entropy = made(hidden, labels, 0.7)
+    logp, entropy = made(hidden, labels, 0.7, True)
     (logp * weight).sum().backward()
     return logp.detach(), entropy, hidden.grad, made.weight.grad
 
@@ -49,7 +49,7 @@ def test_scores_and_gradients_are_those_of_the_whole_logits(chunks, same):
 def test_log_probs_and_entropies_are_those_of_the_distribution(same):
     hidden, labels, _ = inputs(20, 40)
     made = head(3, 40)
-    logp, entropy = made(hidden, labels, 0.7)
+    logp, entropy = made(hidden, labels, 0.7, True)
     every = (made(hidden).double() / 0.7).log_softmax(-1)
     same(logp, torch.where(labels >= 0, every.gather(-1, labels.clamp(min=0)[..., None])[..., 0], 0.0))
     same(entropy, -(every.exp() * every).sum(-1))

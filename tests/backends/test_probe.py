@@ -6,6 +6,7 @@ import pytest
 
 from firstorder.backends.parity import Point
 from firstorder.backends.probe import measure_all
+from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError, WorkerError
@@ -25,7 +26,7 @@ def found(tmp_path_factory, shape, write_model):
         Vllm(**common),
     ]
     long = titan.model_copy(update={"pack_length": 512})
-    points = [Point(titan=long, vllm=each, prompts=4, responses=4) for each in settings]
+    points = [Point(titan=long, vllm=each, task=TaskSettings(kind="sums"), prompts=4, responses=4) for each in settings]
     measured = measure_all(points)
     results = [next(measured) for _ in range(4)]
     (child,) = multiprocessing.active_children()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,6 +123,7 @@ def test_when_a_rank_is_killed_the_other_says_so_and_the_run_goes_on_bit_for_bit
     settings = {f"vllm.{key}": value for key, value in COMMON.items()} | {
         "vllm.servers": json.dumps([server[0]]),
         "torchtitan.model": folder,
+        "task.kind": "sums",
         "torchtitan.dtype": "float32",
         "torchtitan.pack_length": 64,
         "torchtitan.expert": 2,
@@ -177,12 +179,16 @@ def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, t
     config = json.loads((folder / "config.json").read_text()) | sizes
     model = tmp_path / "model"
     model.mkdir()
+    for file in folder.glob("tokenizer*.json"):
+        shutil.copy(file, model)
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), [sums.END])
     settings = {f"vllm.{key}": value for key, value in (COMMON | settings).items()} | {
         "vllm.servers": f'["{server[0]}"]',
         "torchtitan.model": model,
+        "torchtitan.pack_length": 128,
+        "task.kind": "sums",
     }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     capsys.readouterr()

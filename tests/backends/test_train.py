@@ -224,7 +224,7 @@ def test_a_model_trained_in_bfloat16_is_exported_in_it(folder, whole, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_named(folder, whole):
-    held = pair.EnginePair(trained(folder, whole), None, None)
+    held = pair.EnginePair(trained(folder, whole), None, None, None)
     state = held.state() | {"shape": vars(held.trainer.shape) | {"num_hidden_layers": 6}}
     with pytest.raises(DataError, match=r"of a model with num_hidden_layers = 6, and .* has 4; put the model back"):
         held.load(state)

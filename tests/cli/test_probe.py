@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from firstorder.backends import extras, parity, probe
+from firstorder.backends import extras, parity, probe, training
 from firstorder.backends.folder import Shape, write_config
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
@@ -36,6 +36,9 @@ def model(tmp_path, monkeypatch):
     folder.mkdir()
     write_config(folder, SHAPE, 1, 0)
     monkeypatch.setattr(extras, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        training, "open_tasks", lambda *given: None
+    )  # it reads the tokenizer, with the engines' packages
     return str(folder)
 
 
@@ -58,8 +61,11 @@ def measured(monkeypatch):
 WRONG = {
     "an unknown key": (["--grid", "vllm.dtyp=float32"], "did you mean 'dtype'?"),
     "an unknown value": (["--grid", "vllm.dtype=float32,float8"], "point (vllm.dtype = float8): vllm.dtype: input"),
-    "a key of the recipe": (["--grid", "clip.high=0.2"], "has settings of [vllm] and [torchtitan], got 'clip.high'"),
-    "a whole section": (["--set", "vllm=3"], "has settings of [vllm] and [torchtitan], got 'vllm'"),
+    "a key of the recipe": (
+        ["--grid", "clip.high=0.2"],
+        "has settings of [vllm], [torchtitan] and [task], got 'clip.high'",
+    ),
+    "a whole section": (["--set", "vllm=3"], "has settings of [vllm], [torchtitan] and [task], got 'vllm'"),
     "an axis without values": (["--grid", "vllm.dtype="], "has no values"),
     "a value twice": (["--grid", "vllm.dtype=float32,float32"], "holds 'float32' twice"),
     "set and an axis": (["--set", "vllm.dtype=float32", "--grid", "vllm.dtype=float16"], "both set and an axis"),
@@ -136,12 +142,13 @@ def test_a_point_that_vllm_refuses_is_named_and_the_others_are_measured(model, m
 
 def test_points_of_other_variables_want_another_process(model, monkeypatch):
     monkeypatch.setattr(probe, "ON_CPU", True)
-    point = parity.Point(titan=parity.Torchtitan(model=model), vllm=parity.Vllm(), prompts=1, responses=1)
+    settings = {"titan": parity.Torchtitan(model=model), "vllm": parity.Vllm(), "task": parity.TaskSettings()}
+    point = parity.Point(**settings, prompts=1, responses=1)
     process = object.__new__(probe.Process)
     process._variables, process._asked = probe.environment(point.vllm), 1
     assert process.fits(point)
     invariant = point.vllm.model_copy(update={"batch_invariant": True})
-    assert not process.fits(parity.Point(titan=point.titan, vllm=invariant, prompts=1, responses=1))
+    assert not process.fits(parity.Point(titan=point.titan, vllm=invariant, task=point.task, prompts=1, responses=1))
     monkeypatch.setattr(probe, "ON_CPU", False)
     assert not process.fits(point)
 

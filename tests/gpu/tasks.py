@@ -92,3 +92,46 @@ def sampled_first(folder):
     import torch
 
     return torch.tensor([logp[0] for _, logp, _ in sample(open_engine(folder))])
+
+
+def trained(folder):
+    """Scores with live routes and with the same routes replayed, the gradient's norm, and whether weights moved."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.torchtitan.trainer import Trainer
+    from firstorder.core.batch import RolloutBatch
+    from firstorder.core.recipe import Recipe
+
+    tokens = torch.randint(2, len(sums.TOKENS), (8, 24), generator=torch.Generator().manual_seed(0))
+    settings = Torchtitan(model=str(folder), pack_length=64)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(settings, Recipe(), 1.0, Path(scratch))
+        mask = (torch.arange(24) >= 4).expand(8, 24)
+        lengths = torch.full((8,), 24)
+        batch = RolloutBatch(
+            tokens=tokens,
+            mask=mask,
+            lengths=lengths,
+            logp_mu=torch.zeros(8, 24, dtype=torch.float64),
+            rewards=torch.zeros(8, dtype=torch.float64),
+            groups=torch.arange(8) // 4,
+        )
+        live = trainer.score(batch)
+        again = trainer.score(batch, live.routes)
+        before = next(trainer.weights())[1].clone()
+        done = trainer.supervise(tokens, lengths, mask)
+        moved = not torch.equal(next(trainer.weights())[1], before)
+    return live.logp.tolist(), again.logp.tolist(), done.grad_norm, moved
+
+
+def run_of_two_steps(folder, out):
+    from firstorder.cli.main import run
+
+    settings = ["task.kind=sums", "schedule.steps=2", "schedule.prompts=4", "schedule.group_size=4"]
+    settings += [f"torchtitan.model={folder}", "vllm.kv_cache_mib=256"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return run(["train", "minirl-r3-n2", "--backend", "torchtitan", *words, "--out", out])

@@ -14,6 +14,7 @@ from firstorder.backends.coldstart import SMALL
 from firstorder.backends.parity import Point
 from firstorder.backends.probe import measure_all
 from firstorder.backends.tasks import sums
+from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.client import ask
 from firstorder.backends.vllm.config import Vllm
@@ -52,7 +53,7 @@ def test_synchronised_weights_are_those_of_a_fresh_engine(alone, folder, other, 
 def test_fp8_rollouts_are_as_near_as_the_probe_demands(folder, scheme):
     titan = Torchtitan(model=str(folder), dtype="float32")
     settings = Vllm(quantization=scheme)
-    (found,) = measure_all([Point(titan=titan, vllm=settings, prompts=32, responses=4)])
+    (found,) = measure_all([Point(titan=titan, vllm=settings, task=TaskSettings(kind="sums"), prompts=32, responses=4)])
     assert not isinstance(found, Exception), found
     assert not found["emulated"]
     assert 0.0 < found["routes"]["route/flip_rate"] < 0.5

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
     """A model of 15 million parameters."""
     made = tmp_path_factory.mktemp("model")
     write_config(made, SHAPE, sums.END, sums.PAD)
-    write_weights(made, initial_weights(SHAPE, 0))
+    write_weights(made, initial_weights(SHAPE, 0).items())
     sums.write_tokenizer(made)
     return made
 

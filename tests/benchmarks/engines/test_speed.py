@@ -11,6 +11,7 @@ from stock import labelled, stock_trainer
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.packing import pack
 from firstorder.backends.torchtitan.trainer import Trainer
+from firstorder.backends.vllm.arguments import prepare
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core import toml
 from firstorder.core.arms import Arm, Weigher, with_advantages
@@ -79,11 +80,12 @@ def test_step_beside_that_of_torchtitan(trainers, scored, settings, shape, in_tu
 
 
 def test_rollouts_with_routes_and_log_probs_beside_bare_ones(trainers, folder, shape, in_turns):
+    vllm = Vllm(dtype="float32", max_prompt=PROMPT, max_tokens=64)
+    prepare(vllm)
     from vllm import LLM, SamplingParams
 
     from firstorder.backends.vllm.engine import InProcessEngine
 
-    vllm = Vllm(dtype="float32", max_prompt=PROMPT, max_tokens=64)
     engine = InProcessEngine(vllm, str(folder), [shape.vocab_size - 1], 0)
     bare = LLM(
         model=str(folder),
