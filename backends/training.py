@@ -128,11 +128,11 @@ def check_layout(titan: Torchtitan, shape: Shape) -> None:
         )
 
 
-def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
-    """Refuse a layout that the ranks cannot have.
+def check_degrees(titan: Torchtitan, ranks: int) -> None:
+    """Refuse degrees that the ranks cannot have.
 
     Raises:
-        ConfigError: a degree does not fit, or several ranks have no servers to sample from.
+        ConfigError: a degree does not fit.
     """
     for degree in ("tensor", "expert"):
         if ranks % getattr(titan, degree):
@@ -145,6 +145,15 @@ def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
             f"torchtitan.shard = {titan.shard} times tensor = {titan.tensor} must be the number of ranks, got {ranks} "
             "ranks; set shard = -1"
         )
+
+
+def check_ranks(titan: Torchtitan, vllm: Vllm, ranks: int) -> None:
+    """Refuse a layout that the ranks cannot have.
+
+    Raises:
+        ConfigError: a degree does not fit, or several ranks have no servers to sample from.
+    """
+    check_degrees(titan, ranks)
     if ranks > 1 and not vllm.servers:
         raise ConfigError("several ranks need vLLM on servers; set vllm.servers, see docs/engines.md")
     if vllm.tensor > 1 and not vllm.servers:

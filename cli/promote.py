@@ -13,6 +13,9 @@ import typer
 if TYPE_CHECKING:
     from firstorder.backends.promote.dry import Dry
     from firstorder.backends.promote.plan import Plan, Step
+    from firstorder.backends.tasks.config import TaskSettings
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
     from firstorder.core.recipe import Recipe
     from firstorder.sim.gate import Target
 
@@ -33,7 +36,9 @@ def promote(
     rehearse: str | None = typer.Option(
         None, "--rehearse", metavar="MODEL", help="Run the bundle's launchers for a step on this small model."
     ),
-    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override a key of [torchtitan] or [vllm]."),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="A.B=V", help="Override a key of [torchtitan], [vllm] or [task]."
+    ),
     force: bool = typer.Option(False, "--force", help="Promote a recipe that the simulator shows unstable."),
 ) -> None:
     """Turn a recipe into a bundle for a cluster: evidence, settings, launchers, and a dry run without a GPU."""
@@ -47,7 +52,7 @@ def promote(
     check_folder(Path(out))
     card = named(gpu)
     shape = models.shape_of()
-    titan, vllm = models.engines(set_)
+    titan, vllm, task = models.engines(set_)
     where = plan.plan(shape, recipe, titan, vllm, world, card)
     target = wanted(recipe, match)
     known = None if evidence is None else read_evidence(recipe, evidence)
@@ -67,7 +72,7 @@ def promote(
                 f"the safest neighbour is {gate['safest']}, or give --force"
             )
         notes = [*remarks(recipe, where, moved), *([] if gate["stable"] else ["Promoted with --force."])]
-        files = contents(recipe, content, where, moved, found, gate, notes, titan=titan, vllm=vllm)
+        files = contents(recipe, content, where, moved, found, gate, notes, sections=(titan, vllm, task))
         write(Path(out), files, Path(work), recipe, rehearse, gate)
     show(where, moved, found, gate, notes)
     typer.echo(f"{out}: {recipe.about.name} on {world} x {card.name}")
@@ -171,16 +176,15 @@ def contents(
     gate: dict[str, Any],
     notes: list[str],
     *,
-    titan: Any,
-    vllm: Any,
+    sections: tuple[Torchtitan, Vllm, TaskSettings],
 ) -> dict[str, bytes]:
     """The files of a bundle but for figures, rehearsal and manifest."""
     from firstorder.backends.promote import bundle, readme
     from firstorder.core.record import to_json
 
     name = recipe.about.name
-    texts = bundle.launchers(name, where, vllm) | {
-        "engines.toml": bundle.settings(titan, vllm, where),
+    texts = bundle.launchers(name, where, sections[1]) | {
+        "engines.toml": bundle.settings(*sections, where),
         "environment.lock": bundle.lock(),
         "README.md": readme.readme(name, where, moved, found, gate, notes),
         "evidence/gate.json": to_json(gate),

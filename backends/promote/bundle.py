@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 
+from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.toml import dump
@@ -43,12 +44,13 @@ def launchers(name: str, where: Plan, vllm: Vllm) -> dict[str, str]:
     return {file: _filled((TEMPLATES / file).read_text(encoding="utf-8"), values) for file in LAUNCHERS}
 
 
-def settings(titan: Torchtitan, vllm: Vllm, where: Plan) -> str:
-    """engines.toml: both sections in full, but for what settings.env says."""
+def settings(titan: Torchtitan, vllm: Vllm, task: TaskSettings, where: Plan) -> str:
+    """engines.toml: the sections in full, but for what settings.env says."""
     sections = {
         "torchtitan": titan.model_dump(exclude={"model"}),
         "vllm": vllm.model_dump(exclude={"servers", "shared_folder"})
         | {"kv_cache_mib": where.kv_cache >> 20, "max_sequences": where.sequences},
+        "task": task.model_dump(),
     }
     return dump(sections)
 

@@ -7,12 +7,13 @@ from importlib import resources
 from pathlib import Path
 
 from firstorder.backends.folder import Shape, read_shape
+from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
 from firstorder.core.toml import build, override, read
 
-ENGINES = ("torchtitan", "vllm")
+ENGINES = ("torchtitan", "vllm", "task")
 DEFAULT = "qwen3-30b-a3b"
 
 
@@ -26,17 +27,18 @@ def shape_of(name: str = DEFAULT) -> Shape:
     return read_shape(folder(name))
 
 
-def engines(assignments: Sequence[str] = (), name: str = DEFAULT) -> tuple[Torchtitan, Vllm]:
-    """The engines' settings for a model, under assignments `torchtitan.a=value`, `vllm.b=value`.
+def engines(assignments: Sequence[str] = (), name: str = DEFAULT) -> tuple[Torchtitan, Vllm, TaskSettings]:
+    """The engines' settings for a model and the task, under assignments `torchtitan.a=value`, `vllm.b=value`, ...
 
     Raises:
-        ConfigError: an assignment is neither, or not valid.
+        ConfigError: an assignment is of none of them, or not valid.
     """
     for assignment in assignments:
         if assignment.partition(".")[0].strip() not in ENGINES:
             raise ConfigError(
                 f"--set {assignment} would change the recipe, which is promoted byte for byte; "
-                f"set keys of {' and '.join(f'[{engine}]' for engine in ENGINES)}, or edit the recipe"
+                f"set keys of {', '.join(f'[{engine}]' for engine in ENGINES)}, or edit the recipe"
             )
     tree = override(read(str(folder(name) / "engines.toml")), assignments)
-    return build(Torchtitan, tree["torchtitan"], "torchtitan"), build(Vllm, tree["vllm"], "vllm")
+    titan, vllm = build(Torchtitan, tree["torchtitan"], "torchtitan"), build(Vllm, tree["vllm"], "vllm")
+    return titan, vllm, build(TaskSettings, tree["task"], "task")

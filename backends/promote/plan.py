@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from firstorder.backends.folder import Shape
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.training import check_lengths, check_method
+from firstorder.backends.training import check_degrees, check_layout, check_lengths, check_method
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe
@@ -144,14 +144,13 @@ def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, world: int) -> N
             f"--world {world} does not fill nodes of {GPUS_PER_NODE} GPUs; give a multiple of {GPUS_PER_NODE}, or less "
             "than one node"
         )
-    if world % titan.expert:
+    check_layout(titan, shape)
+    check_degrees(titan, world)
+    if titan.tensor > 1:
         raise ConfigError(
-            f"--world {world} is no multiple of torchtitan.expert = {titan.expert}; change one of the two"
+            f"torchtitan.tensor = {titan.tensor}: what its ranks exchange is not priced yet; set torchtitan.tensor = 1 "
+            "and raise torchtitan.loss_chunks where memory is short"
         )
-    if shape.num_experts % titan.expert:
-        raise ConfigError(f"torchtitan.expert = {titan.expert} does not divide {shape.num_experts} experts; change it")
-    if titan.shard not in (-1, world):
-        raise ConfigError(f"torchtitan.shard = {titan.shard} must be -1 or the {world} ranks of --world")
     for size, what in ((GPUS_PER_NODE, "the GPUs of a node"), (shape.num_attention_heads, "attention heads")):
         if size % vllm.tensor:
             raise ConfigError(f"vllm.tensor = {vllm.tensor} does not divide {size}, {what}; choose 1, 2, 4 or 8")

@@ -32,7 +32,7 @@ def rehearse(bundle: Path, model: Path, recipe: Recipe, work: Path) -> dict[str,
 
     Args:
         bundle: a folder with `serve.sh` and `train.sh`.
-        model: a small model folder, e.g. of `firstorder coldstart`.
+        model: a small model folder of `firstorder coldstart`, whose task is `sums`.
         recipe: that of the bundle; its batch is cut to one prompt an update.
         work: an empty folder for the run and the weights.
 
@@ -73,8 +73,8 @@ def train_settings(recipe: Recipe) -> list[str]:
     """What makes a step small: one prompt an update, four responses each, short rows."""
     n = recipe.schedule.minibatches
     schedule = ["schedule.steps=1", f"schedule.prompts={n}", "schedule.group_size=4"]
-    rows = ["pack_length=64", "microbatch_rows=2", "expert=2", "evaluate_every=0"]
-    return [*schedule, *(f"torchtitan.{one}" for one in rows), *(f"vllm.{one}" for one in SERVER)]
+    rows = ["pack_length=64", "microbatch_rows=2", "loss_chunks=2", "expert=2", "evaluate_every=0"]
+    return [*schedule, "task.kind=sums", *(f"torchtitan.{one}" for one in rows), *(f"vllm.{one}" for one in SERVER)]
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
     moves.zero_grad()
     note("start")
     with torch.no_grad(), recording(trained) as record:
-        old = _logp(trained, tokens, positions)
+        old = _logp(trained, tokens, positions, entropy=True)
     ids = None if recipe.router_replay.mode == "disabled" else record.ids
     note("scored")
     for _ in range(MICROBATCHES):
@@ -244,8 +244,8 @@ def main() -> None:
     sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
 
 
-def _logp(trained: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    logp: Tensor = trained(tokens, positions=positions, attention_masks=None, labels=tokens)[0]
+def _logp(trained: Any, tokens: Tensor, positions: Tensor, *, entropy: bool = False) -> Tensor:
+    logp: Tensor = trained(tokens, positions=positions, attention_masks=None, labels=tokens, entropy=entropy)[0]
     return logp.double()
 
 

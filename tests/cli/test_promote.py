@@ -21,6 +21,7 @@ from firstorder.core.toml import build, read, shipped, source
 
 GRID = [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)]
 GIB = 1 << 30
+LENGTH = 32_768  # tokens of the longest response with its prompt, as in the paper
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def recipe_of(name):
 
 
 def planned(shape, name="qwen3-30b-a3b-r3-n2", world=64, gpu="h100", sets=()):
-    return plan.plan(shape, recipe_of(name), *models.engines(sets), world, hardware.gpu(gpu))
+    return plan.plan(shape, recipe_of(name), *models.engines(sets)[:2], world, hardware.gpu(gpu))
 
 
 def test_the_grid_of_the_paper_ships():
@@ -75,7 +76,7 @@ def test_quantised_weights_keep_what_decides_the_route(shape):
 
 def test_a_server_quantises_all_but_the_routers(monkeypatch):
     monkeypatch.setattr(vllm_arguments, "ON_CPU", False)
-    _, vllm = models.engines()
+    _, vllm, _ = models.engines()
     words = flags("model", "host", 1, vllm.model_copy(update={"tensor": 2}))
     given = dict(zip(words[::2], words[1::2], strict=False))
     assert given["--quantization"] == "fp8_per_block"
@@ -91,38 +92,40 @@ def test_a_plan_fills_nodes_and_gpus(shape):
     assert (where.nodes, where.ranks_per_node, where.rollout_nodes, where.engines) == (8, 8, 8, 64)
     weights = memory.serving_weights(shape, "fp8_per_block")
     assert weights + where.kv_cache + plan.SERVING == where.gpu.usable
-    assert where.sequences == where.kv_cache // (memory.kv_bytes(shape, "auto") * 16384)
+    assert where.sequences == where.kv_cache // (memory.kv_bytes(shape, "auto") * LENGTH)
     assert planned(shape, sets=["vllm.tensor=2"]).engines == 32
 
 
 def test_a_step_is_made_of_its_parts(shape):
-    titan, vllm = models.engines()
+    titan, vllm, _ = models.engines()
     moved = {n: plan.step(shape, recipe_of(n), titan, vllm, planned(shape)) for n in GRID}
     one, eight = moved["qwen3-30b-a3b-r3-n1"], moved["qwen3-30b-a3b-r3-n8"]
-    assert eight.tokens == 8 * one.tokens == 8 * 1024 * 16384
+    assert eight.tokens == 8 * one.tokens == 8 * 1024 * LENGTH
     assert eight.routes == eight.tokens * 512
     assert one.weights == 4 * 30_532_122_624
     assert eight.update == pytest.approx(8 * one.update)
     assert one.score == 2 * moved["qwen3-30b-a3b-r2-n1"].score  # live, then with the rollout's routes
     assert one.seconds == one.rollout + one.score + one.update + one.exchange + one.sync
-    flops = 1024 * 16384 * plan.forward_flops(shape, 16384)
+    flops = 1024 * LENGTH * plan.forward_flops(shape, LENGTH)
     assert one.update == pytest.approx(4 * flops / (64 * 989e12 * plan.TRAINING))
 
 
 def test_without_other_ranks_nothing_is_exchanged(shape):
-    titan, _ = models.engines(["torchtitan.expert=1"])
+    titan, _, _ = models.engines(["torchtitan.expert=1"])
     where = planned(shape, world=1, sets=["torchtitan.expert=1"])
     assert plan.exchanges(shape, titan, where, 1 << 20, passes=1, recomputed=0) == (0, 0)
 
 
 WRONG = {
     "half a node": ({"world": 60}, "--world 60 does not fill nodes of 8 GPUs; give a multiple of 8"),
-    "experts on more ranks": ({"world": 4}, "--world 4 is no multiple of torchtitan.expert = 8"),
-    "experts that do not divide": ({"sets": ["torchtitan.expert=3"], "world": 24}, "does not divide 128 experts"),
-    "shards": ({"sets": ["torchtitan.shard=8"]}, "torchtitan.shard = 8 must be -1 or the 64 ranks"),
+    "experts on more ranks": ({"world": 4}, "torchtitan.expert = 8 must divide the number of ranks, got 4"),
+    "experts that do not divide": ({"sets": ["torchtitan.expert=3"], "world": 24}, "must divide num_experts = 128"),
+    "shards": ({"sets": ["torchtitan.shard=8"]}, "must be the number of ranks, got 64 ranks; set shard = -1"),
     "tensor": ({"sets": ["vllm.tensor=3"]}, "vllm.tensor = 3 does not divide 8"),
     "positions": ({"sets": ["torchtitan.pack_length=50000"]}, "more than the 40960 positions of the model"),
-    "rows": ({"sets": ["vllm.max_tokens=16384"]}, "do not fit into torchtitan.pack_length = 16384"),
+    "rows": ({"sets": ["vllm.max_tokens=32768"]}, f"do not fit into torchtitan.pack_length = {LENGTH}"),
+    "tensor parallel": ({"sets": ["torchtitan.tensor=2"]}, "exchange is not priced yet; set torchtitan.tensor = 1"),
+    "a task": ({"sets": ["task.kind=maths"]}, "task.kind"),
     "no fp8": ({"gpu": "a100-80gb"}, "vllm.quantization = fp8_per_block needs a GPU that multiplies in FP8"),
     "the recipe": ({"sets": ["clip.high=0.3"]}, "would change the recipe, which is promoted byte for byte"),
     "an unknown key": ({"sets": ["vllm.tensr=2"]}, "did you mean 'tensor'?"),
@@ -140,22 +143,22 @@ def test_what_does_not_divide_or_fit_is_named_with_its_remedy(name, shape):
 
 
 def test_a_response_must_fit_into_the_kv_cache(shape):
-    titan, vllm = models.engines()
+    titan, vllm, _ = models.engines()
     used = memory.serving_weights(shape, vllm.quantization) + plan.SERVING
     small = replace(
         hardware.gpu("h100"), memory=int((used + 10_000 * memory.kv_bytes(shape, "auto")) / hardware.USABLE)
     )
-    with pytest.raises(ConfigError, match=r"needs 1\.5; lower them to (9999|10000) together, or raise vllm.tensor"):
+    with pytest.raises(ConfigError, match=r"needs 3\.0; lower them to (9999|10000) together, or raise vllm.tensor"):
         plan.plan(shape, recipe_of("minirl"), titan, vllm, 64, small)
 
 
 def test_an_update_too_long_for_memory_says_what_fits():
-    titan, _ = models.engines()
+    titan, _, _ = models.engines()
     card = hardware.gpu("h100")
     plan.check_memory(card.usable, 1.0, titan, card)
     per = card.usable / 10_000  # everything is proportional to the positions, and 10,000 of them fit
     with pytest.raises(ConfigError, match="the largest that fits is 9984: lower it"):
-        plan.check_memory(int(16384 * per), per, titan, card)
+        plan.check_memory(int(LENGTH * per), per, titan, card)
     with pytest.raises(ConfigError, match="whatever the context; raise --world"):
         plan.check_memory(2 * card.usable, 1.0, titan, card)
 
@@ -261,13 +264,14 @@ def test_the_trainers_launcher_calls_what_it_says(folder):
 
 
 def test_settings_can_be_read_back(shape):
-    titan, vllm = models.engines()
-    text = bundle.settings(titan, vllm, planned(shape))
+    given, where = models.engines(), planned(shape)
+    text = bundle.settings(*given, where)
     again = models.engines([])  # the same models, so that a key that is not one would be refused
     assert 'quantization = "fp8_per_block"' in text
-    assert "max_sequences = 25" in text
+    assert f"max_sequences = {where.sequences}" in text
+    assert 'kind = "reasoning-gym"' in text
     assert "servers" not in text
-    assert again == (titan, vllm)
+    assert again == given
 
 
 def test_the_lock_pins_what_is_installed_under_the_names_of_a_cluster(monkeypatch):
@@ -301,7 +305,7 @@ def test_a_rehearsal_cuts_the_batch_and_leaves_the_method():
     for name in GRID:
         recipe = recipe_of(name)
         changed = [one.partition("=")[0] for one in rehearse.train_settings(recipe)]
-        assert {key.split(".")[0] for key in changed} == {"schedule", "torchtitan", "vllm"}
+        assert {key.split(".")[0] for key in changed} == {"schedule", "task", "torchtitan", "vllm"}
         assert "schedule.minibatches" not in changed
         assert f"schedule.prompts={recipe.schedule.minibatches}" in rehearse.train_settings(recipe)
 
@@ -374,7 +378,7 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch):
 
     monkeypatch.setattr(promote, "figures", lambda runs: {})
     recipe, where = recipe_of("qwen3-30b-a3b-r2-n1"), planned(shape, "qwen3-30b-a3b-r2-n1")
-    titan, vllm = models.engines()
+    titan, vllm, _ = models.engines()
     moved = plan.step(shape, recipe, titan, vllm, where)
     sharding = {"name": "w", "whole": [2], "local": [1], "mesh": ["fsdp"], "placements": ["S(0)"]}
     dry = Dry(
@@ -404,7 +408,7 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch):
     assert any("clip.kind = minirl: theta equals theta_old" in note for note in notes)
     assert any("router_replay.mode = R2" in note for note in notes)
     content = source(recipe.about.name).encode()
-    files = promote.contents(recipe, content, where, moved, dry, gate, notes, titan=titan, vllm=vllm)
+    files = promote.contents(recipe, content, where, moved, dry, gate, notes, sections=models.engines())
     promote.write(tmp_path / "out", files, tmp_path, recipe, None, gate)
     out = tmp_path / "out"
     assert (out / "recipe.toml").read_bytes() == content
@@ -423,10 +427,11 @@ def test_a_file_of_settings_lies_between_the_recipe_and_assignments(tmp_path):
     from firstorder.cli.compose import compose_engines
 
     file = tmp_path / "engines.toml"
-    file.write_text(bundle.settings(*models.engines(), planned(models.shape_of())))
+    where = planned(models.shape_of())
+    file.write_text(bundle.settings(*models.engines(), where))
     recipe, titan, vllm, _ = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
     assert recipe == recipe_of("minirl-r3-n2")
     assert (titan.expert, titan.model) == (8, "m")
-    assert (vllm.quantization, vllm.tensor, vllm.kv_cache_mib) == ("fp8_per_block", 2, 39492)
+    assert (vllm.quantization, vllm.tensor, vllm.kv_cache_mib) == ("fp8_per_block", 2, where.kv_cache >> 20)
     with pytest.raises(ConfigError, match="no recipe or file"):
         compose_engines("minirl-r3-n2", [], str(tmp_path / "nowhere.toml"))
