@@ -16,6 +16,7 @@ SETTINGS = (
     *("schedule.prompts=2", "schedule.group_size=2", "optimizer.lr=1e-3", "sim.vocab=3", "sim.horizon=3"),
     *("sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4", "sim.evaluate_every=500"),
 )
+LOGS = ("metrics.jsonl", "receipts.jsonl")
 FLAT = 8 << 20  # bytes that memory may grow by between a tenth of the run and its end
 EVEN = 0.05  # share by which the bytes of a step may differ
 
@@ -39,9 +40,6 @@ def main(out: Path, steps: int = 10_000, kills: int = 5) -> int:
         print(f"{'ok  ' if holds else 'FAIL'} {what}")
     print(f"{steps} steps in {whole['seconds']:.0f} s")
     return 0 if all(checks.values()) else 1
-
-
-LOGS = ("metrics.jsonl", "receipts.jsonl")
 
 
 def watch(folder: Path, steps: int, at: list[int]) -> dict:
