@@ -21,10 +21,10 @@ def coldstart(
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("")
+        bar = progress.add_task("", visible=False)  # until there is something to show
 
         def done(step: int, total: int, loss: float) -> None:
-            progress.update(bar, completed=step, total=total, description=f"loss {loss:.4g} nats/token")
+            progress.update(bar, visible=True, completed=step, total=total, description=f"loss {loss:.4g} nats/token")
 
         loss = train(style, Path(out), steps, seed, done)
     typer.echo(f"{out}: loss {loss:.4g} nats/token")
