@@ -1,37 +1,18 @@
 """A verifier in a process of its own: answers, limits, and a process that comes back."""
 
-import itertools
 import os
-import time
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # busy.py
+
+from busy import busy, prepare
 
 from firstorder.backends.tasks import worker as worker_module
 from firstorder.backends.tasks.worker import Worker
 from firstorder.core.errors import DataError
-
-
-def prepare():
-    os.environ["PREPARED"] = "1"
-
-
-def busy(what):
-    """Stands for a verifier."""
-    if what == "loop":
-        while True:
-            try:
-                time.sleep(0.01)
-            except Exception:
-                time.sleep(0.01)
-    if what == "stuck in C":
-        return sum(itertools.repeat(1))
-    if what == "memory":
-        return len(bytearray(2**31))
-    if what == "end":
-        os._exit(1)
-    if what == "wrong data":
-        raise DataError("the reference is wrong")
-    return float(what) + float(os.environ["PREPARED"])
 
 
 @pytest.fixture(scope="module")
