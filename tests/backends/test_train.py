@@ -144,10 +144,10 @@ def test_a_step_that_fails_is_named_and_the_run_goes_on_bit_for_bit(command, who
     out, forward, taken = tmp_path / "run", Trainer._forward, []
     broken = {5: lambda logp: logp + torch.empty(2**50), 9: lambda logp: logp * float("nan")}
 
-    def failing(self, packed, tokens):
-        logp, entropy = forward(self, packed, tokens)
+    def failing(self, packed, tokens, **wanted):
+        logp, *rest = forward(self, packed, tokens, **wanted)
         taken.append(logp.requires_grad)
-        return (broken.pop(sum(taken))(logp) if sum(taken) in broken and logp.requires_grad else logp), entropy
+        return broken.pop(sum(taken))(logp) if sum(taken) in broken and logp.requires_grad else logp, *rest
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_forward", failing)
