@@ -6,7 +6,7 @@ With one process every function here is the call it wraps.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch.distributed
 from firstorder.core.errors import DataError
 
 Value = TypeVar("Value")
+Item = TypeVar("Item", bound=Hashable)
 distributed: Any = torch.distributed
 LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket")  # of which a broken collective speaks
 
@@ -53,6 +54,17 @@ def told(make: Callable[[], Value]) -> Value:
         raise held[1]
     value: Value = held[0]
     return value
+
+
+def divided(items: Sequence[Item], owner: Callable[[Item], int], work: Callable[[Item], Value]) -> dict[Item, Value]:
+    """`work` of every item, done by the rank that owns it, counted round where there are fewer, and known to all."""
+    ranks = count()
+    if ranks == 1:
+        return {item: work(item) for item in items}
+    mine = {item: work(item) for item in items if owner(item) % ranks == distributed.get_rank()}
+    held: list[Any] = [None] * ranks
+    distributed.all_gather_object(held, mine)
+    return {item: value for part in held for item, value in part.items()}
 
 
 @contextmanager

@@ -191,18 +191,22 @@ def prepare(
 
             told(lambda: check_servers(vllm, titan.model))
         folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
-        found = told(lambda: folder.latest() if resume else None)
-        backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
-        told(lambda: folder.describe(described(backend)))
-        if found is None:
-            backend.check()
-        else:
-            backend.load(found[1])
+        try:
+            found = told(lambda: folder.latest() if resume else None)
+            backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
+            told(lambda: folder.describe(described(backend)))
+            if found is None:
+                backend.check()
+            else:
+                backend.load(found.state)
+        except BaseException:
+            folder.close()
+            raise
     return Training(
         arms=(Arm(recipe=recipe),),
         backend=backend,
         folder=folder,
-        first=0 if found is None else found[0],
+        first=0 if found is None else found.step,
         checkpoint_every=titan.checkpoint_every,
     )
 
@@ -251,11 +255,15 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
         after = log.step + 1
         if after % training.checkpoint_every == 0 or after == training.steps:
             state = training.backend.state()  # every rank writes its own shards
-            told(lambda: training.folder.save(after, state))
+            parts = training.backend.trainer.digests(after)
+            told(lambda: training.folder.save(after, state, parts))
         done(log)
 
-    with together():
-        train(training.arms, training.backend, training.first, record)
-        model = training.folder.path / MODEL
-        if told(lambda: training.first < training.steps or not model.is_dir()):
-            export(training.backend.trainer, training.folder.path)
+    try:
+        with together():
+            train(training.arms, training.backend, training.first, record)
+            model = training.folder.path / MODEL
+            if told(lambda: training.first < training.steps or not model.is_dir()):
+                export(training.backend.trainer, training.folder.path)
+    finally:
+        training.folder.close()

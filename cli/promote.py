@@ -101,6 +101,7 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
         ConfigError: it is no run, one of another recipe, or one whose engines agree.
     """
     from firstorder.core.errors import ConfigError
+    from firstorder.core.logs import whole
     from firstorder.core.recipe import fingerprint
     from firstorder.sim.gate import PUBLISHED, check_evidence
 
@@ -110,7 +111,7 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
         raise ConfigError(f"--match {match} holds no metrics.jsonl; give the folder of a run")
     _, ran = read_source(match)
     check_evidence(recipe, fingerprint(ran), f"--match {match}")
-    lines = [json.loads(line) for line in Path(match, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = whole(Path(match, "metrics.jsonl"), 0, "give another run")
     kl, flips = (_mean([line[key] for line in lines]) for key in ("kl", "route/flip_rate"))
     if not lines or kl <= 0 or flips <= 0:
         raise ConfigError(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +32,17 @@ def sweep(
     resume: bool = typer.Option(False, "--resume", help="Train what is missing in the folder of the same grid."),
 ) -> None:
     """Train every cell of a grid, an ensemble of seeds each, into one table."""
+    from firstorder.core.run import claim
     from firstorder.sim.sweep.pool import check_executor, open_executor
 
-    from .reporting.sweeps import read_sweep
+    from .reporting.sweeps import GRID, read_sweep
     from .reporting.tables import check_parquet, write_tables
 
     check_executor(executor)
     check_parquet()
     axes, cells = grid(recipe, set_, grid_)
     folder = Path(out or f"sweeps/{Path(recipe).stem}").resolve()
-    with _claimed(folder, _config(recipe, axes, cells), resume):
+    with claim(folder / GRID, _config(recipe, axes, cells), resume=resume):
         _tell_inert(cells)
         missing = [cell for cell in cells if not cell.finished(folder)]
         try:
@@ -67,26 +66,6 @@ def _config(recipe: str, axes: Axes, cells: Sequence[Cell]) -> dict[str, Any]:
 
     first = {cell.point.get(RECIPE, recipe): settings(cell.recipe, cell.sim) for cell in reversed(cells)}
     return {"grid": dict(axes), "first": dict(reversed(first.items()))}
-
-
-@contextmanager
-def _claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
-    """The folder, for this process alone."""
-    from firstorder.core.errors import ConfigError
-    from firstorder.core.run import claim
-
-    from .reporting.sweeps import GRID
-
-    claim(folder / GRID, config, resume=resume)
-    with ExitStack() as held:
-        try:
-            file = held.enter_context((folder / GRID).open("a", encoding="utf-8"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another sweep is at work in {folder}; wait for it, or give another --out") from None
-        except OSError as error:
-            raise ConfigError(f"cannot use {folder}: {error.strerror}; give another --out") from None
-        yield
 
 
 def _tell_inert(cells: Sequence[Cell]) -> None:

@@ -110,7 +110,7 @@ def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from firstorder.backends.ranks import first
-    from firstorder.core.run import lines
+    from firstorder.core.logs import lines
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True, quiet=not first())) as progress:

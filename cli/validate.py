@@ -74,7 +74,8 @@ def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -
     folder = Path(out).resolve() if out else Path(stack.enter_context(TemporaryDirectory()))
     owned = folder / "claims.toml"
     wanted = cells(budget, publish(budget).numerics).values()
-    claim(owned, {cell.name: settings(cell.recipe, cell.sim) for cell in wanted}, resume=owned.is_file())
+    config = {cell.name: settings(cell.recipe, cell.sim) for cell in wanted}
+    stack.enter_context(claim(owned, config, resume=owned.is_file()))
     return replace(budget, folder=folder)
 
 

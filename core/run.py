@@ -7,30 +7,25 @@ off on resume, so a run that was killed at any moment goes on bit for bit.
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import pickle
+import logging
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from . import checkpoint
+from .checkpoint import Checkpoint
 from .diagnostics import Quantity
 from .errors import ConfigError, DiskError
+from .lock import NAME as LOCK
+from .lock import Lock
+from .logs import LOGS, Line, cut, described, lines, read
 from .loop import StepLog
 from .record import to_json, write_whole
 from .toml import dump
 
-LOGS = ("metrics", "receipts")
-KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
-
-Line = dict[str, Any]
-"""One step of a log: `step`, and a number for each name, a list of them in an ensemble."""
+log = logging.getLogger("firstorder")
 
 
 class RunFolder:
@@ -48,10 +43,11 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
         self.path, self.config = path, config
-        claim(path / "config.toml", config, resume=resume, changeable=changeable)
+        self._lock = claim(path / "config.toml", config, resume=resume, changeable=changeable)
         try:
             (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
+            self._lock.release()
             raise _unusable(path, error) from None
 
     def describe(self, quantities: Mapping[str, Quantity]) -> None:
@@ -77,53 +73,55 @@ class RunFolder:
 
     def history(self) -> Iterator[Line]:
         """The logged steps in order, both logs together."""
-        metrics, receipts = (_read(self.path / f"{name}.jsonl") for name in LOGS)
-        acted = {line["step"]: line for _, line in receipts}
-        for _, line in metrics:
+        metrics, receipts = (read(self.path / f"{name}.jsonl") for name in LOGS)
+        acted = {line["step"]: line for line in receipts.lines}
+        for line in metrics.lines:
             yield line | acted.get(line["step"], {})
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], parts: Mapping[str, str] | None = None) -> None:
         """Write the checkpoint from which step `step` follows; keep the newest two.
+
+        Args:
+            step: the step that follows.
+            state: what the backend needs to go on.
+            parts: the SHA-256 of the files that it has written itself, by their paths in `checkpoints/`.
 
         Raises:
             DiskError: the disk is full or gone; earlier checkpoints are untouched.
         """
-        target = self.path / "checkpoints" / f"step-{step:07d}.pt"
-        temporary = target.with_suffix(".partial")
-        content = io.BytesIO()  # torch writes to a file by itself, but does not say why it could not
-        torch.save({"step": step, "state": state}, content)
         try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            for old in self._checkpoints()[:-KEPT]:
-                old.unlink()
+            checkpoint.write(self.path / "checkpoints", step, state, parts or {})
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _stopped(self.path, error) from None
 
-    def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest checkpoint that loads, with both logs cut back to it; None if there is none yet."""
-        found = None
-        for path in reversed(self._checkpoints()):
-            try:
-                found = torch.load(path, weights_only=True)
-                break
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-                continue
-        step = 0 if found is None else int(found["step"])
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, with both logs cut back to it; None if there is none yet.
+
+        What the logs lack is said in a warning.
+
+        Raises:
+            DataError: there are checkpoints, and none is whole; the logs are untouched.
+        """
+        found = checkpoint.newest(self.path / "checkpoints")
+        step = 0 if found is None else found.step
+        if found is None and (self.path / "metrics.jsonl").is_file():
+            log.warning("%s holds no checkpoint yet; the run starts again at step 0", self.path)
         for name in LOGS:
-            _cut(self.path / f"{name}.jsonl", step)
-        return None if found is None else (step, found["state"])
+            held = read(self.path / f"{name}.jsonl", step)
+            if held.faults:
+                log.warning(
+                    "%s: %s; the run goes on from step %d without them", held.path, described(held.faults), step
+                )
+            cut(held, step)
+        return found
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*.pt"))
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.release()
 
 
-def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
-    """Make a folder that belongs to one configuration, or go back to it.
+def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> Lock:
+    """Make a folder that belongs to one configuration, or go back to it, and keep other processes out of it.
 
     Args:
         file: where in the folder the configuration is kept.
@@ -131,22 +129,37 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
         resume: the folder must hold this configuration; else it must be new or empty.
         changeable: dotted keys that may have other values on resuming; they are written down anew.
 
+    Returns:
+        What holds the folder until it is released.
+
     Raises:
-        ConfigError: the folder cannot be used, with the remedy.
+        ConfigError: the folder cannot be used, with the remedy; another process uses it.
     """
     path, text = file.parent, dump(config)
     if resume:
         _check_same(file, text, changeable)
-        if changeable:
-            write_whole(file, text)
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
+    else:
+        _check_new(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(path, error) from None
+    lock = Lock(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unusable(path, error) from None
-    write_whole(file, text)  # before anything else, so that a folder that is not empty can be resumed
+        if not resume:
+            _check_new(path)  # another process may have been first
+        if not resume or changeable:
+            write_whole(file, text)  # before anything else, so that a folder that is not empty can be resumed
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _check_new(path: Path) -> None:
+    """Refuse a place where something is already."""
+    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
+        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
 
 
 def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
@@ -173,38 +186,6 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
-
-
-def lines(log: StepLog) -> tuple[Line, Line]:
-    """A step as it stands in the two logs."""
-    metrics, receipts = (
-        {"step": log.step} | {key: _plain(value) for key, value in values.items()}
-        for values in (log.metrics, log.receipts)
-    )
-    return metrics, receipts
-
-
-def _read(log: Path) -> Iterator[tuple[bytes, Line]]:
-    """The whole lines of a log, as bytes and parsed; one that is only half written, or damaged, is left out."""
-    for line in log.read_bytes().splitlines() if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-            entry["step"] = int(entry["step"])
-        except (ValueError, TypeError, KeyError):
-            continue
-        yield line, entry
-
-
-def _cut(log: Path, step: int) -> None:
-    """Drop the lines of steps that will be run again, and those that are not whole."""
-    if log.is_file():
-        kept = [line.decode() + "\n" for line, entry in _read(log) if entry["step"] < step]
-        write_whole(log, "".join(kept))
-
-
-def _plain(value: Tensor) -> float | list[float]:
-    numbers = value.double().tolist()
-    return numbers[0] if isinstance(numbers, list) and len(numbers) == 1 else numbers
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

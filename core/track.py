@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .diagnostics import Quantity
+from .logs import Line
 from .record import write_whole
-from .run import Line, RunFolder, flat
+from .run import RunFolder, flat
 
 Hyper = bool | int | float | str
 

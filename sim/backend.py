@@ -17,6 +17,7 @@ from firstorder.core.agreement import agreement
 from firstorder.core.arms import Arm
 from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch, check_rewards
+from firstorder.core.checkpoint import check_like
 from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Recipe
@@ -242,7 +243,12 @@ class SimBackend:
         return state if self.critic is None else state | {"critic": critic.state(self.critic)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`.
+
+        Raises:
+            DataError: it is not of these members and sizes.
+        """
+        check_like(state, self.state())
         self.weights = self.rollout_weights = state["weights"]
         self.optimizer = optimizer.OptimizerState(**state["optimizer"])
         self.trail = coherence.Trail(**state["trail"])

@@ -173,7 +173,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
     missing = [cell for cell in cells.values() if not cell.finished(out)]
     if missing:
         train(missing, out, open_executor("local"))
-    runs = {name: series(out / "cells" / cell.name) for name, cell in cells.items()}
+    runs = {name: series(out / "cells" / cell.name, cell.recipe.schedule.steps) for name, cell in cells.items()}
     trials = {name: trial(run, runs[SELF]) for name, run in runs.items()}
     return Gate(recipe=fingerprint(recipe), target=target, calibration=found, trials=trials)
 

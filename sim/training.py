@@ -91,11 +91,15 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
     backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
     folder = RunFolder(out, config, resume=resume)
-    folder.describe(described(backend))
-    found = folder.latest()
-    if found is not None:
-        backend.load(found[1])
-    return Training(arms=arms, backend=backend, folder=folder, first=0 if found is None else found[0])
+    try:
+        folder.describe(described(backend))
+        found = folder.latest()
+        if found is not None:
+            backend.load(found.state)
+    except BaseException:
+        folder.close()
+        raise
+    return Training(arms=arms, backend=backend, folder=folder, first=0 if found is None else found.step)
 
 
 def check_baseline(recipe: Recipe, sim: Sim) -> None:
@@ -122,4 +126,7 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
             training.folder.save(after, training.backend.state())
         done(log)
 
-    train(training.arms, training.backend, training.first, record)
+    try:
+        train(training.arms, training.backend, training.first, record)
+    finally:
+        training.folder.close()

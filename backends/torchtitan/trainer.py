@@ -5,6 +5,7 @@ Shapes: B responses of L positions, R packed rows of P, M MoE layers, K experts 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
+from firstorder.backends.ranks import divided
 from firstorder.core.backend import Scored, Weigh, take
 from firstorder.core.batch import RolloutBatch
+from firstorder.core.checkpoint import digest
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Optimizer, Recipe
 from firstorder.core.surrogate import surrogate_loss
@@ -78,7 +81,7 @@ class Trainer:
 
     def __init__(self, settings: Torchtitan, recipe: Recipe, temperature: float, folder: Path) -> None:
         source = Path(settings.model)
-        self.shape = read_shape(source)
+        self.shape, self._folder = read_shape(source), folder
         world = adapter.start_process_group(settings.timeout)
         parallelism, dims = model.layout(settings, world)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
@@ -172,6 +175,15 @@ class Trainer:
         """Write the distributed checkpoint from which step `step` follows."""
         self.checkpoints.save(step)
 
+    def digests(self, step: int) -> dict[str, str]:
+        """The SHA-256 of the files of a checkpoint, by their paths in the folder of the run's checkpoints; each rank
+        hashes what it wrote."""
+        files = sorted((self._folder / CHECKPOINTS / f"step-{step}").iterdir())
+        return divided([str(file.relative_to(self._folder)) for file in files], _writer, self._digest)
+
+    def _digest(self, name: str) -> str:
+        return digest(self._folder / name)
+
     def load(self, step: int) -> None:
         """Go on from a checkpoint.
 
@@ -253,6 +265,12 @@ def optimizer(section: Optimizer, trained: Any) -> Any:
     )
     config.implementation = "foreach" if adapter.ON_CPU else "fused"
     return config.build(model_parts=[trained])
+
+
+def _writer(name: str) -> int:
+    """The rank that wrote a file of a distributed checkpoint, `__RANK_NUMBER.distcp`; the first for the others."""
+    found = re.search(r"__(\d+)_\d+\.distcp$", name)
+    return int(found[1]) if found else 0
 
 
 def learning_rate(warmup: int, updates: int, of: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import tomllib
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.run import LOGS, flat
+from firstorder.core.logs import LOGS, described, read
+from firstorder.core.run import flat
 
 Array = NDArray[np.float64]
+
+log = logging.getLogger("firstorder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,34 +116,25 @@ def read_run(path: Path, label: str) -> Run:
 
 
 def _log(file: Path) -> dict[str, Series]:
-    """The quantities of a log; a last line that is only half written is left out."""
-    try:
-        lines = file.read_bytes().splitlines() if file.exists() else []
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}; give another run") from None
+    """The quantities of a log; a last line that is only half written is left out, and steps that are missing are said.
+
+    Raises:
+        ConfigError: a line is damaged.
+    """
+    held = read(file)
+    damaged = [fault for fault in held.faults if "missing" not in fault]
+    if damaged:
+        raise ConfigError(f"{file} is damaged, {described(damaged)}; resume the run, or give another")
+    if held.faults:
+        log.warning("%s: %s; the figures have a gap there", file, described(held.faults))
     found: dict[str, tuple[list[int], list[list[float]]]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            step, values = _entry(line)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if number == len(lines):
-                break
-            raise ConfigError(f"{file} is damaged in line {number}; resume the run, or give another") from None
-        for name, value in values.items():
-            steps, rows = found.setdefault(name, ([], []))
-            steps.append(step)
-            rows.append(value)
-    return {name: _series(file, name, steps, rows) for name, (steps, rows) in found.items()}
-
-
-def _entry(line: bytes) -> tuple[int, dict[str, list[float]]]:
-    entry = json.loads(line)
-    step = int(entry.pop("step"))
-    rows = {name: value if isinstance(value, list) else [value] for name, value in entry.items()}
-    return step, {name: [np.nan if v is None else float(v) for v in row] for name, row in rows.items()}
-
-
-def _series(file: Path, name: str, steps: list[int], rows: list[list[float]]) -> Series:
-    if any(len(row) != len(rows[0]) for row in rows) or any(b <= a for a, b in pairwise(steps)):
-        raise ConfigError(f"{file} is damaged: {name} changes its members or its steps go back; give another run")
-    return Series(steps=np.asarray(steps, dtype=np.int64), values=np.asarray(rows, dtype=np.float64))
+    for line in held.lines:
+        for name, value in line.items():
+            if name != "step":
+                steps, rows = found.setdefault(name, ([], []))
+                steps.append(line["step"])
+                rows.append([np.nan if v is None else v for v in (value if isinstance(value, list) else [value])])
+    return {
+        name: Series(steps=np.asarray(steps, dtype=np.int64), values=np.asarray(rows, dtype=np.float64))
+        for name, (steps, rows) in found.items()
+    }

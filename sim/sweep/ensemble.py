@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,9 @@ import torch
 
 from firstorder.core.errors import DataError, DiskError
 from firstorder.core.grid import titled
+from firstorder.core.logs import LOGS, Line, whole
 from firstorder.core.recipe import Recipe
 from firstorder.core.record import to_json, write_whole
-from firstorder.core.run import LOGS
 from firstorder.core.toml import dump
 from firstorder.sim.config import Sim
 from firstorder.sim.training import Training, run, settings, start
@@ -129,14 +128,17 @@ class Ensemble:
     def _publish(self, reason: str | None) -> None:
         """Cut the logs into the cells' own; every cell's folder is moved to its place when it is whole."""
         target, members = self.out / "cells", self.cells[0].sim.members
+        steps = self.steps if reason is None else 0
+        remedy = f"remove {self.path}, and its cells are trained again"
+        logged = {name: whole(self.path / f"{name}.jsonl", steps, remedy) for name in LOGS}
         target.mkdir(exist_ok=True)
         for place, cell in enumerate(self.cells):
             partial = self.path / f"cell-{cell.name}"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             write_whole(partial / "config.toml", dump(settings(cell.recipe, cell.sim)))
-            for name in LOGS:
-                lines = _columns(self.path / f"{name}.jsonl", slice(place * members, (place + 1) * members))
+            for name, entries in logged.items():
+                lines = _columns(entries, slice(place * members, (place + 1) * members))
                 write_whole(partial / f"{name}.jsonl", "".join(lines))
             if reason is not None:
                 write_whole(partial / STOPPED, reason + "\n")
@@ -164,13 +166,10 @@ def _count(counter: TextIO, steps: int) -> None:
     counter.flush()
 
 
-def _columns(log: Path, members: slice) -> Iterator[str]:
+def _columns(logged: Iterable[Line], members: slice) -> Iterator[str]:
     """The lines of a log with some of its members; one member's numbers stand alone, as in a run of one policy."""
-    if not log.is_file():
-        return
-    with log.open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            step = {"step": entry.pop("step")}
-            cut = {key: (value if isinstance(value, list) else [value])[members] for key, value in entry.items()}
-            yield to_json(step | {key: v[0] if len(v) == 1 else v for key, v in cut.items()}, indent=None)
+    for line in logged:
+        values = {key: value if isinstance(value, list) else [value] for key, value in line.items() if key != "step"}
+        cut = {key: value[members] for key, value in values.items()}
+        step = {"step": line["step"]}
+        yield to_json(step | {key: v[0] if len(v) == 1 else v for key, v in cut.items()}, indent=None)

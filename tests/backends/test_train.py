@@ -38,7 +38,7 @@ def sets(*assignments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("made") / "model"
-    assert run(["coldstart", "steps", "--out", str(made), "--steps", "70"]) == 0  # it solves a few sums
+    assert run(["coldstart", "steps", "--out", str(made), "--steps", "100"]) == 0  # it solves a few sums
     return made
 
 
@@ -230,16 +230,26 @@ def test_a_checkpoint_of_another_model_is_named(folder, whole):
         held.load(state)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_folder_stays(command, whole, tmp_path, capsys):
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(command, whole, tmp_path, capsys, caplog):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    for part in (out / "checkpoints/torchtitan/step-4").iterdir():
-        part.write_bytes(b"")
+    shards = [out / f"checkpoints/torchtitan/step-{step}/__0_0.distcp" for step in (3, 4)]
+    flip(shards[1])
     more = [*command, "--out", str(out), "--resume"]
+    assert run(more) == 0
+    assert f"{shards[1]} is damaged; going on from step 3" in caplog.text
     capsys.readouterr()
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    for shard in shards:
+        flip(shard)
     assert run(more) == 2
-    err = capsys.readouterr().err
-    assert "the checkpoint of step 4 does not load" in err
+    assert f"no checkpoint is whole: {shards[1]} is damaged" in capsys.readouterr().err
     assert len(lines(out, "metrics")) == 4
 
 

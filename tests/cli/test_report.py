@@ -199,15 +199,15 @@ WRONG = {
     "no such run": (lambda f: (f / "config.toml").unlink(), "is not a run folder"),
     "broken config": (lambda f: (f / "config.toml").write_text("[sim\n"), "cannot be read"),
     "no metrics file": (lambda f: (f / "metrics.jsonl").unlink(), "holds no metrics yet"),
-    "no whole line": (lambda f: (f / "metrics.jsonl").write_text('{"step": 0'), "holds no metrics yet"),
-    "a spoiled line": (spoiled_line, "is damaged in line 2"),
+    "no whole line": (lambda f: (f / "metrics.jsonl").write_text('{"step": 0'), "is damaged, it holds no whole line"),
+    "a spoiled line": (spoiled_line, "is damaged, line 2 is damaged"),
     "a step twice": (
         lambda f: (f / "metrics.jsonl").write_text('{"step": 0, "kl": 1}\n{"step": 0, "kl": 1}\n'),
-        "is damaged: kl",
+        "is damaged, line 2 goes back to step 0",
     ),
     "other members": (
         lambda f: (f / "metrics.jsonl").write_text('{"step": 0, "kl": 1}\n{"step": 1, "kl": [1, 2]}\n'),
-        "is damaged: kl",
+        "is damaged, line 2 changes the members of kl",
     ),
 }
 

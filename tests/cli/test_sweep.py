@@ -21,7 +21,7 @@ from firstorder.cli.reporting.curves import interquartile_mean
 from firstorder.cli.reporting.runs import read_runs
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.core.errors import DataError
-from firstorder.core.run import LOGS
+from firstorder.core.logs import LOGS
 from firstorder.sim.sweep import pool
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +188,7 @@ def test_two_sweeps_do_not_share_a_folder(here, swept, capsys, monkeypatch):
     monkeypatch.setattr("firstorder.cli.reporting.tables.write_tables", lambda sweep, out: also(out))
     assert run(command(swept, "--resume")) == 0
     assert second == [2]
-    assert "another sweep is at work in" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
 
 
 def kill_one_worker(out, killed):

@@ -15,7 +15,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from firstorder.cli import train
 from firstorder.cli.main import run
 from firstorder.cli.tracking.tensorboard import TensorBoard
-from firstorder.core.run import LOGS, RunFolder
+from firstorder.core.logs import LOGS
+from firstorder.core.run import RunFolder
 
 STEPS = 10
 SETTINGS = [

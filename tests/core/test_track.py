@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from firstorder.core.diagnostics import QUANTITIES
+from firstorder.core.logs import lines
 from firstorder.core.loop import StepLog
-from firstorder.core.run import RunFolder, lines
+from firstorder.core.run import RunFolder
 from firstorder.core.track import Tracker, hyper, summary
 
 CONFIG = {"about": {"name": "x"}, "clip": {"high": 0.2}, "optimizer": {"betas": (0.9, 0.95), "max_grad_norm": math.inf}}
@@ -109,6 +110,7 @@ def test_an_interruption_is_not_a_failure_of_the_sink(error, folder):
 
 def test_a_run_has_one_identity_however_often_it_is_opened(folder, tmp_path):
     runs = [tracker(folder, [], a={}, b={}).sinks[name].run for name in "ab"]
+    folder.close()
     again = tracker(RunFolder(folder.path, CONFIG, resume=True), [], a={}).sinks["a"].run
     other = tracker(RunFolder(tmp_path / "other", CONFIG, resume=False), [], a={}).sinks["a"].run
     assert runs[0].id == runs[1].id == again.id != other.id

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core.run import LOGS, RunFolder
+from firstorder.core.logs import LOGS
+from firstorder.core.run import RunFolder
 
 SETTINGS = [
     *("schedule.steps=12", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"),
@@ -98,7 +99,9 @@ def test_a_disk_too_full_for_a_checkpoint_keeps_the_one_before(whole, filled, tm
     said = filled(out, step=7, room=20_000)
     assert said == f"firstorder: cannot write to {out}: File too large; free some space and go on with --resume"
     assert os.path.getsize(whole / "checkpoints" / "step-0000009.pt") > os.path.getsize(out / "metrics.jsonl") + 20_000
-    assert sorted(os.listdir(out / "checkpoints")) == ["step-0000003.pt", "step-0000006.pt"]
+    assert sorted(os.listdir(out / "checkpoints")) == [
+        f"step-{step:07d}.{kind}" for step in (3, 6) for kind in ("pt", "sha256")
+    ]
     assert len((out / "metrics.jsonl").read_bytes().splitlines()) == 9
     assert run(command(out, "--resume")) == 0
     assert logs(out) == logs(whole)

@@ -8,8 +8,8 @@ import torch
 
 from firstorder.core import toml
 from firstorder.core.errors import DataError, DiskError, WorkerError
+from firstorder.core.logs import LOGS
 from firstorder.core.recipe import Recipe
-from firstorder.core.run import LOGS
 from firstorder.sim import training
 from firstorder.sim.config import Sim
 from firstorder.sim.sweep import pool

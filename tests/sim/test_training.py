@@ -13,11 +13,11 @@ import torch
 from firstorder.cli.main import run
 from firstorder.core import toml
 from firstorder.core.arms import Arm, with_advantages
-from firstorder.core.errors import ConfigError
+from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
-from firstorder.sim import optimizer
+from firstorder.sim import optimizer, training
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
 from firstorder.sim.measure import measure
@@ -228,19 +228,39 @@ def wait_for(path):
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:1000], lambda b: b"", lambda b: b"not a checkpoint" * 50])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path):
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda b: b[:1000], lambda b: b"", lambda b: b"not a checkpoint" * 50])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path, caplog):
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     assert run(train_command(whole)) == run(train_command(damaged)) == 0
     newest = damaged / "checkpoints" / "step-0000030.pt"
     newest.write_bytes(damage(newest.read_bytes()))
     assert run(train_command(damaged, "--resume")) == 0
+    assert "step-0000030.pt is damaged; going on from step 2" in caplog.text
     assert logs_of(damaged) == logs_of(whole)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert run(train_command(tmp_path / "a")) == 0
-    assert len(os.listdir(tmp_path / "a" / "checkpoints")) == 2
+    assert len(os.listdir(tmp_path / "a" / "checkpoints")) == 4  # each with its checksums
+
+
+def test_a_run_at_work_is_not_resumed_beside_itself(tmp_path):
+    held = training.prepare(recipe("minirl"), SIM, tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on"):
+        training.prepare(recipe("minirl"), SIM, tmp_path / "run", resume=True)
+    training.run(held)
+    training.run(training.prepare(recipe("minirl"), SIM, tmp_path / "run", resume=True))
+
+
+def test_a_checkpoint_of_other_members_is_refused():
+    one, two = (SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=m),), torch.arange(m)) for m in (1, 2))
+    with pytest.raises(DataError, match=r"does not fit this run, state\.weights\.\w+ is \[2, .* where \[1, "):
+        one.load(two.state())
 
 
 def test_another_configuration_is_not_resumed(tmp_path, capsys):

@@ -8,7 +8,6 @@ fixed on seeds below 1000; verdicts are reported on seeds from 1000.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstorder.core.logs import whole
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read
 from firstorder.sim.calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
 from firstorder.sim.claims.claim import Budget
 from firstorder.sim.config import Sim
 from firstorder.sim.numerics import Numerics
-from firstorder.sim.sweep.ensemble import Cell
+from firstorder.sim.sweep.ensemble import STOPPED, Cell
 from firstorder.sim.sweep.plan import train
 from firstorder.sim.sweep.pool import open_executor
 
@@ -168,13 +168,18 @@ def _trained(wanted: Mapping[tuple[Condition, str], Cell], out: Path) -> dict[Co
         train(missing, out, open_executor("local"))
     found: dict[Condition, dict[str, Series]] = {}
     for (condition, name), cell in wanted.items():
-        found.setdefault(condition, {})[name] = series(out / "cells" / cell.name)
+        found.setdefault(condition, {})[name] = series(out / "cells" / cell.name, cell.recipe.schedule.steps)
     return found
 
 
-def series(folder: Path) -> Series:
-    """What a run folder logged at its exact evaluations."""
-    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+def series(folder: Path, steps: int) -> Series:
+    """What a run of so many steps logged at its exact evaluations.
+
+    Raises:
+        DataError: the log is damaged, and would give another verdict.
+    """
+    least = 0 if (folder / STOPPED).is_file() else steps
+    lines = whole(folder / "metrics.jsonl", least, f"remove {folder}, and it is trained again")
     rows = [line for line in lines if "exact/j_pi" in line]
     names = [name for name in rows[0] if name.startswith("exact/") or name in LOGGED]
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64).T for name in names}
