@@ -5,6 +5,7 @@ Shapes: `...` any leading axes (an ensemble), B responses, L positions, M MoE la
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .batch import RolloutBatch
@@ -29,12 +30,12 @@ def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tens
     """
     if batch.routes is None:
         raise DataError("a batch without `routes` has no route agreement; enable the rollout engine's routed experts")
-    rows = batch.mask[..., 1:].to(entropy)
-    tokens = rows.sum((-2, -1))
+    rows = batch.mask[..., 1:]
+    tokens = rows.sum((-2, -1)).to(entropy)
     flipped = flips(routes[..., :-1, :, :], batch.routes[..., :-1, :, :]).to(entropy)
 
     def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x * rows).sum((-2, -1)), tokens
+        return torch.where(rows, x, 0.0).sum((-2, -1)), tokens
 
     found = {
         "route/flip_rate": per_token(flipped.mean(-1)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from .batch import RolloutBatch
 from .diagnostics import Moments, Quantity
 from .errors import DataError
-from .stats import TokenStats
+from .stats import TokenStats, check_log_probs
 
 Weigh = Callable[[TokenStats], Tensor]
 """From the statistics of a batch or of a chunk of whole responses to its token weights `[..., B, T]`."""
@@ -75,6 +75,9 @@ class Scored:
             members whose recipe has no critic, None where no recipe has one.
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
         returns: `[..., B, L]`, what `values` is trained on; set by the loop where there are values.
+
+    Raises:
+        DataError: `logp_old` is not of the batch's shape, or holds what is no log-probability.
     """
 
     batch: RolloutBatch
@@ -83,6 +86,13 @@ class Scored:
     values: Tensor | None = None
     advantage: Tensor | None = None
     returns: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.logp_old.shape != self.batch.mask.shape:
+            raise DataError(
+                f"`logp_old` must be {list(self.batch.mask.shape)}, as the batch is, got {list(self.logp_old.shape)}"
+            )
+        check_log_probs("logp_old", self.logp_old, self.batch.mask)
 
     def stats(self, logp_theta: Tensor) -> TokenStats:
         """The statistics that weights are made from, once log π_θ exists."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .routing import check_routes
+from .stats import check_log_probs, check_rewards_finite, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class RolloutBatch:
         mask: bool `[..., B, L]`, True on the tokens that the policy sampled.
         lengths: int64 `[..., B]`, tokens that are not padding.
         logp_mu: `[..., B, L]` nats, of the distribution actually sampled from, temperature included.
-        rewards: `[..., B]`, finite.
+        rewards: `[..., B]`, finite; integers, bools and half floats become float32.
         groups: int64 `[..., B]`, the prompt that a response answers; a group's responses share a baseline.
         routes: int16 `[..., B, L, M, K]` of the inference engine, or None for a dense model.
         measure: `[..., B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
@@ -49,6 +50,7 @@ class RolloutBatch:
 
     def __post_init__(self) -> None:
         _check_shapes(self)
+        object.__setattr__(self, "rewards", real(self.rewards))
         _check_values(self)
         if self.routes is not None:
             _check_rows(self.routes, self.lengths)
@@ -100,9 +102,9 @@ def alignment(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor) -> int:
         logp_pi: `[B, L]` as rescored by the trainer at the same weights.
         mask: bool `[B, L]`.
     """
-    distance = {}
+    distance, known = {}, mask & logp_pi.isfinite()  # a token that pi cannot choose is far from wherever it is laid
     for shift in (0, -1, 1):
-        moved, seen = torch.roll(logp_mu, shift, dims=-1), mask & torch.roll(mask, shift, dims=-1)
+        moved, seen = torch.roll(logp_mu, shift, dims=-1), known & torch.roll(mask, shift, dims=-1)
         distance[shift] = float((moved - logp_pi).abs()[seen].mean()) if seen.any() else float("inf")
     return min(distance, key=lambda s: (distance[s], abs(s)))
 
@@ -125,6 +127,8 @@ def _check_shapes(b: RolloutBatch) -> None:
     if b.tokens.ndim < 2:
         raise DataError(f"`tokens` must be [..., batch, length], got {list(b.tokens.shape)}")
     whole = tuple(b.tokens.shape)
+    if 0 in whole:
+        raise DataError(f"a batch must hold at least one response of at least one token, got `tokens` {list(whole)}")
     expected = dict.fromkeys(("mask", "logp_mu"), whole)
     expected |= dict.fromkeys(("lengths", "rewards", "groups"), whole[:-1])
     if b.measure is not None:
@@ -140,10 +144,8 @@ def _check_shapes(b: RolloutBatch) -> None:
 def _check_values(b: RolloutBatch) -> None:
     if b.mask.dtype is not torch.bool:
         raise DataError(f"`mask` must be bool, got {b.mask.dtype}")
-    if not torch.isfinite(b.rewards).all():
-        raise DataError("`rewards` must be finite, got NaN or infinity; check the verifier of the task")
-    if not torch.isfinite(b.logp_mu).all() or (b.logp_mu > 0).any():
-        raise DataError("`logp_mu` must be finite and at most 0 (nats); got a value that is not a log-probability")
+    check_rewards_finite(b.rewards)
+    check_log_probs("logp_mu", b.logp_mu, b.mask)
     if (b.logp_mu[~b.mask] != 0).any():
         raise DataError("`logp_mu` must be 0 where `mask` is False; the array is shifted or the mask is wrong")
     if (b.lengths < 1).any() or (b.lengths > b.tokens.shape[-1]).any():
@@ -154,7 +156,7 @@ def _check_values(b: RolloutBatch) -> None:
     if b.mask[..., 0].any():
         raise DataError("`mask` must be False at position 0: no token precedes it, so nothing produced its log-prob")
     if b.measure is not None:
-        total = b.measure.sum(-1)
+        total = b.measure.double().sum(-1)
         if not (b.measure >= 0).all() or ((total - 1.0).abs() > 1e-6).any():
             raise DataError(
                 f"`measure` must be probabilities summing to 1, got a sum of {float(total.flatten()[0]):.9g}"

@@ -7,6 +7,7 @@ already moved beyond the bound in the direction that its advantage pushes it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -56,11 +57,26 @@ def tv(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
 
 def kl(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
     """Sign-aware mask where KL(Bernoulli μ(y_t) ‖ Bernoulli π_θ(y_t)) > high (DPPO)."""
-    p, q = stats.logp_theta.detach().exp(), stats.logp_mu.exp()
-    # xlogy(0, 0) = 0: a token that μ is certain of has no "other" outcome
-    divergence = torch.xlogy(q, q / p) + torch.xlogy(1 - q, (1 - q) / (1 - p))
-    far = divergence > c.high
+    p, q = stats.logp_theta.detach(), stats.logp_mu
+    far = bernoulli_kl(q, p) > c.high
     return r * sign_aware(stats.token_advantage, far & (p > q), far & (p < q))
+
+
+def bernoulli_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """q log(q/p) + (1-q) log((1-q)/(1-p)) from log q and log p, float64 nats; q is not 0.
+
+    1 - p is made from log p, which tells it from 0 where p itself rounds to 1. What log p rounds to 0 is taken to lie a
+    rounding away from it, so that two probabilities that both round to 1 are close, and not infinitely far.
+    """
+    log_q, log_p = (x.double().clamp(max=-torch.finfo(x.dtype).eps) for x in (log_q, log_p))
+    q, rest_q = log_q.exp(), _log_rest(log_q)
+    same = torch.where(q > 0, q * (log_q - log_p), 0.0)
+    return same + rest_q.exp() * (rest_q - _log_rest(log_p))
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p) for p < 1; either form is exact to rounding on its side of p = 1/2."""
+    return torch.where(log_p > -math.log(2.0), (-log_p.expm1()).log(), (-log_p.exp()).log1p())
 
 
 def second_moment(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .ratio import log_ratio, ratio
+from .ratio import bounded, log_product, ratio
 from .recipe import Correction
 from .stats import TokenStats
 
@@ -34,28 +34,28 @@ def truncate(stats: TokenStats, c: Correction) -> Tensor:
 
 def mask(stats: TokenStats, c: Correction) -> Tensor:
     """k · 1[low ≤ k ≤ high] (IcePop on tokens; MIS on the sequence product)."""
-    k = ratio(stats, c.of, c.span)
-    return k * _inside(k, c)
+    log = log_product(stats, c.of, c.span)
+    return (bounded(log) * _inside(log, c)).to(stats.logp_theta.dtype)
 
 
 def sequence_mask(stats: TokenStats, c: Correction) -> Tensor:
     """1[low ≤ ρ(y) ≤ high]: the whole response is kept or dropped, its weight unchanged."""
-    return _inside(ratio(stats, c.of, "sequence"), c)
+    return _inside(log_product(stats, c.of, "sequence"), c).to(stats.logp_theta.dtype)
 
 
 def geometric_mask(stats: TokenStats, c: Correction) -> Tensor:
     """1[low ≤ ρ(y)^{1/|y|} ≤ high]: as `sequence_mask`, on the geometric mean."""
-    return _inside(ratio(stats, c.of, "geometric"), c)
+    return _inside(log_product(stats, c.of, "geometric"), c).to(stats.logp_theta.dtype)
 
 
 def vespo(stats: TokenStats, c: Correction) -> Tensor:
     """φ(W) = W^{c1} exp(c2 (1 - W)), W = ρ(y), with (c1, c2) chosen by the sign of the advantage (VESPO)."""
-    log_w = log_ratio(stats, c.of).sum(-1, keepdim=True).expand_as(stats.logp_theta)
-    w = log_w.clamp(max=30.0).exp()
-    positive = stats.token_advantage > 0
-    c1 = torch.where(positive, c.positive[0], c.negative[0])
-    c2 = torch.where(positive, c.positive[1], c.negative[1])
-    return (c1 * log_w + c2 * (1.0 - w)).exp()
+    log_w = log_product(stats, c.of, "sequence")
+    w = log_w.clamp(max=30.0).exp()  # c2 > 0 has made the factor 0 by then
+    positive, signs = stats.token_advantage > 0, log_w.new_tensor([c.positive, c.negative])
+    c1, c2 = (torch.where(positive, *signs[:, i]) for i in range(2))
+    power = torch.where(c1 == 0, 0.0, c1 * log_w)  # 0^0 = 1
+    return bounded(power + c2 * (1.0 - w)).to(stats.logp_theta.dtype)
 
 
 def max_kl(stats: TokenStats, c: Correction) -> Tensor:
@@ -91,5 +91,7 @@ def correction(stats: TokenStats, c: Correction) -> Tensor:
     return CORRECTIONS[c.kind](stats, c)
 
 
-def _inside(k: Tensor, c: Correction) -> Tensor:
+def _inside(log: Tensor, c: Correction) -> Tensor:
+    """1 where the ratio itself, not what it is held at, lies between the bounds."""
+    k = log.exp()
     return ((k >= c.low) & (k <= c.high)).to(k)

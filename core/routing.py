@@ -116,7 +116,13 @@ def gate(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
     if router.kind == "topk_softmax":
         return logits.gather(-1, ids).softmax(-1)
     chosen = scores.gather(-1, ids)
-    return chosen if router.kind == "top1" else chosen / chosen.sum(-1, keepdim=True)
+    if router.kind == "top1":
+        return chosen
+    total = chosen.sum(-1, keepdim=True)
+    if (total > 0).all():
+        return chosen / total
+    # replayed experts whose scores all underflow: a softmax of their logits is what the quotient tends to
+    return torch.where(total > 0, chosen / total.where(total > 0, 1.0), logits.gather(-1, ids).softmax(-1))
 
 
 def flips(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .errors import DataError
 
+LOG_PROB_DTYPES = (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStats:
@@ -22,13 +24,19 @@ class TokenStats:
         logp_old: `[..., B, T]` nats, log π_old under the same routes as `logp_theta`.
         logp_mu: `[..., B, T]` nats, log μ_old, the policy that was sampled.
         mask: `[..., B, T]` bool, True on response tokens.
-        advantage: `[..., B]` (or `[..., B, T]`), in units of reward.
+        advantage: `[..., B]` or `[..., B, T]`, in units of reward.
         measure: `[..., B]` probability of each response, summing to 1; None for a sampled batch,
             where every response weighs 1/B.
         kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `max_kl`.
         router_shift: `[..., B, T]` nats, mean over layers and selected experts of
             |log router_θ - log router_old|; needed by `router_shift`.
         rewards: `[..., B]`; no weight reads them, only the diagnostics that ask for them.
+
+    The leading axes of all are the same. On the mask, log-probs are at most 0 and not NaN; -inf is a probability of 0,
+    which μ cannot have sampled; advantages are finite. Off the mask nothing is read.
+
+    Raises:
+        DataError: naming the field, the rule and what was got.
     """
 
     logp_theta: Tensor
@@ -42,14 +50,12 @@ class TokenStats:
     rewards: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("logp_old", "logp_mu", "mask"):
-            if getattr(self, name).shape[-2:] != self.logp_theta.shape[-2:]:
-                raise DataError(
-                    f"`{name}` must end in [batch, token] = {list(self.logp_theta.shape[-2:])}, "
-                    f"got {list(getattr(self, name).shape)}"
-                )
-        if self.mask.dtype is not torch.bool:
-            raise DataError(f"`mask` must be bool, got {self.mask.dtype}")
+        _check_shapes(self)
+        if type(self.logp_theta) is not Tensor:
+            return  # the tensors of a dry run have shapes and no values
+        for name in ("logp_mu", "logp_old", "logp_theta"):
+            check_log_probs(name, getattr(self, name), self.mask)
+        _check_values(self)
 
     @property
     def token_advantage(self) -> Tensor:
@@ -82,3 +88,88 @@ class TokenStats:
         """Some members of an ensemble, the leading axis."""
         held = {name: t[cut] for name, t in vars(self).items() if t is not None}
         return replace(self, **held)
+
+
+def real(x: Tensor) -> Tensor:
+    """The same numbers in a dtype that has means and spreads: integers, bools and half floats as float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
+    """Refuse what is no log-probability on the mask, or is stored too coarsely to make a ratio of.
+
+    `logp_mu` must be finite as well: what was sampled had a probability.
+
+    Raises:
+        DataError: naming the dtype, or how many values are wrong and where the first is.
+    """
+    if logp.dtype not in LOG_PROB_DTYPES:
+        raise DataError(
+            f"`{name}` must be float32 or float64, got {str(logp.dtype).removeprefix('torch.')}, whose rounding is as "
+            "large as the log-ratios themselves; make log-probs from float32 logits and keep them so"
+        )
+    seen = torch.where(mask, logp.detach(), -1.0)
+    lowest = -torch.finfo(logp.dtype).max if name == "logp_mu" else -torch.inf
+    check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {_RULES[name == 'logp_mu']}")
+
+
+def check_rewards_finite(rewards: Tensor) -> None:
+    """Refuse rewards that are NaN or infinite.
+
+    Raises:
+        DataError: with their number and where the first is.
+    """
+    check_all(rewards.isfinite(), rewards, "`rewards` must be finite", "; check the verifier of the task")
+
+
+def check_all(right: Tensor, x: Tensor, rule: str, remedy: str = "") -> None:
+    """Refuse values unless all are right, saying how many are not and where the first is.
+
+    Args:
+        right: bool, of the shape of `x`.
+        x: the values.
+        rule: the beginning of the sentence, with the name and what must hold.
+        remedy: its end.
+
+    Raises:
+        DataError: with the count, the first wrong value and its index.
+    """
+    if not right.all():
+        wrong = (~right).nonzero()
+        first = wrong[0].tolist()
+        value, verb = float(x[tuple(first)]), "is" if len(wrong) == 1 else "are"
+        raise DataError(f"{rule}, got {len(wrong)} that {verb} not, the first {value:g} at {first}{remedy}")
+
+
+_RULES = ("at most 0 (nats) and no NaN where `mask` is True", "finite and at most 0 (nats) where `mask` is True")
+
+
+def _check_shapes(s: TokenStats) -> None:
+    whole = tuple(s.logp_theta.shape)
+    if len(whole) < 2 or 0 in whole:
+        raise DataError(f"`logp_theta` must be [..., batch, token] with at least one of each, got {list(whole)}")
+    expected = dict.fromkeys(("logp_old", "logp_mu", "mask", "kl_mu", "router_shift"), whole)
+    expected |= dict.fromkeys(("measure", "rewards"), whole[:-1])
+    for name, shape in expected.items():
+        held = getattr(s, name)
+        if held is not None and tuple(held.shape) != shape:
+            raise DataError(
+                f"`{name}` must be {list(shape)} beside a `logp_theta` of {list(whole)}, got {list(held.shape)}"
+            )
+    if tuple(s.advantage.shape) not in (whole, whole[:-1]):
+        raise DataError(
+            f"`advantage` must be {list(whole[:-1])}, one a response, or {list(whole)}, one a token, "
+            f"got {list(s.advantage.shape)}"
+        )
+    if s.mask.dtype is not torch.bool:
+        raise DataError(f"`mask` must be bool, got {s.mask.dtype}")
+
+
+def _check_values(s: TokenStats) -> None:
+    a = torch.where(s.mask, s.token_advantage, 0.0)
+    check_all(a.isfinite(), a, "`advantage` must be finite", "; check rewards and critic")
+    for name in ("kl_mu", "router_shift"):
+        held: Tensor | None = getattr(s, name)
+        if held is not None:
+            x = torch.where(s.mask, held, 0.0)
+            check_all(x >= (0 if name == "router_shift" else -torch.inf), x, f"`{name}` must be a distance and no NaN")

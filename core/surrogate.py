@@ -19,7 +19,7 @@ from torch import Tensor
 from .clip import clip
 from .correction import correction
 from .diagnostics import Quantity
-from .ratio import ratio
+from .ratio import BOUND, LOG_BOUND, ratio, saturated
 from .recipe import Recipe
 from .stats import TokenStats
 
@@ -28,7 +28,7 @@ from .stats import TokenStats
 class TokenWeights:
     """The weight of every token and the factors that it was made of, all `[..., B, T]`.
 
-    `weight = token_advantage · clipped · correction / norm` on the mask and 0 off it.
+    `weight = token_advantage · min(clipped · correction, BOUND) / norm` on the mask and 0 off it.
     """
 
     weight: Tensor
@@ -55,7 +55,9 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
     norm = normaliser(stats, recipe)
-    weight = torch.where(stats.mask, stats.token_advantage * clipped * factor / norm, 0.0).detach()
+    held = torch.minimum(factor, BOUND / clipped)  # the product of two ratios is a ratio, and held as one
+    weight = stats.token_advantage * clipped * held / norm
+    weight = torch.where(_scored(stats), weight, 0.0).to(stats.logp_theta.dtype).detach()
     return TokenWeights(weight=weight, ratio=r, clipped=clipped, correction=factor, norm=norm)
 
 
@@ -71,7 +73,7 @@ def normaliser(stats: TokenStats, recipe: Recipe) -> Tensor:
         return lengths[..., None] ** rule.alpha
     if rule.kind == "token_mean":
         mean = (stats.weights * stats.mask.sum(-1)).sum(-1, keepdim=True)
-        return mean[..., None]
+        return torch.where(mean > 0, mean, 1.0)[..., None]  # a batch without tokens has no weights to divide
     value = rule.constant if rule.kind == "constant" else 1.0
     return torch.full_like(lengths, value)[..., None]
 
@@ -83,8 +85,13 @@ def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
         stats: `logp_theta` carries the gradient; m_b is the response's measure, or 1/B.
         weight: `[..., B, T]` from `token_weights`.
     """
-    per_response = (weight.detach() * torch.where(stats.mask, stats.logp_theta, 0.0)).sum(-1)
+    per_response = (weight.detach() * torch.where(_scored(stats), stats.logp_theta, 0.0)).sum(-1)
     return -(stats.weights * per_response).sum(-1)
+
+
+def _scored(stats: TokenStats) -> Tensor:
+    """The response tokens that have a score: log π_θ of a token that π_θ cannot choose is -inf and has no gradient."""
+    return stats.mask & (stats.logp_theta.detach() > -torch.inf)
 
 
 _SHARE = "share of response tokens"
@@ -105,6 +112,11 @@ RECEIPTS: dict[str, Quantity] = {
     ),
     "corrected": Quantity(formula="the correction factor is not 1", unit=_SHARE, source="firstorder"),
     "ratio_not_one": Quantity(formula="the ratio of [ratio] is not 1", unit=_SHARE, source="firstorder"),
+    "saturated": Quantity(
+        formula=f"the ratio of [ratio], the correction or their product was held at exp({LOG_BOUND:g})",
+        unit=_SHARE,
+        source="the bound is that of verl's clamp of the log ratio",
+    ),
 }
 
 
@@ -122,6 +134,7 @@ def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str
         "masked": parts.correction == 0,
         "corrected": parts.correction != 1,
         "ratio_not_one": parts.ratio != 1,
+        "saturated": saturated(parts.ratio) | saturated(parts.correction) | saturated(parts.clipped * parts.correction),
     }
     weight = stats.counts
     tokens = (weight * stats.mask.sum(-1)).sum(-1)

@@ -54,7 +54,7 @@ def lambda_returns(values: Tensor, rewards: Tensor, mask: Tensor, lam: float) ->
         >>> lambda_returns(values, torch.ones(1), mask, lam=0.5).tolist()
         [[0.0, 0.75, 1.0]]
     """
-    later = value = rewards.expand(values.shape[:-1])  # G and V of the next response token
+    later = value = rewards.to(values).expand(values.shape[:-1])  # G and V of the next response token
     found = torch.zeros_like(values)
     for t in reversed(range(values.shape[-1])):
         on = mask[..., t]
@@ -107,4 +107,8 @@ def explained_variance(reduced: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "vf_return" not in m:
         return {}
     left, whole = (m[f"{name}_square"] - m[name].square() for name in ("vf_left", "vf_return"))
+    rounding = (
+        16 * torch.finfo(whole.dtype).eps * m["vf_return_square"]
+    )  # what is left of a difference that should be 0
+    whole = torch.where(whole > rounding, whole, 0.0)
     return {"critic/vf_explained_var": 1 - left / whole}

@@ -112,6 +112,7 @@ TITLES = {
     "masked": "masked",
     "corrected": "corrected",
     "ratio_not_one": "ratio not 1",
+    "saturated": "held at the bound",
 }
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.advantage import STD_EPSILON, advantage
-from firstorder.core.errors import DataError
+from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.recipe import Advantage
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=9)
@@ -74,5 +74,58 @@ def test_groups_do_not_see_each_other(same):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("baseline", ["none", "group_mean"])
 def test_a_reward_that_is_no_number_is_refused(bad, baseline):
-    with pytest.raises(DataError, match="`rewards` must be finite"):
+    with pytest.raises(DataError, match=rf"`rewards` must be finite, got 1 that is not, the first {bad:g} at \[1\]"):
         of([0.0, bad], baseline)
+
+
+@pytest.mark.parametrize("std", [False, True])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+def test_a_group_of_one_has_no_advantage(std, baseline):
+    assert of([3.0], baseline, std).tolist() == [0.0]
+    assert advantage(torch.tensor([[1.0], [0.0]]), Advantage(baseline=baseline, std=std)).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("std", [False, True])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float16, torch.bfloat16])
+def test_rewards_of_any_dtype_earn_what_they_earn_as_float32(dtype, std, baseline):
+    rewards, rule = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]), Advantage(baseline=baseline, std=std)
+    found = advantage(rewards.to(dtype), rule)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, advantage(rewards, rule))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4), ()])
+def test_an_empty_group_is_one_line(shape):
+    with pytest.raises(DataError, match=r"`rewards` must be \[..., group\] with at least one response, got \["):
+        advantage(torch.zeros(shape), Advantage(baseline="group_mean"))
+
+
+def test_a_spread_without_a_baseline_is_refused():
+    with pytest.raises(ConfigError, match=r"advantage.std needs a group baseline, got none"):
+        of([1.0, 0.0], "none", std=True)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_rewards_whose_sum_or_spread_overflows_are_refused(kind):
+    rewards = {"float32": [3e38, 3e38], "float64": [1e200, -1e200]}[kind]
+    with pytest.raises(
+        DataError, match=f"are too large for torch.{kind}: the sum or the spread of a group is infinite"
+    ):
+        advantage(torch.tensor(rewards, dtype=getattr(torch, kind)), Advantage(baseline="group_mean", std=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rewards=st.lists(
+        st.floats(-(2.0**50), 2.0**50, width=32) | st.sampled_from([0.0, 1.0, 1e-40, 0.1]), min_size=1, max_size=9
+    ),
+    baseline=st.sampled_from(["group_mean", "leave_one_out"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_an_advantage_over_its_spread_is_finite_and_at_most_what_a_group_allows(rewards, baseline, dtype):
+    found = advantage(torch.tensor(rewards, dtype=dtype), Advantage(baseline=baseline, std=True))
+    size = len(rewards)
+    assert found.isfinite().all()
+    # (size - 1) / sqrt(size) for the group mean, sqrt(size) without oneself; rounding of the mean adds the rest
+    assert (found.abs() <= size**0.5 * (1 + 1e-5) + 1e-3).all()

@@ -62,11 +62,16 @@ def test_a_field_of_another_size_is_named(name):
         ({"routes": fields()["routes"][..., 0]}, r"`routes` must be \[3, 6, layers, k\]"),
         ({"routes": fields()["routes"].float()}, "`routes` must be integers"),
         ({"mask": fields()["mask"].long()}, "`mask` must be bool"),
-        (changed("rewards", (1, torch.nan)), "`rewards` must be finite"),
+        (changed("rewards", (1, torch.nan)), r"`rewards` must be finite, got 1 that is not, the first nan at \[1\]"),
         (changed("rewards", (1, torch.inf)), "`rewards` must be finite"),
-        (changed("logp_mu", ((0, 2), torch.nan)), "`logp_mu` must be finite and at most 0"),
+        (
+            changed("logp_mu", ((0, 2), torch.nan)),
+            r"`logp_mu` must be finite and at most 0 .*, got 1 that is not, the first nan at \[0, 2\]",
+        ),
         (changed("logp_mu", ((0, 2), -torch.inf)), "`logp_mu` must be finite and at most 0"),
-        (changed("logp_mu", ((0, 2), 0.1)), "`logp_mu` must be finite and at most 0"),
+        (changed("logp_mu", ((0, 2), 0.1), ((2, 4), 0.2)), r"got 2 that are not, the first 0.1 at \[0, 2\]"),
+        (changed("logp_mu", ((0, 3), torch.nan)), "`logp_mu` must be 0 where `mask` is False"),
+        ({"logp_mu": fields()["logp_mu"].bfloat16()}, "`logp_mu` must be float32 or float64, got bfloat16"),
         (changed("logp_mu", ((0, 3), -0.1)), "`logp_mu` must be 0 where `mask` is False"),
         (changed("lengths", (0, 7)), r"`lengths` must lie in 1\.\.6"),
         (changed("lengths", (2, 0)), r"`lengths` must lie in 1\.\.6"),
@@ -171,3 +176,45 @@ def test_responses_that_do_not_divide_into_mini_batches_are_refused_and_none_is_
     with pytest.raises(DataError, match=f"a batch of 4 responses does not divide into {parts} mini-batches"):
         list(split(scored, parts))
     assert [len(part.batch.rewards) for part in split(scored, 2)] == [2, 2]
+
+
+def test_a_batch_without_responses_is_one_line():
+    empty = {name: x[:0] for name, x in fields().items()}
+    with pytest.raises(DataError, match=r"at least one response of at least one token, got `tokens` \[0, 6\]"):
+        RolloutBatch(**empty)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16])
+def test_rewards_of_any_dtype_become_numbers_that_have_a_mean(dtype):
+    rewards = torch.tensor([1.0, 0.0, 1.0]).to(dtype)
+    batch = RolloutBatch(**(fields() | {"rewards": rewards}))
+    assert batch.rewards.dtype is torch.float32
+    assert batch.rewards.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_a_measure_of_many_responses_may_be_float32():
+    many = {name: x[[0] * 40_000] for name, x in fields().items()}
+    measure = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    RolloutBatch(**(many | {"measure": measure / measure.double().sum()}))
+
+
+def test_a_token_that_pi_cannot_choose_does_not_shift_an_alignment():
+    logp = -torch.arange(1.0, 7.0).expand(2, 6)
+    mask = torch.tensor([[False, True, True, True, True, True]] * 2)
+    closed = logp.clone()
+    closed[0, 1] = -torch.inf
+    assert alignment(logp, closed, mask) == 0
+    assert alignment(logp, torch.full_like(logp, -torch.inf), mask) == 0
+
+
+@pytest.mark.parametrize(("value", "shown"), [(torch.nan, "nan"), (0.5, "0.5")])
+def test_a_score_that_is_no_log_probability_is_refused_by_name(value, shown):
+    batch = four_responses([0, 0, 1, 1])
+    logp = batch.logp_mu.clone()
+    logp[2, 1] = value
+    with pytest.raises(DataError, match=rf"`logp_old` must be .*, got 1 that is not, the first {shown} at \[2, 1\]"):
+        Scored(batch=batch, logp_old=logp, replay=None)
+    with pytest.raises(DataError, match=r"`logp_old` must be \[4, 3\], as the batch is, got \[4, 2\]"):
+        Scored(batch=batch, logp_old=logp[:, 1:], replay=None)
+    with pytest.raises(DataError, match="`logp_old` must be float32 or float64, got float16"):
+        Scored(batch=batch, logp_old=batch.logp_mu.half(), replay=None)

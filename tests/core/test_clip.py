@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core import toml
-from firstorder.core.clip import CLIPS, clip
+from firstorder.core.clip import CLIPS, bernoulli_kl, clip
 from firstorder.core.ratio import log_ratio, ratio
 from firstorder.core.recipe import Clip, Recipe
+from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import surrogate_loss, token_weights
 
 HIGH = {"tv": 0.02, "kl": 0.002, "second_moment": 0.04}
@@ -160,3 +162,64 @@ def test_certain_tokens_pass_the_kl_mask_where_the_policies_agree(make_stats):
     sure = replace(stats, logp_theta=torch.zeros_like(stats.logp_mu), logp_mu=torch.zeros_like(stats.logp_mu))
     ones = torch.ones_like(stats.logp_theta)
     assert (clip(sure, ones, Recipe(clip=Clip(kind="kl", high=0.05))) == 1).all()
+
+
+def token(log_p, log_q, advantage, dtype):
+    """One response of one token."""
+    p, q = (torch.tensor([[x]], dtype=dtype) for x in (log_p, log_q))
+    return TokenStats(
+        logp_theta=p, logp_old=p, logp_mu=q, mask=torch.ones(1, 1).bool(), advantage=torch.tensor([advantage]).to(dtype)
+    )
+
+
+def divergence(log_p, log_q):
+    """KL(Bernoulli q || Bernoulli p) of one token in a hundred digits."""
+    with localcontext() as context:
+        context.prec = 100
+        p, q = Decimal(log_p).exp(), Decimal(log_q).exp()
+        return float(q * (q / p).ln() + (1 - q) * ((1 - q) / (1 - p)).ln())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_q", [-1e-12, -3e-8, -1e-7, -1e-3, -0.5, -0.7, -5.0, -30.0, -100.0, -800.0])
+@pytest.mark.parametrize("log_p", [-1e-12, -1e-9, -1e-7, -2e-3, -0.5, -0.7, -6.0, -29.0, -110.0, -790.0])
+def test_the_divergence_of_two_probabilities_is_that_of_a_hundred_digits(log_p, log_q, dtype):
+    p, q = (torch.tensor(x, dtype=dtype) for x in (log_p, log_q))
+    certain = -torch.finfo(dtype).eps  # what rounds to 1 is a rounding away from it
+    right = divergence(min(float(p), certain), min(float(q), certain))
+    assert float(bernoulli_kl(q, p)) == pytest.approx(right, rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("log_p", "log_q"), [(0.0, -1e-7), (-1e-20, -1e-7), (0.0, -1e-12), (-1e-7, 0.0), (0.0, 0.0)])
+def test_a_token_of_which_both_policies_are_certain_is_kept(log_p, log_q, dtype):
+    for advantage in (1.0, -1.0):
+        stats = token(log_p, log_q, advantage, dtype)
+        assert -1e-15 < float(bernoulli_kl(stats.logp_mu, stats.logp_theta)) < 1e-5
+        assert clip(stats, torch.ones(1, 1, dtype=dtype), Recipe(clip=Clip(kind="kl", high=0.05))).item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("log_p", "log_q", "kept"),  # of a token with A > 0, with A < 0
+    [
+        (0.0, -0.1, (0, 1)),
+        (-0.1, 0.0, (1, 0)),
+        (-800.0, -0.1, (1, 0)),
+        (-math.inf, -0.1, (1, 0)),
+        (-900.0, -800.0, (1, 1)),
+    ],
+)
+def test_a_token_of_which_one_policy_is_certain_is_dropped_where_it_is_pushed_on(log_p, log_q, kept, dtype):
+    for advantage, right in zip((1.0, -1.0), kept, strict=True):
+        stats = token(log_p, log_q, advantage, dtype)
+        assert clip(stats, torch.ones(1, 1, dtype=dtype), Recipe(clip=Clip(kind="kl", high=0.05))).item() == right
+
+
+@pytest.mark.parametrize("kind", sorted(CLIPS))
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_token_that_pi_cannot_choose_stays_at_ratio_0(kind, advantage):
+    stats = token(-math.inf, -1.0, advantage, torch.float64)
+    span = "geometric" if kind == "gspo" else "token"
+    rule = {"ratio": {"of": "theta/mu", "span": span}, "clip": {"kind": kind, "low": 1.0, "high": 0.2}}
+    assert clip(stats, ratio(stats, "theta/mu", span), Recipe.model_validate(rule)).tolist() == [[0.0]]

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from firstorder.core.correction import CORRECTIONS, correction
 from firstorder.core.errors import DataError
+from firstorder.core.ratio import BOUND, LOG_BOUND
 from firstorder.core.recipe import Correction
+from firstorder.core.stats import TokenStats
 
 
 def responses(stats, of):
@@ -92,8 +94,8 @@ def test_vespo_is_one_where_the_policies_agree_and_survives_where_they_do_not(ma
     stats = make_stats()
     c = Correction(kind="vespo", of="theta/mu")
     assert (correction(replace(stats, logp_mu=stats.logp_theta), c)[stats.mask] == 1).all()
-    for shift in (-300.0, 300.0):
-        far = replace(stats, logp_mu=stats.logp_mu + shift)
+    for name in ("logp_theta", "logp_mu"):
+        far = replace(stats, **{name: getattr(stats, name) - 300.0})
         assert (correction(far, c)[stats.mask] == 0).all()
 
 
@@ -111,3 +113,54 @@ def test_a_correction_without_its_measurement_is_refused(make_stats, kind, field
     stats = replace(make_stats(), **{field: None})
     with pytest.raises(DataError, match=f"`{kind}` needs `{field}`"):
         correction(stats, Correction(kind=kind, low=0.5, high=0.9))
+
+
+def test_the_exponents_of_vespo_are_read_in_float64(make_stats, same):
+    stats = make_stats()
+    c = Correction(kind="vespo", of="theta/mu", positive=(0.1, 0.3), negative=(0.7, 1.1))
+    same(correction(stats, c)[stats.mask], slow(stats, c))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.01, -0.01, 3.0, -3.0])
+@pytest.mark.parametrize("exponents", [(2.0, 3.0), (0.0, 3.0), (2.0, 0.0), (100.0, 1e-3)])
+def test_vespo_over_32768_tokens_is_its_formula_or_the_bound(make_stats, dtype, shift, exponents):
+    logp = torch.full((2, 32_768), -4.0, dtype=dtype)
+    mask = torch.ones(2, 32_768, dtype=torch.bool)
+    mask[1, 100:] = False
+    stats = TokenStats(logp_theta=logp + shift, logp_old=logp, logp_mu=logp, mask=mask, advantage=torch.ones(2))
+    found = correction(stats, Correction(kind="vespo", of="theta/mu", positive=exponents))
+    for row, tokens in enumerate((32_768, 100)):
+        log_w = float((stats.logp_theta - logp)[row].double()[:tokens].sum())
+        exponent = exponents[0] * log_w + exponents[1] * (1 - math.exp(min(log_w, 30.0)))
+        expected = math.exp(min(exponent, LOG_BOUND)) if exponent > -700 else 0.0
+        assert float(found[row, 0]) == pytest.approx(expected, rel=1e-5, abs=1e-30)
+        assert (found[row] == found[row, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["mask", "sequence_mask"])
+@pytest.mark.parametrize(("nats", "kept"), [(19.0, True), (22.0, True), (24.0, False), (900.0, False)])
+def test_a_mask_reads_the_ratio_and_not_what_it_is_held_at(kind, nats, kept):
+    logp = torch.full((1, 1), -1000.0, dtype=torch.float64)
+    stats = TokenStats(
+        logp_theta=logp, logp_old=logp + nats, logp_mu=logp, mask=logp < 0, advantage=torch.ones(1).double()
+    )
+    factor = correction(stats, Correction(kind=kind, high=1e10))  # exp(23.03)
+    assert (factor > 0).item() == kept
+    assert factor.item() == (
+        kept if kind == "sequence_mask" else kept * min(BOUND, float(torch.tensor(nats).double().exp()))
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(CORRECTIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_that_pi_cannot_choose_makes_no_correction_nan(make_stats, kind, dtype):
+    stats = make_stats(dtype=dtype)
+    nothing = stats.logp_old.clone()
+    nothing[0, 1] = -torch.inf
+    stats = replace(stats, logp_old=nothing, kl_mu=torch.where(nothing.isinf(), torch.inf, stats.kl_mu))
+    factor = correction(stats, Correction(kind=kind, **BOUNDS.get(kind, {})))
+    assert factor.dtype is dtype
+    assert factor[stats.mask].isfinite().all()
+    if kind not in ("none", "router_shift"):  # the latter compares routers
+        assert factor[0, 1] == 0

@@ -106,6 +106,22 @@ def test_a_foreign_replay_keeps_the_gradient_of_the_router(same, router):
     assert (analytic.gather(-1, foreign).abs().sum(-1) > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["softmax_topk", "sigmoid_bias", "group_limited"])
+def test_gates_of_replayed_experts_whose_scores_underflow_are_those_of_their_logits(same, kind):
+    router = ROUTERS[kind]
+    logits = normal(4, 8)
+    logits[0] -= torch.tensor([0, 0, 0, 0, 0, 800.0, 801.0, 802.0]).double()
+    if kind != "softmax_topk":
+        logits[0] -= 800.0
+    logits.requires_grad_()
+    replay = torch.tensor([[5, 6, 7]] * 4)
+    gates = route(logits, router, replay=replay).gates
+    same(gates[0], logits[0, 5:].softmax(-1).detach())
+    same(gates[1:], route(logits[1:], router, replay=replay[1:]).gates.detach())
+    (gradient,) = torch.autograd.grad(gates.square().sum(), logits)
+    assert gradient.isfinite().all()
+
+
 def test_softmax_first_and_topk_first_give_the_same_gates(same):
     logits = 3 * normal(50, 8)
     first, last = route(logits, ROUTERS["softmax_topk"]), route(logits, ROUTERS["topk_softmax"])

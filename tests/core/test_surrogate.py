@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core import toml
+from firstorder.core.ratio import BOUND
 from firstorder.core.recipe import Recipe
+from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import RECEIPTS, normaliser, receipts, surrogate_loss, token_weights
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
@@ -59,7 +61,9 @@ def test_a_measure_counts_like_repeated_responses(make_stats, same, recipe, seed
     exhaustive = replace(make_stats(seed), measure=counts.double() / 16)
     sampled = replace(
         exhaustive,
-        **{n: getattr(exhaustive, n).repeat_interleave(counts, 0) for n in (*PER_TOKEN, "mask", "advantage")},
+        **{
+            n: getattr(exhaustive, n).repeat_interleave(counts, 0) for n in (*PER_TOKEN, "mask", "advantage", "rewards")
+        },
         measure=None,
     )
     weight = token_weights(exhaustive, recipe).weight
@@ -80,7 +84,7 @@ def test_a_weight_is_the_product_of_its_reported_factors(make_stats, same, recip
 @pytest.mark.parametrize("name", ["minirl", "gspo", "dapo", "m2po", "vespo", "nfpo"])
 def test_an_ensemble_is_its_members(make_stats, same, name):
     members = [make_stats(seed) for seed in (1, 2)]
-    fields = (*PER_TOKEN, "mask", "advantage")
+    fields = (*PER_TOKEN, "mask", "advantage", "rewards")
     stack = replace(members[0], **{n: torch.stack([getattr(m, n) for m in members]) for n in fields})
     weight = token_weights(stack, RECIPES[name]).weight
     loss = surrogate_loss(stack, weight)
@@ -139,6 +143,7 @@ def test_receipts_count_the_tokens_that_each_part_changed(make_stats):
         "masked": (0, tokens),
         "corrected": (int(((k.clamp(max=2.0) != 1) & stats.mask).sum()), tokens),
         "ratio_not_one": (tokens, tokens),
+        "saturated": (0, tokens),
     }
     assert all(found[part][0] > 0 for part in ("clip_upper", "clip_lower", "truncated"))
 
@@ -164,3 +169,171 @@ def test_a_factor_that_equals_the_bound_of_a_mask_is_not_truncated(make_stats):
 def test_receipts_of_a_recipe_without_parts_are_zero(make_stats):
     stats = make_stats()
     assert not any(n for n, _ in counted(stats, RECIPES["reinforce"]).values())
+
+
+METHODS = {
+    recipe.model_copy(
+        update={"about": Recipe().about, "schedule": Recipe().schedule, "optimizer": Recipe().optimizer}
+    ): name
+    for name, recipe in RECIPES.items()
+}
+EVERY_METHOD = pytest.mark.parametrize("recipe", METHODS, ids=METHODS.values())
+BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+ODD = torch.tensor([0.0, -1e-30, -1e-8, -0.7, -19.0, -21.0, -90.0, -800.0, -1e4, -torch.inf], dtype=torch.float64)
+FAR = torch.tensor([0.0, 1e-8, 0.04, 30.0, 1e5, torch.inf], dtype=torch.float64)
+
+
+def odd_batch(seed, size, length, filled, dtype):
+    """Any log-probs, lengths, advantages and distances that a batch may hold, each at its extremes."""
+    g = torch.Generator().manual_seed(seed)
+
+    def drawn(values, *shape):
+        return values[torch.randint(len(values), shape, generator=g)].to(dtype)
+
+    return TokenStats(
+        logp_theta=drawn(ODD, size, length),
+        logp_old=drawn(ODD, size, length),
+        logp_mu=drawn(ODD[:-1], size, length),
+        mask=torch.rand(size, length, generator=g) < filled,
+        advantage=drawn(torch.tensor([0.0, 1e-30, 1.0, -1.0, 1e6, -1e6]), size),
+        kl_mu=drawn(FAR, size, length),
+        router_shift=drawn(FAR, size, length),
+    )
+
+
+def outcome(stats, recipe):
+    """The weights, the loss and its gradient by log π_θ."""
+    leaf = stats.logp_theta.clone().requires_grad_()
+    live = replace(stats, logp_theta=leaf)
+    weight = token_weights(live, recipe).weight
+    loss = surrogate_loss(live, weight)
+    loss.backward()
+    return weight, loss, leaf.grad
+
+
+@EVERY_METHOD
+@BOTH
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(1, 4),
+    length=st.sampled_from([1, 2, 9, 70]),
+    filled=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+)
+def test_any_batch_gives_finite_weights_a_finite_loss_and_a_finite_gradient(recipe, dtype, seed, size, length, filled):
+    stats = odd_batch(seed, size, length, filled, dtype)
+    found = outcome(stats, recipe)
+    assert all(x.isfinite().all() and x.dtype is dtype for x in found)
+    norm = normaliser(stats, recipe)
+    assert ((found[0] * norm).abs() <= stats.advantage[:, None].abs() * BOUND * (1 + 1e-5)).all()
+    counts = receipts(stats, token_weights(stats, recipe), recipe)
+    assert all(0 <= above <= below == stats.mask.sum() for above, below in counts.values())
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("drift", [0.01, -0.01])
+def test_32768_tokens_that_drift_one_way_give_the_same_finite_weights_in_both_dtypes(recipe, drift):
+    noise = torch.randn(2, 32_768, generator=torch.Generator().manual_seed(0)).mul(1e-3)
+    mu = torch.full((2, 32_768), -2.0)
+    single = TokenStats(
+        logp_theta=mu + drift + noise,
+        logp_old=mu + drift / 2,
+        logp_mu=mu,
+        mask=torch.arange(32_768) < torch.tensor([[32_768], [700]]),
+        advantage=torch.tensor([1.0, -1.0]),
+        kl_mu=noise.abs(),
+        router_shift=noise.abs(),
+    )
+    double = replace(single, **{n: x.double() for n, x in vars(single).items() if x is not None and n != "mask"})
+    found, right = outcome(single, recipe), outcome(double, recipe)
+    terms = (right[0] * double.logp_theta).abs().sum(-1).mean()  # of the loss, in which the two responses may cancel
+    for one, other, scale in zip(found, right, (right[0].abs().max(), terms, right[2].abs().max()), strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=float(scale) * 1e-6)
+
+
+def far_apart(**shifts):
+    """A response of three tokens whose log-probs lie so many nats below -1."""
+    logp = {name: torch.full((1, 3), -1.0 - shifts.get(name, 0.0)).double() for name in ("theta", "old", "mu")}
+    return TokenStats(
+        **{f"logp_{name}": x for name, x in logp.items()},
+        mask=torch.ones(1, 3, dtype=torch.bool),
+        advantage=torch.tensor([-2.0]).double(),
+    )
+
+
+@BOTH
+def test_two_factors_at_their_bound_make_a_product_at_the_bound(dtype):
+    recipe = Recipe.model_validate({"ratio": {"of": "theta/old"}, "correction": {"kind": "ratio", "of": "old/mu"}})
+    stats = far_apart(old=90.0, mu=180.0)
+    stats = replace(
+        stats, **{n: getattr(stats, n).to(dtype) for n in ("logp_theta", "logp_old", "logp_mu", "advantage")}
+    )
+    weight, loss, _ = outcome(stats, recipe)
+    bound = torch.tensor(BOUND, dtype=dtype)
+    assert (weight == -2 * bound).all()
+    assert loss == -6 * bound
+    assert counted(stats, recipe)["saturated"] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "shifts", "held"),
+    [
+        ({"ratio": {"of": "theta/mu"}}, {"mu": 21.0}, 3),
+        ({"ratio": {"of": "theta/mu"}}, {"mu": 19.0}, 0),
+        ({"ratio": {"of": "theta/mu", "span": "sequence"}}, {"mu": 7.0}, 3),
+        ({"ratio": {"of": "theta/mu", "span": "prefix"}}, {"mu": 7.0}, 1),
+        ({"ratio": {"of": "theta/mu", "span": "geometric"}}, {"mu": 7.0}, 0),
+        ({"ratio": {"of": "none"}, "correction": {"kind": "ratio"}}, {"mu": 21.0}, 3),
+        ({"ratio": {"of": "none"}, "correction": {"kind": "truncate", "high": 2.0}}, {"mu": 21.0}, 0),
+        ({"ratio": {"of": "theta/old"}, "correction": {"kind": "ratio"}}, {"old": 11.0, "mu": 22.0}, 3),
+        ({"ratio": {"of": "theta/old"}, "correction": {"kind": "ratio"}}, {"old": 9.0, "mu": 18.0}, 0),
+        ({"ratio": {"of": "theta/mu"}}, {"theta": 800.0}, 0),
+    ],
+)
+def test_tokens_held_at_the_bound_are_counted(parts, shifts, held):
+    stats = far_apart(**shifts)
+    recipe = Recipe.model_validate(parts)
+    assert counted(stats, recipe)["saturated"] == (held, 3)
+    if not held:
+        made = token_weights(stats, recipe)
+        assert torch.equal(made.weight, stats.advantage[:, None] * made.clipped * made.correction / made.norm)
+
+
+@EVERY
+@BOTH
+def test_a_token_that_pi_cannot_choose_leaves_loss_and_gradient_finite(recipe, dtype):
+    """Through the distribution itself: the logits that top-k has closed are -inf."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, generator=g, dtype=dtype).requires_grad_()
+    shut = torch.zeros(2, 4, 5, dtype=torch.bool)
+    shut[0, 1, 2] = True
+    tokens = torch.full((2, 4, 1), 2)
+    logp = logits.masked_fill(shut, -torch.inf).log_softmax(-1).gather(-1, tokens)[..., 0]
+    open_logp = logits.detach().log_softmax(-1).gather(-1, tokens)[..., 0]
+    stats = TokenStats(
+        logp_theta=logp,
+        logp_old=logp.detach(),
+        logp_mu=open_logp,
+        mask=torch.ones(2, 4, dtype=torch.bool),
+        advantage=torch.tensor([1.0, -1.0], dtype=dtype),
+        kl_mu=torch.zeros(2, 4, dtype=dtype),
+        router_shift=torch.zeros(2, 4, dtype=dtype),
+    )
+    weight = token_weights(stats, recipe).weight
+    loss = surrogate_loss(stats, weight)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert weight[0, 1] == 0
+    assert (logits.grad[0, 1] == 0).all()
+    assert (weight[1] != 0).any() or recipe.clip.kind == "second_moment"
+
+
+@EVERY_METHOD
+def test_a_batch_of_which_no_token_counts_has_the_loss_0(make_stats, recipe):
+    stats = make_stats()
+    weight, loss, gradient = outcome(replace(stats, mask=torch.zeros_like(stats.mask)), recipe)
+    assert loss == 0
+    assert (weight == 0).all()
+    assert (gradient == 0).all()

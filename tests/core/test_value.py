@@ -149,3 +149,17 @@ def test_without_a_critic_nothing_is_summed_or_explained():
 def test_what_a_critic_logs_is_described():
     assert set(QUANTITIES) == {"critic/vf_loss", "critic/vf_explained_var"}
     assert all(q.formula and q.unit and q.source for q in QUANTITIES.values())
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1.0, 1e9])
+def test_returns_that_do_not_vary_leave_nothing_to_explain(constant):
+    values, _, mask = batch(3)
+    found = explained_variance(means(value_moments(values, torch.full_like(values, constant), mask)))
+    assert not found["critic/vf_explained_var"].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_rewards_of_any_dtype_make_returns(same, dtype):
+    values, _, mask = batch(2)
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    same(lambda_returns(values, rewards.to(dtype), mask, 0.5), lambda_returns(values, rewards.double(), mask, 0.5))
