@@ -8,7 +8,7 @@ from torch import Tensor
 from .errors import ConfigError, DataError
 from .recipe import Advantage
 
-STD_EPSILON = 1e-6  # added to the standard deviation, as verl and TRL do
+STD_EPSILON = 1e-6  # added to the standard deviation, as verl does; TRL adds 1e-4
 
 
 def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
