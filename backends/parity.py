@@ -71,7 +71,7 @@ def parity(pair: EnginePair) -> dict[str, Any]:
         `tokens`, `reward`, `tokens_per_second` (response tokens, of sampling), `emulated`, `routes` (see
         `core.agreement`), and under `live` and `R3`, where π routes live or replays the experts that μ visited, the
         quantities of `core.diagnostics` with `mean_abs_d`, mean |log π - log μ| in nats, and `one_minus_ess`, the
-        share of tokens that `rollout_is_eff_sample_size` loses.
+        share of tokens that `token_eff_sample_size` loses.
     """
     pair.held_out("warm up", WARM_UP)
     started = time.perf_counter()
@@ -96,5 +96,5 @@ def _distance(batch: RolloutBatch, logp: Tensor) -> dict[str, float]:
     found = {name: float(value) for name, value in diagnose(stats).items()}
     return found | {
         "mean_abs_d": float((pi - batch.logp_mu)[batch.mask].abs().mean()),
-        "one_minus_ess": 1.0 - found["rollout_is_eff_sample_size"],
+        "one_minus_ess": 1.0 - found["token_eff_sample_size"],
     }

@@ -9,7 +9,7 @@ from .errors import ConfigError, DataError
 from .recipe import Advantage
 from .stats import check_rewards_finite, real
 
-STD_EPSILON = 1e-6  # added to the standard deviation, as verl and TRL do
+STD_EPSILON = 1e-6  # added to the standard deviation, as verl does; TRL adds 1e-4
 
 
 def advantage(rewards: Tensor, rule: Advantage) -> Tensor:

@@ -1,8 +1,8 @@
 """Clips: how far the target may move before a token stops counting.
 
 A clip takes the ratio that multiplies the advantage and returns it changed: masked to zero (MiniRL, PPO, GSPO,
-DPPO, M2PO) or bounded (CISPO). The sign-aware masks share one rule: a token is dropped when its ratio has
-already moved beyond the bound in the direction that its advantage pushes it.
+DPPO, M2PO, CTPO), bounded (CISPO), or both (GMPO). The sign-aware masks share one rule: a token is dropped when its
+ratio has already moved beyond the bound in the direction that its advantage pushes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .ratio import log_ratio, ratio
+from .ratio import ratio
 from .recipe import Clip, Recipe
 from .stats import TokenStats
 
@@ -79,20 +79,72 @@ def _log_rest(log_p: Tensor) -> Tensor:
     return torch.where(log_p > -math.log(2.0), (-log_p.expm1()).log(), (-log_p.exp()).log1p())
 
 
-def second_moment(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
-    """Batch mask: the tokens of largest (log π_θ/μ)² are dropped until the mean over the rest is ≤ high (M2PO)."""
-    square = log_ratio(stats, "theta/mu").square()
-    share = (stats.weights[..., None] * stats.mask).expand_as(square)
-    flat, weight = square.flatten(-2), share.flatten(-2)
-    order = flat.argsort(-1)
-    sorted_square, sorted_weight = flat.gather(-1, order), weight.gather(-1, order)
-    floor = torch.finfo(flat.dtype).tiny
-    mean = (sorted_square * sorted_weight).cumsum(-1) / sorted_weight.cumsum(-1).clamp(min=floor)
-    # equal squares stay or go together, so that a response counted twice is one response of twice the measure
-    last = torch.searchsorted(sorted_square.contiguous(), sorted_square.contiguous(), right=True) - 1
-    mean = mean.gather(-1, last)
-    keep = torch.zeros_like(flat).scatter(-1, order, (mean <= c.high).to(flat)).view_as(square)
-    return r * keep
+def m2po(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
+    """PPO's mask at one bound for the whole batch, r in [min(1 - low, exp -τ), max(1 + high, exp τ)] (M2PO).
+
+    τ caps |log r| over harmful tokens (A > 0 and r > 1, or A < 0 and r < 1) so that their mean square is the budget:
+
+        Σ_harmful m min(log² r, τ²) = budget · Σ_harmful m
+
+    and is infinite where that mean needs no cap. The authors' code rounds τ down to the largest |log r| below it.
+
+    Reference:
+        arXiv 2510.01161; github.com/Infini-AI-Lab/M2PO.
+    """
+    a, log = stats.token_advantage, torch.where(stats.mask, r, 1.0).log()
+    harmful = stats.mask & (((a > 0) & (r > 1)) | ((a < 0) & (r < 1)))
+    share = (stats.weights[..., None] * harmful).expand_as(log)
+    tau = capped(log.square().flatten(-2), share.flatten(-2), c.budget).sqrt()[..., None, None]
+    low, high = (-tau).exp().clamp(max=1 - c.low), tau.exp().clamp(min=1 + c.high)
+    return r * sign_aware(a, r > high, r < low)
+
+
+def capped(v: Tensor, m: Tensor, budget: float) -> Tensor:
+    """The cap x with Σ m min(v, x) = budget Σ m, `[...]`; infinite where Σ m v is no more than that.
+
+    Args:
+        v: `[..., n]`, not negative.
+        m: `[..., n]`, the weight of each.
+        budget: their capped mean.
+
+    Example:
+        >>> capped(torch.tensor([1.0, 2.0, 9.0]), torch.ones(3), 2.0)
+        tensor(3.)
+    """
+    v, order = v.sort(-1)
+    m = m.expand_as(v).gather(-1, order)
+    whole, wanted = m.sum(-1, keepdim=True), budget * m.sum(-1, keepdim=True)
+    below, left = torch.where(m > 0, m * v, 0.0).cumsum(-1), whole - m.cumsum(-1)
+    at = below + torch.where(left > 0, v * left, 0.0)  # Σ m min(v, v_k), which grows with k
+    first = torch.searchsorted(at.contiguous(), wanted).clamp(max=v.shape[-1] - 1)
+    back = (first - 1).clamp(min=0)
+    before = torch.where(first > 0, below.gather(-1, back), 0.0)
+    cap = (wanted - before) / torch.where(first > 0, left.gather(-1, back), whole)
+    return torch.where(at[..., -1:] <= wanted, torch.inf, cap)[..., 0]
+
+
+def ctpo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
+    """PPO's mask on the prefix ratio, log r in [-low √t, high √t] at position t; A < 0 minds both bounds (CTPO).
+
+    The upper bound for A < 0 is the dual clip of the authors' code, at the same distance.
+
+    Reference:
+        arXiv 2605.07331; github.com/horizon-llm/CTPO.
+    """
+    root = stats.mask.cumsum(-1).to(r).sqrt()
+    above, below = r > (c.high * root).exp(), r < (-c.low * root).exp()
+    return r * sign_aware(stats.token_advantage, above, below | above)
+
+
+def gmpo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
+    """(∏_s r̂_s)^{1/|y|} of the clipped token ratios, and PPO's mask on each token's own (GMPO, arXiv 2507.20673).
+
+    r̂ holds log r at most `high` where A > 0 and at least -`low` where A < 0; a token that is held has no gradient.
+    """
+    a, log = stats.token_advantage, torch.where(stats.mask, r, 1.0).log()
+    held = torch.where(a > 0, log.clamp(max=c.high), torch.where(a < 0, log.clamp(min=-c.low), log))
+    mean = (held.sum(-1) / stats.lengths).exp()[..., None]
+    return mean * sign_aware(a, log > c.high, log < -c.low)
 
 
 CLIPS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
@@ -103,7 +155,9 @@ CLIPS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
     "cispo": cispo,
     "tv": tv,
     "kl": kl,
-    "second_moment": second_moment,
+    "m2po": m2po,
+    "ctpo": ctpo,
+    "gmpo": gmpo,
 }
 
 

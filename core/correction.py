@@ -59,18 +59,21 @@ def vespo(stats: TokenStats, c: Correction) -> Tensor:
 
 
 def max_kl(stats: TokenStats, c: Correction) -> Tensor:
-    """1[max_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (Trust Region Masking, arXiv 2512.23075)."""
-    if stats.kl_mu is None:
-        raise DataError("correction `max_kl` needs `kl_mu`, the full-distribution KL of every token; got None")
-    worst = torch.where(stats.mask, stats.kl_mu, 0.0).amax(-1, keepdim=True)
+    """1[max_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Max of Trust Region Masking, arXiv 2512.23075)."""
+    worst = _kl(stats, c).amax(-1, keepdim=True)
     return (worst <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
 
 
-def router_shift(stats: TokenStats, c: Correction) -> Tensor:
-    """max(floor, exp(-mean |Δ log router|)) per token, averaged over layers and selected experts (RSPO)."""
-    if stats.router_shift is None:
-        raise DataError("correction `router_shift` needs `router_shift`, the router log-prob shift; got None")
-    return torch.where(stats.mask, (-stats.router_shift).exp().clamp(min=c.low), 1.0)
+def mean_kl(stats: TokenStats, c: Correction) -> Tensor:
+    """1[mean_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Avg of Trust Region Masking, arXiv 2512.23075)."""
+    mean = _kl(stats, c).sum(-1, keepdim=True) / stats.lengths[..., None]
+    return (mean <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
+
+
+def _kl(stats: TokenStats, c: Correction) -> Tensor:
+    if stats.kl_mu is None:
+        raise DataError(f"correction `{c.kind}` needs `kl_mu`, the full-distribution KL of every token; got None")
+    return torch.where(stats.mask, stats.kl_mu, 0.0)
 
 
 CORRECTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
@@ -82,7 +85,7 @@ CORRECTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
     "geometric_mask": geometric_mask,
     "vespo": vespo,
     "max_kl": max_kl,
-    "router_shift": router_shift,
+    "mean_kl": mean_kl,
 }
 
 

@@ -86,10 +86,14 @@ def check_trainable(recipe: Recipe) -> None:
     Raises:
         ConfigError: it reads whole distributions or router log-probs.
     """
-    if recipe.correction.kind in ("max_kl", "router_shift"):
+    wide = recipe.correction.kind in ("max_kl", "mean_kl")
+    if wide or recipe.ratio.router_floor is not None:
+        key, value = (
+            ("correction.kind", recipe.correction.kind) if wide else ("ratio.router_floor", recipe.ratio.router_floor)
+        )
         raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads more than the log-probs of sampled tokens, which is all "
-            "that a rollout carries; `firstorder measure` judges it, or set another correction.kind"
+            f"{key} = {value} reads more than the log-probs of sampled tokens, which is all that a rollout carries; "
+            f"`firstorder measure` judges it, or set another {key}"
         )
 
 
@@ -101,6 +105,6 @@ def described(backend: Backend) -> dict[str, Quantity]:
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
-    known = finalise(averaged) | explained_variance(averaged)
+    known = finalise(sums) | explained_variance(averaged)
     own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/", "critic/"))}
     return known | own

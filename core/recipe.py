@@ -51,6 +51,9 @@ class Ratio(Section):
     of: Literal["none"] | Policies = "theta/mu"
     span: Span = "token"
     steps: int = Field(1, ge=1, description="tokens of the `forward` span")
+    router_floor: float | None = Field(
+        None, gt=0.0, lt=1.0, description="multiply by exp(-router shift), at least this, before any clip: `core.shift`"
+    )
 
 
 class Correction(Section):
@@ -65,7 +68,7 @@ class Correction(Section):
         "geometric_mask",
         "vespo",
         "max_kl",
-        "router_shift",
+        "mean_kl",
     ] = "none"
     of: Policies = "old/mu"
     span: Span = "token"
@@ -76,11 +79,13 @@ class Correction(Section):
 
 
 class Clip(Section):
-    """How far the target may move: `core.clip`. Ratio clips bound r to [1 - low, 1 + high]; others use `high`."""
+    """How far the target may move: `core.clip`. Ratio clips bound r to [1 - low, 1 + high], `ctpo` and `gmpo` bound
+    log r; `tv` and `kl` use `high`."""
 
-    kind: Literal["none", "minirl", "ppo", "gspo", "cispo", "tv", "kl", "second_moment"] = "none"
+    kind: Literal["none", "minirl", "ppo", "gspo", "cispo", "tv", "kl", "m2po", "ctpo", "gmpo"] = "none"
     low: float = Field(0.2, ge=0.0, allow_inf_nan=False)
     high: float = Field(0.27, gt=0.0, allow_inf_nan=False)
+    budget: float = Field(0.04, gt=0.0, allow_inf_nan=False, description="mean square log-ratio that `m2po` allows")
 
 
 class Aggregation(Section):
@@ -155,13 +160,13 @@ class Recipe(Section):
         gradient first.
         """
         scope: Scope = "token"
-        sequence = {"sequence_mask", "geometric_mask", "vespo", "max_kl"}
+        sequence = {"sequence_mask", "geometric_mask", "vespo", "max_kl", "mean_kl"}
         spanned = self.correction.kind in {"ratio", "truncate", "mask"} and self.correction.span != "token"
         if (self.ratio.of != "none" and self.ratio.span != "token") or spanned:
             scope = "sequence"
-        if self.correction.kind in sequence:
+        if self.correction.kind in sequence or self.clip.kind == "gmpo":
             scope = "sequence"
-        if self.clip.kind == "second_moment" or self.aggregation.kind == "token_mean":
+        if self.clip.kind == "m2po" or self.aggregation.kind == "token_mean":
             scope = "batch"
         return scope
 
@@ -183,7 +188,9 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
     """Every way in which the parts of a recipe can contradict each other, with its remedy."""
     c, n = r.correction, r.schedule.minibatches
     moving = r.ratio.of in ("theta/mu", "theta/old")
-    bounded = c.kind in ("truncate", "mask", "sequence_mask", "geometric_mask", "max_kl")
+    bounded = c.kind in ("truncate", "mask", "sequence_mask", "geometric_mask", "max_kl", "mean_kl")
+    spans = {"gspo": "geometric", "ctpo": "prefix", "gmpo": "token", "m2po": "token"}
+    span = spans.get(r.clip.kind, r.ratio.span)
     return [
         (
             r.advantage.std and not r.over_group,
@@ -213,16 +220,25 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"ratio.span = {r.ratio.span} has no ratio to span; set ratio.of",
         ),
         (
-            r.clip.kind in ("ppo", "gspo", "cispo") and not moving,
+            r.ratio.router_floor is not None and not moving,
+            f"ratio.router_floor = {r.ratio.router_floor} rescales a ratio of theta, got ratio.of = {r.ratio.of}; "
+            "use theta/old",
+        ),
+        (
+            r.clip.kind in ("ppo", "gspo", "cispo", "m2po", "ctpo", "gmpo") and not moving,
             f"clip.kind = {r.clip.kind} bounds a ratio of theta, got ratio.of = {r.ratio.of}; use theta/old",
         ),
         (
-            r.clip.kind == "gspo" and r.ratio.span != "geometric",
-            f"clip.kind = gspo bounds the geometric sequence ratio, got ratio.span = {r.ratio.span}; "
-            "set ratio.span = geometric or use ppo",
+            r.ratio.span != span,
+            f"clip.kind = {r.clip.kind} bounds the {span} ratio, got ratio.span = {r.ratio.span}; "
+            f"set ratio.span = {span} or use ppo",
         ),
         (
-            r.clip.kind in ("minirl", "ppo", "gspo", "cispo") and r.clip.low > 1.0,
+            r.clip.budget != Clip().budget and r.clip.kind != "m2po",
+            f"clip.budget = {r.clip.budget} is read by clip.kind = m2po only, got {r.clip.kind}; remove it",
+        ),
+        (
+            r.clip.kind in ("minirl", "ppo", "gspo", "cispo", "m2po") and r.clip.low > 1.0,
             f"clip.low must be at most 1 (a ratio is positive), got {r.clip.low}",
         ),
         (
@@ -230,16 +246,12 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"correction.low must be below correction.high, got {c.low} >= {c.high}",
         ),
         (
-            c.kind in ("truncate", "max_kl") and c.low > 0.0,
+            c.kind in ("truncate", "max_kl", "mean_kl") and c.low > 0.0,
             f"correction.low = {c.low} is not read by correction.kind = {c.kind}; remove it",
         ),
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
-        ),
-        (
-            c.kind == "router_shift" and c.low > 1.0,
-            f"correction.low is the floor of exp(-shift) and must be at most 1, got {c.low}",
         ),
         (
             r.schedule.prompts % n != 0,
@@ -287,11 +299,13 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
     why = {"theta/old": "theta equals theta_old", "old/mu": "the engines agree"}
     equal = {"theta/old": not stale, "old/mu": not mismatch, "theta/mu": not stale and not mismatch}
     clip, correction, replay = recipe.clip.kind, recipe.correction.kind, recipe.router_replay.mode
-    clip_reads = {"minirl": "theta/old", "ppo": recipe.ratio.of, "gspo": recipe.ratio.of, "cispo": recipe.ratio.of}
-    correction_reads = {"max_kl": "theta/mu", "router_shift": "theta/old"}
+    clip_reads = {"minirl": "theta/old", "tv": "theta/mu", "kl": "theta/mu"}
+    correction_reads = {"max_kl": "theta/mu", "mean_kl": "theta/mu"}
+    floor = recipe.ratio.router_floor
     parts = [
         (f"ratio.of = {recipe.ratio.of}", recipe.ratio.of, "the ratio is 1"),
-        (f"clip.kind = {clip}", clip_reads.get(clip, "theta/mu"), "no ratio leaves 1"),
+        (f"ratio.router_floor = {floor}", "theta/old" if floor else "", "its factor is 1"),
+        (f"clip.kind = {clip}", clip_reads.get(clip, recipe.ratio.of), "no ratio leaves 1"),
         (f"correction.kind = {correction}", correction_reads.get(correction, recipe.correction.of), "its ratio is 1"),
         (f"router_replay.mode = {replay}", {"R2": "theta/old", "R3": "theta/mu"}.get(replay, ""), "its own experts"),
     ]

@@ -21,6 +21,7 @@ from .correction import correction
 from .diagnostics import Quantity
 from .ratio import BOUND, LOG_BOUND, ratio, saturated
 from .recipe import Recipe
+from .shift import rescale
 from .stats import TokenStats
 
 
@@ -52,6 +53,7 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
         arXiv 2512.01374 eqs. (4), (7).
     """
     r = ratio(stats, recipe.ratio.of, recipe.ratio.span, recipe.ratio.steps)
+    r = rescale(stats, r, recipe.ratio.router_floor)
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
     norm = normaliser(stats, recipe)
@@ -97,14 +99,18 @@ def _scored(stats: TokenStats) -> Tensor:
 _SHARE = "share of response tokens"
 RECEIPTS: dict[str, Quantity] = {
     "clip_upper": Quantity(
-        formula="the clip changed the ratio and A > 0", unit=_SHARE, source="TRL clip_ratio/high_mean; verl pg_clipfrac"
+        formula="the clip changed the ratio and A > 0",
+        unit=_SHARE,
+        source="TRL clip_ratio/high_mean; with clip_lower, verl actor/pg_clipfrac",
     ),
     "clip_lower": Quantity(
-        formula="the clip changed the ratio and A < 0", unit=_SHARE, source="TRL clip_ratio/low_mean; verl pg_clipfrac"
+        formula="the clip changed the ratio and A < 0",
+        unit=_SHARE,
+        source="TRL clip_ratio/low_mean; with clip_upper, verl actor/pg_clipfrac",
     ),
     "truncated": Quantity(
         formula="correction.kind = truncate held the correction factor at correction.high",
-        unit=_SHARE,
+        unit="share of response tokens; of responses where correction.span is sequence or geometric",
         source="verl rollout_corr/rollout_is_ratio_fraction_high",
     ),
     "masked": Quantity(
@@ -123,9 +129,11 @@ RECEIPTS: dict[str, Quantity] = {
 def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str, tuple[Tensor, Tensor]]:
     """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`; see `RECEIPTS`.
 
-    Tokens count by their response's measure, or 1 in a sampled batch.
+    A truncated span of a whole response is counted in responses. Each counts by its response's measure, or 1 in a
+    sampled batch.
     """
-    clipped = parts.clipped != parts.ratio
+    # gmpo gives every token of a response one ratio: what it clipped is what it dropped
+    clipped = parts.clipped == 0 if recipe.clip.kind == "gmpo" else parts.clipped != parts.ratio
     bounded = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),
@@ -138,4 +146,8 @@ def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str
     }
     weight = stats.counts
     tokens = (weight * stats.mask.sum(-1)).sum(-1)
-    return {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}
+    found = {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}
+    if recipe.correction.span in ("sequence", "geometric"):  # one factor a response, which verl counts once
+        held = (acted["truncated"] & stats.mask).any(-1)
+        found["truncated"] = (weight * held).sum(-1), (weight * stats.mask.any(-1)).sum(-1)
+    return found

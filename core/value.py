@@ -92,9 +92,10 @@ def value_moments(values: Tensor | None, returns: Tensor | None, mask: Tensor) -
     """The sums over response tokens that the explained variance is made of, `[...]` each; none without a critic."""
     if values is None or returns is None:
         return {}
+    returns = returns.double()  # a variance is the difference of two sums of squares
     terms = {"vf_left": returns - values, "vf_return": returns}
     terms |= {f"{name}_square": x.square() for name, x in terms.items()}
-    tokens = mask.sum((-2, -1)).to(values)
+    tokens = mask.sum((-2, -1)).to(returns)
     return {name: (torch.where(mask, x, 0.0).sum((-2, -1)), tokens) for name, x in terms.items()}
 
 

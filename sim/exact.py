@@ -7,18 +7,18 @@ Nothing is sampled; every gradient is one vector-Jacobian product through the tr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from firstorder.core.recipe import Recipe
 from firstorder.core.stats import TokenStats
-from firstorder.core.surrogate import token_weights
+from firstorder.core.surrogate import TokenWeights, token_weights
 from firstorder.core.value import gae
 
 from .engine import Pass, vjp
-from .groups import expected_parts
+from .groups import expected_parts, sign_chances
 from .policy import Weights
 from .scene import Mode, Scene, token_share, token_stats
 from .tree import Tree, chunks, gather, gather_contexts, responses, scatter
@@ -100,16 +100,29 @@ def weighed_parts(scene: Scene, recipe: Recipe) -> Iterator[Scene]:
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageTable:
-    """E[A⁺ | R] and E[A⁻ | R] over the rest of the group, `[M, X, n]` for X prompts and n reward `levels`."""
+    """E[A⁺ | R] and E[A⁻ | R] over the rest of the group, `[M, X, n]` for X prompts and n reward `levels`.
+
+    `positive` and `negative` are the chances of either sign, P(A > 0 | R) and P(A < 0 | R).
+    """
 
     levels: Tensor
     plus: Tensor
     minus: Tensor
+    positive: Tensor
+    negative: Tensor
 
     def of(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """E[A⁺] and E[A⁻] of every response of a scene, `[M, B]`."""
+        return self._rows(scene, self.plus, self.minus)
+
+    def signs(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """P(A > 0) and P(A < 0) of every response of a scene, `[M, B]`."""
+        return self._rows(scene, self.positive, self.negative)
+
+    def _rows(self, scene: Scene, *tables: Tensor) -> tuple[Tensor, Tensor]:
         rank = torch.searchsorted(self.levels, scene.rewards)
-        return self.plus[:, scene.tree.prompt, rank], self.minus[:, scene.tree.prompt, rank]
+        above, below = (table[:, scene.tree.prompt, rank] for table in tables)
+        return above, below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +145,9 @@ def advantage_table(scene: Scene, recipe: Recipe, values: Tensor | None = None) 
         known = state_values(scene.mu_old.logp, scene.tree, scene.rewards) if values is None else values
         return CriticTable(values=known, gae_lambda=recipe.advantage.gae_lambda)
     levels, chance = reward_levels(scene)
-    plus, minus = expected_parts(levels, chance, recipe.advantage, recipe.schedule.group_size)
-    return AdvantageTable(levels=levels, plus=plus, minus=minus)
+    group = levels, chance, recipe.advantage, recipe.schedule.group_size
+    (plus, minus), (positive, negative) = expected_parts(*group), sign_chances(*group)
+    return AdvantageTable(levels=levels, plus=plus, minus=minus, positive=positive, negative=negative)
 
 
 def reward_levels(scene: Scene) -> tuple[Tensor, Tensor]:
@@ -151,14 +165,43 @@ def expected_weights(scene: Scene, recipe: Recipe, table: AdvantageTable | Criti
     """μ_old(y) E[w_t | y] over the rest of the group, `[M, B, T]`."""
     stats = token_stats(scene, recipe)
     plus, minus = (stats.with_advantage(part).token_advantage for part in table.of(scene))
-    up, down = signed_weights(stats, recipe)
-    return scene.measure[..., None] * (plus * up + minus * down)
+    up, down = signed_weights(scene, stats, recipe, table)
+    return scene.measure[..., None] * (plus * up.weight + minus * down.weight)
 
 
-def signed_weights(stats: TokenStats, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Token weights at advantage +1 and at advantage -1, `[M, B, T]` each."""
+def signed_weights(
+    scene: Scene, stats: TokenStats, recipe: Recipe, table: AdvantageTable | CriticTable
+) -> tuple[TokenWeights, TokenWeights]:
+    """Token weights at advantage +1 and at advantage -1.
+
+    A clip that reads the signs of the whole batch meets each response with either, as often as the table says.
+    """
     one = torch.ones_like(stats.advantage)
-    up, down = (token_weights(stats.with_advantage(sign * one), recipe).weight for sign in (1, -1))
+    if recipe.clip.kind == "m2po":
+        return _weights_among_signs(scene, stats, recipe, table)
+    up, down = (token_weights(stats.with_advantage(sign * one), recipe) for sign in (1, -1))
+    return up, down
+
+
+def _weights_among_signs(
+    scene: Scene, stats: TokenStats, recipe: Recipe, table: AdvantageTable | CriticTable
+) -> tuple[TokenWeights, TokenWeights]:
+    if isinstance(table, CriticTable):  # it knows each token's sign, so that one batch holds them all
+        plus, minus = table.of(scene)
+        parts = token_weights(stats.with_advantage(plus - minus), recipe)
+        unit = torch.where(stats.mask, parts.clipped * parts.correction / parts.norm, 0.0)
+        return replace(parts, weight=unit), replace(parts, weight=-unit)
+    positive, negative = table.signs(scene)
+    chances = positive, negative, (1 - positive - negative).clamp(min=0)
+    copies = {name: torch.cat([x] * 3, dim=1) for name, x in vars(stats).items() if x is not None}
+    signs = torch.cat([sign * torch.ones_like(stats.advantage) for sign in (1, -1, 0)], dim=1)
+    measure = torch.cat([scene.measure * chance for chance in chances], dim=1)
+    parts = token_weights(TokenStats(**copies | {"advantage": signs, "measure": measure}), recipe)
+    size = scene.measure.shape[1]
+    up, down = (
+        TokenWeights(**{name: x if x.shape[1] == 1 else x[:, cut] for name, x in vars(parts).items()})
+        for cut in (slice(size), slice(size, 2 * size))
+    )
     return up, down
 
 

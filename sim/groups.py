@@ -41,6 +41,14 @@ def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: 
     return probability @ plus.T, probability @ minus.T
 
 
+def sign_chances(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
+    """P(A > 0 | R = level) and P(A < 0 | R = level) over the rest of the group, `[..., n]`; as `expected_parts`."""
+    rest = 0 if rule.baseline == "none" else group_size - 1
+    probability = _multinomial(_compositions(len(levels), rest), chance)
+    plus, minus = (_signed(_groups(levels, 1, rest), rule)[..., 0] > 0).to(chance)
+    return probability @ plus.T, probability @ minus.T
+
+
 def expected_products(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
     """Second moments of advantages over the rest of the group.
 

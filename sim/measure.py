@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstorder.core.diagnostics import finalise, moments
+from firstorder.core.diagnostics import finalise, means, moments
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
-from firstorder.core.surrogate import receipts, token_weights
+from firstorder.core.surrogate import receipts
 
 from . import exact
 from .bounds import bounds
@@ -164,20 +164,20 @@ def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
     for part in exact.weighed_parts(scene, recipe):
         stats = token_stats(part, recipe)
         found = moments(stats)
-        for name, sign, chance in zip(("positive", "negative"), (1.0, -1.0), table.of(part), strict=True):
-            signed = stats.with_advantage(sign * (chance > 0).double())
-            counts = receipts(signed, token_weights(signed, recipe), recipe)
+        weights = exact.signed_weights(part, stats, recipe, table)
+        for name, sign, chance, acted in zip(
+            ("positive", "negative"), (1.0, -1.0), table.of(part), weights, strict=True
+        ):
+            counts = receipts(stats.with_advantage(sign * (chance > 0).double()), acted, recipe)
             found |= {f"{name}.{key}": pair for key, pair in counts.items()}
         for key, (above, below) in found.items():
             before = sums.get(key, (torch.zeros(()), torch.zeros(())))
             sums[key] = (before[0] + above, before[1] + below)
-    means = {key: above / below for key, (above, below) in sums.items()}
-    acted = {
-        sign: {key.split(".")[1]: _mean(value) for key, value in means.items() if key.startswith(f"{sign}.")}
+    told = {
+        sign: {key.split(".")[1]: _mean(value) for key, value in means(sums).items() if key.startswith(f"{sign}.")}
         for sign in ("positive", "negative")
     }
-    found_means = {name: _mean(value) for name, value in finalise(means).items()}
-    return {"diagnostics": found_means, "receipts": acted}
+    return {"diagnostics": {name: _mean(value) for name, value in finalise(sums).items()}, "receipts": told}
 
 
 def _variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> float | None:

@@ -151,9 +151,9 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     mode, tree = recipe.router_replay.mode, scene.tree
     target, old = scene.target[mode], scene.old[mode]
     kl_mu = router_shift = None
-    if recipe.correction.kind == "max_kl":
+    if recipe.correction.kind in ("max_kl", "mean_kl"):
         kl_mu = gather_contexts(kl(scene.mu_old.logp, target.logp.detach()), tree)
-    if recipe.correction.kind == "router_shift":
+    if recipe.ratio.router_floor is not None:
         router_shift = gather_contexts(_router_shift(target, old), tree)
     logp_mu = gather(scene.mu_old.logp, tree)
     return TokenStats(

@@ -61,9 +61,9 @@ def parts(scene: Scene, recipe: Recipe) -> Parts:
         return Parts(weights=weights, level=torch.zeros_like(scene.tree.prompt), own=one, pair=one)
     levels, chance = reward_levels(scene)
     own, pair = expected_products(levels, chance[0], recipe.advantage, recipe.schedule.group_size)
-    up, down = signed_weights(stats, recipe)
+    up, down = signed_weights(scene, stats, recipe, advantage_table(scene, recipe))
     level = torch.searchsorted(levels, scene.rewards)
-    return Parts(weights=torch.cat([up, down]), level=level, own=own, pair=pair)
+    return Parts(weights=torch.cat([up.weight, down.weight]), level=level, own=own, pair=pair)
 
 
 def group_variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: B responses of L positions, R packed rows of P, M MoE layers, K experts 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
-from firstorder.backends.ranks import divided
+from firstorder.backends.ranks import divided, told
 from firstorder.core.backend import Scored, Weigh, take
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.checkpoint import digest
@@ -172,7 +173,8 @@ class Trainer:
         return self.names.weights()
 
     def save(self, step: int) -> None:
-        """Write the distributed checkpoint from which step `step` follows."""
+        """Write the distributed checkpoint from which `step` follows, in place of a damaged or half-written one."""
+        told(lambda: shutil.rmtree(self._folder / CHECKPOINTS / f"step-{step}", ignore_errors=True))
         self.checkpoints.save(step)
 
     def digests(self, step: int) -> dict[str, str]:

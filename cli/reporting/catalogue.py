@@ -99,7 +99,7 @@ BIAS = (
 RATIOS = (
     _panel("token_mult_prob_error", "mean exp|D|"),
     _panel("ratio_tail_2", "F(2)"),
-    _panel("rollout_is_eff_sample_size", "effective sample size, tokens"),
+    _panel("token_eff_sample_size", "effective sample size, tokens"),
     _panel("seq_eff_sample_size", "effective sample size, responses"),
 )
 ENTROPY = _panel("update/entropy", "entropy of π_old")

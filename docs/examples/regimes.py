@@ -21,7 +21,7 @@ REGIMES = {
 REPLAYS = {"none": "minirl-none-n{}", "R2": "minirl-r2-n{}", "R3": "minirl-r3-n{}"}
 STALENESS = (1, 4)
 UPDATES, PROMPTS = 64, 16  # in all, and of each
-COLUMNS = {"k3_kl": ".2g", "route/flip_rate": ".2%", "ratio_tail_2": ".2g", "rollout_is_eff_sample_size": ".4f"}
+COLUMNS = {"k3_kl": ".2g", "route/flip_rate": ".2%", "ratio_tail_2": ".2g", "token_eff_sample_size": ".4f"}
 
 
 def settings(folder: str, regime: str, updates: int, seed: int) -> list[str]:

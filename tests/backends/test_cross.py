@@ -21,9 +21,12 @@ RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 TRAINABLE = [
     name
     for name, r in RECIPES.items()
-    if r.about.unsupported is None and r.correction.kind not in ("max_kl", "router_shift") and not r.has_critic
+    if r.about.unsupported is None
+    and r.correction.kind not in ("max_kl", "mean_kl")
+    and r.ratio.router_floor is None
+    and not r.has_critic
 ]
-NOT_TRAINABLE = {"trm", "rspo", "pr2", "total-recall", "ppo-critic", "minirl-critic"}
+NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "total-recall", "ppo-critic", "minirl-critic"}
 
 # with ε far above any gradient, one AdamW step is the gradient itself
 PLAIN = Optimizer(lr=1e6, eps=1e6, betas=(0.9, 0.95), max_grad_norm=float("inf"))

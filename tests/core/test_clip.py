@@ -8,21 +8,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core import toml
-from firstorder.core.clip import CLIPS, bernoulli_kl, clip
-from firstorder.core.ratio import log_ratio, ratio
+from firstorder.core.clip import CLIPS, bernoulli_kl, capped, clip
+from firstorder.core.ratio import ratio
 from firstorder.core.recipe import Clip, Recipe
 from firstorder.core.stats import TokenStats
 from firstorder.core.surrogate import surrogate_loss, token_weights
 
-HIGH = {"tv": 0.02, "kl": 0.002, "second_moment": 0.04}
+HIGH = {"tv": 0.02, "kl": 0.002}
+SPAN = {"gspo": "geometric", "ctpo": "prefix"}
 
 
 def pushed_out(a, above, below):
     return (a > 0 and above) or (a < 0 and below)
 
 
+def solved(squares, budget):
+    """The cap on the squares that makes their mean the budget, by halving; infinite where none is needed."""
+    if not squares or sum(squares) / len(squares) <= budget:
+        return math.inf
+    low, high = 0.0, max(squares)
+    for _ in range(200):
+        mid = (low + high) / 2
+        low, high = (mid, high) if sum(min(v, mid) for v in squares) < budget * len(squares) else (low, mid)
+    return high
+
+
 def slow(stats, r, c):
     found = []
+    logs = [[math.log(float(r[b, t])) for t in on.nonzero().flatten().tolist()] for b, on in enumerate(stats.mask)]
+    pushed = [v * v for b, row in enumerate(logs) for v in row if pushed_out(float(stats.advantage[b]), v > 0, v < 0)]
+    tau = math.sqrt(solved(pushed, c.budget))
     for b, t in stats.mask.nonzero().tolist():
         k, a = float(r[b, t]), float(stats.advantage[b])
         theta, old, mu = (float(x[b, t]) for x in (stats.logp_theta, stats.logp_old, stats.logp_mu))
@@ -34,6 +49,16 @@ def slow(stats, r, c):
             k *= not pushed_out(a, moved > 1 + c.high, moved < 1 - c.low)
         elif c.kind in ("ppo", "gspo"):
             k *= not pushed_out(a, k > 1 + c.high, k < 1 - c.low)
+        elif c.kind == "m2po":
+            k *= not pushed_out(a, k > max(1 + c.high, math.exp(tau)), k < min(1 - c.low, math.exp(-tau)))
+        elif c.kind == "ctpo":
+            root = math.sqrt(int(stats.mask[b, : t + 1].sum()))
+            above, below = math.log(k) > c.high * root, math.log(k) < -c.low * root
+            k *= not pushed_out(a, above, above or below)
+        elif c.kind == "gmpo":
+            held = [min(v, c.high) if a > 0 else max(v, -c.low) if a < 0 else v for v in logs[b]]
+            own, k = math.log(k), math.exp(sum(held) / len(held))
+            k *= not pushed_out(a, own > c.high, own < -c.low)
         elif c.kind == "tv":
             k *= not (abs(p - q) > c.high and pushed_out(a, p > q, p < q))
         elif c.kind == "kl":
@@ -43,12 +68,12 @@ def slow(stats, r, c):
     return found
 
 
-@pytest.mark.parametrize("kind", sorted(set(CLIPS) - {"second_moment"}))
+@pytest.mark.parametrize("kind", sorted(CLIPS))
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
     stats = make_stats(seed)
-    span = "geometric" if kind == "gspo" else "token"
+    span = SPAN.get(kind, "token")
     recipe = Recipe.model_validate(
         {
             "ratio": {"of": "theta/old", "span": span},
@@ -57,6 +82,16 @@ def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
     )
     r = ratio(stats, "theta/old", span)
     same(clip(stats, r, recipe)[stats.mask], slow(stats, r, recipe.clip))
+
+
+@pytest.mark.parametrize("kind", sorted(set(CLIPS) - {"none"}))
+def test_the_clips_of_these_tests_act_on_some_tokens_and_spare_others(make_stats, kind):
+    stats, span = make_stats(3, size=30), SPAN.get(kind, "token")
+    rule = {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)}
+    r = ratio(stats, "theta/old", span)
+    kept = clip(stats, r, Recipe.model_validate({"ratio": {"of": "theta/old", "span": span}, "clip": rule}))
+    changed = (kept == 0 if kind == "gmpo" else kept != r)[stats.mask]
+    assert 0.0 < float(changed.double().mean()) < 1.0
 
 
 def weight_gradient(stats, name):
@@ -116,38 +151,51 @@ def test_cispo_weights_are_the_gradient_of_its_bounded_likelihood(make_stats, sa
     same(weight_gradient(stats, "cispo"), objective_gradient(stats, objective))
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), high=st.floats(1e-4, 1.0), weighted=st.booleans())
-def test_m2po_keeps_as_many_tokens_as_its_second_moment_allows(make_stats, seed, high, weighted):
-    stats = make_stats(seed)
-    if weighted:
-        stats = replace(stats, measure=torch.arange(1.0, 7.0, dtype=torch.float64) / 21)
-    share = (stats.weights[:, None] * stats.mask)[stats.mask]
-    recipe = Recipe(clip=Clip(kind="second_moment", high=high))
-    kept = clip(stats, torch.ones_like(stats.logp_theta), recipe)[stats.mask].bool()
-    square = log_ratio(stats, "theta/mu").square()[stats.mask]
+@pytest.mark.parametrize("seed", range(4))
+def test_gmpo_weights_are_the_gradient_of_its_geometric_mean(make_stats, same, seed):
+    stats = make_stats(seed, spread=0.6)
 
-    def mean(chosen):
-        return float((square * share)[chosen].sum() / share[chosen].sum())
+    def objective(leaf):
+        sign = stats.advantage.sign()[:, None]
+        log = torch.where(stats.mask, leaf - stats.logp_old, 0.0)
+        held = sign * torch.minimum(sign * log, sign * log.clamp(-0.4, 0.4))
+        return (stats.advantage * (held.sum(-1) / stats.mask.sum(-1)).exp()).sum()
 
-    if kept.any():
-        assert mean(kept) <= high
-    if not kept.all():
-        smallest_dropped = square[~kept].min()
-        assert square[kept].numel() == 0 or square[kept].max() < smallest_dropped
-        assert mean(square <= smallest_dropped) > high
+    found = weight_gradient(stats, "gmpo")
+    same(found, objective_gradient(stats, objective))
+    assert (found[1:][stats.mask[1:]] == 0).any()
 
 
-def test_equal_second_moments_stay_or_go_together(make_stats):
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), budget=st.floats(1e-4, 2.0), weighted=st.booleans())
+def test_a_cap_brings_the_mean_to_its_budget_and_is_infinite_where_none_is_needed(seed, budget, weighted):
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(3, 9, generator=g, dtype=torch.float64).square()
+    m = torch.rand(3, 9, generator=g, dtype=torch.float64) if weighted else torch.ones(3, 9, dtype=torch.float64)
+    m[0], m[1, :4] = 0.0, 0.0
+    cap = capped(v, m, budget)[:, None]
+    reached = (m * torch.minimum(v, cap)).sum(-1) / m.sum(-1)
+    spare = (m * v).sum(-1) <= budget * m.sum(-1)
+    assert spare[0]
+    assert torch.equal(cap.isinf()[:, 0], spare)
+    assert reached[~spare].tolist() == pytest.approx([budget] * int((~spare).sum()), rel=1e-12)
+
+
+def test_m2po_s_bound_is_one_for_the_batch_and_minds_harmful_tokens_alone(make_stats):
     stats = make_stats()
     ones = torch.ones_like(stats.logp_mu)
-    far = replace(stats, logp_theta=-1.0 * ones, logp_mu=-1.5 * ones, mask=ones.bool())
-    far.logp_mu[:3] = -1.0  # the squares are 0 in half of the batch and 0.25 in the other half
-    whole = clip(far, ones, Recipe(clip=Clip(kind="second_moment", high=0.125)))
-    assert (whole == 1).all()
-    half = clip(far, ones, Recipe(clip=Clip(kind="second_moment", high=0.12)))
-    assert half[:, 0].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    assert (half == half[:, :1]).all()
+    far = replace(
+        stats, logp_theta=-1.0 * ones, logp_mu=-1.0 * ones, mask=ones.bool(), advantage=torch.ones(6).double()
+    )
+    far.logp_mu[0, :2] = torch.tensor([-3.0, -2.0])  # log r = 2 and 1: harmful, for A > 0
+    far.logp_theta[1] = -6.0  # log r = -5: not harmful for A > 0, and no part of the mean
+    recipe = Recipe.model_validate({"clip": {"kind": "m2po", "low": 0.0, "high": 0.1, "budget": 2.0}})
+    r = ratio(far, "theta/mu", "token")
+    # (min(4, x) + min(1, x)) / 2 = 2 at x = 3: the token with log r = 2 > √3 goes, the one with 1 stays
+    kept = clip(far, r, recipe) != 0
+    assert kept.logical_not().nonzero().tolist() == [[0, 0]]
+    loose = recipe.model_copy(update={"clip": recipe.clip.model_copy(update={"high": 8.0})})
+    assert (clip(far, r, loose) != 0).all()  # 1 + high is above both
 
 
 def test_a_zero_advantage_is_never_clipped_by_a_sign(make_stats):
@@ -220,6 +268,6 @@ def test_a_token_of_which_one_policy_is_certain_is_dropped_where_it_is_pushed_on
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_a_token_that_pi_cannot_choose_stays_at_ratio_0(kind, advantage):
     stats = token(-math.inf, -1.0, advantage, torch.float64)
-    span = "geometric" if kind == "gspo" else "token"
+    span = SPAN.get(kind, "token")
     rule = {"ratio": {"of": "theta/mu", "span": span}, "clip": {"kind": kind, "low": 1.0, "high": 0.2}}
     assert clip(stats, ratio(stats, "theta/mu", span), Recipe.model_validate(rule)).tolist() == [[0.0]]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.diagnostics import QUANTITIES, diagnose, finalise, moments
+from firstorder.core.diagnostics import QUANTITIES, add, diagnose, finalise, moments
+from firstorder.core.stats import TokenStats
 
 
 def slow(stats):
@@ -29,20 +30,20 @@ def slow(stats):
     pairs = [sum(a * b for a, b in combinations(row, 2)) for row in delta]
     rewards = stats.rewards.tolist()
     mean = statistics.fmean
-    train = mean(math.exp(-mean(a)) for a, _ in rows)
-    rollout = mean(math.exp(-mean(b)) for _, b in rows)
+    cut = [min(r, 2.0) for r in rho]
     return {
         "kl": -mean(d),
         "k3_kl": mean(math.exp(x) - x - 1 for x in d),
         "chi2_token": mean(r * r for r in rho) - 1,
         "chi2_seq": mean(math.exp(2 * x) for x in total) - 1,
-        "rollout_is_eff_sample_size": mean(rho) ** 2 / mean(r * r for r in rho),
+        "token_eff_sample_size": mean(rho) ** 2 / mean(r * r for r in rho),
+        "rollout_is_eff_sample_size": mean(cut) ** 2 / mean(r * r for r in cut),
         "seq_eff_sample_size": mean(w) ** 2 / mean(x * x for x in w),
-        "training_ppl": train,
-        "rollout_ppl": rollout,
-        "ppl_ratio": train / rollout,
+        "training_ppl": mean(math.exp(-mean(a)) for a, _ in rows),
+        "rollout_ppl": mean(math.exp(-mean(b)) for _, b in rows),
+        "ppl_ratio": mean(math.exp(mean(b) - mean(a)) for a, b in rows),
         "rollout_probs_diff_mean": mean(gap),
-        "rollout_probs_diff_std": statistics.pstdev(gap),
+        "rollout_probs_diff_std": statistics.stdev(gap),
         "rollout_actor_probs_pearson_corr": statistics.correlation(p, q),
         "token_mult_prob_error": mean(math.exp(abs(x)) for x in d),
         "ratio_tail_2": mean(max(r, 1 / r) > 2 for r in rho),
@@ -99,7 +100,7 @@ def test_engines_that_agree_show_no_distance(make_stats):
     still = ("kl", "k3_kl", "chi2_token", "chi2_seq", "rollout_probs_diff_mean", "ratio_tail_2")
     for name in (*still, "second_order_remainder"):
         assert float(found[name]) == pytest.approx(0.0, abs=1e-15)
-    for name in ("rollout_is_eff_sample_size", "ppl_ratio", "token_mult_prob_error"):
+    for name in ("token_eff_sample_size", "rollout_is_eff_sample_size", "ppl_ratio", "token_mult_prob_error"):
         assert float(found[name]) == pytest.approx(1.0)
     assert float(found["reward_pi"]) == pytest.approx(float(stats.rewards.mean()), rel=1e-12)
 
@@ -112,8 +113,9 @@ def test_no_quantity_leaves_its_range(make_stats, seed, spread, shift):
     rounding = 1e-9
     assert found["chi2_token"] >= -1
     assert found["chi2_seq"] >= -1
-    assert found["k3_kl"] >= -rounding
-    assert 0 < found["rollout_is_eff_sample_size"] <= 1 + rounding
+    assert found["k3_kl"] >= 0
+    assert 0 < found["token_eff_sample_size"] <= 1 + rounding
+    assert found["token_eff_sample_size"] - rounding <= found["rollout_is_eff_sample_size"] <= 1 + rounding
     assert 0 < found["seq_eff_sample_size"] <= 1 + rounding
     assert 0 <= found["ratio_tail_5"] <= found["ratio_tail_2"] <= 1
     assert stats.rewards.min() - rounding <= found["reward_pi"] <= stats.rewards.max() + rounding
@@ -145,7 +147,11 @@ def test_a_measure_counts_like_repeated_responses(make_stats):
     exhaustive = replace(make_stats(), measure=counts.double() / 16)
     names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "kl_mu", "router_shift", "rewards")
     repeated = {n: getattr(exhaustive, n).repeat_interleave(counts, 0) for n in names}
-    agree(diagnose(replace(exhaustive, **repeated, measure=None)), diagnose(exhaustive))
+    sampled, expected = diagnose(replace(exhaustive, **repeated, measure=None)), diagnose(exhaustive)
+    tokens = int((counts * exhaustive.mask.sum(-1)).sum())
+    # an expectation has no degree of freedom to lose
+    expected["rollout_probs_diff_std"] *= math.sqrt(tokens / (tokens - 1))
+    agree(sampled, expected)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7])
@@ -155,10 +161,7 @@ def test_the_moments_of_two_parts_add_up_to_the_whole(make_stats, cut):
     parts = [
         moments(replace(whole, **{n: getattr(whole, n)[part] for n in names})) for part in (slice(cut), slice(cut, 8))
     ]
-    added = {
-        name: (parts[0][name][0] + parts[1][name][0]) / (parts[0][name][1] + parts[1][name][1]) for name in parts[0]
-    }
-    agree(finalise(added), diagnose(whole))
+    agree(finalise(add(*parts)), diagnose(whole))
 
 
 def test_a_response_without_tokens_counts_nowhere(make_stats):
@@ -172,5 +175,100 @@ def test_a_response_without_tokens_counts_nowhere(make_stats):
 
 def test_far_engines_stay_finite_in_single_precision(make_stats):
     stats = make_stats(dtype=torch.float32)
-    found = diagnose(replace(stats, logp_mu=stats.logp_mu - 60.0))
-    assert all(torch.isfinite(found[n]) for n in ("chi2_token", "chi2_seq", "rollout_is_eff_sample_size"))
+    for shift in (-60.0, -5000.0):
+        found = diagnose(replace(stats, logp_mu=stats.logp_mu + shift))
+        assert all(torch.isfinite(x) for n, x in found.items() if "pearson" not in n and "ppl" not in n)
+
+
+def sampled(old, mu, mask=None, dtype=torch.float64):
+    old, mu = (torch.tensor(x, dtype=dtype) if isinstance(x, list) else x for x in (old, mu))
+    mask = torch.ones_like(old, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool)
+    return TokenStats(logp_theta=old, logp_old=old, logp_mu=mu, mask=mask, advantage=torch.zeros(len(old)))
+
+
+def test_every_quantity_that_carries_verl_s_name_is_verl_s_number():
+    # two responses of two tokens: D = 0 and D = -1 on each token of the second
+    found = diagnose(sampled([[-1.0, -1.0], [-3.0, -3.0]], [[-1.0, -1.0], [-2.0, -2.0]]))
+    e = math.e
+    p, q = [1 / e, 1 / e, e**-3, e**-3], [1 / e, 1 / e, e**-2, e**-2]
+    expected = {
+        "kl": 0.5,  # mean of log mu - log pi = (0 + 0 + 1 + 1) / 4
+        "k3_kl": 0.5 / e,  # mean of exp D - D - 1 = (0 + 0 + 2 (1/e + 1 - 1)) / 4
+        "training_ppl": (e + e**3) / 2,  # of each sequence exp(1), exp(3), then their mean
+        "rollout_ppl": (e + e**2) / 2,
+        "ppl_ratio": (1 + e)
+        / 2,  # of each sequence exp(mean log mu - mean log pi) = 1, e: 1.859, not 11.4 / 5.05 = 2.256
+        "chi2_token": (1 + e**-2) / 2 - 1,
+        "chi2_seq": (1 + e**-4) / 2 - 1,  # the products are 1 and exp(-2), squared
+        "rollout_is_eff_sample_size": ((1 + 1 / e) / 2) ** 2 / ((1 + e**-2) / 2),  # no ratio above 2
+        "rollout_probs_diff_mean": (e**-2 - e**-3) / 2,
+        "rollout_probs_diff_std": (e**-2 - e**-3) / math.sqrt(3),  # 0, 0, x, x over n - 1 = 3: x² 4/4 / 3
+        "rollout_actor_probs_pearson_corr": statistics.correlation(p, q),
+    }
+    assert expected["ppl_ratio"] == pytest.approx(1.859, abs=5e-4)
+    assert {n: float(found[n]) for n in expected} == pytest.approx(expected, rel=1e-12)
+
+
+def test_verl_s_sample_size_is_that_of_truncated_weights():
+    # ratios 1, 1, 1, 4 held at 2: (5/4)² / (7/4) = 25/28; untruncated (7/4)² / (19/4) = 49/76
+    found = diagnose(sampled([[-3.0, -3.0, -3.0, math.log(0.2)]], [[-3.0, -3.0, -3.0, math.log(0.05)]]))
+    assert float(found["rollout_is_eff_sample_size"]) == pytest.approx(25 / 28, rel=1e-12)
+    assert float(found["token_eff_sample_size"]) == pytest.approx(49 / 76, rel=1e-12)
+
+
+def test_quantities_named_after_other_frameworks_are_theirs():
+    found = diagnose(sampled([[-1.0, -2.0], [-1.5, -9.0]], [[-2.0, -1.0], [-1.5, -1.0]], [[1, 1], [1, 0]]))
+    # NeMo-RL: exp |log pi - log mu| = e, e, 1; verl: lengths 2 and 1
+    assert float(found["token_mult_prob_error"]) == pytest.approx((2 * math.e + 1) / 3, rel=1e-12)
+    assert float(found["response_length"]) == 1.5
+
+
+def test_an_empty_response_is_left_out_of_every_mean():
+    # verl's response_length/mean counts its 0 tokens, response_length_non_aborted/mean does not; its perplexities take
+    # such a response for one of perplexity 1
+    full = sampled([[-1.0, -2.0]], [[-2.0, -1.0]])
+    empty = sampled([[-1.0, -2.0], [-4.0, -4.0]], [[-2.0, -1.0], [-1.0, -1.0]], [[1, 1], [0, 0]])
+    agree(diagnose(empty), {name: float(x) for name, x in diagnose(full).items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_k3_keeps_its_digits_where_the_engines_nearly_agree(dtype):
+    d, tokens = 1e-4, 32_768
+    mu = torch.full((1, tokens), -0.5, dtype=dtype)
+    mu += torch.linspace(0, 0.25, tokens).to(dtype)
+    old = (mu.double() + d).to(dtype)
+    exact = (old.double() - mu.double()).expm1() - (old.double() - mu.double())
+    found = diagnose(sampled(old, mu))
+    assert found["k3_kl"] > 0
+    assert float(found["k3_kl"]) == pytest.approx(float(exact.mean()), rel=1e-9)
+    assert float(found["k3_kl"]) == pytest.approx(5e-9, rel=1e-3)  # D² / 2, and float32 rounds D by 3e-8 of 1e-4
+    assert float(diagnose(sampled(mu, mu))["k3_kl"]) == 0.0
+    assert float(found["chi2_token"]) == pytest.approx(2e-4, rel=1e-3)
+
+
+def test_k3_is_never_negative_over_many_tokens_in_single_precision():
+    g = torch.Generator().manual_seed(0)
+    mu = -torch.rand(4, 32_768, generator=g)
+    for spread in (1e-7, 1e-5, 1e-3):
+        old = (mu + spread * torch.randn(4, 32_768, generator=g)).clamp(max=0.0)
+        found = diagnose(sampled(old, mu))
+        assert 0.0 <= float(found["k3_kl"]) < 10 * spread**2 + 1e-13
+
+
+def test_probabilities_close_to_one_and_to_each_other_keep_their_correlation_in_single_precision():
+    # 1 - p from 1e-5 to 2e-5 beside 1 - q = (1 - p) (1 ± 1/10): in float32 sums of p², q² and p q all round to n
+    miss = torch.linspace(1e-5, 2e-5, 4096, dtype=torch.float64)
+    wobble = 1 + 0.1 * torch.tensor([1.0, -1.0]).repeat(2048)
+    old, mu = ((-x).log1p().float()[None] for x in (miss, miss * wobble))
+    p, q = old.double().expm1()[0].tolist(), mu.double().expm1()[0].tolist()
+    found = float(diagnose(sampled(old, mu))["rollout_actor_probs_pearson_corr"])
+    assert found == pytest.approx(statistics.correlation(p, q), rel=1e-9)
+    assert 0.85 < found < 0.95
+
+
+def test_moments_of_ranks_with_unlike_tokens_add_up_in_single_precision():
+    g = torch.Generator().manual_seed(1)
+    mu = torch.cat([-1e-4 * torch.rand(2, 500, generator=g), -5 - torch.rand(2, 500, generator=g)])
+    old = mu + 1e-4 * torch.randn(4, 500, generator=g).clamp(max=-mu)
+    parts = [moments(sampled(old[cut], mu[cut])) for cut in (slice(2), slice(2, 4))]
+    agree(finalise(add(*parts)), {name: float(x) for name, x in diagnose(sampled(old, mu)).items()})

@@ -69,7 +69,10 @@ def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
             "group",
         ),
         (["aggregation.kind=token_mean"], "batch", "batch"),
-        (["clip.kind=second_moment", 'advantage.baseline="none"'], "batch", "batch"),
+        (["correction.kind=mean_kl", "correction.high=0.1"], "sequence", "group"),
+        (["clip.kind=gmpo", 'advantage.baseline="none"'], "sequence", "sequence"),
+        (["clip.kind=ctpo", "ratio.span=prefix"], "sequence", "group"),
+        (["clip.kind=m2po", 'advantage.baseline="none"'], "batch", "batch"),
     ],
 )
 def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, scope):
@@ -90,7 +93,12 @@ CONTRADICTIONS = [
     (["ratio.steps=2"], "ratio.steps = 2 is read by span forward only"),
     (['ratio.of="none"', "ratio.span=prefix"], "ratio.span = prefix has no ratio to span"),
     (["clip.kind=ppo", "ratio.of=old/mu"], "clip.kind = ppo bounds a ratio of theta"),
-    (["clip.kind=gspo"], "bounds the geometric sequence ratio, got ratio.span = token"),
+    (["clip.kind=gspo"], "bounds the geometric ratio, got ratio.span = token; set ratio.span = geometric or use ppo"),
+    (["clip.kind=ctpo"], "clip.kind = ctpo bounds the prefix ratio, got ratio.span = token"),
+    (["clip.kind=gmpo", "ratio.span=sequence"], "clip.kind = gmpo bounds the token ratio, got ratio.span = sequence"),
+    (["clip.kind=m2po", "ratio.of=old/mu"], "clip.kind = m2po bounds a ratio of theta, got ratio.of = old/mu"),
+    (["clip.budget=0.1"], "clip.budget = 0.1 is read by clip.kind = m2po only, got none"),
+    (["ratio.router_floor=0.9", "ratio.of=old/mu"], "router_floor = 0.9 rescales a ratio of theta, got .* = old/mu"),
     (["clip.kind=minirl", "clip.low=1.5"], "clip.low must be at most 1"),
     (["correction.kind=mask", "correction.low=5", "correction.high=2"], "correction.low must be below"),
     (
@@ -98,7 +106,6 @@ CONTRADICTIONS = [
         "correction.low = 1.0 is not read by",
     ),
     (["correction.kind=truncate"], "truncate without a bound does nothing"),
-    (["correction.kind=router_shift", "correction.low=1.5"], "floor of exp"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
     (["about.scope=token"], "about.scope = token but"),
 ]
@@ -130,6 +137,8 @@ def test_every_known_contradiction_is_provoked_here():
         ("clip.high=nan", "clip.high: .*got nan"),
         ("optimizer.lr=inf", "optimizer.lr: .*got inf"),
         ("correction.high=nan", "correction.high: .*got nan"),
+        ("ratio.router_floor=1.0", "ratio.router_floor: .*got 1.0"),
+        ("clip.budget=0", "clip.budget: .*got 0"),
         ("correction.positive=[nan, 1.0]", "correction.positive.0: .*got nan"),
         ("optimizer.betas=[0.9, inf]", "optimizer.betas.1: .*got inf"),
         ("advantage.gae_lambda=1.1", "advantage.gae_lambda: .*got 1.1"),
@@ -160,11 +169,14 @@ def test_a_recipe_cannot_be_changed():
         ("tis", True, False, ["correction.kind = truncate"]),
         ("minirl-tis", True, False, []),
         ("trm", True, False, []),
-        ("rspo", False, True, ["ratio.of = theta/old", "clip.kind = gspo", "correction.kind = router_shift"]),
+        ("rspo", False, True, ["ratio.of = theta/old", "ratio.router_floor = 0.8", "clip.kind = gmpo"]),
         ("rspo", True, False, []),
         ("dppo-tv", False, True, []),
         ("dppo-tv", False, False, ["ratio.of = theta/mu", "clip.kind = tv"]),
         ("trm", False, False, ["ratio.of = theta/mu", "correction.kind = max_kl"]),
+        ("trm-avg", False, False, ["ratio.of = theta/mu", "correction.kind = mean_kl"]),
+        ("m2po", False, False, ["ratio.of = theta/mu", "clip.kind = m2po"]),
+        ("ctpo", False, True, []),
         ("reinforce", False, False, []),
     ],
 )
@@ -173,7 +185,7 @@ def test_parts_that_cannot_act_are_named(name, stale, mismatch, parts):
     assert [sentence.split(":")[0] for sentence in found] == parts
 
 
-@pytest.mark.parametrize("name", ["minirl", "minirl-r2", "grpo", "gspo", "tis", "rspo", "minirl-r3"])
+@pytest.mark.parametrize("name", ["minirl", "minirl-r2", "grpo", "gspo", "tis", "rspo", "m2po", "ctpo", "minirl-r3"])
 @pytest.mark.parametrize("mismatch", [True, False])
 def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatch, make_stats):
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core import toml
+from firstorder.core.errors import DataError
 from firstorder.core.ratio import BOUND
 from firstorder.core.recipe import Recipe
 from firstorder.core.stats import TokenStats
@@ -81,7 +82,7 @@ def test_a_weight_is_the_product_of_its_reported_factors(make_stats, same, recip
     assert not any(getattr(parts, name).requires_grad for name in ("weight", "ratio", "clipped", "correction", "norm"))
 
 
-@pytest.mark.parametrize("name", ["minirl", "gspo", "dapo", "m2po", "vespo", "nfpo"])
+@pytest.mark.parametrize("name", ["minirl", "gspo", "dapo", "m2po", "ctpo", "gmpo", "vespo", "nfpo"])
 def test_an_ensemble_is_its_members(make_stats, same, name):
     members = [make_stats(seed) for seed in (1, 2)]
     fields = (*PER_TOKEN, "mask", "advantage", "rewards")
@@ -164,6 +165,48 @@ def test_a_factor_that_equals_the_bound_of_a_mask_is_not_truncated(make_stats):
     found = counted(make_stats(), recipe)
     assert 0 < found["masked"][0] < found["masked"][1]
     assert found["truncated"][0] == 0
+
+
+@pytest.mark.parametrize("span", ["sequence", "geometric"])
+def test_a_truncated_response_counts_once_whatever_its_length(make_stats, span):
+    # verl's rollout_is_ratio_fraction_high is a mean over responses at rollout_is = sequence
+    rule = {"kind": "truncate", "span": span, "high": 1.1}
+    stats = make_stats(2, size=12, spread=0.6)
+    stats = replace(stats, mask=stats.mask & (torch.arange(12) > 0)[:, None])  # the first has no token
+    total = torch.where(stats.mask, stats.logp_old - stats.logp_mu, 0.0).sum(-1)
+    k = (total if span == "sequence" else total / stats.lengths).exp()
+    found = counted(stats, Recipe.model_validate({"correction": rule}))
+    assert found["truncated"] == (int((k > 1.1).sum()), 11)
+    assert 0 < found["truncated"][0] < 11
+    assert found["corrected"][1] == int(stats.mask.sum())
+
+
+def test_a_share_of_truncated_tokens_is_a_mean_over_tokens(make_stats):
+    stats = make_stats(2, size=12, spread=0.6)
+    found = counted(stats, Recipe.model_validate({"correction": {"kind": "truncate", "high": 1.1}}))
+    k = (stats.logp_old - stats.logp_mu).exp()
+    assert found["truncated"] == (int(((k > 1.1) & stats.mask).sum()), int(stats.mask.sum()))
+
+
+def test_a_clip_that_gives_a_response_one_ratio_is_told_by_the_tokens_it_drops(make_stats):
+    stats = make_stats(2, size=12, spread=0.6)
+    found = counted(stats, RECIPES["gmpo"])
+    d = stats.logp_theta - stats.logp_old
+    a = stats.advantage[:, None]
+    assert found["clip_upper"][0] == int(((d > 0.4) & (a > 0) & stats.mask).sum()) > 0
+    assert found["clip_lower"][0] == int(((d < -0.4) & (a < 0) & stats.mask).sum()) > 0
+
+
+def test_a_router_that_stays_leaves_a_ratio_and_one_that_leaves_is_floored(make_stats, same):
+    stats, rule = make_stats(), Recipe.model_validate({"ratio": {"router_floor": 0.8}})
+    plain = token_weights(stats, Recipe()).ratio
+    same(token_weights(replace(stats, router_shift=0 * stats.router_shift), rule).ratio, plain)
+    far = replace(stats, router_shift=torch.full_like(stats.router_shift, 9.0))
+    same(token_weights(far, rule).ratio[stats.mask], 0.8 * plain[stats.mask])
+    factor = (-stats.router_shift).exp().clamp(min=0.8)
+    same(token_weights(stats, rule).ratio[stats.mask], (plain * factor)[stats.mask])
+    with pytest.raises(DataError, match=r"`ratio\.router_floor` needs `router_shift`"):
+        token_weights(replace(stats, router_shift=None), rule)
 
 
 def test_receipts_of_a_recipe_without_parts_are_zero(make_stats):

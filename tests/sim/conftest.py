@@ -31,16 +31,19 @@ SMALL = {
 }
 BOUNDS = {
     "dapo": ["clip.low=0.05", "clip.high=0.05"],
-    "m2po": ["clip.high=0.5"],
+    "m2po": ["clip.low=0.05", "clip.high=0.05", "clip.budget=0.05"],
+    "ctpo": ["clip.low=0.05", "clip.high=0.1"],
+    "gmpo": ["clip.low=0.05", "clip.high=0.05"],
     "cispo": ["clip.low=0.1", "clip.high=0.1"],
     "gspo": ["clip.low=0.05", "clip.high=0.05"],
-    "rspo": ["clip.low=0.05", "clip.high=0.05", "correction.low=0.9"],
+    "rspo": ["clip.low=0.05", "clip.high=0.05", "ratio.router_floor=0.9"],
     "tis": ["correction.high=1.05"],
     "minirl-tis": ["correction.high=1.05"],
     "icepop": ["correction.low=0.9", "correction.high=1.1"],
     "mis": ["correction.high=1.1"],
     "mis-geometric": ["correction.low=0.99", "correction.high=1.01"],
     "trm": ["correction.high=0.3"],
+    "trm-avg": ["correction.high=0.42"],
 }
 
 

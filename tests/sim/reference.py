@@ -246,7 +246,7 @@ class Lab:
     """Both engines at θ_old and at θ under every replay mode, and every expectation over their responses."""
 
     def __init__(self, sim, weights, prompts, others):
-        self.sim, self.prompts, self.responses = sim, prompts, responses(sim)
+        self.sim, self.prompts, self.responses, self.caps = sim, prompts, responses(sim), {}
         self.weights = leaves(moved(sim, weights, others))
         self.mu = Engine(sim, weights, sim.numerics)
         self.mu_theta = Engine(sim, self.weights, sim.numerics)
@@ -363,7 +363,11 @@ class Lab:
             r = [math.exp(u - v) for u, v in zip(logs[above], logs[below], strict=True)]
             return [span_ratio(r, t, span, steps) for t in range(length)]
 
-        ratio = [1.0] * length if recipe.ratio.of == "none" else spanned(*vars(recipe.ratio).values())
+        rule = recipe.ratio
+        ratio = [1.0] * length if rule.of == "none" else spanned(rule.of, rule.span, rule.steps)
+        if rule.router_floor is not None:
+            shifts = [self.router_shift(context(self.sim, pair[0], pair[1][:t]), mode) for t in range(length)]
+            ratio = [r * max(rule.router_floor, math.exp(-shift)) for r, shift in zip(ratio, shifts, strict=True)]
         moved = spanned("theta/old", "token")
         factors = []
         for t in range(length):
@@ -380,8 +384,21 @@ class Lab:
             elif clip.kind == "kl":
                 far = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) > clip.high
                 w *= not (far and ((a > 0 and p > q) or (a < 0 and p < q)))
-            elif clip.kind == "second_moment":
-                w *= self.kept(mode, (theta[t] - mu[t]) ** 2, clip.high)
+            elif clip.kind == "m2po":
+                tau = self.cap(recipe)
+                high, low = max(1 + clip.high, math.exp(tau)), min(1 - clip.low, math.exp(-tau))
+                w *= not (a > 0 and w > high) and not (a < 0 and w < low)
+            elif clip.kind == "ctpo":
+                root = math.sqrt(t + 1)
+                above, below = math.log(w) > clip.high * root, math.log(w) < -clip.low * root
+                w *= not (a > 0 and above) and not (a < 0 and (above or below))
+            elif clip.kind == "gmpo":
+                held = [
+                    min(math.log(x), clip.high) if b > 0 else max(math.log(x), -clip.low)
+                    for x, b in zip(ratio, each, strict=True)
+                ]
+                dropped = (a > 0 and math.log(w) > clip.high) or (a < 0 and math.log(w) < -clip.low)
+                w = 0.0 if dropped else math.exp(sum(held) / length)
             if c.kind in ("ratio", "truncate", "mask"):
                 k = spanned(c.of, c.span)[t]
                 w *= {"ratio": k, "truncate": min(k, c.high), "mask": k * (c.low <= k <= c.high)}[c.kind]
@@ -392,11 +409,10 @@ class Lab:
                 whole = spanned(c.of, "sequence")[t]
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
-            elif c.kind == "max_kl":
+            elif c.kind in ("max_kl", "mean_kl"):
                 prefixes = [context(self.sim, pair[0], pair[1][:s]) for s in range(length)]
-                w *= max(self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes) <= c.high
-            elif c.kind == "router_shift":
-                w *= max(c.low, math.exp(-self.router_shift(context(self.sim, pair[0], pair[1][:t]), mode)))
+                apart = [self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes]
+                w *= (max(apart) if c.kind == "max_kl" else sum(apart) / length) <= c.high
             if recipe.aggregation.kind == "length":
                 w /= length**recipe.aggregation.alpha
             elif recipe.aggregation.kind == "token_mean":
@@ -406,15 +422,33 @@ class Lab:
             factors.append(w)
         return factors
 
-    def kept(self, mode, square, high):
-        """Whether the mean square over all tokens with a square up to this one's is at most `high`."""
-        total = count = 0.0
-        for pair in self.pairs:
-            for u, v in zip(self.target[mode].plain(pair), self.mu.plain(pair), strict=True):
-                if (u - v) ** 2 <= square:
-                    total += self.chance[pair] * (u - v) ** 2
-                    count += self.chance[pair]
-        return total / count <= high
+    def cap(self, recipe):
+        """τ of M2PO over every group that can be met: the cap on |log r| of harmful tokens, by halving."""
+        key = recipe.model_dump_json()
+        if key not in self.caps:
+            self.caps[key] = self._cap(recipe)
+        return self.caps[key]
+
+    def _cap(self, recipe):
+        mode, (above, below) = recipe.router_replay.mode, recipe.ratio.of.split("/")
+        harmful = []
+        for (prompt, response, a), chance in self.advantages(recipe.advantage, recipe.schedule.group_size).items():
+            each = a if isinstance(a, tuple) else (a,) * len(response)
+            logs = {"theta": self.target[mode], "old": self.old[mode], "mu": self.mu}
+            rows = (logs[name].plain((prompt, response)) for name in (above, below))
+            for u, v, b in zip(*rows, each, strict=True):
+                if b * (u - v) > 0:
+                    harmful.append((chance, (u - v) ** 2))
+        count = sum(m for m, _ in harmful)
+        if sum(m * v for m, v in harmful) <= recipe.clip.budget * count:
+            return math.inf
+        low, high = 0.0, max(v for _, v in harmful)
+        for _ in range(100):
+            mid = (low + high) / 2
+            low, high = (
+                (mid, high) if sum(m * min(v, mid) for m, v in harmful) < recipe.clip.budget * count else (low, mid)
+            )
+        return math.sqrt(high)
 
     def router_shift(self, prefix, mode):
         new, old = (e.run(prefix) for e in (self.target[mode], self.old[mode]))

@@ -118,6 +118,14 @@ def test_the_expected_update_of_every_shipped_recipe_is_that_of_all_groups(name,
     same(found, lab.update(recipe, advantages(recipe.advantage)), RTOL)
 
 
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "value"])
+def test_a_bound_over_the_batch_meets_the_signs_of_every_baseline(baseline, stale, acting, same):
+    lab, scene = stale
+    changes = ["advantage.std=false", "schedule.group_size=2", f'advantage.baseline="{baseline}"']
+    recipe = acting("m2po", *changes, *(["advantage.gae_lambda=0.5"] if baseline == "value" else []))
+    same(exact.update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 2)), RTOL)
+
+
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
 @pytest.mark.parametrize("std", [True, False])
 def test_a_baseline_over_several_reward_levels_is_that_of_all_groups(

@@ -24,7 +24,19 @@ SETTINGS = {
     "guess": {"horizon": 2, "task": "guess", "vocab": 4, "seed": 2, "staleness": 1, "prompts": 1},
 }
 RECIPES = {
-    "stale": ["reinforce", "ppo-critic", "minirl", "minirl-r2", "minirl-r3", "grpo", "gspo", "vespo", "m2po", "rspo"],
+    "stale": [
+        "reinforce",
+        "ppo-critic",
+        "minirl",
+        "minirl-r2",
+        "minirl-r3",
+        "grpo",
+        "gspo",
+        "vespo",
+        "m2po",
+        "ctpo",
+        "rspo",
+    ],
     "one_prompt": ["minirl-r3", "grpo", "minirl-critic"],
     "noisy_trainer": ["minirl", "minirl-r3"],
     "sigmoid_bias": ["minirl-r2", "minirl-tis"],
@@ -93,7 +105,8 @@ def test_chunks_of_responses_change_nothing(small, make_scene, make_recipe, monk
 def test_norms_are_those_of_each_response_s_own_gradient(small, make_scene, make_recipe, same):
     sim = small(staleness=1, lr=2.0)
     scene, recipe = make_scene(sim), make_recipe("minirl-r3")
-    up, down = exact.signed_weights(token_stats(scene, recipe), recipe)
+    table = exact.advantage_table(scene, recipe)
+    up, down = (parts.weight for parts in exact.signed_weights(scene, token_stats(scene, recipe), recipe, table))
     found = variance.response_norms(scene, recipe, sim, torch.cat([up, down]))
     for row in range(0, len(scene.tree.path), 4):
         only = torch.zeros_like(up)
