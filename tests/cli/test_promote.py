@@ -541,6 +541,51 @@ def test_servers_end_when_they_are_told_to(folder):
     assert process.returncode == 143
 
 
+def test_the_environment_is_the_lock_and_the_wheel(folder):
+    pip = 'echo "pip $*" >> "$RUN.calls"'
+    tool(
+        folder,
+        "python3",
+        f'[ "$1" = -c ] || {{ mkdir -p "$3/bin"; echo \'{pip}\' > "$3/bin/pip"; chmod +x "$3/bin/pip"; }}',
+    )
+    code, out, err = started(folder, "install.sh")
+    assert code == 0, err
+    wheel = folder / environment.wheel_name()
+    assert (folder / "run.calls").read_text().splitlines() == [
+        f"pip install -r {folder}/environment.lock",
+        f"pip install --no-deps --force-reinstall {wheel}",
+        "pip freeze",
+    ]
+    assert f"{folder}/venv/installed.txt holds all" in out
+    tool(folder, "python3", 'echo "Python 3.8"; exit 1')
+    code, _, err = started(folder, "install.sh")
+    assert (code, err) == (2, "firstorder: Python 3.8 is too old; set PYTHON to Python 3.11 or newer\n")
+
+
+def test_the_model_comes_from_where_settings_say(folder):
+    tool(folder, "hf", 'echo "$*"')
+    code, out, _ = started(folder, "download.sh", MODEL_REVISION="abc")
+    assert code == 0
+    assert out.splitlines()[0] == "download Qwen/Qwen3-30B-A3B-Base --revision abc --local-dir /models/m"
+    code, _, err = started(folder, "download.sh", ENVIRONMENT=str(folder / "venv"))
+    assert code == 2
+    assert "venv is no virtual environment; run install.sh, or set it empty" in err
+
+
+def test_the_preflight_asks_what_a_role_needs(folder):
+    tool(folder, "python", 'echo "$*"')
+
+    def words(role, **given):
+        code, out, err = started(folder, "preflight.sh", role, **given)
+        return dict(zip(out.split()[3::2], out.split()[4::2], strict=False)) if code == 0 else err
+
+    serve, train = words("serve", ENGINES_PER_NODE="2"), words("train", NODE_RANK="0")
+    assert (serve["--gpus"], serve["--ports"]) == ("2", "8001,8002")
+    assert (train["--gpus"], train["--ports"], train["--nodes"]) == ("8", "29500", "8")
+    assert train["--notice"] == next(timed(folder, "NOTICE"))
+    assert "takes train or serve, got 'both'" in words("both")
+
+
 def test_settings_can_be_read_back(shape):
     given, where = engines(), planned(shape)
     text = bundle.settings(*given, where)
