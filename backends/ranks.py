@@ -67,6 +67,15 @@ def divided(items: Sequence[Item], owner: Callable[[Item], int], work: Callable[
     return {item: value for part in held for item, value in part.items()}
 
 
+def largest(number: int) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if count() == 1:
+        return number
+    everyones = torch.tensor(number)
+    distributed.all_reduce(everyones, op=distributed.ReduceOp.MAX)
+    return int(everyones)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Name a collective that broke inside, which is how a rank learns that another one is gone.

@@ -55,6 +55,9 @@ class Engine(Protocol):
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take weights under the names of Hugging Face; whatever was cached under the old ones is dropped."""
 
+    def close(self) -> None:
+        """Remove what it keeps outside of the process."""
+
 
 def collate(
     prompts: Sequence[list[int]],

@@ -11,6 +11,7 @@ import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
+from firstorder.core.interrupt import Asked, Interrupted, never
 from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
@@ -19,7 +20,7 @@ from .export import MODEL, export
 from .extras import require
 from .folder import Shape, read_shape
 from .pair import EnginePair, Plan
-from .ranks import first, together, told, world
+from .ranks import first, largest, together, told, world
 from .rollouts import Engine
 from .tasks.config import TaskSettings
 from .tasks.registry import Tasks, open_tasks
@@ -243,21 +244,25 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, check
     return EnginePair(trainer, engine, tasks, plan)
 
 
-def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
+def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
     """Train and record; `done` is called after each recorded step.
 
     Raises:
         DataError: a step failed; the folder stays resumable.
+        Interrupted: `asked` told a rank of a signal; the step is saved.
     """
 
     def record(log: StepLog) -> None:
         told(lambda: training.folder.append(log))
-        after = log.step + 1
-        if after % training.checkpoint_every == 0 or after == training.steps:
+        after, signal = log.step + 1, largest(asked())  # one rank's signal is every rank's
+        if signal or after % training.checkpoint_every == 0 or after == training.steps:
             state = training.backend.state()  # every rank writes its own shards
             parts = training.backend.trainer.digests(after)
             told(lambda: training.folder.save(after, state, parts))
         done(log)
+        if signal and after < training.steps:
+            training.backend.engine.close()
+            raise Interrupted(signal, after)
 
     try:
         with together():

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from firstorder.backends.folder import Shape
+    from firstorder.backends.promote.bundle import Job
     from firstorder.backends.promote.dry import Dry
     from firstorder.backends.promote.plan import Plan, Step
+    from firstorder.backends.promote.timing import Timing
     from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
@@ -39,21 +42,32 @@ def promote(
     set_: list[str] = typer.Option(
         [], "--set", metavar="A.B=V", help="Override a key of [torchtitan], [vllm] or [task]."
     ),
+    account: str | None = typer.Option(None, "--account", help="That SLURM charges; a placeholder unless given."),
+    partition: str | None = typer.Option(None, "--partition", help="Of SLURM's nodes; a placeholder unless given."),
+    time: str | None = typer.Option(
+        None, "--time", metavar="TIME", help="That a SLURM job may take, as 24:00:00; a placeholder unless given."
+    ),
     force: bool = typer.Option(False, "--force", help="Promote a recipe that the simulator shows unstable."),
 ) -> None:
     """Turn a recipe into a bundle for a cluster: evidence, settings, launchers, and a dry run without a GPU."""
     from firstorder.backends.extras import require
-    from firstorder.backends.promote import dry, models, plan
+    from firstorder.backends.promote import dry, models, plan, timing
+    from firstorder.backends.promote.bundle import Job
     from firstorder.backends.promote.hardware import gpu as named
     from firstorder.core.errors import ConfigError
     from firstorder.core.record import check_folder
 
-    content, recipe = read_source(source)
+    content, recipe, given = read_source(source)
     check_folder(Path(out))
     card = named(gpu)
     shape = models.shape_of()
-    titan, vllm, task = models.engines(set_)
+    job = Job(**{key: value for key, value in (("account", account), ("partition", partition)) if value is not None})
+    allotted = None if time is None else timing.seconds(time)
+    titan, vllm, task = models.engines(set_, given)
     where = plan.plan(shape, recipe, titan, vllm, world, card)
+    moved = plan.step(shape, recipe, titan, vllm, where)
+    titan, vllm = timing.patient(titan, vllm, moved, set_)
+    whole = timing.timing(recipe, titan, where, moved, allotted)
     target = wanted(recipe, match)
     known = None if evidence is None else read_evidence(recipe, evidence)
     require("torchtitan")
@@ -61,7 +75,6 @@ def promote(
     found = dry.dry_run(shape, titan, recipe, world)
     if found.peak > card.usable:
         plan.check_memory(found.peak, dry.per_position(shape, titan, recipe, world, found.peak), titan, card)
-    moved = plan.step(shape, recipe, titan, vllm, where)
     with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
         if known is None:
             typer.echo("gate: the recipe's twin and its neighbours in the simulator", err=True)
@@ -71,15 +84,16 @@ def promote(
                 f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "
                 f"the safest neighbour is {gate['safest']}, or give --force"
             )
-        notes = [*remarks(recipe, where, moved), *([] if gate["stable"] else ["Promoted with --force."])]
-        files = contents(recipe, content, where, moved, found, gate, notes, sections=(titan, vllm, task))
+        notes = [*remarks(recipe, where, moved, whole), *([] if gate["stable"] else ["Promoted with --force."])]
+        sections = titan, vllm, task
+        files = contents(recipe, content, shape, where, moved, whole, found, gate, notes, sections=sections, job=job)
         write(Path(out), files, Path(work), recipe, rehearse, gate)
-    show(where, moved, found, gate, notes)
+    show(where, moved, whole, task, found, gate, notes)
     typer.echo(f"{out}: {recipe.about.name} on {world} x {card.name}")
 
 
-def read_source(source: str) -> tuple[bytes, Recipe]:
-    """What is promoted, byte for byte, and the recipe in it.
+def read_source(source: str) -> tuple[bytes, Recipe, dict[str, Any]]:
+    """What is promoted, byte for byte, the recipe in it, and its `[task]` section, which may be empty.
 
     Raises:
         ConfigError: there is none.
@@ -90,8 +104,8 @@ def read_source(source: str) -> tuple[bytes, Recipe]:
 
     file = Path(source) / "config.toml" if Path(source).is_dir() else Path(source)
     name = str(file) if Path(source).is_dir() else source
-    recipe, _ = split(toml.read(name))
-    return (toml.source(name).encode() if name in toml.shipped() else file.read_bytes()), recipe
+    recipe, sections = split(toml.read(name))
+    return (toml.source(name).encode() if name in toml.shipped() else file.read_bytes()), recipe, sections["task"]
 
 
 def wanted(recipe: Recipe, match: str | None) -> Target:
@@ -109,7 +123,7 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
         return PUBLISHED
     if not Path(match, "metrics.jsonl").is_file():
         raise ConfigError(f"--match {match} holds no metrics.jsonl; give the folder of a run")
-    _, ran = read_source(match)
+    _, ran, _ = read_source(match)
     check_evidence(recipe, fingerprint(ran), f"--match {match}")
     lines = whole(Path(match, "metrics.jsonl"), 0, "give another run")
     kl, flips = (_mean([line[key] for line in lines]) for key in ("kl", "route/flip_rate"))
@@ -154,8 +168,9 @@ def collapsed(gate: dict[str, Any]) -> float:
     return float(gate["trials"][SELF]["collapsed"]["value"])
 
 
-def remarks(recipe: Recipe, where: Plan, moved: Step) -> list[str]:
-    """What a reader must not miss: parts that cannot act, and a host memory that full-length rollouts would fill."""
+def remarks(recipe: Recipe, where: Plan, moved: Step, whole: Timing) -> list[str]:
+    """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
+    from firstorder.backends.promote.timing import LOST
     from firstorder.core.recipe import inert_parts
 
     notes = [f"Inert: {line}." for line in inert_parts(recipe, stale=recipe.schedule.minibatches > 1)]
@@ -165,33 +180,40 @@ def remarks(recipe: Recipe, where: Plan, moved: Step) -> list[str]:
             f"Routes of a rollout fit into the host memory of a node while responses are on average shorter than "
             f"{share:.0%} of the longest."
         )
+    if whole.step > LOST:
+        notes.append(f"A step takes up to {whole.step / 60:.0f} min, so a kill without notice loses as much.")
     return notes
 
 
 def contents(
     recipe: Recipe,
     content: bytes,
+    shape: Shape,
     where: Plan,
     moved: Step,
+    whole: Timing,
     found: Dry,
     gate: dict[str, Any],
     notes: list[str],
     *,
     sections: tuple[Torchtitan, Vllm, TaskSettings],
+    job: Job,
 ) -> dict[str, bytes]:
     """The files of a bundle but for figures, rehearsal and manifest."""
-    from firstorder.backends.promote import bundle, readme
+    from firstorder.backends.promote import bundle, environment, readme
     from firstorder.core.record import to_json
 
-    name = recipe.about.name
-    texts = bundle.launchers(name, where, sections[1]) | {
+    name, wheel = recipe.about.name, environment.wheel_name()
+    about = readme.readme(name, where, moved, whole, found, gate, notes, sections=sections, wheel=wheel)
+    texts = bundle.launchers(name, where, moved, whole, sections[1], job) | {
         "engines.toml": bundle.settings(*sections, where),
-        "environment.lock": bundle.lock(),
-        "README.md": readme.readme(name, where, moved, found, gate, notes),
+        "environment.lock": environment.lock(),
+        "README.md": about,
         "evidence/gate.json": to_json(gate),
-        "evidence/dryrun.json": to_json(readme.plain(where, moved, found)),
+        "evidence/dryrun.json": to_json(readme.plain(shape, where, moved, whole, found)),
     }
-    return {"recipe.toml": content} | {file: text.encode() for file, text in texts.items()}
+    written = {file: text.encode() for file, text in texts.items()}
+    return {"recipe.toml": content, wheel: environment.wheel()} | written
 
 
 def write(
@@ -245,8 +267,10 @@ def figures(runs: Path) -> dict[str, bytes]:
     return found
 
 
-def show(where: Plan, moved: Step, found: Dry, gate: dict[str, Any], notes: list[str]) -> None:
-    """Shardings, memory, time and evidence on standard output."""
+def show(
+    where: Plan, moved: Step, whole: Timing, task: TaskSettings, found: Dry, gate: dict[str, Any], notes: list[str]
+) -> None:
+    """Shardings, memory, task, time, cost and evidence on standard output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -268,6 +292,9 @@ def show(where: Plan, moved: Step, found: Dry, gate: dict[str, Any], notes: list
         "responses together",
         "routes": f"at most {moved.routes / GIB:.1f} GiB a step on the wire",
         "step": f"at most {moved.tokens:,} tokens in {moved.seconds:,.0f} s at stated rates",
+        "task": " ".join([task.kind, *([task.dataset] if task.kind == "reasoning-gym" else []), *task.files]),
+        "run": f"at most {whole.total / 3600:,.0f} h and {whole.gpu_hours:,.0f} GPU-hours: {whole.steps:,} steps, all "
+        f"responses as long as they may be, {whole.gpus} GPUs; saved every {whole.lost / 60:,.0f} min",
         "dry run": f"{found.seconds:.0f} s of a processor, {found.resident / GIB:.2f} GiB",
         "gate": f"{'stable' if gate['stable'] else 'UNSTABLE'}, {collapsed(gate):.0%} of seeds collapse; safest: "
         f"{gate['safest']}",

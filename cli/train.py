@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,8 +36,9 @@ def train(
     ),
 ) -> None:
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
-    from firstorder.backends.ranks import first
+    from firstorder.backends.ranks import first, largest
     from firstorder.core.errors import ConfigError
+    from firstorder.core.interrupt import Interrupted
     from firstorder.core.loop import described
     from firstorder.core.track import Tracker
 
@@ -61,6 +63,11 @@ def train(
             _with_progress(module, training, tracker)
         finally:
             tracker.close()
+    except Interrupted as stopped:
+        largest(0)  # ranks leave together: torchrun kills those that are left when one has failed
+        if first():
+            typer.echo(f"{folder}: {stopped.name} after step {stopped.step - 1}, saved; go on with --resume", err=True)
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
         typer.echo(f"{folder}: go on with --resume", err=True)
         raise typer.Exit(130) from None
@@ -110,6 +117,7 @@ def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from firstorder.backends.ranks import first
+    from firstorder.core.interrupt import deferred
     from firstorder.core.logs import lines
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -123,4 +131,10 @@ def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
             text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             progress.update(bar, completed=log.step + 1, description=text)
 
-        module.run(training, done)
+        with deferred(_heard if first() else lambda name: None) as asked:
+            module.run(training, done, asked)
+
+
+def _heard(name: str) -> None:
+    again = "; Ctrl-C again stops at once" if name == "SIGINT" else ""
+    os.write(2, f"\nfirstorder: {name}: the step is finished and saved first{again}\n".encode())

@@ -11,6 +11,7 @@ import torch
 
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
+from firstorder.core.interrupt import Asked, Interrupted, never
 from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
@@ -112,19 +113,22 @@ def check_baseline(recipe: Recipe, sim: Sim) -> None:
         check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
 
 
-def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) -> None:
+def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
     """Train and record; `done` is called after each recorded step.
 
     Raises:
         DataError: a step failed; the folder stays resumable.
+        Interrupted: `asked` told of a signal; the step is saved.
     """
 
     def record(log: StepLog) -> None:
         training.folder.append(log)
-        after = log.step + 1
-        if after % training.backend.sim.checkpoint_every == 0 or after == training.steps:
+        after, signal = log.step + 1, asked()
+        if signal or after % training.backend.sim.checkpoint_every == 0 or after == training.steps:
             training.folder.save(after, training.backend.state())
         done(log)
+        if signal and after < training.steps:
+            raise Interrupted(signal, after)
 
     try:
         train(training.arms, training.backend, training.first, record)

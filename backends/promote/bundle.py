@@ -1,37 +1,74 @@
-"""The files of a bundle: recipe, engines' settings, launchers, environment, and what they say about themselves."""
+"""The files of a bundle: engines' settings, launchers for a cluster, and a manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Mapping
-from importlib import metadata, resources
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
+from firstorder.core.errors import ConfigError
 from firstorder.core.toml import dump
 
-from .hardware import GPUS_PER_NODE
-from .plan import Plan
+from .environment import wheel_name
+from .hardware import CPUS_PER_NODE, GIB, GPUS_PER_NODE
+from .models import ID
+from .plan import Plan, Step
+from .timing import Timing, clock
 
 TEMPLATES = resources.files("firstorder.backends.promote") / "templates"
-LAUNCHERS = ("settings.env", "serve.sh", "train.sh", "job.sbatch", "job.yaml")
-EXTRA = "engines-cuda"
+SCRIPTS = ("install.sh", "download.sh", "preflight.sh", "node.sh", "task.sh", "train.sh", "serve.sh")
+LAUNCHERS = ("settings.env", *SCRIPTS, "job.sbatch", "job.yaml")
+CHECKPOINTS = 3  # that torchtitan keeps, the newest ones
 
 
-def launchers(name: str, where: Plan, vllm: Vllm) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a cluster's scheduler wants to be told; what is left out is a placeholder that the job refuses to run with.
+
+    Args:
+        account: that pays.
+        partition: of the nodes.
+    """
+
+    account: str = "SET_ACCOUNT"
+    partition: str = "SET_PARTITION"
+
+    def __post_init__(self) -> None:
+        for option, value in vars(self).items():
+            if not re.fullmatch(r"[\w.,@:+-]+", value):
+                raise ConfigError(f"--{option} must be a name of this cluster's, got {value!r}")
+
+
+def launchers(name: str, where: Plan, moved: Step, run: Timing, vllm: Vllm, job: Job) -> dict[str, str]:
     """The launchers by file name, the numbers of a plan filled in.
 
     Args:
         name: of the recipe; jobs are called after it.
         where: ranks, nodes and engines.
+        moved: what a step writes.
+        run: how long a job may take and how it ends.
         vllm: how many GPUs an engine has.
+        job: account and partition.
     """
-    job = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "recipe"
+    title = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "recipe"
     values = {
-        "NAME": job,
+        "NAME": title,
+        "ACCOUNT": job.account,
+        "PARTITION": job.partition,
+        "TIME": "SET_TIME" if run.allotted is None else clock(run.allotted),
+        "CPUS": CPUS_PER_NODE,
+        "NOTICE": run.notice,
+        "RESTARTS": run.restarts,
+        "NEEDED_GIB": -(-disk(moved) // GIB),
+        "MODEL": ID.rpartition("/")[2],
+        "MODEL_ID": ID,
+        "WHEEL": wheel_name(),
         "NODES": where.nodes,
         "ROLLOUT_NODES": where.rollout_nodes,
         "ALL_NODES": where.nodes + where.rollout_nodes,
@@ -39,9 +76,15 @@ def launchers(name: str, where: Plan, vllm: Vllm) -> dict[str, str]:
         "ENGINES_PER_NODE": where.engines_per_node,
         "GPUS_PER_ENGINE": vllm.tensor,
         "GPUS_PER_NODE": GPUS_PER_NODE,
-        "ROLLOUT_PODS": ",".join(f"{job}-rollout-{i}.{job}" for i in range(where.rollout_nodes)),
+        "SERVED_GPUS": where.engines_per_node * vllm.tensor,
+        "ROLLOUT_PODS": ",".join(f"{title}-rollout-{i}.{title}" for i in range(where.rollout_nodes)),
     }
     return {file: _filled((TEMPLATES / file).read_text(encoding="utf-8"), values) for file in LAUNCHERS}
+
+
+def disk(moved: Step) -> int:
+    """Bytes of a run: the checkpoints that are kept, one weight sync beside the one before it, the trained model."""
+    return CHECKPOINTS * moved.checkpoint + 2 * moved.weights + moved.weights // 2
 
 
 def settings(titan: Torchtitan, vllm: Vllm, task: TaskSettings, where: Plan) -> str:
@@ -53,31 +96,6 @@ def settings(titan: Torchtitan, vllm: Vllm, task: TaskSettings, where: Plan) -> 
         "task": task.model_dump(),
     }
     return dump(sections)
-
-
-def lock() -> str:
-    """environment.lock: the packages that the engines need, with the versions that are installed here.
-
-    The closure of the extra over what is installed. A CPU build stands for the CUDA build of its version; what only
-    CUDA needs is left to the requirements of that build.
-    """
-    wanted, found = [f"firstorder; extra == '{EXTRA}'"], dict[str, str]()
-    while wanted:
-        requirement = wanted.pop()
-        name = _name(requirement)
-        if name in found:
-            continue
-        installed = _installed(name)
-        if installed is None:
-            if "==" in requirement:
-                found[name] = re.split(r"[;\s]", requirement.partition("==")[2])[0]
-            continue
-        found[name] = installed.version.partition("+")[0]
-        for needed in installed.requires or ():
-            extra = re.search(r"extra == ['\"]([^'\"]+)", needed)
-            if extra is None or (name == "firstorder" and extra[1] == EXTRA):
-                wanted.append(needed)
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
 def manifest(folder: Path) -> dict[str, str]:
@@ -93,18 +111,3 @@ def digest(content: bytes) -> str:
 
 def _filled(text: str, values: Mapping[str, object]) -> str:
     return re.sub(r"@([A-Z_]+)@", lambda match: str(values[match[1]]), text)
-
-
-def _name(requirement: str) -> str:
-    plain = re.match(r"[A-Za-z0-9._-]+", requirement)
-    assert plain is not None
-    return re.sub(r"[-_.]+", "-", plain[0]).lower()
-
-
-def _installed(name: str) -> metadata.Distribution | None:
-    for one in (name, f"{name}-cpu"):
-        try:
-            return metadata.distribution(one)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

@@ -9,6 +9,7 @@ from firstorder.core.toml import nearest
 
 GIB = 1 << 30
 GPUS_PER_NODE = 8  # of every node below
+CPUS_PER_NODE = 96  # for one task of a job; the fewest of the nodes below have 112 cores
 USABLE = 0.92  # share of a GPU's memory for tensors; the rest is the context, NCCL's buffers and fragmentation: assumed
 
 

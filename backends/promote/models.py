@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from firstorder.backends.folder import Shape, read_shape
 from firstorder.backends.tasks.config import TaskSettings
@@ -15,6 +16,7 @@ from firstorder.core.toml import build, override, read
 
 ENGINES = ("torchtitan", "vllm", "task")
 DEFAULT = "qwen3-30b-a3b"
+ID = "Qwen/Qwen3-30B-A3B-Base"  # on huggingface.co; the checkpoint of arXiv 2512.01374
 
 
 def folder(name: str = DEFAULT) -> Path:
@@ -27,11 +29,19 @@ def shape_of(name: str = DEFAULT) -> Shape:
     return read_shape(folder(name))
 
 
-def engines(assignments: Sequence[str] = (), name: str = DEFAULT) -> tuple[Torchtitan, Vllm, TaskSettings]:
+def engines(
+    assignments: Sequence[str] = (), task: Mapping[str, Any] | None = None, name: str = DEFAULT
+) -> tuple[Torchtitan, Vllm, TaskSettings]:
     """The engines' settings for a model and the task, under assignments `torchtitan.a=value`, `vllm.b=value`, ...
 
+    Args:
+        assignments: of keys of the three sections.
+        task: the `[task]` section of what is promoted, if it has one.
+        name: of the model.
+
     Raises:
-        ConfigError: an assignment is of none of them, or not valid.
+        ConfigError: an assignment is of none of them, or not valid; no task is set, or its files are not where every
+            node finds them.
     """
     for assignment in assignments:
         if assignment.partition(".")[0].strip() not in ENGINES:
@@ -39,6 +49,15 @@ def engines(assignments: Sequence[str] = (), name: str = DEFAULT) -> tuple[Torch
                 f"--set {assignment} would change the recipe, which is promoted byte for byte; "
                 f"set keys of {', '.join(f'[{engine}]' for engine in ENGINES)}, or edit the recipe"
             )
-    tree = override(read(str(folder(name) / "engines.toml")), assignments)
+    tree = override(read(str(folder(name) / "engines.toml")) | {"task": dict(task or {})}, assignments)
     titan, vllm = build(Torchtitan, tree["torchtitan"], "torchtitan"), build(Vllm, tree["vllm"], "vllm")
-    return titan, vllm, build(TaskSettings, tree["task"], "task")
+    if "kind" not in tree["task"]:
+        raise ConfigError(
+            "no task is set, so nothing says what to train on; give --set task.kind=math --set "
+            "'task.files=[\"/data/problems.jsonl\"]', or --set task.kind=reasoning-gym --set task.dataset=NAME"
+        )
+    made = build(TaskSettings, tree["task"], "task")
+    for file in made.files:
+        if not Path(file).is_absolute():
+            raise ConfigError(f"task.files: {file} is relative, and nodes run elsewhere; give the path on the cluster")
+    return titan, vllm, made

@@ -59,6 +59,9 @@ class Plan:
         return self.rollout_nodes * self.engines_per_node
 
 
+PARTS = ("rollout", "score", "update", "exchange", "sync", "probe", "save")  # of a step, one after the other
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One global step: what is moved, and the seconds of its parts.
@@ -69,7 +72,9 @@ class Step:
         weights: bytes of one weight sync, in float32.
         host: bytes that the ranks of a node hold for the rollout.
         exchanged: bytes that a rank gathers of parameters, reduces of gradients and sends to experts.
-        rollout, score, update, exchange, sync: seconds, as if nothing overlapped.
+        checkpoint: bytes of one: weights and both moments, in float32.
+        response: seconds of a response as long as it may be, while an engine decodes as many as it can.
+        rollout, score, update, exchange, sync, probe, save: seconds, as if nothing overlapped; every step is saved.
     """
 
     responses: int
@@ -78,16 +83,20 @@ class Step:
     weights: int
     host: int
     exchanged: int
+    checkpoint: int
+    response: float
     rollout: float
     score: float
     update: float
     exchange: float
     sync: float
+    probe: float
+    save: float
 
     @property
     def seconds(self) -> float:
         """The parts follow one another."""
-        return self.rollout + self.score + self.update + self.exchange + self.sync
+        return float(sum(getattr(self, part) for part in PARTS))
 
 
 def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, world: int, gpu: Gpu) -> Plan:
@@ -198,10 +207,16 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
     passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
     again = 1 if titan.activation_checkpoint == "full" else 0
     ahead = 0 if recipe.weight_scope == "token" else 1
-    read = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
-    read += where.sequences * memory.kv_bytes(shape, vllm.kv_cache_dtype) / vllm.tensor * length / 2
+    held = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
+    kv = memory.kv_bytes(shape, vllm.kv_cache_dtype) / vllm.tensor * length / 2
+
+    def decode(together: int) -> float:
+        """Seconds of that many of the longest responses in an engine: every token reads weights and caches."""
+        return vllm.max_tokens * (held + together * kv) / (gpu.bandwidth * DECODING)
+
     waves = -(-responses // (where.engines * where.sequences))
     weights = 4 * memory.parameters(shape)
+    probes = -(-vllm.probe_prompts // where.engines)
     gathered, sent = exchanges(shape, titan, where, tokens, passes=passes + ahead, recomputed=again)
     apart = gpu.network if where.nodes > 1 else gpu.link
     between = gpu.link if titan.expert <= where.ranks_per_node else gpu.network
@@ -212,11 +227,15 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
         weights=weights,
         host=where.ranks_per_node * tokens * memory.host_bytes(shape),
         exchanged=gathered + sent,
-        rollout=waves * vllm.max_tokens * read / (gpu.bandwidth * DECODING),
+        checkpoint=3 * weights,
+        response=decode(where.sequences),
+        rollout=waves * decode(where.sequences),
         score=passes * forward,
         update=(3 + again + ahead) * forward,
         exchange=gathered / apart + sent / between,
         sync=weights / SHARED * (1 + where.engines_per_node),
+        probe=decode(min(probes, where.sequences)) * -(-probes // where.sequences),
+        save=3 * weights / (SHARED * where.nodes),
     )
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal: the launchers of a bundle, unchanged, on a small model, two ranks and one server of this machine.
+"""A rehearsal: preflight and launchers of a bundle, unchanged, on a small model with two ranks and one server.
 
 What the cluster will set in the environment is set here, and further arguments make the batch small.
 """
@@ -53,8 +53,12 @@ def rehearse(bundle: Path, model: Path, recipe: Recipe, work: Path) -> dict[str,
         "GPUS_PER_ENGINE": "1",
         "SERVER_PORT": str(port),
         "HEAD_PORT": str(free_port()),
+        "ENVIRONMENT": "",
+        "NEEDED_GIB": "0",
+        "MAX_FAULTS": "1",
         "ROLLOUT_HOSTS": "127.0.0.1",
     }
+    _checked(bundle, environment, work / "preflight.log")
     with _served(bundle, environment, port, work / "serve.log"), (work / "train.log").open("w") as log:
         command = ["bash", str(bundle / "train.sh"), *_sets(train_settings(recipe))]
         try:
@@ -75,6 +79,15 @@ def train_settings(recipe: Recipe) -> list[str]:
     schedule = ["schedule.steps=1", f"schedule.prompts={n}", "schedule.group_size=4"]
     rows = ["pack_length=64", "microbatch_rows=2", "loss_chunks=2", "expert=2", "evaluate_every=0"]
     return [*schedule, "task.kind=sums", *(f"torchtitan.{one}" for one in rows), *(f"vllm.{one}" for one in SERVER)]
+
+
+def _checked(bundle: Path, environment: dict[str, str], file: Path) -> None:
+    """The bundle's preflight of both roles; this machine has no GPUs and another model."""
+    for role in ("serve", "train"):
+        with file.open("w") as log:
+            command = ["bash", str(bundle / "preflight.sh"), role, "--gpus", "0", "--any-model"]
+            if subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode:
+                raise ConfigError(f"the rehearsal of preflight.sh failed: {_why(file)}")
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def _serve(
     pipe: Connection, function: Callable[..., float], prepare: Callable[[], None], seconds: float, memory_mib: int
 ) -> None:
     """Answer calls until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is the one to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group; the process that asks is the one to stop
+        signal.signal(number, signal.SIG_IGN)
     prepare()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     bound = pages * os.sysconf("SC_PAGE_SIZE") + (memory_mib << 20)

@@ -77,6 +77,9 @@ class InProcessEngine:
         self._llm.finish_weight_update(weight_version=str(version))
         self._llm.reset_prefix_cache()
 
+    def close(self) -> None:
+        """Nothing of it is outside of the process."""
+
 
 def read(done: Any) -> Response:
     """One completion of vLLM.

@@ -63,7 +63,7 @@ class ServedEngine:
         """
         before = self._ready()
         for _ in range(RESTARTS):
-            with ThreadPoolExecutor(max_workers=self.settings.max_sequences) as pool:
+            with ThreadPoolExecutor(self.settings.max_sequences * len(self.settings.servers)) as pool:
                 found = list(pool.map(self._one, range(len(prompts)), prompts, seeds))
             after = self._ready()
             if after == before:

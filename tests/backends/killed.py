@@ -1,12 +1,18 @@
-"""Run by each of two ranks: a whole run, the server given its first weights again, and a run for a rank to die in."""
+"""Run by each of two ranks: a whole run, one that the second rank is asked to stop, and one for a rank to die in.
+
+Between them the server is given its first weights again.
+"""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from firstorder.backends.pair import EnginePair
 from firstorder.backends.ranks import first, told
 from firstorder.backends.tasks import sums
 from firstorder.backends.vllm.config import Vllm
@@ -24,6 +30,18 @@ def main():
         engine.sync(load_file(Path(folder) / "model.safetensors").items(), 0)
         engine.close()
 
+    told(reset)
+    push = EnginePair.push
+
+    def asked(self):
+        push(self)
+        if not first():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    EnginePair.push = asked
+    assert run([*command, "--out", f"{out}/asked"]) == 128 + signal.SIGTERM  # also on the rank that met no signal
+    EnginePair.push = push
+    assert run([*command, "--out", f"{out}/asked", "--resume"]) == 0
     told(reset)
     if first():
         print("second run", flush=True)

@@ -15,6 +15,7 @@ from firstorder.core.recipe import Recipe, fingerprint
 from firstorder.core.toml import build, read, source
 
 NAME = "qwen3-30b-a3b-r3-n2"
+TASK = ["--set", "task.kind=reasoning-gym"]
 GIB = 1 << 30
 
 
@@ -52,7 +53,7 @@ def promoted(tmp_path_factory, shape, write_model):
     (folder / "small").mkdir()
     small = write_model(folder / "small", shape)
     (folder / "gate.json").write_text(json.dumps(evidence(NAME, True)))
-    words = ["--world", "64", "--evidence", str(folder / "gate.json"), "--rehearse", str(small)]
+    words = ["--world", "64", "--evidence", str(folder / "gate.json"), "--rehearse", str(small), *TASK]
     assert run(["promote", NAME, *words, "--out", str(folder / "bundle")]) == 0
     return folder / "bundle"
 
@@ -110,7 +111,7 @@ def test_every_recipe_of_the_grid_becomes_a_bundle(name, shipped, monkeypatch, t
     found = dry.Dry(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
     monkeypatch.setattr(dry, "dry_run", lambda *given: found)
     (tmp_path / "gate.json").write_text(json.dumps(evidence(name, True)))
-    words = ["--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out", str(tmp_path / "out")]
+    words = [*TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out", str(tmp_path / "out")]
     assert run(["promote", name, *words]) == 0
     assert (tmp_path / "out/recipe.toml").read_text() == source(name)
     inert = "Inert: clip.kind = minirl" in (tmp_path / "out/README.md").read_text()
@@ -122,7 +123,7 @@ def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp
     found = dry.Dry(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
     monkeypatch.setattr(dry, "dry_run", lambda *given: found)
     (tmp_path / "gate.json").write_text(json.dumps(evidence(NAME, False)))
-    words = ["promote", NAME, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out"]
+    words = ["promote", NAME, *TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out"]
     capsys.readouterr()
     assert run([*words, str(tmp_path / "out")]) == 2
     assert f"shows {NAME} unstable: 100% of its seeds collapse; the safest neighbour is" in capsys.readouterr().err
@@ -132,14 +133,14 @@ def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp
 
 
 def test_memory_follows_the_length_of_a_row(monkeypatch):
-    titan = models.engines()[0].model_copy(update={"pack_length": 1024})
+    titan = models.engines(TASK[1:])[0].model_copy(update={"pack_length": 1024})
     half = dry.Dry(memory=dict.fromkeys(dry.PARTS, 100), shardings=[], error=0.0, seconds=0.0, resident=0)
     monkeypatch.setattr(dry, "dry_run", lambda shape, settings, *rest: half if settings.pack_length == 512 else None)
     assert dry.per_position(None, titan, None, 1, 600 + 512) == 1.0
 
 
 def test_a_dry_run_that_cannot_be_is_one_line():
-    titan = models.engines(["torchtitan.dtype=float32"])[0]
+    titan = models.engines([*TASK[1:], "torchtitan.dtype=float32"])[0]
     with pytest.raises(ConfigError, match=r"prices torchtitan\.dtype = bfloat16, got float32"):
         dry.dry_run(models.shape_of(), titan, build(Recipe, read(NAME)), 8)
 

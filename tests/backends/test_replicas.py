@@ -1,9 +1,12 @@
 """Servers that say what they are, before a run samples from them."""
 
+import threading
+
 import pytest
 
 from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.replicas import check_replicas
+from firstorder.backends.vllm.served import ServedEngine
 from firstorder.core.errors import ConfigError
 
 FIRST, SECOND = "http://a:1", "http://b:2"
@@ -55,3 +58,18 @@ def test_replicas_that_differ_are_named(name, said, shape):
     (key,) = changed
     with pytest.raises(ConfigError, match=f"{FIRST} and {SECOND} differ: {key} = .*; start all replicas with"):
         check_replicas({FIRST: said, SECOND: said | changed}, SETTINGS, shape, "small")
+
+
+def test_every_replica_gets_as_many_responses_as_it_decodes_together():
+    servers = tuple(f"http://n{i}:8001" for i in range(4))
+    engine = object.__new__(ServedEngine)
+    engine.settings = Vllm(servers=servers, max_sequences=3)
+    engine._ready = list
+    all_there = threading.Barrier(12, timeout=20)  # of 4 servers that decode 3 each
+
+    def one(number, prompt, seed):
+        all_there.wait()
+        return number
+
+    engine._one = one
+    assert engine.generate([[1]] * 24, range(24)) == list(range(24))

@@ -1,5 +1,6 @@
 """vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
 
+import itertools
 import json
 import os
 import shutil
@@ -153,8 +154,8 @@ def test_when_a_rank_is_killed_the_other_says_so_and_the_run_goes_on_bit_for_bit
     go_on = [*command, "--out", str(tmp_path / "killed"), "--resume"]
     again = ranks(["-c", "from firstorder.cli.main import main; main()", *go_on], tmp_path, free_port())
     assert [one.wait(timeout=240) for one in again] == [0, 0], (tmp_path / "rank-0.log").read_text()[-2000:]
-    for log in ("metrics.jsonl", "receipts.jsonl"):
-        assert (tmp_path / "killed" / log).read_text() == (tmp_path / "whole" / log).read_text()
+    for log, name in itertools.product(("metrics.jsonl", "receipts.jsonl"), ("killed", "asked")):
+        assert (tmp_path / name / log).read_text() == (tmp_path / "whole" / log).read_text()
     weights = [load_file(tmp_path / run / "model/model.safetensors") for run in ("whole", "killed")]
     assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
     assert not torch.equal(weights[0]["lm_head.weight"], load_file(folder / "model.safetensors")["lm_head.weight"])

@@ -140,6 +140,27 @@ def test_a_killed_run_goes_on_bit_for_bit(command, whole, tmp_path, moment):
     assert lines(out, "receipts") == lines(whole, "receipts")
 
 
+def test_sigterm_ends_a_run_after_a_step_that_is_saved(command, whole, tmp_path):
+    out = tmp_path / "run"
+    rare = [*command, *sets("torchtitan.checkpoint_every=1000"), "--out", str(out)]
+    words = [sys.executable, "-c", "from firstorder.cli.main import main; main()", *rare]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < deadline
+    process.terminate()  # at a step's end or in the next step
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGTERM, err[-2000:]
+    done = len(lines(out, "metrics"))
+    assert 0 < done < 4
+    assert [file.name for file in (out / "checkpoints").glob("*.pt")] == [f"step-{done:07d}.pt"]
+    assert f"SIGTERM after step {done - 1}, saved; go on with --resume" in err
+    assert run([*rare, "--resume"]) == 0
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    assert lines(out, "receipts") == lines(whole, "receipts")
+
+
 def test_a_step_that_fails_is_named_and_the_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, capsys):
     out, forward, taken = tmp_path / "run", Trainer._forward, []
     broken = {5: lambda logp: logp + torch.empty(2**50), 9: lambda logp: logp * float("nan")}

@@ -220,6 +220,32 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_a_step_that_is_saved(number, code, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    rare = ["--set", "sim.checkpoint_every=1000", "--set", "schedule.steps=2000", "--set", "sim.evaluate_every=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from firstorder.cli.main import main; main()", *train_command(stopped, *rare)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(stopped / "metrics.jsonl")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    done = len((stopped / "metrics.jsonl").read_text().splitlines())
+    assert 0 < done < 1000  # so that no checkpoint was due
+    assert [file.name for file in (stopped / "checkpoints").iterdir()] == [f"step-{done:07d}.pt"]
+    assert f"{number.name} after step {done - 1}, saved; go on with --resume" in err
+    assert "Traceback" not in err
+    fewer = ["--set", f"schedule.steps={done + 2}"]
+    config = stopped / "config.toml"
+    config.write_text(config.read_text().replace("steps = 2000", f"steps = {done + 2}"))  # so that the test is short
+    assert run(train_command(stopped, *rare, *fewer, "--resume")) == 0
+    assert run(train_command(whole, *rare, *fewer)) == 0
+    assert logs_of(stopped) == logs_of(whole)
+
+
 def wait_for(path):
     for _ in range(600):
         if path.exists():

@@ -1,0 +1,69 @@
+"""A run that is asked to stop, by Ctrl-C or SIGTERM, finishes its step, saves it, and ends with a code that says so.
+
+A scheduler sends SIGTERM a while before it kills. Whoever sits at a terminal presses Ctrl-C, and again to stop at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Asked = Callable[[], int]
+"""The number of the signal that asked the run to stop, 0 if none did."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run stopped because it was asked to, with its last step saved; met wherever a Ctrl-C is.
+
+    Args:
+        number: of the signal.
+        step: from which the run goes on.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; step {step} follows")
+        self.name, self.step = signal.Signals(number).name, step
+        self.code = 128 + number  # as shells report a process that a signal ended: 130 or 143
+
+
+def never() -> int:
+    """Nobody asks: 0."""
+    return 0
+
+
+@contextmanager
+def deferred(say: Callable[[str], None] = lambda name: None) -> Iterator[Asked]:
+    """Hold SIGINT and SIGTERM back while the block runs, for the run to look at after each step.
+
+    A second Ctrl-C stops at once. A signal that the process ignores, as behind `nohup`, stays ignored, and outside of
+    the main thread nothing is held back, since only that one meets signals.
+
+    Args:
+        say: called with the name of the first signal, between two instructions of whatever runs: it must not print
+            through a buffer.
+
+    Yields:
+        What tells the number of the signal, 0 before one arrives.
+    """
+    found: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT in found:
+            raise KeyboardInterrupt
+        if not found:
+            say(signal.Signals(number).name)
+        found.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    held = [n for n in SIGNALS if main and signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in held}
+    try:
+        yield lambda: found[0] if found else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
