@@ -1,8 +1,8 @@
 """Training runs: each member as if alone, each run as if never interrupted."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
