@@ -53,7 +53,7 @@ def vespo(stats: TokenStats, c: Correction) -> Tensor:
     log_w = log_product(stats, c.of, "sequence")
     w = log_w.clamp(max=30.0).exp()  # c2 > 0 has made the factor 0 by then
     positive, signs = stats.token_advantage > 0, log_w.new_tensor([c.positive, c.negative])
-    c1, c2 = (torch.where(positive, *signs[:, i]) for i in range(2))
+    c1, c2 = (torch.where(positive, signs[0, i], signs[1, i]) for i in range(2))
     power = torch.where(c1 == 0, 0.0, c1 * log_w)  # 0^0 = 1
     return bounded(power + c2 * (1.0 - w)).to(stats.logp_theta.dtype)
 

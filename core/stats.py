@@ -110,7 +110,8 @@ def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
         )
     seen = torch.where(mask, logp.detach(), -1.0)
     lowest = -torch.finfo(logp.dtype).max if name == "logp_mu" else -torch.inf
-    check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {_RULES[name == 'logp_mu']}")
+    rule, remedy = _RULES[name == "logp_mu"]
+    check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {rule}", remedy)
 
 
 def check_rewards_finite(rewards: Tensor) -> None:
@@ -141,7 +142,14 @@ def check_all(right: Tensor, x: Tensor, rule: str, remedy: str = "") -> None:
         raise DataError(f"{rule}, got {len(wrong)} that {verb} not, the first {value:g} at {first}{remedy}")
 
 
-_RULES = ("at most 0 (nats) and no NaN where `mask` is True", "finite and at most 0 (nats) where `mask` is True")
+_RULES = (
+    (
+        "at most 0 (nats) and no NaN where `mask` is True",
+        "; the trained weights have run away: lower optimizer.lr or bound the ratio with correction or clip",
+    ),
+    ("finite and at most 0 (nats) where `mask` is True", "; check the log-probs of the rollout engine"),
+)
+"""What holds of log-probs and the remedy, for those of π and for those of μ."""
 
 
 def _check_shapes(s: TokenStats) -> None:
