@@ -13,7 +13,7 @@ from torch import Tensor
 from firstorder.core.agreement import agreement
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import diagnose, means
-from firstorder.core.recipe import Recipe, Schedule
+from firstorder.core.recipe import Advantage, Recipe, Schedule
 from firstorder.core.stats import TokenStats
 
 from .pair import EnginePair
@@ -47,7 +47,9 @@ class Point:
     @property
     def recipe(self) -> Recipe:
         """What schedules the prompts; its method is not used."""
-        return Recipe(schedule=Schedule(prompts=self.prompts, group_size=self.responses))
+        return Recipe(
+            advantage=Advantage(baseline="none"), schedule=Schedule(prompts=self.prompts, group_size=self.responses)
+        )
 
     def check(self) -> Tasks:
         """The tasks; what cannot be opened is refused, see `training.check`."""

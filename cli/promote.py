@@ -110,8 +110,11 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
         raise ConfigError(f"--match {match} holds no metrics.jsonl; give the folder of a run")
     _, ran = read_source(match)
     check_evidence(recipe, fingerprint(ran), f"--match {match}")
-    lines = [json.loads(line) for line in Path(match, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    kl, flips = (_mean([line[key] for line in lines]) for key in ("kl", "route/flip_rate"))
+    try:
+        lines = [json.loads(line) for line in Path(match, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        kl, flips = (_mean([line[key] for line in lines]) for key in ("kl", "route/flip_rate"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"--match {match}: its metrics.jsonl is damaged; resume that run, or give another") from None
     if not lines or kl <= 0 or flips <= 0:
         raise ConfigError(
             f"--match {match} has a mean kl of {kl:.3g} and a flip rate of {flips:.3g}, and both must be above 0; "
@@ -133,7 +136,8 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         own = str(found["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+        collapsed(found), bool(found["stable"]), str(found["safest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"--evidence {file} is no gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
     return found

@@ -24,7 +24,7 @@ from .diagnostics import Quantity
 from .errors import ConfigError, DiskError
 from .loop import StepLog
 from .record import to_json, write_whole
-from .toml import dump
+from .toml import dump, parse
 
 LOGS = ("metrics", "receipts")
 KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
@@ -140,9 +140,9 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
         if changeable:
             write_whole(file, text)
         return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from None
@@ -155,9 +155,9 @@ def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
     try:
-        before = flat(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; mend it, or give a new --out") from None
+        before = flat(parse(file))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; mend it, or give a new --out") from None
     now = flat(tomllib.loads(text))
     for key in sorted((before.keys() | now.keys()) - set(changeable)):
         if before.get(key) != now.get(key):
@@ -190,7 +190,7 @@ def _read(log: Path) -> Iterator[tuple[bytes, Line]]:
         try:
             entry = json.loads(line)
             entry["step"] = int(entry["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
         yield line, entry
 

@@ -19,6 +19,7 @@ from . import exact
 from .bounds import bounds
 from .coldstart import starting_weights
 from .config import Sim, check_replay
+from .memory import check_memory
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow, kl, token_share, token_stats
 from .staleness import path
@@ -45,6 +46,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
+    check_memory(sim, members, available_memory())
     check_size(sim, members, available_memory())
     scene = _scene(recipe, sim, members)
     mode = recipe.router_replay.mode

@@ -19,6 +19,7 @@ from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
 from .measure import available_memory
+from .memory import check_memory
 from .scene import grow
 from .tree import check_size
 
@@ -70,6 +71,7 @@ def check(recipe: Recipe, sim: Sim) -> None:
     check_runs(recipe)
     check_replay(recipe, sim)
     check_trainable(recipe)
+    check_memory(sim, sim.members, available_memory(), recipe.schedule)
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.run import LOGS, flat
+from firstorder.core.toml import parse
 
 Array = NDArray[np.float64]
 
@@ -106,9 +106,9 @@ def read_run(path: Path, label: str) -> Run:
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder, it holds no config.toml; give a folder that train wrote")
     try:
-        config = flat(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; give another run") from None
+        config = flat(parse(file))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give another run") from None
     found = [_log(path / f"{name}.jsonl") for name in LOGS]
     return Run(label=label, config=config, logged=found[0] | found[1], receipts=tuple(found[1]))
 
@@ -123,7 +123,7 @@ def _log(file: Path) -> dict[str, Series]:
     for number, line in enumerate(lines, start=1):
         try:
             step, values = _entry(line)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number == len(lines):
                 break
             raise ConfigError(f"{file} is damaged in line {number}; resume the run, or give another") from None
