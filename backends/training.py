@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError
-from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.errors import ConfigError, NotFiniteError
+from firstorder.core.finite import check_finite
+from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
@@ -243,10 +244,15 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
     """Train and record; `done` is called after each recorded step.
 
     Raises:
+        NotFiniteError: a gradient or a metric is not a number; the step and the newest checkpoint are named.
         DataError: a step failed; the folder stays resumable.
     """
 
+    after = training.first
+
     def record(log: StepLog) -> None:
+        nonlocal after
+        check_finite(log.metrics | log.receipts, DIVERGED)
         told(lambda: training.folder.append(log))
         after = log.step + 1
         if after % training.checkpoint_every == 0 or after == training.steps:
@@ -255,7 +261,10 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
         done(log)
 
     with together():
-        train(training.arms, training.backend, training.first, record)
+        try:
+            train(training.arms, training.backend, training.first, record)
+        except NotFiniteError as error:
+            raise training.folder.stopped(error, after) from None
         model = training.folder.path / MODEL
         if told(lambda: training.first < training.steps or not model.is_dir()):
             export(training.backend.trainer, training.folder.path)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .diagnostics import Quantity
-from .errors import ConfigError, DiskError
+from .errors import ConfigError, DiskError, NotFiniteError
 from .loop import StepLog
 from .record import to_json, write_whole
 from .toml import dump, parse
@@ -117,6 +117,12 @@ class RunFolder:
         for name in LOGS:
             _cut(self.path / f"{name}.jsonl", step)
         return None if found is None else (step, found["state"])
+
+    def stopped(self, error: NotFiniteError, step: int) -> NotFiniteError:
+        """An error of a step with where it happened and where the run can be taken up."""
+        kept = self._checkpoints()
+        where = f"the newest checkpoint before it is {kept[-1]}" if kept else "there is no checkpoint before it"
+        return NotFiniteError(f"step {step}: {error}; {where}")
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*.pt"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.diagnostics import finalise, moments
+from firstorder.core.finite import check_finite
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts, token_weights
@@ -26,6 +27,10 @@ from .staleness import path
 from .tree import check_size, reach
 from .variance import group_variance
 
+SATURATED = (
+    "the policy is saturated or has overflowed; lower sim.sharpness, sim.lr, sim.staleness or sim.coldstart_lr, or "
+    "raise sim.temperature"
+)
 VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
 
 
@@ -42,6 +47,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe cannot be run, or contradicts the simulator.
         SizeError: the tree does not fit in memory.
+        NotFiniteError: a result is NaN or infinite.
     """
     check_runs(recipe)
     check_replay(recipe, sim)
@@ -64,6 +70,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
     result["notes"] = _notes(recipe, sim, result)
+    check_finite(result, SATURATED)
     return result
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError, SizeError
-from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.errors import ConfigError, NotFiniteError, SizeError
+from firstorder.core.finite import check_finite
+from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
@@ -114,14 +115,22 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None) 
     """Train and record; `done` is called after each recorded step.
 
     Raises:
+        NotFiniteError: a gradient, weights or a metric are not numbers; the step and the newest checkpoint are named.
         DataError: a step failed; the folder stays resumable.
     """
 
+    after = training.first
+
     def record(log: StepLog) -> None:
+        nonlocal after
+        check_finite(log.metrics | log.receipts, DIVERGED)
         training.folder.append(log)
         after = log.step + 1
         if after % training.backend.sim.checkpoint_every == 0 or after == training.steps:
             training.folder.save(after, training.backend.state())
         done(log)
 
-    train(training.arms, training.backend, training.first, record)
+    try:
+        train(training.arms, training.backend, training.first, record)
+    except NotFiniteError as error:
+        raise training.folder.stopped(error, after) from None
