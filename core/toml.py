@@ -9,6 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +26,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def shipped() -> list[str]:
     """The names of the recipes in the package, sorted."""
+    return list(_shipped())
+
+
+@lru_cache
+def _shipped() -> tuple[str, ...]:
     folder = resources.files("firstorder.core") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
 def read(recipe: str) -> Tree:
@@ -60,6 +66,7 @@ def parse(file: Path) -> Tree:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
 
 
+@lru_cache
 def source(name: str) -> str:
     """The text of a shipped recipe, byte for byte."""
     return (resources.files("firstorder.core") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
