@@ -24,6 +24,7 @@ from firstorder.core.toml import build, read
 from firstorder.sim.calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
 from firstorder.sim.claims.claim import Budget
 from firstorder.sim.config import Sim
+from firstorder.sim.demonstrations import Style
 from firstorder.sim.numerics import Numerics
 from firstorder.sim.sweep.ensemble import Cell
 from firstorder.sim.sweep.plan import train
@@ -51,7 +52,7 @@ class Condition:
     updates: int
     lr: float
     horizon: int = 3
-    style: str = "terse"
+    style: Style = "terse"
     longer: int = 1
 
     def __str__(self) -> str:
