@@ -33,6 +33,7 @@ def furnished(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(os, "fsync", lambda descriptor: None)  # half of the time
         patch.setattr(typer.main, "get_command", lambda app: fuzz.TABLE)  # which typer makes anew for every call
         for module in (measure, training):
             patch.setattr(module, "available_memory", lambda: MEMORY)
