@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.finite import check_finite
 from firstorder.core.recipe import Optimizer, Recipe, Schedule
 
 from .extras import require
@@ -80,6 +81,7 @@ def coldstart(
         loss = trainer.supervise(*demonstrations(chosen, seed, step)).loss
         if done is not None:
             done(step + 1, count, loss)
+    check_finite({"the loss of the last step": loss}, "the supervised steps diverge; give another --seed")
     write_weights(out, trainer.weights())
     return loss
 

@@ -92,7 +92,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     file = folder / name
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cannot read {file}: {reason}; give --set torchtitan.model=DIR, e.g. from `firstorder coldstart`"

@@ -13,7 +13,8 @@ from torch import Tensor
 from firstorder.core.agreement import agreement
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.diagnostics import diagnose, means
-from firstorder.core.recipe import Recipe, Schedule
+from firstorder.core.finite import check_finite
+from firstorder.core.recipe import Advantage, Recipe, Schedule
 from firstorder.core.stats import TokenStats
 
 from .pair import EnginePair
@@ -47,7 +48,9 @@ class Point:
     @property
     def recipe(self) -> Recipe:
         """What schedules the prompts; its method is not used."""
-        return Recipe(schedule=Schedule(prompts=self.prompts, group_size=self.responses))
+        return Recipe(
+            advantage=Advantage(baseline="none"), schedule=Schedule(prompts=self.prompts, group_size=self.responses)
+        )
 
     def check(self) -> Tasks:
         """The tasks; what cannot be opened is refused, see `training.check`."""
@@ -79,7 +82,7 @@ def parity(pair: EnginePair) -> dict[str, Any]:
     seconds, tokens = time.perf_counter() - started, int(batch.mask.sum())
     live, replayed = pair.trainer.score(batch), pair.trainer.score(batch, batch.routes)
     routes = means(agreement(batch, live.routes, live.margin, live.entropy))
-    return {
+    found = {
         "tokens": tokens,
         "reward": float(batch.rewards.mean()),
         "tokens_per_second": tokens / seconds,
@@ -88,6 +91,8 @@ def parity(pair: EnginePair) -> dict[str, Any]:
         "live": _distance(batch, live.logp),
         "R3": _distance(batch, replayed.logp),
     }
+    check_finite(found, "the weights of the model, or what the engines make of them, are not numbers")
+    return found
 
 
 def _distance(batch: RolloutBatch, logp: Tensor) -> dict[str, float]:

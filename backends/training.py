@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError
+from firstorder.core.errors import ConfigError, NotFiniteError
+from firstorder.core.finite import check_finite
 from firstorder.core.interrupt import Asked, Interrupted, never
-from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
@@ -248,11 +249,16 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
     """Train and record; `done` is called after each recorded step.
 
     Raises:
+        NotFiniteError: a gradient or a metric is not a number; the step and the newest checkpoint are named.
         DataError: a step failed; the folder stays resumable.
         Interrupted: `asked` told a rank of a signal; the step is saved.
     """
 
+    after = training.first
+
     def record(log: StepLog) -> None:
+        nonlocal after
+        check_finite(log.metrics | log.receipts, DIVERGED)
         told(lambda: training.folder.append(log))
         after, signal = log.step + 1, largest(asked())  # one rank's signal is every rank's
         if signal or after % training.checkpoint_every == 0 or after == training.steps:
@@ -270,5 +276,7 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
             model = training.folder.path / MODEL
             if told(lambda: training.first < training.steps or not model.is_dir()):
                 export(training.backend.trainer, training.folder.path)
+    except NotFiniteError as error:
+        raise training.folder.stopped(error, after) from None
     finally:
         training.folder.close()

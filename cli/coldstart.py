@@ -10,8 +10,12 @@ import typer
 def coldstart(
     style: str = typer.Argument(help="How demonstrations are written: direct, reversed or steps."),
     out: str = typer.Option(..., "--out", metavar="DIR", help="A new or empty folder for the model."),
-    steps: int | None = typer.Option(None, "--steps", min=1, help="Supervised steps; by style unless given."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the initial weights and of the demonstrations."),
+    steps: int | None = typer.Option(
+        None, "--steps", min=1, max=1_000_000, help="Supervised steps; by style unless given."
+    ),
+    seed: int = typer.Option(
+        0, "--seed", min=0, max=2**63 - 1, help="Of the initial weights and of the demonstrations."
+    ),
 ) -> None:
     """Build a small Qwen3-MoE with its tokenizer and train it on generated demonstrations of a small task."""
     from rich.console import Console

@@ -10,11 +10,10 @@ from typing import NoReturn
 import typer
 
 from firstorder import __version__
-from firstorder.core.errors import FirstOrderError
+from firstorder.core.errors import ConfigError, FirstOrderError
 
 from . import coldstart, measure, probe, promote, recipes, report, sweep, train, validate
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+from .crash import INTERRUPTED, guarded, is_out_of_memory, tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,8 +50,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    code = run(sys.argv[1:])
+    """Run the command line; a user's mistake is one line on stderr and exit code 2, a fault of ours one and 70."""
+    code = guarded(run, sys.argv[1:])
     if "triton" in sys.modules:
         _leave(code)
     sys.exit(code)
@@ -67,24 +66,49 @@ def _leave(code: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 1 a theorem failed, 2 bad input, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 1 a theorem failed, 2 bad input, 130 interrupted.
+
+    An exception that has no line of its own is raised as it is; `main` gives it one.
+    """
     try:
+        check_text(arguments)
         code = app(arguments, standalone_mode=False, prog_name="firstorder")
     except FirstOrderError as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:
+        if error.filename is None:  # not of a file: of standard output, for which `main` answers
+            raise
+        return _refuse(f"cannot use {error.filename}: {error.strerror}; give another file or folder")
     except Exception as error:
+        if is_out_of_memory(error):
+            return _refuse("memory ended; lower the sizes of [sim], [torchtitan] or [schedule], or free some")
         # the command-line parser's own complaints; the class moved between releases of typer, its method did not
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
         return 0 if not message else _refuse(message.replace("\n", " "))
     if code == INTERRUPTED:
-        typer.echo("firstorder: interrupted", err=True)
+        tell("interrupted")
     return code if isinstance(code, int) else 0
 
 
+def check_text(arguments: list[str]) -> None:
+    """Refuse arguments that no file name and no setting can be.
+
+    Raises:
+        ConfigError: one holds a NUL, or is not UTF-8.
+    """
+    for place, argument in enumerate(arguments, start=1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"argument {place} is not valid UTF-8: {argument!r}; rename the file") from None
+        if "\0" in argument:
+            raise ConfigError(f"argument {place} holds a NUL character: {argument!r}; leave it out")
+
+
 def _refuse(message: str) -> int:
-    typer.echo(f"firstorder: {message}", err=True)
+    tell(message)
     return 2

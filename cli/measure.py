@@ -49,10 +49,10 @@ def measure(
     started = time.perf_counter()
     document = report(method, sim)
     document["seconds"] = document["result"]["seconds"] = time.perf_counter() - started
+    if json != "-":
+        _show(method, document["result"])  # first, so that a file that cannot be written takes no result with it
     if json is not None:
         output.write_json(json, document)
-    if json != "-":
-        _show(method, document["result"])
 
 
 def report(recipe: Recipe, sim: Sim) -> dict[str, Any]:

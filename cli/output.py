@@ -11,17 +11,23 @@ def check_target(target: str | None) -> None:
     """Refuse an output file that cannot be written, before the work is done.
 
     Raises:
-        ConfigError: its folder does not exist, or it is a folder.
+        ConfigError: its folder does not exist or takes no file, or it is a folder.
     """
     from firstorder.core.errors import ConfigError
+    from firstorder.core.record import check_place
 
     if target is None or target == "-":
         return
     path = Path(target)
-    if path.is_dir():
-        raise ConfigError(f"--json {target} is a folder; give a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--json {target}: folder {path.parent} does not exist; create it first")
+    try:
+        if path.is_dir():
+            raise ConfigError(f"--json {target} is a folder; give a file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--json {target}: folder {path.parent} does not exist; create it first")
+        if not path.exists() or path.is_file():
+            check_place(path)
+    except OSError as error:
+        raise ConfigError(f"--json {target} cannot be written: {error.strerror}; give another file") from None
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:

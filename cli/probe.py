@@ -42,8 +42,8 @@ def probe(
         [], "--grid", metavar="A.B=V1,V2", help="An axis of [vllm], [torchtitan] or [task]; repeat for more."
     ),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting of all points."),
-    prompts: int = typer.Option(128, "--prompts", min=1, help="Prompts of the task."),
-    responses: int = typer.Option(4, "--responses", min=1, help="Responses to each."),
+    prompts: int = typer.Option(128, "--prompts", min=1, max=2**20, help="Prompts of the task."),
+    responses: int = typer.Option(4, "--responses", min=1, max=2**20, help="Responses to each."),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
 ) -> None:
     """Sample with vLLM, score with torchtitan at the same weights: flips, KL, F(2), ESS, live and with R3."""

@@ -125,7 +125,9 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
         raise ConfigError(f"--match {match} holds no metrics.jsonl; give the folder of a run")
     _, ran, _ = read_source(match)
     check_evidence(recipe, fingerprint(ran), f"--match {match}")
-    lines = whole(Path(match, "metrics.jsonl"), 0, "give another run")
+    lines = whole(Path(match, "metrics.jsonl"), 0, "resume that run, or give another")
+    if not all(isinstance(line.get(key), float) for line in lines for key in ("kl", "route/flip_rate")):
+        raise ConfigError(f"--match {match} logs no kl or route/flip_rate; give another run")
     kl, flips = (_mean([line[key] for line in lines]) for key in ("kl", "route/flip_rate"))
     if not lines or kl <= 0 or flips <= 0:
         raise ConfigError(
@@ -148,7 +150,8 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         own = str(found["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+        collapsed(found), bool(found["stable"]), str(found["safest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"--evidence {file} is no gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
     return found

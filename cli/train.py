@@ -51,7 +51,7 @@ def train(
     idle = module.inert(method, *sections)
     if strict and idle:
         raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
-    folder = Path(out or f"runs/{method.about.name}")
+    folder = Path(out or f"runs/{Path(recipe).stem}")
     training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:
         typer.echo(f"inert: {line}", err=True)

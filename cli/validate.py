@@ -51,11 +51,11 @@ def validate(
         "seconds": time.perf_counter() - started,
         "claims": claims,
     }
-    if json is not None:
-        output.write_json(json, document)
     differs = [] if expected is None else differences(expected, document)
     if json != "-":
         _show(document, differs)
+    if json is not None:
+        output.write_json(json, document)
     failed = any(claim["verdict"] == "fails" for claim in claims)
     return 1 if failed or differs else 0
 
@@ -133,7 +133,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--expect {path} cannot be read ({error}); give a file of `validate --json`") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ConfigError(f"--expect {path} is not a record of `validate --json` (schema {SCHEMA})")

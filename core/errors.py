@@ -17,6 +17,10 @@ class SizeError(FirstOrderError, MemoryError):
     """An enumeration does not fit: says how large it is and which setting to lower."""
 
 
+class NotFiniteError(DataError):
+    """Weights, a gradient or a result are NaN or infinite: says which, and what may be behind it."""
+
+
 class DiskError(DataError):
     """A run cannot be recorded: the disk is full or gone. Nothing is wrong with the run."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from .toml import value
 
 Axes = dict[str, list[Any]]
 """Values by dotted key, in the order given."""
+
+MOST = 100_000  # points of a grid
 
 # a comma after which every quote and bracket that opens also closes
 COMMA = re.compile(r""",(?=(?:[^"'\[\]]|"[^"]*"|'[^']*'|\[[^\[\]]*\])*$)""")
@@ -41,6 +44,9 @@ def axes(assignments: Iterable[str]) -> Axes:
         found[key] = [value(piece) for piece in pieces]
         if any(isinstance(each, dict) for each in found[key]):
             raise ConfigError(f"axis {key!r} takes single values, got a table in {assignment!r}; give an axis a key")
+    cells = math.prod(len(values) for values in found.values())
+    if cells > MOST:
+        raise ConfigError(f"the axes make {cells:,} points, more than {MOST:,}; give fewer values, or several grids")
     return found
 
 

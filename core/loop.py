@@ -26,6 +26,8 @@ from .recipe import Recipe
 from .surrogate import RECEIPTS
 from .value import explained_variance, value_moments
 
+DIVERGED = "the policy diverges or is saturated; lower optimizer.lr, or bound the ratio with correction or clip"
+
 QUANTITIES: dict[str, Quantity] = {
     "reward": Quantity(
         formula="mean R of the responses sampled from mu", unit="reward", source="verl critic/rewards/mean; TRL reward"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from .errors import ConfigError
+from .section import COUNT_WHY, Section, within
 
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[Scope, ...] = ("token", "sequence", "group", "batch")
@@ -21,16 +22,19 @@ Policies = Literal["theta/mu", "theta/old", "old/mu"]
 Span = Literal["token", "prefix", "sequence", "geometric", "forward", "min_prefix"]
 
 
-class Section(BaseModel):
-    """A frozen section of a recipe that refuses unknown keys, NaN and infinities (except where `inf` means none)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+Exponent = Annotated[float, Field(ge=0.0, le=100.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+STEP_WHY = "AdamW moves a weight by about lr a step, and weights are of the order of 1"
 
 
 class About(Section):
     """What the recipe is called, where it comes from and how far a weight of it looks."""
 
-    name: str = "custom"
+    name: str = Field(
+        "custom",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$",
+        json_schema_extra={"why": "a name is 1 to 80 letters, digits, dots, hyphens and underscores, no sign first"},
+    )
     summary: str = ""
     source: str = ""
     scope: Scope | None = None
@@ -42,7 +46,9 @@ class Advantage(Section):
 
     baseline: Literal["none", "group_mean", "leave_one_out", "value"] = "group_mean"
     std: bool = False
-    gae_lambda: float = Field(1.0, ge=0.0, le=1.0, description="λ of baseline `value`; 1 keeps the sampled reward")
+    gae_lambda: float = within(
+        1.0, "[0, 1]", "λ weighs the sampled reward", "λ of baseline `value`; 1 keeps the sampled reward"
+    )
 
 
 class Ratio(Section):
@@ -50,9 +56,9 @@ class Ratio(Section):
 
     of: Literal["none"] | Policies = "theta/mu"
     span: Span = "token"
-    steps: int = Field(1, ge=1, description="tokens of the `forward` span")
-    router_floor: float | None = Field(
-        None, gt=0.0, lt=1.0, description="multiply by exp(-router shift), at least this, before any clip: `core.shift`"
+    steps: int = within(1, "[1, 16777216]", "no response is longer", "tokens of the `forward` span")
+    router_floor: float | None = within(
+        None, "(0, 1)", "it multiplies a ratio", "multiply by exp(-router shift), at least this: `core.shift`"
     )
 
 
@@ -72,10 +78,14 @@ class Correction(Section):
     ] = "none"
     of: Policies = "old/mu"
     span: Span = "token"
-    low: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    high: float = Field(float("inf"), gt=0.0, allow_inf_nan=True)
-    positive: tuple[float, float] = Field((2.0, 3.0), description="(c1, c2) of `vespo` for A > 0")
-    negative: tuple[float, float] = Field((3.0, 2.0), description="(c1, c2) of `vespo` for A < 0")
+    low: float = within(0.0, "[0, 1000000]", "ratios beyond it are never met, so that all would be masked")
+    high: float = within(float("inf"), "(0, inf]", "a ratio is positive; inf is no bound")
+    positive: tuple[Exponent, Exponent] = within(
+        (2.0, 3.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A > 0"
+    )
+    negative: tuple[Exponent, Exponent] = within(
+        (3.0, 2.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A < 0"
+    )
 
 
 class Clip(Section):
@@ -83,17 +93,17 @@ class Clip(Section):
     log r; `tv` and `kl` use `high`."""
 
     kind: Literal["none", "minirl", "ppo", "gspo", "cispo", "tv", "kl", "m2po", "ctpo", "gmpo"] = "none"
-    low: float = Field(0.2, ge=0.0, allow_inf_nan=False)
-    high: float = Field(0.27, gt=0.0, allow_inf_nan=False)
-    budget: float = Field(0.04, gt=0.0, allow_inf_nan=False, description="mean square log-ratio that `m2po` allows")
+    low: float = within(0.2, "[0, 1000000]", "it is a distance from the ratio 1")
+    high: float = within(0.27, "(0, 1000000]", "a wider clip never acts; set clip.kind = none instead")
+    budget: float = within(0.04, "(0, 1000000]", "it is a mean square of log-ratios, which `m2po` allows")
 
 
 class Aggregation(Section):
     """What divides a token's weight: nothing, |y|^alpha, the batch's token count, or a constant."""
 
     kind: Literal["token_sum", "length", "token_mean", "constant"] = "token_sum"
-    alpha: float = Field(1.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    constant: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    alpha: float = within(1.0, "[0, 1]", "0 is a sum over tokens and 1 their mean")
+    constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token")
 
 
 class RouterReplay(Section):
@@ -105,27 +115,27 @@ class RouterReplay(Section):
 class Schedule(Section):
     """A global step: `prompts` × `group_size` responses, split into `minibatches` updates (the N of the paper)."""
 
-    steps: int = Field(100, ge=1)
-    prompts: int = Field(64, ge=1)
-    group_size: int = Field(16, ge=1)
-    minibatches: int = Field(1, ge=1)
+    steps: int = within(100, "[1, 1000000000]", COUNT_WHY)
+    prompts: int = within(64, "[1, 1048576]", "a step takes at least one prompt, and no batch holds more")
+    group_size: int = within(16, "[1, 1048576]", "a prompt has at least one response, and no batch holds more")
+    minibatches: int = within(1, "[1, 1048576]", "a step makes at least one update, and one a prompt at most")
 
 
 class Optimizer(Section):
     """The optimiser of the training engine."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-6, gt=0.0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0.0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    max_grad_norm: float = Field(1.0, gt=0.0, allow_inf_nan=True)
+    lr: float = within(1e-6, "(0, 100]", STEP_WHY)
+    betas: tuple[Beta, Beta] = within((0.9, 0.95), "[0, 1)", "a moment is a decaying mean, which 1 never lets decay")
+    eps: float = within(1e-8, "[1e-30, 1]", "it keeps a gradient of 0 from being divided by 0, and should do no more")
+    weight_decay: float = within(0.0, "[0, 100]", "lr times it is the share of a weight that a step takes away")
+    max_grad_norm: float = within(1.0, "(0, inf]", "gradients are scaled down to it; inf leaves them")
 
 
 class Critic(Optimizer):
     """The optimiser of the critic, whose parameters are its own; one step beside each step of the policy."""
 
-    lr: float = Field(1e-5, gt=0.0, allow_inf_nan=False)
+    lr: float = within(1e-5, "(0, 100]", STEP_WHY)
 
 
 class Recipe(Section):
@@ -252,6 +262,14 @@ def _contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
+        ),
+        *(
+            (
+                part.lr * part.weight_decay > 1.0,
+                f"{name}.lr x {name}.weight_decay = {part.lr * part.weight_decay:g} takes more than all of a weight "
+                "away in a step; lower one of the two",
+            )
+            for name, part in (("optimizer", r.optimizer), ("critic", r.critic))
         ),
         (
             r.schedule.prompts % n != 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import ConfigError
 
+SHORT = 32  # characters of a name that stand in that of its temporary file, which must not be too long itself
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -27,13 +28,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ConfigError: the folder does not exist or cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_bytes(data)
-        return
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:SHORT]}.")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from None
+        remedy = "free some space" if error.errno in FULL else "give a file in a folder that exists"
+        raise ConfigError(f"cannot write {path}: {error.strerror}; {remedy}") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -54,12 +56,26 @@ def check_folder(out: Path) -> None:
     """Refuse a place for a folder that is taken, before the work is done.
 
     Raises:
-        ConfigError: it is a file, or a folder that is not empty.
+        ConfigError: it is a file, or a folder that is not empty, or it cannot be made.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty; give a new folder")
+    try:
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out} is a file; give a folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise ConfigError(f"--out {out} is not empty; give a new folder")
+        check_place(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write --out {out}: {error.strerror}; give another folder") from None
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file or folder whose nearest folder that exists takes nothing new.
+
+    Raises:
+        OSError: what the system says to a try.
+    """
+    parent = next(each for each in path.absolute().parents if each.exists())
+    tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name[:SHORT]}.").cleanup()
 
 
 @contextlib.contextmanager
@@ -70,7 +86,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         ConfigError: the folder cannot be written; nothing is left behind.
     """
     target = out.resolve()
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    partial = target.parent / f".{target.name[:SHORT]}.{os.getpid()}.partial"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()

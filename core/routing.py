@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from .errors import ConfigError, DataError
-from .recipe import Section
+from .section import Section, within
+
+MAX_EXPERTS = 32767  # ids are int16
+SIZE, SIZE_WHY = f"[1, {MAX_EXPERTS}]", "routes are kept in 16 bits"
 
 RouterKind = Literal["softmax_topk", "topk_softmax", "sigmoid_bias", "group_limited", "top1"]
 
@@ -33,10 +35,10 @@ class Router(Section):
     """
 
     kind: RouterKind = "softmax_topk"
-    experts: int = Field(8, ge=2)
-    top_k: int = Field(2, ge=1)
-    groups: int = Field(1, ge=1)
-    limited_groups: int = Field(1, ge=1)
+    experts: int = within(8, f"[2, {MAX_EXPERTS}]", SIZE_WHY)
+    top_k: int = within(2, SIZE, SIZE_WHY)
+    groups: int = within(1, SIZE, SIZE_WHY)
+    limited_groups: int = within(1, SIZE, SIZE_WHY)
 
 
 @dataclass(frozen=True, kw_only=True)

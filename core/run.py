@@ -17,13 +17,13 @@ from typing import Any
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .diagnostics import Quantity
-from .errors import ConfigError, DiskError
+from .errors import ConfigError, DiskError, NotFiniteError
 from .lock import NAME as LOCK
 from .lock import Lock
 from .logs import LOGS, Line, cut, described, lines, read
 from .loop import StepLog
 from .record import to_json, write_whole
-from .toml import dump
+from .toml import dump, parse
 
 log = logging.getLogger("firstorder")
 
@@ -119,6 +119,12 @@ class RunFolder:
         """Let other processes have the folder."""
         self._lock.release()
 
+    def stopped(self, error: NotFiniteError, step: int) -> NotFiniteError:
+        """An error of a step with where it happened and where the run can be taken up."""
+        kept = checkpoint.paths(self.path / "checkpoints")
+        where = f"the newest checkpoint before it is {kept[-1]}" if kept else "there is no checkpoint before it"
+        return NotFiniteError(f"step {step}: {error}; {where}")
+
 
 def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> Lock:
     """Make a folder that belongs to one configuration, or go back to it, and keep other processes out of it.
@@ -139,8 +145,8 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
     if resume:
         _check_same(file, text, changeable)
     else:
-        _check_new(path)
         try:
+            _check_new(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(path, error) from None
@@ -168,9 +174,9 @@ def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
     try:
-        before = flat(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; mend it, or give a new --out") from None
+        before = flat(parse(file))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; mend it, or give a new --out") from None
     now = flat(tomllib.loads(text))
     for key in sorted((before.keys() | now.keys()) - set(changeable)):
         if before.get(key) != now.get(key):

@@ -19,7 +19,7 @@ from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch, check_rewards
 from firstorder.core.checkpoint import check_like
 from firstorder.core.diagnostics import Moments, Quantity
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import surrogate_loss
 from firstorder.core.tasks import RANGE, Episodes
@@ -170,9 +170,13 @@ class SimBackend:
         leaves = [w for w in trained.values() if w.requires_grad]
         gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], dim=1)
         if not torch.isfinite(gradient).all():
-            raise DataError("the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip")
+            raise NotFiniteError(
+                "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
+            )
         clipped, norm = optimizer.clip(gradient, self.settings)
         vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
+        if not torch.isfinite(vector).all():
+            raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self._set(vector)
         one = torch.ones_like(norm)
         found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from firstorder.core.errors import NotFiniteError
 from firstorder.core.recipe import Optimizer
 
 from . import noise, optimizer
@@ -68,4 +69,6 @@ def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
         loss = -logp.sum(-1).mean(-1)
         gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), list(leaves.values()))], dim=1)
         vector, state = optimizer.step(vector, optimizer.clip(gradient, settings)[0], state, settings)
+    if not torch.isfinite(vector).all():
+        raise NotFiniteError("the weights are not finite after the cold start; lower sim.coldstart_lr")
     return weights | unflatten(vector, trained)

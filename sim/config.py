@@ -7,52 +7,84 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, Section
-from firstorder.core.routing import Router, RouterKind, check_router
+from firstorder.core.recipe import STEP_WHY, Recipe
+from firstorder.core.routing import MAX_EXPERTS, Router, RouterKind, check_router
+from firstorder.core.routing import SIZE as ROUTER
+from firstorder.core.routing import SIZE_WHY as ROUTER_WHY
+from firstorder.core.section import COUNT_WHY, SEED, SEED_WHY, Section, within
 
 from .numerics import Numerics
 
 MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
+MAX_SEED = 2**63 - 1
+SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
 
 
 class Sim(Section):
     """Sizes, engines and staleness of an exact experiment. Lengths are in tokens."""
 
-    vocab: int = Field(4, ge=2, description="tokens; token 0 ends a response")
-    horizon: int = Field(5, ge=1, description="longest response")
-    prompts: int = Field(4, ge=1, description="prompts measured, equally likely")
-    prompt_length: int = Field(2, ge=1)
-    layers: int = Field(2, ge=1, description="MoE layers")
-    experts: int = Field(8, ge=2)
-    top_k: int = Field(2, ge=1)
+    vocab: int = within(4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response")
+    horizon: int = within(5, "[1, 1048576]", "every response is enumerated", "longest response")
+    prompts: int = within(4, f"[1, {MAX_PROMPTS}]", SIZE_WHY, "prompts measured, equally likely")
+    prompt_length: int = within(2, "[1, 32]", "prompts are a table of every word of so many tokens")
+    layers: int = within(2, "[1, 1024]", SIZE_WHY, "MoE layers")
+    experts: int = within(8, f"[2, {MAX_EXPERTS}]", ROUTER_WHY)
+    top_k: int = within(2, ROUTER, ROUTER_WHY)
     router: RouterKind = "softmax_topk"
-    groups: int = Field(2, ge=1, description="expert groups of router = group_limited")
-    limited_groups: int = Field(1, ge=1)
-    width: int = Field(16, ge=1)
-    expert_width: int = Field(16, ge=1)
-    sharpness: float = Field(1.5, gt=0.0, allow_inf_nan=False, description="standard deviation of the initial logits")
-    temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, description="weights")
+    groups: int = within(2, ROUTER, ROUTER_WHY, "expert groups of router = group_limited")
+    limited_groups: int = within(1, ROUTER, ROUTER_WHY)
+    width: int = within(16, SIZE, SIZE_WHY)
+    expert_width: int = within(16, SIZE, SIZE_WHY)
+    sharpness: float = within(
+        1.5,
+        "(0, 100]",
+        "above it every token but one has probability 0 in float64",
+        "standard deviation of the initial logits",
+    )
+    temperature: float = within(1.0, "[0.01, 100]", "below it sampling is greedy, above it uniform")
+    seed: int = within(0, SEED, SEED_WHY, "weights")
     task: Literal["sum", "program", "text", "guess"] = "sum"
-    turn_length: int = Field(1, ge=1, description="tokens of a turn of task = guess, whose environment then answers")
+    turn_length: int = within(
+        1,
+        "[1, 1048576]",
+        "a turn is a part of sim.horizon",
+        "tokens of a turn of task = guess, whose environment then answers",
+    )
     reward: Literal["binary", "graded"] | None = Field(None, description="unset: binary for sum, graded for the others")
     truncated: Literal["scored", "zero"] = Field("scored", description="what a response cut at the horizon earns")
     numerics: Numerics = Numerics(kind="noise")
     training_numerics: Numerics = Numerics(kind="exact")
-    draws: int = Field(32, ge=2, description="calls averaged over when numerics.kind = batch")
-    coldstart: Literal["none", "terse", "verbose", "roundabout"] = "none"
-    coldstart_share: float = Field(0.75, gt=0.0, le=1.0, description="share of the demonstrations that are correct")
-    coldstart_steps: int = Field(100, ge=1, description="supervised steps on those demonstrations")
-    coldstart_lr: float = Field(0.01, gt=0.0, allow_inf_nan=False, description="learning rate of those steps")
-    pool: int | None = Field(
-        None, ge=1, description="training prompts, the measured ones among them; unset: as many as there are, up to 64"
+    draws: int = within(
+        32, "[2, 65536]", "an interval needs two at least", "calls averaged over when numerics.kind = batch"
     )
-    members: int = Field(1, ge=1, description="policies trained at once, their seeds counting up from `seed`")
-    checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
-    evaluate_every: int = Field(10, ge=0, description="steps between exact evaluations while training; 0 for none")
-    staleness: int = Field(0, ge=0, description="plain-SGD steps from theta_old to theta")
-    lr: float = Field(0.1, gt=0.0, allow_inf_nan=False, description="step size of those steps")
+    coldstart: Literal["none", "terse", "verbose", "roundabout"] = "none"
+    coldstart_share: float = within(0.75, "(0, 1]", "it is a share", "share of the demonstrations that are correct")
+    coldstart_steps: int = within(100, "[1, 1000000]", COUNT_WHY, "supervised steps on those demonstrations")
+    coldstart_lr: float = within(0.01, "(0, 100]", STEP_WHY, "learning rate of those steps")
+    pool: int | None = within(
+        None,
+        f"[1, {MAX_PROMPTS}]",
+        "prompts are a table",
+        "training prompts, the measured ones among them; unset: as many as there are, up to 64",
+    )
+    members: int = within(
+        1,
+        "[1, 1048576]",
+        "they are trained in one batch",
+        "policies trained at once, their seeds counting up from `seed`",
+    )
+    checkpoint_every: int = within(20, "[1, 1000000000]", COUNT_WHY, "steps between checkpoints")
+    evaluate_every: int = within(
+        10, "[0, 1000000000]", COUNT_WHY, "steps between exact evaluations while training; 0 for none"
+    )
+    staleness: int = within(
+        0,
+        "[0, 10000]",
+        "each is an exact gradient, and theta leaves theta_old",
+        "plain-SGD steps from theta_old to theta",
+    )
+    lr: float = within(0.1, "(0, 100]", "weights are of the order of 1", "step size of those steps")
     direction: Literal["natural", "recipe"] = "natural"
 
     @property
@@ -84,6 +116,10 @@ class Sim(Section):
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         check_router(self.routing)
+        if self.seed + self.members - 1 > MAX_SEED:
+            raise ValueError(
+                f"sim.seed = {self.seed} and sim.members = {self.members} count up to more than 63 bits; lower sim.seed"
+            )
         available = self.available
         if available > MAX_PROMPTS:
             raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from firstorder.core.backend import Scored
 from firstorder.core.diagnostics import Moments
-from firstorder.core.errors import DataError
+from firstorder.core.errors import NotFiniteError
 from firstorder.core.recipe import Recipe
 from firstorder.core.value import value_loss
 
@@ -69,7 +69,7 @@ def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Momen
     """One optimiser step of every critic down the gradient of its value loss.
 
     Raises:
-        DataError: the gradient is not finite.
+        NotFiniteError: the gradient, or what it makes of the critic, is not finite.
     """
     assert minibatch.returns is not None
     phi = critic.phi.detach().requires_grad_()
@@ -77,9 +77,11 @@ def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Momen
     loss = value_loss(found, minibatch.returns[critic.members], minibatch.batch.mask[critic.members])
     (gradient,) = torch.autograd.grad(loss.sum(), phi)
     if not torch.isfinite(gradient).all():
-        raise DataError("the gradient of the value loss is not finite; lower critic.lr")
+        raise NotFiniteError("the gradient of the value loss is not finite; lower critic.lr")
     clipped, _ = optimizer.clip(gradient, critic.settings)
     moved, state_after = optimizer.step(critic.phi, clipped, critic.optimizer, critic.settings)
+    if not torch.isfinite(moved).all():
+        raise NotFiniteError("the critic is not finite after an update; lower critic.lr")
     lost = _spread(loss.detach(), critic, len(state))
     return replace(critic, phi=moved, optimizer=state_after), {"critic/vf_loss": (lost, torch.ones_like(lost))}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.diagnostics import finalise, means, moments
+from firstorder.core.finite import check_finite
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts
@@ -19,12 +20,17 @@ from . import exact
 from .bounds import bounds
 from .coldstart import starting_weights
 from .config import Sim, check_replay
+from .memory import check_memory
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow, kl, token_share, token_stats
 from .staleness import path
 from .tree import check_size, reach
 from .variance import group_variance
 
+SATURATED = (
+    "the policy is saturated or has overflowed; lower sim.sharpness, sim.lr, sim.staleness or sim.coldstart_lr, or "
+    "raise sim.temperature"
+)
 VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
 
 
@@ -41,10 +47,12 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe cannot be run, or contradicts the simulator.
         SizeError: the tree does not fit in memory.
+        NotFiniteError: a result is NaN or infinite.
     """
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
+    check_memory(sim, members, available_memory())
     check_size(sim, members, available_memory())
     scene = _scene(recipe, sim, members)
     mode = recipe.router_replay.mode
@@ -62,6 +70,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
     result["notes"] = _notes(recipe, sim, result)
+    check_finite(result, SATURATED)
     return result
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from firstorder.core import quantize
-from firstorder.core.recipe import Section
 from firstorder.core.routing import Router, gate, score
+from firstorder.core.section import SEED, SEED_WHY, Section, within
 
 from . import noise
 
@@ -27,6 +27,8 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+NOISE, NOISE_WHY = "[0, 100]", "noise is relative, and 1 drowns what it is added to"
+PIECES, PIECES_WHY = "[1, 65536]", "no product is longer"
 SPLITS = (0, 4, 8, 16)  # reduction splits that a batch-dependent kernel picks from; 0 is one pass
 
 
@@ -45,14 +47,14 @@ class Numerics(Section):
     """
 
     kind: Literal["exact", "noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"] = "exact"
-    scale: float = Field(0.1, ge=0.0, allow_inf_nan=False)
-    router_scale: float | None = Field(None, ge=0.0, allow_inf_nan=False)
-    expert_scale: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    scale: float = within(0.1, NOISE, NOISE_WHY)
+    router_scale: float | None = within(None, NOISE, NOISE_WHY)
+    expert_scale: float | None = within(None, NOISE, NOISE_WHY)
     granularity: Literal["tensor", "block"] = "tensor"
-    block: int = Field(8, ge=1)
-    split: int = Field(4, ge=1)
+    block: int = within(8, PIECES, PIECES_WHY)
+    split: int = within(4, PIECES, PIECES_WHY)
     accumulate: Precision = "bf16"
-    seed: int = Field(0, ge=0)
+    seed: int = within(0, SEED, SEED_WHY)
 
     @model_validator(mode="after")
     def _accumulate_rounds(self) -> Self:

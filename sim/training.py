@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from firstorder.core.arms import Arm
-from firstorder.core.errors import ConfigError, SizeError
+from firstorder.core.errors import ConfigError, NotFiniteError, SizeError
+from firstorder.core.finite import check_finite
 from firstorder.core.interrupt import Asked, Interrupted, never
-from firstorder.core.loop import StepLog, check_trainable, described, train
+from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.run import RunFolder
 
@@ -20,6 +21,7 @@ from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
 from .measure import available_memory
+from .memory import check_memory
 from .scene import grow
 from .tree import check_size
 
@@ -71,6 +73,7 @@ def check(recipe: Recipe, sim: Sim) -> None:
     check_runs(recipe)
     check_replay(recipe, sim)
     check_trainable(recipe)
+    check_memory(sim, sim.members, available_memory(), recipe.schedule)
     if sim.evaluate_every:
         try:
             check_size(sim, sim.members, available_memory())
@@ -117,11 +120,16 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
     """Train and record; `done` is called after each recorded step.
 
     Raises:
+        NotFiniteError: a gradient, weights or a metric are not numbers; the step and the newest checkpoint are named.
         DataError: a step failed; the folder stays resumable.
         Interrupted: `asked` told of a signal; the step is saved.
     """
 
+    after = training.first
+
     def record(log: StepLog) -> None:
+        nonlocal after
+        check_finite(log.metrics | log.receipts, DIVERGED)
         training.folder.append(log)
         after, signal = log.step + 1, asked()
         if signal or after % training.backend.sim.checkpoint_every == 0 or after == training.steps:
@@ -132,5 +140,7 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
 
     try:
         train(training.arms, training.backend, training.first, record)
+    except NotFiniteError as error:
+        raise training.folder.stopped(error, after) from None
     finally:
         training.folder.close()

@@ -177,6 +177,12 @@ def check_size(sim: Sim, members: int, available: int) -> None:
         SizeError: with the number of contexts, the bytes and a horizon that fits.
     """
     if bytes_needed(sim, members) <= available:
+        if count(sim) * sim.vocab > LARGEST_INDEX:
+            raise SizeError(
+                f"sim.prompts x (sim.vocab - 1)^depth x sim.vocab gives {_short(count(sim) * sim.vocab)} edges at "
+                f"sim.horizon = {sim.horizon}, and they are counted in 32 bits; lower sim.horizon or "
+                "sim.prompts"
+            )
         return
     fits = 0
     while bytes_needed(sim.model_copy(update={"horizon": fits + 1}), members) <= available:
@@ -204,6 +210,7 @@ def bytes_needed(sim: Sim, members: int) -> int:
 
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
+LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
 WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
 
 

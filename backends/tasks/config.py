@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from firstorder.core.recipe import Section
+from firstorder.core.section import Place, Section, within
 
 from .sandbox import Isolation, Limits
 
@@ -21,16 +22,42 @@ class TaskSettings(Section):
     system: str | None = Field(None, description="instruction before every question; by kind unless given")
     dataset: str = Field("basic_arithmetic", description="of reasoning-gym")
     options: dict[str, Any] = Field({}, description="of the dataset of reasoning-gym, under its names")
-    files: tuple[str, ...] = Field((), description="JSONL or Parquet files of problems: math, code, text")
+    files: tuple[Place, ...] = Field((), description="JSONL or Parquet files of problems: math, code, text")
     prompt_column: str = Field("prompt", description="of the files")
     answer_column: str = Field("answer", description="of the files: an answer, tests or references")
-    held_out: float = Field(0.1, gt=0.0, lt=1.0, description="share of the problems that are never trained on")
+    held_out: float = within(
+        0.1,
+        "(0, 1)",
+        "some problems are trained on and some are not",
+        "share of the problems that are never trained on",
+    )
     truncated: Literal["zero", "scored"] = Field("zero", description="what a response cut at its limit earns")
-    turns: int = Field(7, ge=1, description="guesses: guess")
-    largest: int = Field(99, ge=2, description="hidden numbers go from 1 to it: guess")
-    seconds: float = Field(5.0, gt=0.0, description="of one unit test, or of the verifier of one response")
-    memory_mib: int = Field(1024, ge=64, description="of one unit test, or of the verifier")
+    turns: int = within(7, "[1, 10000]", "a conversation has to fit into a response", "guesses: guess")
+    largest: int = within(
+        99, "[2, 1000000000]", "there has to be something to guess", "hidden numbers go from 1 to it: guess"
+    )
+    seconds: float = within(
+        5.0,
+        "[0.01, 86400]",
+        "a process takes that long to start",
+        "of one unit test, or of the verifier of one response",
+    )
+    memory_mib: int = within(
+        1024,
+        "[64, 1048576]",
+        "Python starts in no less, and no machine has 1 TiB for it",
+        "of one unit test, or of the verifier",
+    )
     isolation: Isolation = Field("full", description="of programs: code")
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options)  # which a verifier's process is told them in
+        except TypeError as error:
+            raise ValueError(f"options are numbers, texts, bools and lists of them: {error}") from None
+        return options
 
     @model_validator(mode="after")
     def _has_problems(self) -> Self:

@@ -55,7 +55,7 @@ def made(name: str, options: dict[str, Any]) -> Any:
 
     if name not in DATASETS:
         raise ConfigError(f"task.dataset: reasoning-gym has no {name!r}; {nearest(name, DATASETS)}see its gallery")
-    if not isinstance(options["size"], int) or options["size"] < 1:
+    if type(options["size"]) is not int or options["size"] < 1:
         raise ConfigError(f"task.options.size must be a whole number of at least 1, got {options['size']!r}")
     try:
         return reasoning_gym.create_dataset(name, **options)

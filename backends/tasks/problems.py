@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from firstorder.backends.keys import key
 from firstorder.core.errors import ConfigError
+from firstorder.core.toml import shown
 
 ENDLESS = 2**31  # prompts of a generator
 TRIES = 10_000
@@ -156,12 +157,12 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}, line {number} is not JSON: {error}; a JSONL file has an object a line"
             ) from None
         if not isinstance(row, dict):
-            raise ConfigError(f"{path}, line {number} must be an object, got {row!r}")
+            raise ConfigError(f"{path}, line {number} must be an object, got {shown(row)}")
         yield row
 
 

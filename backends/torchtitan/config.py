@@ -6,32 +6,39 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstorder.core.recipe import Section
+from firstorder.core.section import COUNT_WHY, Place, Section, within
+
+POSITIONS, POSITIONS_WHY = "[1, 16777216]", "no model has so many positions"
+DEGREE_WHY = "it is a number of ranks, and -1 stands for all that are left where that is offered"
+WEEK = "(0, 604800]"
+WEEK_WHY = "whoever waits for more than a week waits for nothing"
 
 
 class Torchtitan(Section):
     """The training engine. Lengths are in tokens."""
 
-    model: str = Field(
+    model: Place = Field(
         "", description="folder with config.json, *.safetensors and a tokenizer, as Hugging Face saves it"
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward and backward pass")
     activation_checkpoint: Literal["none", "selective", "full"] = "none"
-    pack_length: int = Field(256, ge=2, description="responses are packed into rows of this length")
-    microbatch_rows: int = Field(16, ge=1, description="rows in one forward and backward")
-    loss_chunks: int = Field(1, ge=1, description="parts of a row whose logits are made one after the other")
+    pack_length: int = within(256, "[2, 16777216]", POSITIONS_WHY, "responses are packed into rows of this length")
+    microbatch_rows: int = within(16, "[1, 1048576]", "no batch has more", "rows in one forward and backward")
+    loss_chunks: int = within(1, POSITIONS, POSITIONS_WHY, "parts of a row whose logits are made one after the other")
     compile: Literal["none", "aot_eager", "inductor"] = Field("none", description="torch.compile of each block")
-    shard: int = Field(-1, ge=-1, description="FSDP degree; -1 for all ranks that are left")
-    tensor: int = Field(1, ge=1, description="tensor parallel degree; divides `expert`")
-    expert: int = Field(1, ge=1, description="expert parallel degree")
-    timeout: float = Field(
-        1800.0, gt=0.0, allow_inf_nan=False, description="seconds that a rank waits for the others, rollouts included"
+    shard: int = within(-1, "[-1, 65536]", DEGREE_WHY, "FSDP degree; -1 for all ranks that are left")
+    tensor: int = within(1, "[1, 65536]", DEGREE_WHY, "tensor parallel degree; divides `expert`")
+    expert: int = within(1, "[1, 65536]", DEGREE_WHY, "expert parallel degree")
+    timeout: float = within(1800.0, WEEK, WEEK_WHY, "seconds that a rank waits for the others, rollouts included")
+    warmup_steps: int = within(0, "[0, 1000000000]", COUNT_WHY, "updates of linear learning-rate warm-up")
+    checkpoint_every: int = within(20, "[1, 1000000000]", COUNT_WHY, "steps between checkpoints")
+    evaluate_every: int = within(
+        10, "[0, 1000000000]", COUNT_WHY, "steps between evaluations on held-out prompts; 0 for none"
     )
-    warmup_steps: int = Field(0, ge=0, description="updates of linear learning-rate warm-up")
-    checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
-    evaluate_every: int = Field(10, ge=0, description="steps between evaluations on held-out prompts; 0 for none")
-    evaluate_prompts: int = Field(64, ge=1, description="held-out prompts of an evaluation")
-    seed: int = Field(0, ge=0, description="of the prompts and of every sample")
+    evaluate_prompts: int = within(64, "[1, 1048576]", "no batch holds more", "held-out prompts of an evaluation")
+    seed: int = within(
+        0, "[0, 4294967295]", "vLLM seeds numpy with it, which takes 32 bits", "of the prompts and of every sample"
+    )
 
     @model_validator(mode="after")
     def _layout_is_sound(self) -> Self:

@@ -21,7 +21,7 @@ from firstorder.backends.ranks import divided, told
 from firstorder.core.backend import Scored, Weigh, take
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.checkpoint import digest
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.recipe import Optimizer, Recipe
 from firstorder.core.surrogate import surrogate_loss
 
@@ -245,7 +245,7 @@ class Trainer:
             self.model.parameters(), self.recipe.optimizer.max_grad_norm, ep_enabled=self._dims.ep_enabled
         )
         if not torch.isfinite(norm):
-            raise DataError(
+            raise NotFiniteError(
                 f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or "
                 "bound the ratio with correction or clip"
             )

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from firstorder.core.recipe import Section
+from firstorder.core.section import Place, Section, within
 
 PROBE_LIMITS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
 REACHED = ("servers", "timeout", "shared_folder")  # where the servers are; a run may be resumed with other ones
+TOKENS, TOKENS_WHY = "[1, 16777216]", "no model has so many positions"
 LOW_PRECISION_LIMIT = 0.5  # with 8-bit weights or an 8-bit KV cache, whatever the dtype
+
+
+def _is_address(server: str) -> bool:
+    try:
+        parts = urlsplit(server)
+        port = parts.port  # raises where it is none
+    except ValueError:
+        return False
+    plain = server.isascii() and server.isprintable() and " " not in server
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 class Vllm(Section):
@@ -22,30 +34,44 @@ class Vllm(Section):
     )
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e5m2"] = Field("auto", description="auto is `dtype`")
     batch_invariant: bool = Field(False, description="kernels whose results do not depend on the batch; for GPUs")
-    temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="of sampling; π is scored at the same")
-    max_tokens: int = Field(24, ge=1, description="longest response")
-    max_prompt: int = Field(104, ge=1, description="longest prompt")
-    max_sequences: int = Field(256, ge=1, description="responses decoded together")
-    max_batched_tokens: int | None = Field(None, ge=1, description="tokens run together; vLLM's own unless given")
-    kv_cache_mib: int = Field(64, ge=1, description="memory of the KV cache")
+    temperature: float = within(
+        1.0, "[0.01, 100]", "vLLM raises a lower one to 0.01 by itself", "of sampling; π is scored at the same"
+    )
+    max_tokens: int = within(24, TOKENS, TOKENS_WHY, "longest response")
+    max_prompt: int = within(104, TOKENS, TOKENS_WHY, "longest prompt")
+    max_sequences: int = within(256, "[1, 65536]", "each has a thread and a slot", "responses decoded together")
+    max_batched_tokens: int | None = within(
+        None, TOKENS, "no GPU runs more at once", "tokens run together; vLLM's own unless given"
+    )
+    kv_cache_mib: int = within(64, "[1, 16777216]", "no machine has 16 TiB for it", "memory of the KV cache")
     prefix_caching: bool = True
     chunked_prefill: bool | None = Field(
         None, description="a prompt may be run in parts, beside responses; on GPUs unless given"
     )
-    tensor: int = Field(1, ge=1, description="tensor parallel degree of a server")
+    tensor: int = within(1, "[1, 1024]", "it is a number of GPUs", "tensor parallel degree of a server")
     servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none for the same process")
-    timeout: float = Field(600.0, gt=0.0, allow_inf_nan=False, description="seconds that a server is waited for")
-    shared_folder: str = Field("", description="where weights are written for servers; must be one that they can read")
-    probe_prompts: int = Field(8, ge=1, description="responses that check each weight sync")
-    probe_limit: float | None = Field(
-        None, gt=0.0, allow_inf_nan=False, description="largest mean |Δ log p| of a probe, nats; by dtype unless given"
+    timeout: float = within(
+        600.0,
+        "(0, 604800]",
+        "a server that needs more than a week does not come",
+        "seconds that a server is waited for",
+    )
+    shared_folder: Place = Field(
+        "", description="where weights are written for servers; must be one that they can read"
+    )
+    probe_prompts: int = within(8, "[1, 65536]", "one at least is compared", "responses that check each weight sync")
+    probe_limit: float | None = within(
+        None,
+        "(0, 100]",
+        "no two engines with the same weights are that far apart",
+        "largest mean |Δ log p| of a probe, nats; by dtype unless given",
     )
 
     @field_validator("servers")
     @classmethod
     def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
         for server in servers:
-            if not server.startswith(("http://", "https://")):
+            if not _is_address(server):
                 raise ValueError("an address looks like http://127.0.0.1:8001")
         return servers
 

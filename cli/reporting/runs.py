@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from firstorder.core.errors import ConfigError
 from firstorder.core.logs import LOGS, described, read
 from firstorder.core.run import flat
+from firstorder.core.toml import parse
 
 Array = NDArray[np.float64]
 
@@ -108,9 +108,9 @@ def read_run(path: Path, label: str) -> Run:
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder, it holds no config.toml; give a folder that train wrote")
     try:
-        config = flat(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; give another run") from None
+        config = flat(parse(file))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give another run") from None
     found = [_log(path / f"{name}.jsonl") for name in LOGS]
     return Run(label=label, config=config, logged=found[0] | found[1], receipts=tuple(found[1]))
 

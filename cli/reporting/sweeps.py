@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.grid import Axes, points
+from firstorder.core.toml import parse
 from firstorder.sim.sweep.ensemble import STOPPED
 
 from .catalogue import ENTROPY, KL, REWARD, Panel
@@ -126,8 +126,8 @@ def read_sweep(path: Path) -> Sweep:
     """
     file = path / GRID
     try:
-        axes: Axes = tomllib.loads(file.read_text(encoding="utf-8"))["grid"]
-    except (OSError, ValueError, KeyError) as error:
+        axes: Axes = parse(file)["grid"]
+    except (ConfigError, KeyError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; give another sweep") from None
     cells = [_cell(path, f"{number:04d}", point) for number, point in enumerate(points(axes))]
     if all(cell.run is None for cell in cells):

@@ -11,6 +11,7 @@ from typing import Any
 from firstorder.core.routing import flips
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import compare, gradient, update
+from firstorder.sim.numerics import Numerics
 from firstorder.sim.scene import MODES, Scene
 from firstorder.sim.staleness import path
 
@@ -43,7 +44,8 @@ def _at(group: Ensemble, scene: Scene) -> tuple[dict[str, Any], Estimate]:
 
 def _crossover(budget: Budget) -> Outcome:
     group = ensemble(
-        Budget(policies=budget.policies, draws=1, first_seed=budget.first_seed), Sim(numerics={"kind": "noise"}, lr=LR)
+        Budget(policies=budget.policies, draws=1, first_seed=budget.first_seed),
+        Sim(numerics=Numerics(kind="noise"), lr=LR),
     )
     rows, gaps = {}, []
     for step, theta in enumerate(path(group.sim, group.engines(SCALE), group.weights, STEPS[-1])):

@@ -14,6 +14,7 @@ from pathlib import Path
 from firstorder.core.recipe import Schedule
 from firstorder.sim.config import Sim
 from firstorder.sim.engine import CHUNK_ROWS
+from firstorder.sim.memory import update_bytes
 from firstorder.sim.tree import bytes_needed
 
 from .ensemble import Cell, Ensemble
@@ -81,8 +82,7 @@ def bytes_of(sim: Sim, schedule: Schedule, arms: int) -> int:
     An update holds the graph of its batch; an exact evaluation goes arm by arm, when that graph is gone.
     """
     rows = min(arms * _rows(sim, schedule), CHUNK_ROWS)
-    tokens = rows * (sim.prompt_length + sim.horizon - 1)
-    update = 8 * tokens * sim.layers * (5 * sim.experts * sim.expert_width + 7 * sim.width)
+    update = update_bytes(sim, rows, sim.prompt_length + sim.horizon - 1)
     return PROCESS + max(update, bytes_needed(sim, sim.members) if sim.evaluate_every else 0)
 
 

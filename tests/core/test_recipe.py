@@ -106,6 +106,8 @@ CONTRADICTIONS = [
         "correction.low = 1.0 is not read by",
     ),
     (["correction.kind=truncate"], "truncate without a bound does nothing"),
+    (["optimizer.lr=2", "optimizer.weight_decay=1"], "optimizer.lr x optimizer.weight_decay = 2 takes more than all"),
+    (["advantage.baseline=value", "critic.lr=2", "critic.weight_decay=1"], "critic.lr x critic.weight_decay = 2 takes"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
     (["about.scope=token"], "about.scope = token but"),
 ]

@@ -23,7 +23,7 @@ def make(**values):
         ({"router": "top1"}, "router top1 takes one expert, got top_k = 2"),
         ({"router": "group_limited", "experts": 9}, "group_limited needs groups"),
         ({"prompt_length": 30}, "lower sim.prompt_length"),
-        ({"prompt_length": 20_000}, "lower sim.prompt_length"),
+        ({"prompt_length": 20_000}, r"sim.prompt_length: must lie in \[1, 32\], got 20000; prompts are a table"),
         ({"numerics": {"kind": "gate_order"}, "router": "sigmoid_bias"}, "sim.numerics.kind = gate_order"),
         ({"numerics": {"kind": "gate_order"}, "router": "top1", "top_k": 1}, "sim.numerics.kind = gate_order"),
         ({"training_numerics": {"kind": "gate_order"}, "router": "group_limited"}, "sim.training_numerics.kind"),

@@ -229,8 +229,7 @@ def test_what_is_not_the_fault_of_a_cell_stops_the_sweep(error):
 
 
 def test_a_cell_that_cannot_be_trained_stops_no_other(tmp_path):
-    wild = ["optimizer.kind=sgd", "optimizer.max_grad_norm=inf"]
-    chosen = cells(*[(recipe("minirl", *wild, f"optimizer.lr={lr}"), SIM) for lr in ("0.01", "1e300", "0.02")])
+    chosen = cells(*[(recipe("minirl", f"optimizer.lr={lr}"), SIM) for lr in ("0.01", "100", "0.02")])
     done = []
     run_all([Ensemble(cells=tuple(chosen), out=tmp_path)], Here(), lambda each: done.append(each.title))
     assert len(done) == 3

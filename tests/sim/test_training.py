@@ -14,12 +14,13 @@ import torch
 from firstorder.cli.main import run
 from firstorder.core import toml
 from firstorder.core.arms import Arm, with_advantages
-from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
 from firstorder.sim import optimizer, training
 from firstorder.sim.backend import SimBackend
+from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.measure import measure
 from firstorder.sim.numerics import Numerics
@@ -338,12 +339,48 @@ def test_a_reward_that_cannot_be_stops_the_run_and_loses_nothing(reward, said, t
     assert logs_of(stopped) == logs_of(whole)
 
 
-def test_weights_that_run_away_stop_the_run_and_name_the_remedy(tmp_path, capsys):
-    spoiled = ["--set", "optimizer.lr=1e200", "--set", "optimizer.kind=sgd", "--set", "schedule.minibatches=2"]
-    assert run(train_command(tmp_path / "a", *spoiled)) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert re.search("`logp_theta` must be .*first nan at .*; .* lower optimizer.lr or bound", err.splitlines()[-1])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_path, capsys):
+    method = recipe("minirl", "optimizer.kind=sgd", "optimizer.max_grad_norm=inf")
+    # what the range of optimizer.lr refuses
+    wild = method.model_copy(update={"optimizer": method.optimizer.model_copy(update={"lr": 1e300})})
+    made = training.prepare(wild, SIM, tmp_path / "a")
+    with pytest.raises(
+        NotFiniteError, match=r"step 0: the gradient is not finite; lower optimizer.lr or bound .* no che"
+    ):
+        training.run(made)
+    assert not (tmp_path / "a" / "metrics.jsonl").exists()
+
+
+def test_a_run_whose_weights_turn_infinite_names_the_step_and_the_newest_checkpoint(tmp_path, monkeypatch, capsys):
+    real, count = optimizer.step, []
+
+    def overflow(parameters, *rest):
+        found, state = real(parameters, *rest)
+        count.append(1)
+        return (found / 0.0 if len(count) == 3 else found), state
+
+    monkeypatch.setattr(optimizer, "step", overflow)
+    settings = ("--set", "schedule.steps=4", "--set", "sim.checkpoint_every=2", "--set", "schedule.minibatches=1")
+    assert run(train_command(tmp_path / "a", *settings)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "firstorder: step 2: the weights are not finite after an update; lower optimizer.lr; the newest checkpoint "
+        f"before it is {tmp_path / 'a' / 'checkpoints' / 'step-0000002.pt'}"
+    )
+    assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_learning_rate_that_saturates_the_policy_ends_the_run(tmp_path, capsys):
+    assert run(train_command(tmp_path / "a", "--set", "optimizer.lr=100")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("firstorder: step ")
+    assert re.search(r"exact/\w+ is (nan|inf): the policy diverges or is saturated; lower optimizer.lr", said)
+
+
+def test_a_cold_start_that_diverges_names_its_learning_rate(monkeypatch):
+    monkeypatch.setattr(optimizer, "step", lambda vector, gradient, state, s: (vector * float("nan"), state))
+    with pytest.raises(NotFiniteError, match=r"not finite after the cold start; lower sim\.coldstart_lr"):
+        starting_weights(Sim(coldstart="terse", coldstart_steps=1, vocab=3, horizon=3, seed=77), torch.tensor([77]))
 
 
 @pytest.mark.parametrize("text", ["[sim\n", "\x00", b"\xff\xfe"])

@@ -24,6 +24,7 @@ from firstorder.core.toml import build, read
 from firstorder.sim.calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
 from firstorder.sim.claims.claim import Budget
 from firstorder.sim.config import Sim
+from firstorder.sim.demonstrations import Style
 from firstorder.sim.numerics import Numerics
 from firstorder.sim.sweep.ensemble import STOPPED, Cell
 from firstorder.sim.sweep.plan import train
@@ -33,7 +34,7 @@ PROMPTS, GROUP = 4, 8  # of a mini-batch
 EVALUATIONS = 10
 UPDATES = {False: 160, True: 80}  # of a run; fewer for a quick look
 NOISE = {"wide": Numerics(kind="noise", scale=0.5), "extreme": Numerics(kind="noise", scale=1.0)}
-STYLES = ("terse", "verbose", "roundabout")
+STYLES: tuple[Style, ...] = ("terse", "verbose", "roundabout")
 ALWAYS = ("minirl", "minirl-no-is", "minirl-length-norm", "minirl-r3")  # in every condition with N = 1
 ON_POLICY = (*ALWAYS, "minirl-r3-no-is", "minirl-r3-length-norm")
 OFF_POLICY = ("minirl", "minirl-no-clip", "minirl-r2", "minirl-r2-no-clip", "minirl-r3", "minirl-r3-no-clip")
@@ -51,7 +52,7 @@ class Condition:
     updates: int
     lr: float
     horizon: int = 3
-    style: str = "terse"
+    style: Style = "terse"
     longer: int = 1
 
     def __str__(self) -> str:

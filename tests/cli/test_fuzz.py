@@ -1,0 +1,81 @@
+"""Ten thousand command lines through parsing and validation, and a hundred to their end: none meets a fault of ours."""
+
+import os
+from types import SimpleNamespace
+
+import fuzz
+import pytest
+import typer.main
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from firstorder.backends import probe as engines
+from firstorder.cli import sweep, validate
+from firstorder.cli.reporting import files
+from firstorder.core.run import RunFolder
+from firstorder.sim import measure, training
+from firstorder.sim.claims.training import runs
+from firstorder.sim.numerics import Numerics
+
+MEMORY = 1 << 27  # bytes that are said to be free: what fits is enumerated in milliseconds
+PLAIN = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory):
+    """A folder to run in, with the work of every command but the cheap ones replaced by `Worked`."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    kept = fuzz.furnish(folder)
+
+    def start(recipes, sim, out, config, *, resume):
+        RunFolder(out, config, resume=resume)
+        raise fuzz.Worked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(os, "fsync", lambda descriptor: None)  # half of the time
+        patch.setattr(typer.main, "get_command", lambda app: fuzz.TABLE)  # which typer makes anew for every call
+        for module in (measure, training):
+            patch.setattr(module, "available_memory", lambda: MEMORY)
+        patch.setattr(measure, "_scene", fuzz.work)
+        patch.setattr(training, "start", start)
+        patch.setattr(sweep, "train_cells", fuzz.work)
+        patch.setattr(validate, "settle", fuzz.work)
+        patch.setattr(validate, "train_cells", fuzz.work)
+        patch.setattr(runs, "publish", lambda budget: SimpleNamespace(numerics=Numerics()))
+        patch.setattr(runs, "conditions", lambda *, quick: {})
+        patch.setattr(files, "run_report", fuzz.work)
+        patch.setattr(files, "sweep_report", fuzz.work)
+        patch.setattr(engines, "measure_all", fuzz.work)
+        yield folder, kept
+
+
+@settings(max_examples=10_000, **PLAIN)
+@given(line=fuzz.lines())
+def test_no_command_line_meets_a_fault_of_ours(furnished, line):
+    folder, kept = furnished
+    fuzz.check(line)
+    fuzz.clean(folder, kept)
+    assert os.getcwd() == str(folder)
+
+
+SMALL = ("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.coldstart_steps=2")
+SHORT = ("schedule.steps=2", "schedule.prompts=4", "schedule.group_size=4", "schedule.minibatches=2", "sim.draws=2")
+TO_THE_END = fuzz.computed({assignment.partition("=")[0] for assignment in (*SMALL, *SHORT)})
+
+
+@settings(max_examples=100, **PLAIN)
+@given(
+    command=st.sampled_from(("measure", "measure", "train")),
+    recipe=st.sampled_from(fuzz.RUN),
+    more=st.lists(st.sampled_from(TO_THE_END), max_size=2),
+)
+def test_a_command_that_is_done_has_only_numbers_to_show(tmp_path_factory, command, recipe, more):
+    folder = tmp_path_factory.mktemp("end")
+    chosen = [word for each in (*SMALL, *SHORT, *more) for word in ("--set", each)]
+    where = ["--json", str(folder / "found.json")] if command == "measure" else ["--out", str(folder / "run")]
+    code, out = fuzz.check([command, recipe, *chosen, *where])
+    assert code in (0, 2)
+    if code == 0:
+        assert not fuzz.NO_NUMBER.search(out), out
+        assert any(folder.iterdir())
