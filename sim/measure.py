@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from firstorder.core import memory
 from firstorder.core.diagnostics import finalise, moments
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
@@ -45,7 +44,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
-    check_size(sim, members, available_memory())
+    check_size(sim, members, memory.available())
     scene = _scene(recipe, sim, members)
     mode = recipe.router_replay.mode
     u, g = exact.update(scene, recipe), exact.gradient(scene, mode)
@@ -63,16 +62,6 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
     result["notes"] = _notes(recipe, sim, result)
     return result
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be taken without swapping."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from firstorder.core import memory
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.loop import StepLog, check_trainable, described, train
@@ -18,7 +19,6 @@ from firstorder.core.run import RunFolder
 from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
-from .measure import available_memory
 from .scene import grow
 from .tree import check_size
 
@@ -72,7 +72,7 @@ def check(recipe: Recipe, sim: Sim) -> None:
     check_trainable(recipe)
     if sim.evaluate_every:
         try:
-            check_size(sim, sim.members, available_memory())
+            check_size(sim, sim.members, memory.available())
             check_baseline(recipe, sim)
         except (SizeError, ConfigError) as error:
             raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
