@@ -10,6 +10,7 @@ import typer
 
 from . import output
 from .compose import ENGINES
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.backends.parity import Point
@@ -143,23 +144,15 @@ def _document(model: str, wanted: Axes, prompts: int, responses: int) -> Found:
 
 
 def _measured(points: list[tuple[dict[str, Any], Point]]) -> Any:
-    """(point, what was found) one after another, with a bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """(point, what was found) one after another."""
     from firstorder.backends.probe import measure_all
     from firstorder.core.grid import titled
+    from firstorder.core.progress import tell
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        closing(measure_all([point for _, point in points])) as found,
-    ):
-        bar = progress.add_task("", total=len(points))
-        for place, _ in points:
-            progress.update(bar, description=titled(place))
+    with shown("probe"), closing(measure_all([point for _, point in points])) as found:
+        for done, (place, _) in enumerate(points):
+            tell("points", done, len(points), titled(place))
             yield place, next(found)
-            progress.advance(bar)
 
 
 def _show(document: Found) -> None:

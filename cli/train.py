@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .compose import compose, compose_engines
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.core.loop import StepLog
@@ -50,7 +51,8 @@ def train(
     if strict and idle:
         raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
     folder = Path(out or f"runs/{method.about.name}")
-    training = module.prepare(method, *sections, folder, resume=resume)
+    with shown("train", quiet=not first()):
+        training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:
         typer.echo(f"inert: {line}", err=True)
     try:
@@ -58,7 +60,8 @@ def train(
         for name, sink in tracker.sinks.items():
             typer.echo(f"{name}: {sink.place}", err=True)
         try:
-            _with_progress(module, training, tracker)
+            with shown("train", quiet=not first()):
+                _with_progress(module, training, tracker)
         finally:
             tracker.close()
     except KeyboardInterrupt:
@@ -106,21 +109,15 @@ def _complain(line: str) -> None:
 
 
 def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from firstorder.backends.ranks import first
+    from firstorder.core.progress import tell
     from firstorder.core.run import lines
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True, quiet=not first())) as progress:
-        bar = progress.add_task("", total=training.steps, completed=training.first)
+    def done(log: StepLog) -> None:
+        metrics, receipts = lines(log)
+        tracker.log(metrics | receipts)
+        means = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
+        note = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        tell("train", log.step + 1, training.steps, note)
 
-        def done(log: StepLog) -> None:
-            metrics, receipts = lines(log)
-            tracker.log(metrics | receipts)
-            shown = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            progress.update(bar, completed=log.step + 1, description=text)
-
-        module.run(training, done)
+    tell("train", training.first, training.steps)
+    module.run(training, done)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import output
-from .sweep import train_cells
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.sim.claims import Budget, Claim
@@ -38,7 +38,7 @@ def validate(
         raise ConfigError("--out keeps the runs of --training; give both or neither")
     started = time.perf_counter()
     chosen = _chosen(only, training=training)
-    with ExitStack() as stack:
+    with ExitStack() as stack, shown("validate"):
         budget = _budget(stack, out, training=training, quick=quick)
         if training:
             _train(budget)
@@ -79,44 +79,39 @@ def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -
 
 
 def _train(budget: Budget) -> None:
-    """Train the runs that are not there yet, with a bar for their steps."""
+    """Train the runs that are not there yet."""
     from firstorder.sim.claims.training.runs import cells, publish
+    from firstorder.sim.sweep.plan import train
     from firstorder.sim.sweep.pool import open_executor
 
     assert budget.folder is not None
     wanted = list(cells(budget, publish(budget).numerics).values())
     missing = [cell for cell in wanted if not cell.finished(budget.folder)]
     if missing:
-        train_cells(missing, len(wanted), budget.folder, open_executor("local"))
+        train(missing, budget.folder, open_executor("local"))
 
 
 def settle(claims: list[Claim], budget: Budget) -> list[dict[str, Any]]:
-    """Check every claim, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """Check every claim."""
+    from firstorder.core.progress import steps
 
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     settled = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(claims))
-        for claim in claims:
-            progress.update(bar, description=claim.id)
-            started = time.perf_counter()
-            outcome = claim.check(budget)
-            settled.append(
-                {
-                    "id": claim.id,
-                    "statement": claim.statement,
-                    "source": claim.source,
-                    "kind": claim.kind,
-                    "rule": claim.rule,
-                    "verdict": outcome.verdict,
-                    "headline": outcome.headline,
-                    "measured": outcome.measured,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            progress.advance(bar)
+    for claim in steps("claims", claims):
+        started = time.perf_counter()
+        outcome = claim.check(budget)
+        settled.append(
+            {
+                "id": claim.id,
+                "statement": claim.statement,
+                "source": claim.source,
+                "kind": claim.kind,
+                "rule": claim.rule,
+                "verdict": outcome.verdict,
+                "headline": outcome.headline,
+                "measured": outcome.measured,
+                "seconds": time.perf_counter() - started,
+            }
+        )
     return settled
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstorder.core import memory
+from firstorder.core import memory, progress
 from firstorder.core.diagnostics import finalise, moments
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
 from firstorder.core.routing import flips, jaccard
@@ -108,7 +108,7 @@ def summarise(
     result = {name: float(value) for name, value in whole.items()}
     if count == 1:
         return result, {}
-    left_out = [scalars(torch.arange(count) != i) for i in range(count)]
+    left_out = [scalars(torch.arange(count) != i) for i in progress.steps("jackknife", range(count))]
     return result, {n: jackknife(value, torch.stack([one[n] for one in left_out])) for n, value in whole.items()}
 
 
