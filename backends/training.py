@@ -13,7 +13,7 @@ from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
 from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
-from firstorder.core.run import RunFolder
+from firstorder.core.run import RunFolder, check_claim
 
 from .export import MODEL, export
 from .extras import require
@@ -190,14 +190,17 @@ def prepare(
             from .vllm.replicas import check_servers
 
             told(lambda: check_servers(vllm, titan.model))
+        told(lambda: check_claim(out / "config.toml", config, resume=resume, changeable=free))
+        backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
+        if not resume:
+            backend.check()  # a start that is refused leaves no folder behind
         folder = told(lambda: RunFolder(out, config, resume=resume, changeable=free))
         found = told(lambda: folder.latest() if resume else None)
-        backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
         told(lambda: folder.describe(described(backend)))
-        if found is None:
-            backend.check()
-        else:
+        if found is not None:
             backend.load(found[1])
+        elif resume:
+            backend.check()
     return Training(
         arms=(Arm(recipe=recipe),),
         backend=backend,

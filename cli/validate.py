@@ -151,6 +151,19 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def cautions(document: dict[str, Any]) -> list[str]:
+    """What must be said beside verdicts of --quick: those over members whose routes flip rest on few of them."""
+    if not document["quick"]:
+        return []
+    return [
+        f"{claim['id']}: {claim['verdict']} on a first look, in which "
+        f"{claim['measured']['members_with_flips'][-1]:.0%} of the members flip at the smallest scale; "
+        "settle it without --quick"
+        for claim in document["claims"]
+        if claim["id"].startswith("flips-")
+    ]
+
+
 def _chosen(only: list[str], *, training: bool) -> list[Claim]:
     from firstorder.core.errors import ConfigError
     from firstorder.core.toml import nearest
@@ -188,5 +201,7 @@ def _show(document: dict[str, Any], differs: list[str]) -> None:
         counts[claim["verdict"]] = counts.get(claim["verdict"], 0) + 1
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{summary}; {document['seconds']:.1f} s. Rules, intervals and all numbers: --json FILE")
+    for line in cautions(document):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     for line in differs:
         console.print(f"differs from the record: {line}", style="bold red", highlight=False)

@@ -135,18 +135,25 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
         ConfigError: the folder cannot be used, with the remedy.
     """
     path, text = file.parent, dump(config)
+    check_claim(file, config, resume=resume, changeable=changeable)
     if resume:
-        _check_same(file, text, changeable)
         if changeable:
             write_whole(file, text)
         return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from None
     write_whole(file, text)  # before anything else, so that a folder that is not empty can be resumed
+
+
+def check_claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
+    """Refuse what `claim` would refuse, before the work that comes first, and write nothing; arguments as there."""
+    path = file.parent
+    if resume:
+        _check_same(file, dump(config), changeable)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
 
 
 def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.loop import StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
-from firstorder.core.run import RunFolder
+from firstorder.core.run import RunFolder, check_claim
 
 from .backend import SimBackend
 from .config import Sim, check_replay
@@ -88,6 +88,7 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
         config: what the folder is claimed for.
         resume: go on in a folder of this configuration.
     """
+    check_claim(out / "config.toml", config, resume=resume)  # a cold start comes first, and may take long
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
     backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
     folder = RunFolder(out, config, resume=resume)
