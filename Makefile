@@ -34,11 +34,11 @@ test-gpu: PYTHON = .venv-engines/bin/python
 test-gpu: ## tests that need a GPU, where .venv-engines holds the extra engines-cuda
 	$(PYTHON) -m pytest -m gpu tests/gpu
 
-docs:
-	$(PYTHON) -m mkdocs build --strict --quiet
+docs: ## not --quiet, which hides warnings from --strict as well: it would never fail
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-bench: ## figures of docs/benchmarks.md, in one run
-	$(PYTHON) -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s
+bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, which are not installed here
+	$(PYTHON) -m pytest $(wildcard tests/benchmarks/*.py) --benchmark-enable -s $(ARGS)
 
 bench-engines: PYTHON = .venv-engines/bin/python
 bench-engines: ## the same on the real engines; needs `make engines`

@@ -95,7 +95,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"cannot read {file}: {reason}; give --set torchtitan.model=DIR, e.g. from `firstorder coldstart`"
+            f"cannot read {file}: {reason}; give a model folder, e.g. from `firstorder coldstart`"
         ) from None
     return found
 

@@ -202,6 +202,8 @@ def prepare(
             else:
                 backend.load(found.state)
         except BaseException:
+            if first() and not resume:
+                folder.discard()  # a start that is refused leaves no folder behind
             folder.close()
             raise
     return Training(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from .progress import shown
+
 
 def coldstart(
     style: str = typer.Argument(help="How demonstrations are written: direct, reversed or steps."),
@@ -18,17 +20,12 @@ def coldstart(
     ),
 ) -> None:
     """Build a small Qwen3-MoE with its tokenizer and train it on generated demonstrations of a small task."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from firstorder.backends.coldstart import coldstart as train
+    from firstorder.core.progress import tell
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", visible=False)  # until there is something to show
+    def done(step: int, total: int, loss: float) -> None:
+        tell("steps", step, total, f"loss {loss:.4g} nats/token")
 
-        def done(step: int, total: int, loss: float) -> None:
-            progress.update(bar, visible=True, completed=step, total=total, description=f"loss {loss:.4g} nats/token")
-
+    with shown("coldstart"):
         loss = train(style, Path(out), steps, seed, done)
     typer.echo(f"{out}: loss {loss:.4g} nats/token")

@@ -127,6 +127,7 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
         ConfigError: an axis is not one, or a cell is refused, which is named.
         SizeError: a cell's responses are too many to enumerate.
     """
+    from firstorder.core import progress
     from firstorder.core.errors import ConfigError, FirstOrderError
     from firstorder.core.grid import axes, check_distinct, points, titled
     from firstorder.core.run import flat
@@ -147,7 +148,7 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
     bases = {each: override(tree, assignments) for each, tree in bases.items()}
     cells: list[Cell] = []
     places = points(wanted)
-    for number, point in enumerate(places):
+    for number, point in enumerate(progress.steps("cells checked", places)):
         values = [(key, each) for key, each in point.items() if key != RECIPE]
         try:
             recipe, sim = resolve(assign(bases[point.get(RECIPE)], values))

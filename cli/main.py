@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # which takes [vllm] in a help text for a style and leaves it out
     help="Is a token-level objective still a first-order proxy of the sequence-level reward?",
 )
 app.command("validate")(validate.validate)

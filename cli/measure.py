@@ -9,6 +9,7 @@ import typer
 
 from . import output
 from .compose import compose
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.core.recipe import Recipe
@@ -47,7 +48,8 @@ def measure(
     output.check_target(json)
     method, sim = compose(recipe, set_)
     started = time.perf_counter()
-    document = report(method, sim)
+    with shown("measure"):
+        document = report(method, sim)
     document["seconds"] = document["result"]["seconds"] = time.perf_counter() - started
     if json != "-":
         _show(method, document["result"])  # first, so that a file that cannot be written takes no result with it

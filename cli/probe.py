@@ -10,6 +10,7 @@ import typer
 
 from . import output
 from .compose import ENGINES
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.backends.parity import Point
@@ -143,23 +144,15 @@ def _document(model: str, wanted: Axes, prompts: int, responses: int) -> Found:
 
 
 def _measured(points: list[tuple[dict[str, Any], Point]]) -> Any:
-    """(point, what was found) one after another, with a bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """(point, what was found) one after another."""
     from firstorder.backends.probe import measure_all
     from firstorder.core.grid import titled
+    from firstorder.core.progress import tell
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        closing(measure_all([point for _, point in points])) as found,
-    ):
-        bar = progress.add_task("", total=len(points))
-        for place, _ in points:
-            progress.update(bar, description=titled(place))
+    with shown("probe"), closing(measure_all([point for _, point in points])) as found:
+        for done, (place, _) in enumerate(points):
+            tell("points", done, len(points), titled(place))
             yield place, next(found)
-            progress.advance(bar)
 
 
 def _show(document: Found) -> None:
@@ -170,13 +163,24 @@ def _show(document: Found) -> None:
     sizes = f"{document['prompts']} prompts, {document['responses']} responses to each"
     emulated = "; fp8 weights emulated" if any(row.get("emulated") for row in document["result"]) else ""
     title = f"{document['model']}: {sizes}; D = log pi - log mu{emulated}"
+    heads = [*document["grid"], *COLUMNS]
+    rows = [_cells(row) for row in document["result"]]
     table = Table(title=title, title_justify="left", box=box.MARKDOWN, header_style="bold")
-    for column in (*document["grid"], *COLUMNS):
-        table.add_column(column, justify="left" if column in document["grid"] else "right")
-    for row in document["result"]:
-        table.add_row(*_cells(row))
+    for head in heads:
+        table.add_column(head, justify="left" if head in document["grid"] else "right")
+    for row in rows:
+        table.add_row(*row)
     console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    if not console.is_terminal:
+        Console(width=WIDE).print(table)
+    elif console.measure(table, options=console.options.update(width=WIDE)).maximum <= console.width:
+        console.print(table)
+    else:  # a point after another, which a narrow terminal can hold
+        console.print(title, markup=False, highlight=False)
+        for row in rows:
+            for head, cell in zip(heads, row, strict=True):
+                console.print(f"  {head:{max(map(len, heads))}}  {cell}", markup=False, highlight=False)
+            console.print()
 
 
 def _cells(row: Found) -> list[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .progress import shown
+
 if TYPE_CHECKING:
     from firstorder.backends.folder import Shape
     from firstorder.backends.promote.bundle import Job
@@ -70,15 +72,19 @@ def promote(
     whole = timing.timing(recipe, titan, where, moved, allotted)
     target = wanted(recipe, match)
     known = None if evidence is None else read_evidence(recipe, evidence)
+    if rehearse is not None:
+        check_rehearsal(Path(rehearse))
     require("torchtitan")
     typer.echo(f"dry run: {shape.num_hidden_layers} layers over {world} ranks", err=True)
-    found = dry.dry_run(shape, titan, recipe, world)
+    with shown("dry run"):
+        found = dry.dry_run(shape, titan, recipe, world)
     if found.peak > card.usable:
         plan.check_memory(found.peak, dry.per_position(shape, titan, recipe, world, found.peak), titan, card)
     with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
         if known is None:
             typer.echo("gate: the recipe's twin and its neighbours in the simulator", err=True)
-        gate = known or tried(recipe, target, Path(work, "gate"))
+        with shown("gate"):
+            gate = known or tried(recipe, target, Path(work, "gate"))
         if not gate["stable"] and not force:
             raise ConfigError(
                 f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "
@@ -87,7 +93,8 @@ def promote(
         notes = [*remarks(recipe, where, moved, whole), *([] if gate["stable"] else ["Promoted with --force."])]
         sections = titan, vllm, task
         files = contents(recipe, content, shape, where, moved, whole, found, gate, notes, sections=sections, job=job)
-        write(Path(out), files, Path(work), recipe, rehearse, gate)
+        with shown("bundle"):
+            write(Path(out), files, Path(work), recipe, rehearse, gate)
     show(where, moved, whole, task, found, gate, notes)
     typer.echo(f"{out}: {recipe.about.name} on {world} x {card.name}")
 
@@ -155,6 +162,24 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
         raise ConfigError(f"--evidence {file} is no gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
     return found
+
+
+def check_rehearsal(model: Path) -> None:
+    """Refuse a model that the launchers could not load, before the hours that come before the rehearsal.
+
+    Raises:
+        ConfigError: it is no folder of a model of the supported kind.
+    """
+    from firstorder.backends.folder import read_shape
+    from firstorder.core.errors import ConfigError
+
+    try:
+        read_shape(model)
+    except ConfigError as error:
+        raise ConfigError(f"--rehearse {model}: {error}") from None
+    for wanted in ("tokenizer.json", "*.safetensors"):
+        if not any(model.glob(wanted)):
+            raise ConfigError(f"--rehearse {model} holds no {wanted}; give a folder of `firstorder coldstart`")
 
 
 def tried(recipe: Recipe, target: Target, folder: Path) -> dict[str, Any]:

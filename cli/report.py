@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from .progress import shown
+
 
 def report(
     runs: list[str] = typer.Argument(
@@ -33,16 +35,17 @@ def report(
     whole = [path for path in paths if is_sweep(path) or is_claims(path)]
     if whole and len(paths) > 1:
         raise ConfigError(f"{whole[0]} holds many runs and is reported alone; give it alone, or its cells, cells/NAME")
-    if whole and is_claims(whole[0]):
-        conditions = read_conditions(whole[0])
-        write_report(Path(out), lambda: claims_report(conditions))
-        what = f"{len(conditions)} conditions"
-    elif whole:
-        sweep = read_sweep(whole[0])
-        write_report(Path(out), lambda: sweep_report(sweep))
-        what = f"{len(sweep.cells)} cells"
-    else:
-        read = read_runs(paths)
-        write_report(Path(out), lambda: run_report(read))
-        what = f"{len(read)} {'run' if len(read) == 1 else 'runs'}"
+    with shown("report"):
+        if whole and is_claims(whole[0]):
+            conditions = read_conditions(whole[0])
+            write_report(Path(out), lambda: claims_report(conditions))
+            what = f"{len(conditions)} conditions"
+        elif whole:
+            sweep = read_sweep(whole[0])
+            write_report(Path(out), lambda: sweep_report(sweep))
+            what = f"{len(sweep.cells)} cells"
+        else:
+            read = read_runs(paths)
+            write_report(Path(out), lambda: run_report(read))
+            what = f"{len(read)} {'run' if len(read) == 1 else 'runs'}"
     typer.echo(f"{Path(out) / 'report.html'}: {what}")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .compose import RECIPE, grid
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.core.errors import FirstOrderError
     from firstorder.core.grid import Axes
-    from firstorder.sim.sweep.ensemble import Cell, Ensemble
-    from firstorder.sim.sweep.pool import Executor
+    from firstorder.sim.sweep.ensemble import Cell
 
     from .reporting.sweeps import CellRun
 
@@ -33,6 +33,7 @@ def sweep(
 ) -> None:
     """Train every cell of a grid, an ensemble of seeds each, into one table."""
     from firstorder.core.run import claim
+    from firstorder.sim.sweep.plan import train
     from firstorder.sim.sweep.pool import check_executor, open_executor
 
     from .reporting.sweeps import GRID, read_sweep
@@ -40,14 +41,16 @@ def sweep(
 
     check_executor(executor)
     check_parquet()
-    axes, cells = grid(recipe, set_, grid_)
+    with shown("sweep"):
+        axes, cells = grid(recipe, set_, grid_)
     folder = Path(out or f"sweeps/{Path(recipe).stem}").resolve()
     with claim(folder / GRID, _config(recipe, axes, cells), resume=resume):
         _tell_inert(cells)
         missing = [cell for cell in cells if not cell.finished(folder)]
         try:
             if missing:
-                train_cells(missing, len(cells), folder, open_executor(executor))
+                with shown("sweep"):
+                    train(missing, folder, open_executor(executor))
         except KeyboardInterrupt:
             typer.echo(f"{folder}: go on with --resume", err=True)
             raise typer.Exit(130) from None
@@ -75,28 +78,6 @@ def _tell_inert(cells: Sequence[Cell]) -> None:
     found = Counter(line for cell in cells for line in inert(cell.recipe, cell.sim))
     for line, count in found.items():
         typer.echo(f"inert in {count} of {len(cells)} cells: {line}", err=True)
-
-
-def train_cells(missing: Sequence[Cell], total: int, folder: Path, executor: Executor) -> None:
-    """Train the missing cells, with one bar for all their steps."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from firstorder.sim.sweep.plan import train
-
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    steps = sum(cell.recipe.schedule.steps for cell in missing)
-
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=steps)
-
-        def tick(unfinished: Sequence[Ensemble]) -> None:
-            left = sum(len(each.cells) for each in unfinished)
-            ahead = sum(len(each.cells) * (each.steps - each.progress()[1]) for each in unfinished)
-            text = f"{total - left} of {total} cells, {len(unfinished)} ensembles left"
-            progress.update(bar, completed=steps - ahead, description=text)
-
-        train(missing, folder, executor, tick)
 
 
 def _stopped(stopped: Sequence[CellRun], cells: Sequence[Cell], folder: Path) -> FirstOrderError:

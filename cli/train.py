@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .compose import compose, compose_engines
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.core.loop import StepLog
@@ -52,7 +53,8 @@ def train(
     if strict and idle:
         raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    training = module.prepare(method, *sections, folder, resume=resume)
+    with shown("train", quiet=not first()):
+        training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:
         typer.echo(f"inert: {line}", err=True)
     try:
@@ -60,7 +62,8 @@ def train(
         for name, sink in tracker.sinks.items():
             typer.echo(f"{name}: {sink.place}", err=True)
         try:
-            _with_progress(module, training, tracker)
+            with shown("train", quiet=not first()):
+                _with_progress(module, training, tracker)
         finally:
             tracker.close()
     except Interrupted as stopped:
@@ -113,26 +116,21 @@ def _complain(line: str) -> None:
 
 
 def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from firstorder.backends.ranks import first
     from firstorder.core.interrupt import deferred
     from firstorder.core.logs import lines
+    from firstorder.core.progress import tell
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True, quiet=not first())) as progress:
-        bar = progress.add_task("", total=training.steps, completed=training.first)
+    def done(log: StepLog) -> None:
+        metrics, receipts = lines(log)
+        tracker.log(metrics | receipts)
+        means = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
+        note = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        tell("train", log.step + 1, training.steps, note)
 
-        def done(log: StepLog) -> None:
-            metrics, receipts = lines(log)
-            tracker.log(metrics | receipts)
-            shown = {name: float(log.metrics[name].mean()) for name in ("reward", "kl", "update/entropy")}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            progress.update(bar, completed=log.step + 1, description=text)
-
-        with deferred(_heard if first() else lambda name: None) as asked:
-            module.run(training, done, asked)
+    tell("train", training.first, training.steps)
+    with deferred(_heard if first() else lambda name: None) as asked:
+        module.run(training, done, asked)
 
 
 def _heard(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import output
-from .sweep import train_cells
+from .progress import shown
 
 if TYPE_CHECKING:
     from firstorder.sim.claims import Budget, Claim
@@ -38,7 +38,7 @@ def validate(
         raise ConfigError("--out keeps the runs of --training; give both or neither")
     started = time.perf_counter()
     chosen = _chosen(only, training=training)
-    with ExitStack() as stack:
+    with ExitStack() as stack, shown("validate"):
         budget = _budget(stack, out, training=training, quick=quick)
         if training:
             _train(budget)
@@ -80,44 +80,39 @@ def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -
 
 
 def _train(budget: Budget) -> None:
-    """Train the runs that are not there yet, with a bar for their steps."""
+    """Train the runs that are not there yet."""
     from firstorder.sim.claims.training.runs import cells, publish
+    from firstorder.sim.sweep.plan import train
     from firstorder.sim.sweep.pool import open_executor
 
     assert budget.folder is not None
     wanted = list(cells(budget, publish(budget).numerics).values())
     missing = [cell for cell in wanted if not cell.finished(budget.folder)]
     if missing:
-        train_cells(missing, len(wanted), budget.folder, open_executor("local"))
+        train(missing, budget.folder, open_executor("local"))
 
 
 def settle(claims: list[Claim], budget: Budget) -> list[dict[str, Any]]:
-    """Check every claim, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """Check every claim."""
+    from firstorder.core.progress import steps
 
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     settled = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(claims))
-        for claim in claims:
-            progress.update(bar, description=claim.id)
-            started = time.perf_counter()
-            outcome = claim.check(budget)
-            settled.append(
-                {
-                    "id": claim.id,
-                    "statement": claim.statement,
-                    "source": claim.source,
-                    "kind": claim.kind,
-                    "rule": claim.rule,
-                    "verdict": outcome.verdict,
-                    "headline": outcome.headline,
-                    "measured": outcome.measured,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            progress.advance(bar)
+    for claim in steps("claims", claims):
+        started = time.perf_counter()
+        outcome = claim.check(budget)
+        settled.append(
+            {
+                "id": claim.id,
+                "statement": claim.statement,
+                "source": claim.source,
+                "kind": claim.kind,
+                "rule": claim.rule,
+                "verdict": outcome.verdict,
+                "headline": outcome.headline,
+                "measured": outcome.measured,
+                "seconds": time.perf_counter() - started,
+            }
+        )
     return settled
 
 
@@ -157,6 +152,19 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def cautions(document: dict[str, Any]) -> list[str]:
+    """What must be said beside verdicts of --quick: those over members whose routes flip rest on few of them."""
+    if not document["quick"]:
+        return []
+    return [
+        f"{claim['id']}: {claim['verdict']} on a first look, in which "
+        f"{claim['measured']['members_with_flips'][-1]:.0%} of the members flip at the smallest scale; "
+        "settle it without --quick"
+        for claim in document["claims"]
+        if claim["id"].startswith("flips-")
+    ]
+
+
 def _chosen(only: list[str], *, training: bool) -> list[Claim]:
     from firstorder.core.errors import ConfigError
     from firstorder.core.toml import nearest
@@ -194,5 +202,7 @@ def _show(document: dict[str, Any], differs: list[str]) -> None:
         counts[claim["verdict"]] = counts.get(claim["verdict"], 0) + 1
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{summary}; {document['seconds']:.1f} s. Rules, intervals and all numbers: --json FILE")
+    for line in cautions(document):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     for line in differs:
         console.print(f"differs from the record: {line}", style="bold red", highlight=False)

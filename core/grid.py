@@ -16,8 +16,8 @@ Axes = dict[str, list[Any]]
 
 MOST = 100_000  # points of a grid
 
-# a comma after which every quote and bracket that opens also closes
-COMMA = re.compile(r""",(?=(?:[^"'\[\]]|"[^"]*"|'[^']*'|\[[^\[\]]*\])*$)""")
+# read from the end: a quote or a list that is whole, or one character outside of any
+TOKEN = re.compile(r""""[^"]*"|'[^']*'|\][^\[\]]*\[|[^"'\[\]]""")
 
 
 def axes(assignments: Iterable[str]) -> Axes:
@@ -37,7 +37,7 @@ def axes(assignments: Iterable[str]) -> Axes:
             raise ConfigError(f"an axis is a.b=v1,v2, got {assignment!r}")
         if key in found:
             raise ConfigError(f"axis {key!r} is given twice; give all its values at once, as {key}=v1,v2")
-        pieces = [piece.strip() for piece in COMMA.split(text)]
+        pieces = [piece.strip() for piece in _split(text)]
         if not all(pieces):
             what = "has an empty value" if len(pieces) > 1 else "has no values"
             raise ConfigError(f"axis {key!r} {what}, got {assignment!r}; give {key}=v1,v2")
@@ -48,6 +48,17 @@ def axes(assignments: Iterable[str]) -> Axes:
     if cells > MOST:
         raise ConfigError(f"the axes make {cells:,} points, more than {MOST:,}; give fewer values, or several grids")
     return found
+
+
+def _split(text: str) -> list[str]:
+    """Text cut at each comma after which every quote and bracket that opens also closes."""
+    reverse, pieces, start, place = text[::-1], [], 0, 0
+    while token := TOKEN.match(reverse, place):
+        if token[0] == ",":
+            pieces.append(reverse[start:place][::-1])
+            start = token.end()
+        place = token.end()
+    return [reverse[start:][::-1], *pieces[::-1]]
 
 
 def check_distinct(key: str, values: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ off on resume, so a run that was killed at any moment goes on bit for bit.
 from __future__ import annotations
 
 import logging
+import shutil
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
@@ -119,6 +120,11 @@ class RunFolder:
         """Let other processes have the folder."""
         self._lock.release()
 
+    def discard(self) -> None:
+        """Remove a new folder, in which nothing has been recorded yet."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+
     def stopped(self, error: NotFiniteError, step: int) -> NotFiniteError:
         """An error of a step with where it happened and where the run can be taken up."""
         kept = checkpoint.paths(self.path / "checkpoints")
@@ -142,11 +148,9 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
         ConfigError: the folder cannot be used, with the remedy; another process uses it.
     """
     path, text = file.parent, dump(config)
-    if resume:
-        _check_same(file, text, changeable)
-    else:
+    check_claim(file, config, resume=resume, changeable=changeable)
+    if not resume:
         try:
-            _check_new(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(path, error) from None
@@ -164,8 +168,20 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
 
 def _check_new(path: Path) -> None:
     """Refuse a place where something is already."""
-    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
+    try:
+        taken = path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir()))
+    except OSError as error:
+        raise _unusable(path, error) from None
+    if taken:
         raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
+
+
+def check_claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
+    """Refuse what `claim` would refuse, before the work that comes first, and write nothing; arguments as there."""
+    if resume:
+        _check_same(file, dump(config), changeable)
+    else:
+        _check_new(file.parent)
 
 
 def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:

@@ -44,6 +44,10 @@ def read(recipe: str) -> Tree:
     if recipe in shipped():
         return tomllib.loads(source(recipe))
     path = Path(recipe)
+    if path.is_dir():
+        raise ConfigError(
+            f"{recipe!r} is a folder and a recipe is a file; give a file in it, as {path / 'config.toml'}"
+        )
     if not path.is_file():
         hint = nearest(recipe, shipped())
         raise ConfigError(f"no recipe or file {shown(recipe)}; {hint}`firstorder recipes` lists the shipped ones")

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from firstorder.core import progress
 from firstorder.core.errors import NotFiniteError
 from firstorder.core.recipe import Optimizer
 
@@ -59,7 +60,7 @@ def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))
     vector, own = flatten(trained), noise.combine(seeds, SALT)
     state = optimizer.start(vector)
-    for step in range(sim.coldstart_steps):
+    for step in progress.steps("cold start", range(sim.coldstart_steps)):
         rows = picks(sim.training_prompts, own, step, BATCH)
         keys = noise.combine(noise.combine(noise.mix(own)[:, None], step), torch.arange(BATCH))
         shown = converse(task, rows, *demonstrations.draw(rows, keys))

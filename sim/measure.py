@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from firstorder.core import memory, progress
 from firstorder.core.diagnostics import finalise, means, moments
 from firstorder.core.finite import check_finite
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
@@ -52,8 +51,8 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
-    check_memory(sim, members, available_memory())
-    check_size(sim, members, available_memory())
+    check_memory(sim, members, memory.available())
+    check_size(sim, members, memory.available())
     scene = _scene(recipe, sim, members)
     mode = recipe.router_replay.mode
     u, g = exact.update(scene, recipe), exact.gradient(scene, mode)
@@ -72,16 +71,6 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["notes"] = _notes(recipe, sim, result)
     check_finite(result, SATURATED)
     return result
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be taken without swapping."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
@@ -128,7 +117,7 @@ def summarise(
     result = {name: float(value) for name, value in whole.items()}
     if count == 1:
         return result, {}
-    left_out = [scalars(torch.arange(count) != i) for i in range(count)]
+    left_out = [scalars(torch.arange(count) != i) for i in progress.steps("jackknife", range(count))]
     return result, {n: jackknife(value, torch.stack([one[n] for one in left_out])) for n, value in whole.items()}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from firstorder.core import progress
 from firstorder.core.recipe import Recipe
 
 from .config import Sim
@@ -27,7 +28,7 @@ def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe
         return
     tree, rewards = grow(sim, others=True)
     theta = theta_old
-    for _ in range(steps):
+    for _ in progress.steps("staleness", range(steps)):
         if recipe is None:
             slope = _natural(sim, tree, rewards, pair, theta)
         else:

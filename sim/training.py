@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
+from firstorder.core import memory
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, NotFiniteError, SizeError
 from firstorder.core.finite import check_finite
 from firstorder.core.interrupt import Asked, Interrupted, never
 from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
 from firstorder.core.recipe import Recipe, check_runs, inert_parts
-from firstorder.core.run import RunFolder
+from firstorder.core.run import RunFolder, check_claim
 
 from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
-from .measure import available_memory
 from .memory import check_memory
 from .scene import grow
 from .tree import check_size
@@ -73,10 +73,10 @@ def check(recipe: Recipe, sim: Sim) -> None:
     check_runs(recipe)
     check_replay(recipe, sim)
     check_trainable(recipe)
-    check_memory(sim, sim.members, available_memory(), recipe.schedule)
+    check_memory(sim, sim.members, memory.available(), recipe.schedule)
     if sim.evaluate_every:
         try:
-            check_size(sim, sim.members, available_memory())
+            check_size(sim, sim.members, memory.available())
             check_baseline(recipe, sim)
         except (SizeError, ConfigError) as error:
             raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
@@ -92,6 +92,7 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
         config: what the folder is claimed for.
         resume: go on in a folder of this configuration.
     """
+    check_claim(out / "config.toml", config, resume=resume)  # a cold start comes first, and may take long
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
     backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
     folder = RunFolder(out, config, resume=resume)

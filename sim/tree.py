@@ -15,6 +15,7 @@ at level 0, after it a response token and, where one follows, the answer. S toke
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -87,7 +88,7 @@ def answers(sim: Sim) -> int:
     """Tokens that environments say in that tree."""
     layout = task_of(sim).layout
     turns = (sim.horizon - 1) // layout.turn
-    return sim.prompts * layout.answer * (_series((sim.vocab - 1) ** layout.turn, turns + 1) - 1)
+    return sim.prompts * layout.answer * (_series(power(sim.vocab - 1, layout.turn), turns + 1) - 1)
 
 
 def plant(task: SimTask, rows: Tensor) -> Tree:
@@ -97,12 +98,11 @@ def plant(task: SimTask, rows: Tensor) -> Tree:
     leads = _leads(task, rows, levels)
     paths, masks, owners, cuts = [], [], [], []
     for depth in range(t):
-        last = (0,) if depth < t - 1 else tuple(range(v))
-        for token in last:
-            paths.append(_paths(levels, v, t, depth, token))
-            masks.append((torch.arange(t) <= depth).expand(levels[depth], t))
-            owners.append(torch.arange(levels[depth]) // (v - 1) ** depth)
-            cuts.append(torch.full((levels[depth],), token != 0))
+        tokens = torch.arange(1 if depth < t - 1 else v)
+        paths.append(_paths(levels, v, t, depth, tokens))
+        masks.append((torch.arange(t) <= depth).expand(len(paths[-1]), t))
+        owners.append((torch.arange(levels[depth]) // (v - 1) ** depth).repeat(len(tokens)))
+        cuts.append((tokens != 0).repeat_interleave(levels[depth]))
     path, mask = torch.cat(paths), torch.cat(masks)
     return Tree(
         task=task,
@@ -184,9 +184,11 @@ def check_size(sim: Sim, members: int, available: int) -> None:
                 "sim.prompts"
             )
         return
-    fits = 0
-    while bytes_needed(sim.model_copy(update={"horizon": fits + 1}), members) <= available:
-        fits += 1
+    fits = bisect_right(
+        range(1, min(sim.horizon, 1 << 60)),
+        available,
+        key=lambda horizon: bytes_needed(sim.model_copy(update={"horizon": horizon}), members),
+    )
     remedy = f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts" if fits else "lower sim.prompts or sim.vocab"
     raise SizeError(
         f"sim.prompts x (sim.vocab - 1)^depth gives {_short(count(sim))} contexts at sim.horizon = {sim.horizon}, "
@@ -211,17 +213,26 @@ def bytes_needed(sim: Sim, members: int) -> int:
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
+MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
 WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
 
 
 def _series(ratio: int, terms: int) -> int:
     """1 + r + r² + ..., the sum of the first `terms` powers."""
-    return terms if ratio == 1 else (int(ratio**terms) - 1) // (ratio - 1)
+    return terms if ratio == 1 else (power(ratio, terms) - 1) // (ratio - 1)
+
+
+def power(base: int, exponent: int) -> int:
+    """base^exponent, or where that is beyond any memory a number that is too: its digits alone would take for ever."""
+    return int(base ** min(exponent, MOST_DIGITS))
 
 
 def _short(n: int) -> str:
     """A count of any size in a few characters."""
-    return f"{n:,}" if n < 10**9 else f"10^{int(n.bit_length() * math.log10(2))}"
+    if n < 10**9:
+        return f"{n:,}"
+    digits = int(n.bit_length() * math.log10(2))
+    return f"10^{digits}" if digits < MOST_DIGITS * math.log10(2) else "far too many"
 
 
 def _leads(task: SimTask, rows: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -254,11 +265,11 @@ def _keys(leads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, token: int) -> Tensor:
-    """Edges `[N_depth, T]` of the responses that take `token` at each context of a level."""
-    node = torch.arange(levels[depth])
-    path = torch.zeros(levels[depth], t, dtype=torch.int32)
-    path[:, depth] = (sum(levels[:depth]) + node) * v + token
+def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, tokens: Tensor) -> Tensor:
+    """Edges `[len(tokens) · N_depth, T]` of the responses that take each of `tokens` at each context of a level."""
+    node = torch.arange(levels[depth]).repeat(len(tokens))
+    path = torch.zeros(len(node), t, dtype=torch.int32)
+    path[:, depth] = (sum(levels[:depth]) + node) * v + tokens.repeat_interleave(levels[depth])
     for back in range(depth - 1, -1, -1):
         node, child = node // (v - 1), node % (v - 1)
         path[:, back] = (sum(levels[:back]) + node) * v + child + 1

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from firstorder.core import progress
 from firstorder.core.recipe import Recipe
 from firstorder.core.surrogate import token_weights
 
@@ -101,7 +102,7 @@ def response_norms(scene: Scene, recipe: Recipe, sim: Sim, weights: Tensor) -> T
     """‖g_s‖² of every response, `[B, S]`, for the token weights `[S, B, T]` of its parts."""
     replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
     rows = []
-    for start in range(0, len(scene.tree.path), CHUNK):
+    for start in progress.steps("variance", range(0, len(scene.tree.path), CHUNK)):
         cut = slice(start, start + CHUNK)
         leaves = {n: w.detach().expand(len(scene.tree.path[cut]), *w.shape[1:]) for n, w in scene.weights.items()}
         leaves = {n: w.clone().requires_grad_(n != "bias") for n, w in leaves.items()}

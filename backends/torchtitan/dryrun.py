@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 
 from firstorder.backends.folder import Shape
+from firstorder.core import memory
 from firstorder.core.errors import ConfigError, FirstOrderError
 from firstorder.core.recipe import Recipe
 from firstorder.core.record import to_json
@@ -161,7 +161,7 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, sta
             logits=peak - at["start"] - gradients - activations,
         ),
         seconds=time.process_time() - started,
-        resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        resident=memory.peak(),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
 from typing import Any
 
 from firstorder.core.errors import DataError
+from firstorder.core.progress import tell
 
 START = "start the server with `python -m firstorder.backends.vllm.serve`"
 
@@ -35,9 +37,11 @@ def ask(server: str, path: str, timeout: float, body: dict[str, Any] | None = No
     request = urllib.request.Request(server.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"})
     started, pause = time.monotonic(), 0.1
     while True:
+        tell(f"waiting for {server}", int(time.monotonic() - started), math.ceil(timeout))
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 text = answer.read()
+            tell(f"waiting for {server}", math.ceil(timeout), math.ceil(timeout))
             return dict(json.loads(text)) if text else {}
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:

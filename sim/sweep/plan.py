@@ -6,11 +6,12 @@ computation. It is split where it would not fit in memory, or where a larger bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from firstorder.core import progress
 from firstorder.core.recipe import Schedule
 from firstorder.sim.config import Sim
 from firstorder.sim.engine import CHUNK_ROWS
@@ -59,14 +60,17 @@ def plan(cells: Sequence[Cell], out: Path, cores: int, memory: int) -> Plan:
     return Plan(ensembles=ensembles, workers=min(workers, len(ensembles)))
 
 
-def train(
-    cells: Sequence[Cell],
-    out: Path,
-    executor: Executor,
-    tick: Callable[[Sequence[Ensemble]], None] = lambda unfinished: None,
-) -> None:
-    """Train cells that are not finished; `tick` is called with the unfinished ensembles, at once and about twice a
-    second. Raises as `run_all` does; the executor is closed in any case."""
+def train(cells: Sequence[Cell], out: Path, executor: Executor) -> None:
+    """Train cells that are not finished, telling of all their steps together. Raises as `run_all` does; the executor is
+    closed in any case."""
+    steps = sum(cell.recipe.schedule.steps for cell in cells)
+
+    def tick(unfinished: Sequence[Ensemble]) -> None:
+        left = sum(len(each.cells) for each in unfinished)
+        ahead = sum(len(each.cells) * (each.steps - each.progress()[1]) for each in unfinished)
+        note = f"{len(cells) - left} of {len(cells)} cells, {len(unfinished)} ensembles left"
+        progress.tell("steps", steps - ahead, steps, note)
+
     made = plan(cells, out, executor.cores, executor.memory)
     tick(made.ensembles)
     try:

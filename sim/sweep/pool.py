@@ -14,9 +14,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any, Protocol, Self, TypeVar
 
+from firstorder.core import memory
 from firstorder.core.errors import ConfigError, DataError, DiskError, WorkerError
 from firstorder.core.toml import nearest
-from firstorder.sim.measure import available_memory
 
 ATTEMPTS = 3  # of a job whose process is killed
 POLL = 0.5  # seconds between two looks at running jobs
@@ -122,7 +122,7 @@ class Local:
         joblib = _require(*self.needs)
         self._loky = import_module("joblib.externals.loky.process_executor")
         self.lost: tuple[type[BaseException], ...] = (self._loky.BrokenProcessPool,)
-        self.cores, self.memory = joblib.cpu_count(), available_memory()
+        self.cores, self.memory = joblib.cpu_count(), memory.available()
         self._pools: list[Any] = []
         self._mine = threading.local()
 

@@ -1,65 +1,72 @@
-"""After a benchmark run: the ratios between its medians, as text."""
+"""Things timed in turns in one process, so that what disturbs one disturbs all; and what came out, as text."""
 
+import os
 import platform
+import statistics
+import time
 
 import pytest
 import torch
 
-MEDIANS = {}
 FACTS = {}
 
 
 @pytest.fixture
-def record(benchmark):
-    """Run a function under the benchmark and keep its median for the ratios."""
-
-    def run(name, function, **options):
-        benchmark.pedantic(function, rounds=options.get("rounds", 5), warmup_rounds=options.get("warmup", 1))
-        if benchmark.enabled:
-            MEDIANS[name] = benchmark.stats.stats.median
-
-    return run
+def facts(benchmarking):
+    """Where a figure is left, by name; the figures of a run without --benchmark-enable are nobody's."""
+    return FACTS if benchmarking else {}
 
 
 @pytest.fixture(scope="session")
-def facts():
-    return FACTS
+def benchmarking(request):
+    return request.config.getoption("benchmark_enable") or request.config.getoption("benchmark_only")
+
+
+@pytest.fixture
+def in_turns(benchmarking, facts):
+    """Calls functions in turns and states each one's time over the first's: median [quartiles], extremes.
+
+    CPU seconds of this process, which runs on one thread: another process on the machine does not count. Without
+    --benchmark-enable every function is called once. FIRSTORDER_ROUNDS makes it shorter.
+    """
+
+    def measure(rounds=15, scale=1.0, **functions):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for call in functions.values():
+                call()
+            spent = {name: [] for name in functions}
+            for _ in range(int(os.environ.get("FIRSTORDER_ROUNDS", rounds)) if benchmarking else 0):
+                for name, call in functions.items():
+                    started = time.process_time()
+                    call()
+                    spent[name].append(time.process_time() - started)
+        finally:
+            torch.set_num_threads(threads)
+        if not benchmarking:
+            return
+        first, *others = spent
+        for name in others:
+            ratios = [scale * a / b for a, b in zip(spent[name], spent[first], strict=True)]
+            seconds = " and ".join(f"{statistics.median(spent[x]):.3f} s" for x in (name, first))
+            facts[f"{name} / {first}".replace("_", " ")] = f"{spread(ratios)} ({seconds})"
+
+    return measure
+
+
+def spread(values):
+    """Median, quartiles, extremes and how many there are."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    found = f"{middle:.4g} [{low:.4g}, {high:.4g}], {min(values):.4g} to {max(values):.4g}"
+    return f"{found} in {len(values)} rounds"
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not MEDIANS and not FACTS:
+    if not FACTS:
         return
-    write = terminalreporter.write_line
     terminalreporter.section("figures")
-    write(f"torch {torch.__version__}, python {platform.python_version()}, {torch.get_num_threads()} threads")
+    where = f"{os.cpu_count()} cores, timed on one thread"
+    terminalreporter.write_line(f"torch {torch.__version__}, python {platform.python_version()}, {where}")
     for name, value in FACTS.items():
-        write(f"{name}: {value}")
-    for line in ratios(MEDIANS, FACTS):
-        write(line)
-
-
-def ratios(median, facts):
-    if "tree" in median:
-        speed = facts["contexts"] / median["tree"]
-        yield f"value and gradient of the tree: {median['tree']:.4f} s, {speed:,.0f} nodes/s"
-    if {"loop", "tree"} <= set(median):
-        whole = median["loop"] * facts["responses"] / facts["looped"]
-        ratio = whole / median["tree"]
-        yield f"loop over sequences / tree: {ratio:.0f}x ({facts['looped']} timed, linear in sequences)"
-    if {"padded", "tree"} <= set(median):
-        yield f"padded batch of all sequences / tree: {median['padded'] / median['tree']:.1f}x"
-    if {"ten", "bare"} <= set(median):
-        yield f"ten recipes together / bare forward and backward: {median['ten'] / median['bare']:.1f}x"
-    if {"ensemble", "singles"} <= set(median):
-        yield f"64 runs one after another / an ensemble of 64: {median['singles'] / median['ensemble']:.1f}x"
-    if {"ensemble", "bare_training"} <= set(median):
-        ratio = median["ensemble"] / median["bare_training"]
-        yield f"a training step of 64 / its bare forward and backward: {ratio:.1f}x"
-    for seeds in (1, 4):
-        together, alone = (median.get(f"{kind} of {seeds}") for kind in ("grid", "cells"))
-        if together and alone:
-            speed = f"{16 / together:.1f} cells/s as one ensemble, {16 / alone:.1f} cell after cell"
-            yield f"a grid of 16 cells, seeds {seeds}: {speed}, {alone / together:.1f}x"
-    for name in ("small", "large"):
-        if name in facts.get("memory", {}):
-            yield f"peak memory, {name}: {facts['memory'][name]}"
+        terminalreporter.write_line(f"{name}: {value}")

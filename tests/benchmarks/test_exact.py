@@ -31,13 +31,11 @@ LOOPED = 100
 
 
 @pytest.fixture(scope="module")
-def world(facts):
+def world():
     tree, rewards = scene.grow(SIM)
     weights = policy.initial_weights(SIM, torch.tensor([0]))
     leaves = {name: w.requires_grad_() for name, w in weights.items()}
     pair = scene.engines(SIM, torch.tensor([0]))
-    facts.update(contexts=tree.contexts, responses=len(tree.path), looped=LOOPED)
-    facts["parameters"] = policy.flatten(leaves).shape[1]
     return tree, rewards, leaves, pair
 
 
@@ -71,20 +69,25 @@ def gradient(world, value):
     return torch.autograd.grad(value, list(world[2].values()))
 
 
-def test_tree(record, world):
-    record("tree", lambda: gradient(world, objective_of_tree(world)))
-
-
-def test_loop_over_sequences(record, world):
+def test_the_tree_beside_a_loop_over_sequences(in_turns, world):
     chosen = torch.linspace(0, len(world[0].path) - 1, LOOPED).long()
-    record("loop", lambda: gradient(world, sequences(world, chosen, together=False)), rounds=3)
+    in_turns(
+        scale=len(world[0].path) / LOOPED,  # a loop is linear in its sequences
+        rounds=5,
+        tree=lambda: gradient(world, objective_of_tree(world)),
+        loop_over_sequences=lambda: gradient(world, sequences(world, chosen, together=False)),
+    )
 
 
-def test_padded_batch_of_all_sequences(record, world):
+def test_the_tree_beside_a_padded_batch_of_all_sequences(in_turns, world):
     everyone = torch.arange(len(world[0].path))
     padded = sequences(world, everyone, together=True)
     torch.testing.assert_close(padded, objective_of_tree(world), rtol=1e-12, atol=0)
-    record("padded", lambda: gradient(world, sequences(world, everyone, together=True)), rounds=3)
+    in_turns(
+        rounds=5,
+        tree=lambda: gradient(world, objective_of_tree(world)),
+        padded_batch_of_all_sequences=lambda: gradient(world, sequences(world, everyone, together=True)),
+    )
 
 
 def test_the_loop_adds_up_to_the_padded_batch(world):
@@ -93,19 +96,13 @@ def test_the_loop_adds_up_to_the_padded_batch(world):
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=0)
 
 
-def test_bare_forward_and_backward(record, world):
-    tree, _, leaves, pair = world
+def test_ten_recipes_beside_a_bare_forward_and_backward(in_turns, world):
+    tree, rewards, leaves, pair = world
+    recipes = [build_recipe(Recipe, read(name)) for name in TEN]
 
     def bare():
         done = run(policy.load(leaves, pair.pi, SIM), tree)
         torch.autograd.grad(done.logp, list(leaves.values()), grad_outputs=torch.ones_like(done.logp))
-
-    record("bare", bare)
-
-
-def test_ten_recipes_together(record, world):
-    tree, rewards, leaves, pair = world
-    recipes = [build_recipe(Recipe, read(name)) for name in TEN]
 
     def together():
         built = scene.build(SIM, tree, rewards, pair, leaves)
@@ -115,26 +112,25 @@ def test_ten_recipes_together(record, world):
             exact.values(built, mode)
             exact.compare(exact.update(built, recipe), gradients[mode])
 
-    record("ten", together, rounds=3)
+    in_turns(rounds=7, bare_forward_and_backward=bare, ten_recipes=together)
 
 
-def test_memory_is_linear_in_contexts(benchmark, facts):
+def test_memory_is_linear_in_contexts(benchmarking, facts):
     """Peak resident memory of a whole measurement at 1.2e5 and, when benchmarking, 1.06e6 contexts."""
-    horizons = {"small": 10, "large": 12} if benchmark.enabled else {"small": 6}
-    peaks = {name: peak_memory(horizon) for name, horizon in horizons.items()}
-    facts["memory"] = {name: f"{n:,} contexts, {b / 2**30:.2f} GiB" for name, (n, b) in peaks.items()}
-    assert all(b < 8 * 2**30 for _, b in peaks.values())
-    benchmark.pedantic(lambda: None)
+    for horizon in (10, 12) if benchmarking else (6,):
+        contexts, peak = peak_memory(horizon)
+        facts[f"peak memory at {contexts:,} contexts"] = f"{peak / 2**30:.2f} GiB"
+        assert peak < 8 * 2**30
 
 
 def peak_memory(horizon):
     script = (
-        "import json, resource, sys;"
+        "import json;"
         "from firstorder.cli.main import run;"
         f"code = run(['measure', 'minirl-r3', '--set', 'sim.horizon={horizon}']);"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
+        "from firstorder.core import memory;"
         "from firstorder.sim.tree import count; from firstorder.sim.config import Sim;"
-        f"print(json.dumps([code, count(Sim(horizon={horizon})), peak]))"
+        f"print(json.dumps([code, count(Sim(horizon={horizon})), memory.peak()]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     code, contexts, peak = json.loads(done.stdout.splitlines()[-1])

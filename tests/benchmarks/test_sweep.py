@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -20,20 +19,18 @@ SEEDS = (1, 4)
 SETTINGS = ["schedule.prompts=4", "schedule.group_size=8", "optimizer.lr=0.003"]
 PEAK = """
 import torch
+from firstorder.core import memory
 from firstorder.core.arms import Arm
 from firstorder.core.loop import train
 from firstorder.core.recipe import Recipe
 from firstorder.sim.backend import SimBackend
 from firstorder.sim.config import Sim
 
-def resident(name):
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
-
 torch.set_num_threads(1)
 arms = (Arm(recipe=Recipe.model_validate({recipe}), members={members}),)
-loaded = resident("VmRSS")
+loaded = memory.peak()
 train(arms, SimBackend(Sim(evaluate_every=0), arms, torch.arange({members})))
-print(loaded, resident("VmHWM"))
+print(loaded, memory.peak())
 """
 
 
@@ -60,23 +57,14 @@ def trained(ensembles, out):
     assert len(os.listdir(out / "cells")) == sum(map(len, ensembles))
 
 
-def chosen(members, benchmark):
-    return grid(members, 10) if benchmark.enabled else grid(members, 1)[:2]
-
-
-# processor time of one thread: what other processes do to a shared machine does not enter
-@pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("members", SEEDS)
-def test_a_grid_as_one_ensemble(members, record, benchmark, tmp_path):
-    cells = chosen(members, benchmark)
-    record(f"grid of {members}", lambda: trained([cells], tmp_path / "out"), rounds=3)
-
-
-@pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("members", SEEDS)
-def test_a_grid_cell_after_cell(members, record, benchmark, tmp_path):
-    cells = chosen(members, benchmark)
-    record(f"cells of {members}", lambda: trained([[cell] for cell in cells], tmp_path / "out"), rounds=3)
+def test_a_grid_as_one_ensemble_beside_cell_after_cell(members, in_turns, benchmarking, tmp_path):
+    cells = grid(members, 10) if benchmarking else grid(members, 1)[:2]
+    timed = {
+        f"a_grid_of_16_cells_as_one_ensemble,_seeds_{members}": lambda: trained([cells], tmp_path / "out"),
+        "cell_after_cell": lambda: trained([[cell] for cell in cells], tmp_path / "out"),
+    }
+    in_turns(rounds=5, **timed)
 
 
 def test_the_estimated_memory_of_an_ensemble_is_what_it_takes():

@@ -1,5 +1,8 @@
 """What an ensemble saves, and what the loop costs beside the forward and backward that it cannot do without."""
 
+import os
+
+import pytest
 import torch
 
 from firstorder.core import toml
@@ -27,16 +30,21 @@ def trained(seeds):
     return backend
 
 
-def test_ensemble(record):
-    record("ensemble", lambda: trained(list(range(MEMBERS))), rounds=3)
+@pytest.fixture
+def members(benchmarking):
+    return int(os.environ.get("FIRSTORDER_MEMBERS", MEMBERS)) if benchmarking else 4
 
 
-def test_one_run_after_another(record):
-    record("singles", lambda: [trained([seed]) for seed in range(MEMBERS)], rounds=1, warmup=0)
+def test_an_ensemble_beside_its_runs_one_after_another(in_turns, members):
+    in_turns(
+        rounds=7,
+        an_ensemble=lambda: trained(list(range(members))),
+        its_runs_one_after_another=lambda: [trained([seed]) for seed in range(members)],
+    )
 
 
-def test_bare_forward_and_backward_of_the_same_tensors(record):
-    backend = SimBackend(SIM, arm(MEMBERS), torch.arange(MEMBERS))
+def test_a_training_step_beside_its_forward_and_backward(in_turns, members):
+    backend = SimBackend(SIM, arm(members), torch.arange(members))
     tokens = backend.rollout(0).tokens
 
     def bare():
@@ -45,4 +53,4 @@ def test_bare_forward_and_backward_of_the_same_tensors(record):
             logp = score(load(leaves, backend.engines.pi, SIM), tokens).logp
             torch.autograd.grad(logp.sum(), list(leaves.values()))
 
-    record("bare_training", bare, rounds=3)
+    in_turns(bare_forward_and_backward=bare, a_training_step_of_64=lambda: trained(list(range(members))))

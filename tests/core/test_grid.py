@@ -1,9 +1,12 @@
 """Grids: values are TOML, every combination once, and a mistake is named."""
 
+import itertools
+import re
+
 import pytest
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.grid import axes, check_distinct, points, titled
+from firstorder.core.grid import _split, axes, check_distinct, points, titled
 
 WRITTEN = {
     "clip.high=0.2,0.3": [0.2, 0.3],
@@ -53,3 +56,11 @@ def test_values_that_are_one_are_refused():
 
 def test_a_point_names_its_keys():
     assert titled({"clip.high": 0.2, "recipe": "minirl"}) == "clip.high = 0.2, recipe = minirl"
+
+
+def test_an_axis_is_cut_at_the_commas_that_its_definition_names_and_in_linear_time():
+    outside = re.compile(r""",(?=(?:[^"'\[\]]|"[^"]*"|'[^']*'|\[[^\[\]]*\])*$)""")  # quadratic
+    for letters in itertools.product("""a,"[]""", repeat=6):
+        text = "".join(letters)
+        assert _split(text) == outside.split(text)
+    assert len(_split(",".join(map(str, range(100_000))))) == 100_000

@@ -137,7 +137,7 @@ def test_replay_on_a_dense_model_is_refused(small, make_recipe):
 
 
 def test_a_tree_beyond_memory_is_refused_before_it_is_grown(make_recipe, monkeypatch):
-    monkeypatch.setattr(module, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr(module.memory, "available", lambda: 1 << 30)
     with pytest.raises(SizeError, match=r"lower sim\.horizon to"):
         measure(make_recipe("minirl"), Sim(horizon=40))
 

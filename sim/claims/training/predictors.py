@@ -9,6 +9,7 @@ side counts as dangerous is chosen on the even seeds; areas and intervals are th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,17 @@ def _foretells(budget: Budget) -> Outcome:
         verdict = "reproduced"
     elif margin.high < 0:
         verdict = "not reproduced"
+    text = headline(measured, areas[COHERENCE], areas[best], best)
+    return Outcome(verdict=verdict, headline=text, measured=measured)
+
+
+def headline(measured: dict[str, Any], own: Estimate | float, other: Estimate | float, rival: str) -> str:
+    """The two areas in a phrase, or why there are none."""
     counts = f"{measured['collapsed']} of {measured['runs']} collapsed"
-    headline = f"area {areas[COHERENCE]} against {areas[best]} of {best}, {counts}"
-    return Outcome(verdict=verdict, headline=headline, measured=measured)
+    values = [each.value if isinstance(each, Estimate) else each for each in (own, other)]
+    if any(map(math.isnan, values)):
+        return f"no area: held-out runs must both collapse and stand; {counts}"
+    return f"area {own} against {other} of {rival}, {counts}"
 
 
 CLAIMS = (

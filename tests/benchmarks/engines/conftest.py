@@ -1,9 +1,7 @@
-"""Things timed in turns in one process, so that what disturbs one disturbs all; and the model they share."""
+"""The model that the benchmarks of the engines share, and one thread for all of them."""
 
 import os
 import runpy
-import statistics
-import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOCAL_RANK", "0")  # torchtitan's own trainer asks for it
@@ -60,33 +58,3 @@ def folder(tmp_path_factory):
     write_weights(made, initial_weights(SHAPE, 0).items())
     sums.write_tokenizer(made)
     return made
-
-
-@pytest.fixture
-def in_turns(request, facts):
-    """Calls functions in turns and states the median of each one's time over the first's, with its quartiles.
-
-    CPU seconds of this process, which runs on one thread: another process on the machine does not count. Without
-    --benchmark-enable every function is called once.
-    """
-    enabled = request.config.getoption("benchmark_enable") or request.config.getoption("benchmark_only")
-
-    def measure(rounds=15, **functions):
-        for call in functions.values():
-            call()
-        if not enabled:
-            return
-        spent = {name: [] for name in functions}
-        for _ in range(rounds):
-            for name, call in functions.items():
-                started = time.process_time()
-                call()
-                spent[name].append(time.process_time() - started)
-        first, *others = spent
-        for name in others:
-            ratios = [a / b for a, b in zip(spent[name], spent[first], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            seconds = " and ".join(f"{statistics.median(spent[x]):.3f} s" for x in (name, first))
-            facts[f"{name} / {first}".replace("_", " ")] = f"{middle:.3f} [{low:.3f}, {high:.3f}] ({seconds})"
-
-    return measure
