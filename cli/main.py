@@ -67,11 +67,11 @@ def _leave(code: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 1 a theorem failed, 2 bad input, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
     try:
         code = app(arguments, standalone_mode=False, prog_name="firstorder")
     except FirstOrderError as error:
-        return _refuse(str(error))
+        return _refuse(str(error), error.code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
@@ -85,6 +85,6 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     typer.echo(f"firstorder: {message}", err=True)
-    return 2
+    return code

@@ -37,6 +37,7 @@ def train(
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
     from firstorder.backends.ranks import first
     from firstorder.core.errors import ConfigError
+    from firstorder.core.inert import check_strict
     from firstorder.core.loop import described
     from firstorder.core.track import Tracker
 
@@ -47,8 +48,8 @@ def train(
     method, *sections = composed(recipe, set_, settings)
     module = _module(backend)
     idle = module.inert(method, *sections)
-    if strict and idle:
-        raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
+    if strict:
+        check_strict(idle)
     folder = Path(out or f"runs/{method.about.name}")
     training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:

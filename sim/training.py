@@ -12,9 +12,10 @@ import torch
 from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.loop import StepLog, check_trainable, described, train
-from firstorder.core.recipe import Recipe, check_runs, inert_parts
+from firstorder.core.recipe import Recipe, check_runs
 from firstorder.core.run import RunFolder
 
+from . import agree
 from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
@@ -25,7 +26,7 @@ from .tree import check_size
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
     """The parts of a recipe that cannot act in its schedule, one sentence each."""
-    return inert_parts(recipe, stale=recipe.schedule.minibatches > 1, mismatch=sim.numerics != sim.training_numerics)
+    return agree.inert(recipe, sim, stale=recipe.schedule.minibatches > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
