@@ -152,15 +152,16 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
         x = a.round(h + out)
         states.append(_norm(x))
         ids.append(routing.ids.to(torch.int16))
-        lives.append(routing.live.to(torch.int16))
+        lives.append(routing.live)
         margins.append(margin(routing.selection, model.router.top_k))
         router_logps.append(logits.detach().log_softmax(-1))
     logits = a.product(_norm(x), w["head"], Site(layer=state.shape[2], name=HEAD, keys=keys))
+    used = torch.stack(ids, dim=2)
     return Step(
         state=torch.stack(states, dim=2),
         logp=(logits / model.temperature).log_softmax(-1),
-        ids=torch.stack(ids, dim=2),
-        live=torch.stack(lives, dim=2),
+        ids=used,
+        live=used if replay is None else torch.stack(lives, dim=2).to(torch.int16),
         margin=torch.stack(margins, dim=2),
         router_logp=torch.stack(router_logps, dim=2),
     )

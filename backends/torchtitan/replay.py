@@ -126,7 +126,8 @@ def witnessed(model: Any, ids: Tensor | None, run: Tensor) -> dict[str, Tensor]:
     took = live.clone()
     for number, router in enumerate(layers[: ids.shape[2]]):
         if router.live is not None:
-            live[:, :, number], took[:, :, number] = _whole(router.live), ids[:, :, number]
+            wire = router.live.to(torch.int32)  # gloo gathers no int16
+            live[:, :, number], took[:, :, number] = _whole(wire), ids[:, :, number]
     return replay_rows(took.flatten(0, 1), live.flatten(0, 1), run.flatten())
 
 
