@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core import backend as shared
+from firstorder.core import replay as replays
 from firstorder.core.agreement import agreement
 from firstorder.core.backend import Scored, Weigh
 from firstorder.core.batch import RolloutBatch, check_rewards
@@ -87,6 +88,8 @@ class EnginePair:
         plan: the run.
     """
 
+    mismatch = True  # two engines with kernels of their own
+
     def __init__(self, trainer: Trainer, engine: Engine, tasks: Tasks, plan: Plan) -> None:
         self.trainer, self.engine, self.tasks, self.plan = trainer, engine, tasks, plan
         self._next = 0  # the global step that follows
@@ -95,7 +98,8 @@ class EnginePair:
     @property
     def quantities(self) -> dict[str, Quantity]:
         """What every reported name means."""
-        return shared.QUANTITIES | shared.layer_flips(self.trainer.shape.num_hidden_layers) | QUANTITIES
+        layers = self.trainer.shape.num_hidden_layers
+        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES
 
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""
@@ -113,7 +117,8 @@ class EnginePair:
         live = self.trainer.score(batch)
         replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
         used = self.trainer.score(batch, replay) if mode == "R3" else live
-        scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay)
+        differs = replays.differing(batch, live.routes)
+        scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)
         found = agreement(batch, live.routes, live.margin, used.entropy)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
@@ -127,7 +132,9 @@ class EnginePair:
         """One optimiser step of the trainer."""
         done = self.trainer.update(minibatch, weigh)
         one = torch.ones((), dtype=torch.float64)
-        return {"update/grad_norm": (one * done.grad_norm, one), "update/loss": (one * done.loss, one)}
+        found = {"update/grad_norm": (one * done.grad_norm, one), "update/loss": (one * done.loss, one)}
+        rows = {name: torch.tensor(each, dtype=torch.float64) for name, each in done.rows.items()}
+        return found | replays.replayed(rows, minibatch.batch.tokens.numel())
 
     def push(self) -> None:
         """Send the trainer's weights to the rollout engine and see by a probe that it uses them.

@@ -67,7 +67,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 1 a theorem failed, 2 bad input, 130 interrupted.
+    """Run a command and return its exit code: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 
     An exception that has no line of its own is raised as it is; `main` gives it one.
     """
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
         check_text(arguments)
         code = app(arguments, standalone_mode=False, prog_name="firstorder")
     except FirstOrderError as error:
-        return _refuse(str(error))
+        return _refuse(str(error), error.code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:
@@ -110,6 +110,6 @@ def check_text(arguments: list[str]) -> None:
             raise ConfigError(f"argument {place} holds a NUL character: {argument!r}; leave it out")
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     tell(message)
-    return 2
+    return code

@@ -36,6 +36,8 @@ ROWS = {
     "entropy": "nats/token",
     "flip_rate": "share of (token, layer)",
     "tokens_flipped": "share of tokens",
+    "rows_replayed": "share of (token, layer), prompts included",
+    "rows_changed": "share of (token, layer) replayed with other experts than the live choice",
 }
 
 
@@ -43,10 +45,13 @@ def measure(
     recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),
 ) -> None:
     """Measure a recipe exactly in the simulator: error, bias and variance of its update."""
     output.check_target(json)
     method, sim = compose(recipe, set_)
+    if strict:
+        _check_strict(method, sim)
     started = time.perf_counter()
     with shown("measure"):
         document = report(method, sim)
@@ -55,6 +60,13 @@ def measure(
         _show(method, document["result"])  # first, so that a file that cannot be written takes no result with it
     if json is not None:
         output.write_json(json, document)
+
+
+def _check_strict(recipe: Recipe, sim: Sim) -> None:
+    from firstorder.core.inert import check_strict
+    from firstorder.sim.measure import inert
+
+    check_strict(inert(recipe, sim))
 
 
 def report(recipe: Recipe, sim: Sim) -> dict[str, Any]:
@@ -87,7 +99,7 @@ def _show(recipe: Recipe, result: dict[str, Any]) -> None:
     table.add_column("95% interval" if result["intervals"] else "")
     table.add_column("meaning", style="dim")
     for name, meaning in ROWS.items():
-        value, sampled = result[name], result["intervals"].get(name)
+        value, sampled = (result | result["replay"])[name], result["intervals"].get(name)
         shown = "not formed" if value is None else f"{value:.6g}"
         interval = f"[{sampled['low']:.4g}, {sampled['high']:.4g}]" if sampled else ""
         table.add_row(name, shown, interval, meaning)

@@ -30,6 +30,7 @@ def sweep(
     executor: str = typer.Option("local", "--executor", help="local, or ray."),
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="The sweep's folder; sweeps/NAME unless given."),
     resume: bool = typer.Option(False, "--resume", help="Train what is missing in the folder of the same grid."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse a grid with a cell whose parts cannot all act."),
 ) -> None:
     """Train every cell of a grid, an ensemble of seeds each, into one table."""
     from firstorder.core.run import claim
@@ -43,6 +44,8 @@ def sweep(
     check_parquet()
     with shown("sweep"):
         axes, cells = grid(recipe, set_, grid_)
+    if strict:
+        _check_strict(cells)
     folder = Path(out or f"sweeps/{Path(recipe).stem}").resolve()
     with claim(folder / GRID, _config(recipe, axes, cells), resume=resume):
         _tell_inert(cells)
@@ -78,6 +81,15 @@ def _tell_inert(cells: Sequence[Cell]) -> None:
     found = Counter(line for cell in cells for line in inert(cell.recipe, cell.sim))
     for line, count in found.items():
         typer.echo(f"inert in {count} of {len(cells)} cells: {line}", err=True)
+
+
+def _check_strict(cells: Sequence[Cell]) -> None:
+    """Refuse the first cell with a part that cannot act."""
+    from firstorder.core.inert import check_strict
+    from firstorder.sim.training import inert
+
+    for cell in cells:
+        check_strict(inert(cell.recipe, cell.sim), f"{cell.title}: ")
 
 
 def _stopped(stopped: Sequence[CellRun], cells: Sequence[Cell], folder: Path) -> FirstOrderError:

@@ -39,6 +39,7 @@ def train(
     """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
     from firstorder.backends.ranks import first, largest
     from firstorder.core.errors import ConfigError
+    from firstorder.core.inert import check_strict
     from firstorder.core.interrupt import Interrupted
     from firstorder.core.loop import described
     from firstorder.core.track import Tracker
@@ -50,8 +51,8 @@ def train(
     method, *sections = composed(recipe, set_, settings)
     module = _module(backend)
     idle = module.inert(method, *sections)
-    if strict and idle:
-        raise ConfigError(f"--strict: {idle[0]}; change the recipe or drop --strict")
+    if strict:
+        check_strict(idle)
     folder = Path(out or f"runs/{Path(recipe).stem}")
     with shown("train", quiet=not first()):
         training = module.prepare(method, *sections, folder, resume=resume)

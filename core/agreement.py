@@ -17,7 +17,8 @@ from .routing import flips
 def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tensor) -> Moments:
     """Flips, gate margin and entropy, as (numerator, denominator) `[...]` over response tokens.
 
-    Row t - 1 of the routes produced token t, so the rows before the tokens of the mask count.
+    Row t - 1 of the routes produced token t, so the rows before the tokens of the mask count; one that μ_old did not
+    send is no flip and is not counted.
 
     Args:
         batch: as sampled, with the routes of μ_old.
@@ -31,16 +32,18 @@ def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tens
     if batch.routes is None:
         raise DataError("a batch without `routes` has no route agreement; enable the rollout engine's routed experts")
     rows = batch.mask[..., 1:]
-    tokens = rows.sum((-2, -1)).to(entropy)
-    flipped = flips(routes[..., :-1, :, :], batch.routes[..., :-1, :, :]).to(entropy)
+    sent = (batch.routes[..., :-1, :, :] >= 0).all(-1).to(entropy)
+    flipped = flips(routes[..., :-1, :, :], batch.routes[..., :-1, :, :]).to(entropy) * sent
 
-    def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.where(rows, x, 0.0).sum((-2, -1)), tokens
+    def per_token(x: Tensor, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        tokens = rows.to(entropy) if of is None else torch.where(rows, of, 0.0)
+        return torch.where(rows, x, 0.0).sum((-2, -1)), tokens.sum((-2, -1))
 
     found = {
-        "route/flip_rate": per_token(flipped.mean(-1)),
-        "route/tokens_flipped": per_token(flipped.amax(-1)),
+        "route/flip_rate": per_token(flipped.mean(-1), sent.mean(-1)),
+        "route/tokens_flipped": per_token(flipped.amax(-1), sent.amax(-1)),
         "route/gate_margin": per_token(margin[..., :-1, :].mean(-1)),
         "update/entropy": per_token(entropy[..., 1:]),
     }
-    return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i]) for i in range(flipped.shape[-1])}
+    layers = range(flipped.shape[-1])
+    return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i], sent[..., i]) for i in layers}

@@ -75,6 +75,7 @@ class Scored:
             members whose recipe has no critic, None where no recipe has one.
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
         returns: `[..., B, L]`, what `values` is trained on; set by the loop where there are values.
+        differs: int64 `[..., B]`, rows at which π_old, routing live, chooses other experts than μ did.
 
     Raises:
         DataError: `logp_old` is not of the batch's shape, or holds what is no log-probability.
@@ -86,6 +87,7 @@ class Scored:
     values: Tensor | None = None
     advantage: Tensor | None = None
     returns: Tensor | None = None
+    differs: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logp_old.shape != self.batch.mask.shape:
@@ -114,6 +116,10 @@ class Backend(Protocol):
     def quantities(self) -> Mapping[str, Quantity]:
         """What every name means that `score`, `update` and `evaluate` report."""
 
+    @property
+    def mismatch(self) -> bool:
+        """Whether the two engines compute differently, by what is known of them before they run."""
+
     def rollout(self, step: int) -> RolloutBatch:
         """Sample the global batch of a step with μ_old, the responses of a prompt side by side."""
 
@@ -121,7 +127,10 @@ class Backend(Protocol):
         """log π_old, the experts to replay and the critic's values, with the moments of route agreement."""
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats); one of the critic along -∇ `value_loss`."""
+        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats); one of the critic along -∇ `value_loss`.
+
+        Among what it reports are the rows that replay did, by `core.replay.replayed`.
+        """
 
     def push(self) -> None:
         """Send the trainer's weights to the inference engine."""

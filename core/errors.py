@@ -2,7 +2,13 @@
 
 
 class FirstOrderError(Exception):
-    """Root of every error raised on purpose; its message is one line: what, got, remedy."""
+    """Root of every error raised on purpose; its message is one line: what, got, remedy.
+
+    Attributes:
+        code: what the command line exits with: 2 for bad input, 1 where a check failed.
+    """
+
+    code = 2
 
 
 class ConfigError(FirstOrderError, ValueError):
@@ -11,6 +17,12 @@ class ConfigError(FirstOrderError, ValueError):
 
 class DataError(FirstOrderError, ValueError):
     """A rollout, a reward or a route breaks the contract of `core.batch`."""
+
+
+class ReplayError(DataError):
+    """Routing Replay is on and did not do what was asked of it."""
+
+    code = 1
 
 
 class SizeError(FirstOrderError, MemoryError):

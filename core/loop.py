@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import diagnostics
+from . import diagnostics, inert, replay
 from .arms import Arm, Weigher, with_advantages
 from .backend import Backend, split
 from .batch import check_groups
@@ -63,10 +63,12 @@ def train(
     Raises:
         ConfigError: the arms' schedules differ.
         DataError: a batch breaks its contract, or a loss is not finite.
+        ReplayError: replay is on and did not take place.
     """
     schedule = arms[0].recipe.schedule
     if any(arm.recipe.schedule != schedule for arm in arms):
         raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
+    idle = inert.receipts(arms, backend.mismatch)
     for step in range(first, schedule.steps):
         batch = backend.rollout(step)
         check_groups(batch, schedule.prompts, schedule.group_size)
@@ -74,12 +76,16 @@ def train(
         scored = with_advantages(scored, arms, schedule.group_size)
         sums = add(agreement, moments(scored.stats(scored.logp_old)))
         sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
+        replay.check_given(scored, arms)
         weigh = Weigher(arms)
-        for minibatch in split(scored, schedule.minibatches):
-            sums = add(sums, backend.update(minibatch, weigh))
+        for number, minibatch in enumerate(split(scored, schedule.minibatches)):
+            updated = backend.update(minibatch, weigh)
+            replay.check_replayed(minibatch, updated, arms, fresh=number == 0)
+            sums = add(sums, updated)
         backend.push()
         metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
-        done(StepLog(step=step, metrics=metrics, receipts=means(weigh.receipts)))
+        acted = weigh.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
+        done(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
 
 
 def check_trainable(recipe: Recipe) -> None:
@@ -101,12 +107,15 @@ def check_trainable(recipe: Recipe) -> None:
 
 def described(backend: Backend) -> dict[str, Quantity]:
     """What every name means that a step on this backend can log, in metrics or receipts."""
-    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS
+    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS | inert.QUANTITIES
+
+
+def _named(sums: Moments, *prefixes: str) -> Moments:
+    return {name: pair for name, pair in sums.items() if name.startswith(prefixes)}
 
 
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
     known = finalise(sums) | explained_variance(averaged)
-    own = {name: value for name, value in averaged.items() if name.startswith(("route/", "update/", "critic/"))}
-    return known | own
+    return known | means(_named(sums, "route/", "update/", "critic/"))

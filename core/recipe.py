@@ -306,8 +306,16 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
+PARTS = ("ratio", "clip", "correction", "router_replay")
+
+
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:
-    """The parts that cannot act in this schedule, one sentence each.
+    """The parts that cannot act in this schedule, one sentence each; arguments as of `inert_by_part`."""
+    return list(inert_by_part(recipe, stale=stale, mismatch=mismatch).values())
+
+
+def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> dict[str, str]:
+    """The sections of `PARTS` that cannot act in this schedule, each with a sentence that says why.
 
     Args:
         recipe: the method.
@@ -327,8 +335,8 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
         (f"correction.kind = {correction}", correction_reads.get(correction, recipe.correction.of), "its ratio is 1"),
         (f"router_replay.mode = {replay}", {"R2": "theta/old", "R3": "theta/mu"}.get(replay, ""), "its own experts"),
     ]
-    return [
-        f"{part}: {why.get(reads, 'the engines agree and theta equals theta_old')}, {result}"
-        for part, reads, result in parts
+    return {
+        name: f"{part}: {why.get(reads, 'the engines agree and theta equals theta_old')}, {result}"
+        for name, (part, reads, result) in zip(PARTS, parts, strict=True)
         if equal.get(reads, False) and not part.endswith(("= none", "= disabled"))
-    ]
+    }

@@ -43,10 +43,12 @@ class Router(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """One layer's decision: `ids` int64 `[..., K]` in the router's own order, `gates` `[..., K]`, and
-    `selection` `[..., E]`, the scores that the choice was made by, -inf for experts of closed groups."""
+    """One layer's decision: `ids` int64 `[..., K]` in the router's own order, `live` `[..., K]`, what it would have
+    chosen without replay, `gates` `[..., K]`, and `selection` `[..., E]`, the scores that the choice was made by, -inf
+    for experts of closed groups."""
 
     ids: Tensor
+    live: Tensor
     gates: Tensor
     selection: Tensor
 
@@ -89,11 +91,11 @@ def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Te
     """
     scores = score(logits, router)
     selection = restrict((scores if bias is None else scores + bias).detach(), router)
-    ids = selection.topk(router.top_k, dim=-1).indices
+    ids = live = selection.topk(router.top_k, dim=-1).indices
     if replay is not None:
-        given = replay.to(ids.dtype)
-        ids = torch.where(given >= 0, given, ids)
-    return Routing(ids=ids, gates=gate(logits, scores, ids, router), selection=selection)
+        given = replay.to(live.dtype)
+        ids = torch.where(given >= 0, given, live)
+    return Routing(ids=ids, live=live, gates=gate(logits, scores, ids, router), selection=selection)
 
 
 def score(logits: Tensor, router: Router) -> Tensor:
@@ -136,6 +138,40 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
     """|A ∩ B| / |A ∪ B| of two expert sets, `[...]`."""
     shared = (a[..., :, None] == b[..., None, :]).any(-1).sum(-1)
     return shared / (a.shape[-1] + b.shape[-1] - shared)
+
+
+def replay_rows(replayed: Tensor, live: Tensor, run: Tensor) -> dict[str, Tensor]:
+    """Rows of each MoE layer: `replayed`, routed `live`, and `changed`, replayed with another set than the live one.
+
+        replayed_m = Σ_n run_n [replayed_nm >= 0],   changed_m = Σ_n run_n [replayed_nm >= 0, set differs from live_nm]
+
+    Args:
+        replayed: `[..., N, M, K]` ids that took the place of the router's choice, -1 throughout where none did.
+        live: `[..., N, M, K]` what the routers would have chosen in the same forward.
+        run: `[..., N]`, True on the rows that count, or how much each counts (its probability).
+
+    Returns:
+        `[..., M]` float64 each: whole numbers of rows, or their expectations.
+    """
+    count = run.double()[..., None]
+    given = (replayed >= 0).all(-1)
+    hits = {"replayed": given, "live": ~given, "changed": given & flips(replayed, live)}
+    return {name: (count * hit).sum(-2) for name, hit in hits.items()}
+
+
+def repeats(routes: Tensor, before: Tensor) -> Tensor:
+    """Rows that look like a fill rather than a choice, bool `[..., M]`: a copy of a neighbour, in order.
+
+    A row is one where a layer has the ids of the token before, or where all layers of a token have the same ids: what
+    a last row that is repeated, one row for a response, or one for all layers leave behind. Rows of -1 are none.
+
+    Args:
+        routes: `[..., M, K]` ids.
+        before: `[..., M, K]` those of the token before, -1 where there is none.
+    """
+    copied = (routes == before).all(-1)
+    flat = (routes == routes[..., :1, :]).all(-1).all(-1, keepdim=True) & (routes.shape[-2] > 1)
+    return (copied | flat) & (routes >= 0).all(-1)
 
 
 def margin(selection: Tensor, top_k: int) -> Tensor:

@@ -7,10 +7,11 @@ step it wants next, resuming the run brings it up to date.
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from .record import write_whole
 from .run import RunFolder, flat
 
 Hyper = bool | int | float | str
+LAYERS = 8  # layers of which a sink shows each; of more it shows the extremes
+EXTREMES: Mapping[str, Callable[[Iterable[float]], float]] = {"min": min, "max": max}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ class Tracker:
                 name=folder.path.resolve().name,
                 folder=own,
                 hyper=hyper(folder.config),
-                quantities=quantities,
+                quantities=bounded_quantities(quantities),
             )
         )
         self.sinks[name], self._next[name] = sink, sink.next
@@ -127,14 +130,15 @@ class Tracker:
 def summary(line: Line) -> dict[str, float]:
     """The values of a step as single numbers: those of the one policy, or the mean and the quartiles over members.
 
-    The quartiles stand under `q25/NAME` and `q75/NAME`. A name without a finite number for every member is left out.
+    The quartiles stand under `q25/NAME` and `q75/NAME`. A name without a finite number for every member is left out. Of
+    a name with more than `LAYERS` layers the least and the largest stand under `NAME_layer_min` and `NAME_layer_max`.
 
     Example:
         >>> summary({"step": 3, "kl": 0.5, "reward": [0.0, 1.0, 2.0, 5.0], "ess": None})
         {'kl': 0.5, 'reward': 2.0, 'q25/reward': 0.75, 'q75/reward': 2.75}
     """
     found: dict[str, float] = {}
-    for name, value in line.items():
+    for name, value in bounded(line).items():
         if name == "step":
             continue
         members = value if isinstance(value, list) else [value]
@@ -145,6 +149,43 @@ def summary(line: Line) -> dict[str, float]:
             low, _, high = statistics.quantiles(members, n=4, method="inclusive")
             found |= {f"q25/{name}": low, f"q75/{name}": high}
     return found
+
+
+def bounded(line: Line) -> Line:
+    """A step in which names of many layers are those of their extremes, member by member."""
+    layers = _layers(line)
+    found = {name: value for name, value in line.items() if not any(name in names for names in layers.values())}
+    for base, names in layers.items():
+        values = [line[name] for name in names]
+        found |= {f"{base}_layer_{which}": _extreme(values, choose) for which, choose in EXTREMES.items()}
+    return found
+
+
+def bounded_quantities(quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
+    """What the names mean that `bounded` leaves."""
+    layers, words = _layers(quantities), {"min": "least", "max": "largest"}
+    found = {name: q for name, q in quantities.items() if not any(name in names for names in layers.values())}
+    for base, names in layers.items():
+        for which, word in words.items():
+            meaning = f"the {word} {base}_layer_N of {len(names)} MoE layers"
+            found[f"{base}_layer_{which}"] = replace(quantities[names[0]], formula=meaning)
+    return found
+
+
+def _layers(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of each quantity that has more than `LAYERS` layers."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.+)_layer_\d+", name):
+            found.setdefault(match[1], []).append(name)
+    return {base: each for base, each in found.items() if len(each) > LAYERS}
+
+
+def _extreme(values: Sequence[Any], choose: Callable[[Iterable[float]], float]) -> Any:
+    """The extreme of numbers, or of each member's; None where one is missing."""
+    if any(isinstance(value, list) for value in values):
+        return [_extreme(each, choose) for each in zip(*values, strict=True)]
+    return None if None in values else choose(values)
 
 
 def hyper(config: Mapping[str, Any]) -> dict[str, Hyper]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core import backend as shared
+from firstorder.core import replay as replays
 from firstorder.core import value
 from firstorder.core.agreement import agreement
 from firstorder.core.arms import Arm
@@ -21,17 +22,19 @@ from firstorder.core.checkpoint import check_like
 from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.recipe import Recipe
+from firstorder.core.routing import replay_rows
 from firstorder.core.surrogate import surrogate_loss
 from firstorder.core.tasks import RANGE, Episodes
 
 from . import coherence, critic, exact, noise, optimizer
+from .agree import mismatch
 from .coldstart import starting_weights
 from .config import Sim
 from .engine import states
 from .numerics import Arithmetic, arithmetic
 from .policy import Weights, flatten, load, unflatten
 from .scene import Engines, Scene, build, engines, grow
-from .sequences import sample, score
+from .sequences import Scores, sample, score
 from .task import picks
 from .tasks import task_of
 from .tree import Tree
@@ -110,12 +113,14 @@ class SimBackend:
         self.optimizer = optimizer.start(self._vector())
         self.trail = coherence.begin(*self._vector().shape)
         self.critic = critic.start([arm.recipe for arm in members], sim)
+        self.mismatch = mismatch(sim)
 
     @property
     def quantities(self) -> dict[str, Quantity]:
         """What every reported name means."""
         learned = {} if self.critic is None else value.QUANTITIES
-        return shared.QUANTITIES | shared.layer_flips(self.sim.layers) | EXACT | learned
+        layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
+        return shared.QUANTITIES | layers | EXACT | learned
 
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
@@ -156,7 +161,8 @@ class SimBackend:
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used.state)
-        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values)
+        differs = replays.differing(batch, live.routes)
+        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
         return scored, agreement(batch, live.routes, live.margin, used.entropy)
 
     def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
@@ -183,7 +189,7 @@ class SimBackend:
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
             found |= fitted
-        return found
+        return found | _replayed(minibatch, scores)
 
     def push(self) -> None:
         """μ takes the trainer's weights."""
@@ -271,3 +277,14 @@ class SimBackend:
     def _set(self, vector: Tensor) -> None:
         trained = {name: w for name, w in self.weights.items() if name != "bias"}
         self.weights = self.weights | unflatten(vector, trained)
+
+
+def _replayed(minibatch: Scored, scores: Scores) -> Moments:
+    """What the routers did with the experts that they were given: a row was replayed if those were used."""
+    assert minibatch.replay is not None
+    positions = minibatch.batch.tokens.shape[-1]
+    run = replays.run_rows(minibatch.batch.lengths, positions).flatten(-2)
+    used = (scores.routes == minibatch.replay).all(-1, keepdim=True)
+    took = torch.where(used, minibatch.replay, -1)
+    counts = replay_rows(took.flatten(-4, -3), scores.live.flatten(-4, -3), run)
+    return replays.replayed(counts, run.shape[-1])

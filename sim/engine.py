@@ -42,12 +42,14 @@ class Pass:
     Args:
         logp: `[M, N, V]` nats, log-probs of the next token; carries the gradient if the weights do.
         routes: the experts it used.
+        live: those that its routers would have chosen without replay.
         margin: `[M, N, L]`, distance of each live choice from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
     """
 
     logp: Tensor
     routes: Routes
+    live: Routes
     margin: Tensor
     router_logp: Tensor
 
@@ -60,40 +62,46 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         tree: the contexts.
         replay: experts to use at every token, prompt included; None routes live.
     """
-    levels, leads = walk(model, tree, replay)
+    levels, leads, lives = walk(model, tree, replay)
+    routes = Routes(contexts=torch.cat([level.ids for level in levels], dim=1), leads=tuple(leads))
+    live = Routes(contexts=torch.cat([level.live for level in levels], dim=1), leads=tuple(lives))
     return Pass(
         logp=torch.cat([level.logp for level in levels], dim=1),
-        routes=Routes(contexts=torch.cat([level.ids for level in levels], dim=1), leads=tuple(leads)),
+        routes=routes,
+        live=routes if replay is None else live,
         margin=torch.cat([level.margin for level in levels], dim=1),
         router_logp=torch.cat([level.router_logp for level in levels], dim=1),
     )
 
 
-def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[Step], list[Tensor]]:
+def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[Step], list[Tensor], list[Tensor]]:
     """The contexts level by level, and the experts at the tokens that lead to them; arguments as for `run`.
 
     Returns:
-        The step of the last token of every context, one a level, and int16 `[M, leads, N_t, L, K]` of those before it.
+        The step of the last token of every context, one a level; of those before it the experts, and those that would
+        have been chosen without replay, int16 `[M, leads, N_t, L, K]`.
     """
     state = initial_state(model, len(tree.prompts))
-    levels, leads = [], []
+    levels, leads, lives = [], [], []
     for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.keys, strict=True)):
         if depth:
             state = state.repeat_interleave(tree.vocab - 1, dim=1)
-        ids = []
+        ids, live = [], []
         for place, given in enumerate(_replayed(replay, tree, depth)):
             done = chunked_step(model, state, tokens[place], keys[place], given)
             state = done.state
             ids.append(done.ids)
+            live.append(done.live)
         leads.append(torch.stack(ids, dim=1)[:, :-1])
+        lives.append(torch.stack(live, dim=1)[:, :-1])
         levels.append(done)
-    return levels, leads
+    return levels, leads, lives
 
 
 def states(model: Model, tree: Tree, replay: Routes | None = None) -> Tensor:
     """What an engine carries into every context, `[M, N, L, D]` without gradient; arguments as for `run`."""
     with torch.no_grad():
-        levels, _ = walk(model, tree, replay)
+        levels, *_ = walk(model, tree, replay)
         return torch.cat([level.state for level in levels], dim=1)
 
 

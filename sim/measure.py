@@ -11,11 +11,11 @@ from torch import Tensor
 from firstorder.core import memory, progress
 from firstorder.core.diagnostics import finalise, means, moments
 from firstorder.core.finite import check_finite
-from firstorder.core.recipe import Recipe, check_runs, inert_parts
+from firstorder.core.recipe import Recipe, check_runs
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.surrogate import receipts
 
-from . import exact
+from . import agree, exact, replay
 from .bounds import bounds
 from .coldstart import starting_weights
 from .config import Sim, check_replay
@@ -67,10 +67,16 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["bounds"] = {name: _mean(bound) for name, bound in bounds(scene, mode).items()}
     result |= _tokens(scene, recipe)
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
-    result["inert"] = inert_parts(recipe, stale=scene.stale, mismatch=_differ(scene))
+    result["replay"] = replay.rows(scene, mode)
+    result["inert"] = inert(recipe, sim)
     result["notes"] = _notes(recipe, sim, result)
     check_finite(result, SATURATED)
     return result
+
+
+def inert(recipe: Recipe, sim: Sim) -> list[str]:
+    """The parts of a recipe that cannot act in a measurement, one sentence each."""
+    return agree.inert(recipe, sim, stale=sim.staleness > 0)
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
@@ -88,11 +94,6 @@ def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
         theta if sim.staleness else None,
         modes=[recipe.router_replay.mode],
     )
-
-
-def _differ(scene: Scene) -> bool:
-    """Whether the engines differ at all; a KL of two that barely do is lost in its rounding."""
-    return not torch.equal(scene.mu_old.logp, scene.old["disabled"].logp)
 
 
 def summarise(

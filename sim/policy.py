@@ -41,6 +41,7 @@ class Step:
         state: `[M, N, L, D]`, carried to the next token.
         logp: `[M, N, V]` nats, of the next token.
         ids: int16 `[M, N, L, K]`, the experts used.
+        live: int16 `[M, N, L, K]`, those that the routers would have chosen without replay.
         margin: `[M, N, L]`, k-th minus (k+1)-th selection score: how far the live choice is from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
     """
@@ -48,6 +49,7 @@ class Step:
     state: Tensor
     logp: Tensor
     ids: Tensor
+    live: Tensor
     margin: Tensor
     router_logp: Tensor
 
@@ -135,7 +137,7 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
     """
     w, a = model.weights, model.arithmetic
     x = w["embed"][:, tokens] if tokens.ndim == 1 else w["embed"][torch.arange(len(tokens))[:, None], tokens]
-    states, ids, margins, router_logps = [], [], [], []
+    states, ids, lives, margins, router_logps = [], [], [], [], []
     for layer in range(state.shape[2]):
         mixed = a.product(x, w["mix_x"][:, layer], Site(layer=layer, name=MIX, keys=keys))
         carried = a.product(state[:, :, layer], w["mix_s"][:, layer], Site(layer=layer, name=MIX + 8, keys=keys))
@@ -150,13 +152,16 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
         x = a.round(h + out)
         states.append(_norm(x))
         ids.append(routing.ids.to(torch.int16))
+        lives.append(routing.live)
         margins.append(margin(routing.selection, model.router.top_k))
         router_logps.append(logits.detach().log_softmax(-1))
     logits = a.product(_norm(x), w["head"], Site(layer=state.shape[2], name=HEAD, keys=keys))
+    used = torch.stack(ids, dim=2)
     return Step(
         state=torch.stack(states, dim=2),
         logp=(logits / model.temperature).log_softmax(-1),
-        ids=torch.stack(ids, dim=2),
+        ids=used,
+        live=used if replay is None else torch.stack(lives, dim=2).to(torch.int16),
         margin=torch.stack(margins, dim=2),
         router_logp=torch.stack(router_logps, dim=2),
     )

@@ -37,12 +37,14 @@ class Rollouts:
 class Scores:
     """Sequences under an engine: `logp` `[M, B, L]` nats of each token given those before it (0 at position 0),
     `entropy` `[M, B, L]` nats of the distribution it was drawn from, `routes` `[M, B, L, N, K]` of each token run,
-    `margin` `[M, B, L, N]` of the live choice, `state` `[M, B, L, N, D]` that is carried into the context of each token
+    `live` `[M, B, L, N, K]` what each router would have chosen without replay, `margin` `[M, B, L, N]` of that choice,
+    `state` `[M, B, L, N, D]` that is carried into the context of each token
     (0 at position 0), without gradient."""
 
     logp: Tensor
     entropy: Tensor
     routes: Tensor
+    live: Tensor
     margin: Tensor
     state: Tensor
 
@@ -100,7 +102,7 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
         replay: `[M, B, L, N, K]` experts to use, -1 where live.
     """
     state, hashed = initial_state(model, tokens.shape[1]), None
-    logps, entropies, rows, margins = [torch.zeros(tokens.shape[:2], dtype=torch.float64)], [], [], []
+    logps, entropies, rows, lives, margins = [torch.zeros(tokens.shape[:2], dtype=torch.float64)], [], [], [], []
     entropies.append(logps[0])
     states = [state]
     for position in range(tokens.shape[2] - 1):
@@ -112,12 +114,14 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
         with torch.no_grad():
             entropies.append(-(done.logp.exp() * done.logp).sum(-1))
         rows.append(done.ids)
+        lives.append(done.live)
         margins.append(done.margin)
         states.append(state.detach())
     return Scores(
         logp=torch.stack(logps, dim=2),
         entropy=torch.stack(entropies, dim=2),
         routes=torch.stack([*rows, torch.full_like(rows[0], -1)], dim=2),
+        live=torch.stack([*lives, torch.full_like(rows[0], -1)], dim=2),
         margin=torch.stack([*margins, torch.zeros_like(margins[0])], dim=2),
         state=torch.stack(states, dim=2),
     )

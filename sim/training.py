@@ -15,9 +15,10 @@ from firstorder.core.errors import ConfigError, NotFiniteError, SizeError
 from firstorder.core.finite import check_finite
 from firstorder.core.interrupt import Asked, Interrupted, never
 from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
-from firstorder.core.recipe import Recipe, check_runs, inert_parts
+from firstorder.core.recipe import Recipe, check_runs
 from firstorder.core.run import RunFolder, check_claim
 
+from . import agree
 from .backend import SimBackend
 from .config import Sim, check_replay
 from .groups import check_levels
@@ -28,7 +29,7 @@ from .tree import check_size
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
     """The parts of a recipe that cannot act in its schedule, one sentence each."""
-    return inert_parts(recipe, stale=recipe.schedule.minibatches > 1, mismatch=sim.numerics != sim.training_numerics)
+    return agree.inert(recipe, sim, stale=recipe.schedule.minibatches > 1)
 
 
 @dataclass(frozen=True, kw_only=True)

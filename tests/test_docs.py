@@ -18,7 +18,7 @@ from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.cli.train import SINKS
-from firstorder.core import backend, diagnostics, loop, surrogate, value
+from firstorder.core import backend, diagnostics, inert, loop, replay, surrogate, value
 from firstorder.core.recipe import Recipe
 from firstorder.core.toml import build, read, shipped
 from firstorder.sim.backend import EXACT
@@ -86,7 +86,10 @@ def logged():
     """The row of every logged name; those of the layers are one, the layer being N."""
     (layer,) = backend.layer_flips(1).values()
     yield "route/flip_rate_layer_N", replace(layer, formula=layer.formula.replace("layer 0", "layer N"))
-    for table in (diagnostics, loop, backend, value):
+    for name, row in replay.quantities(1).items():
+        if name not in replay.QUANTITIES:
+            yield name.replace("layer_0", "layer_N"), replace(row, formula=row.formula.replace("layer 0", "layer N"))
+    for table in (diagnostics, loop, backend, value, replay, inert):
         yield from table.QUANTITIES.items()
     for table in (surrogate.RECEIPTS, EXACT, pair.QUANTITIES):
         yield from table.items()
@@ -102,6 +105,11 @@ def test_every_logged_name_stands_in_a_table_as_the_code_describes_it(name, quan
 @pytest.mark.parametrize("table", [diagnostics.QUANTITIES, surrogate.RECEIPTS], ids=["diagnostics", "receipts"])
 def test_every_diagnostic_and_receipt_of_a_measurement_is_documented(table):
     assert [name for name in table if not re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))] == []
+
+
+@pytest.mark.parametrize("name", [name.removeprefix(replay.PREFIX) for name in replay.QUANTITIES])
+def test_every_row_of_a_measurement_is_documented(name):
+    assert re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))
 
 
 @pytest.mark.parametrize("sink", SINKS)

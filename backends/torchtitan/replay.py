@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from firstorder.core.routing import margin
+from firstorder.core.errors import DataError
+from firstorder.core.routing import margin, replay_rows
 
 from .adapter import TokenChoiceTopKRouter, derive
 
@@ -30,6 +31,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
 
     Attributes:
         given: int `[R, P, K]`, -1 throughout a row that routes live; None for all live.
+        live: int16 `[R, P, K]`, what it would have chosen in its last forward; None unless that forward replayed.
         recording: keep the ids used and the margin of the live choice in `chosen` and `margin`.
     """
 
@@ -38,6 +40,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         """As of `TokenChoiceTopKRouter`."""
 
     given: Tensor | None = None
+    live: Tensor | None = None
     recording = False
     chosen: Tensor | None = None
     margin: Tensor | None = None
@@ -46,6 +49,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         """Gates `[R, P, K]`, ids `[R, P, K]` and all scores `[R, P, E]`."""
         gates, ids, scores = super().forward(x_BLD, expert_bias_E)
         if self.given is not None:
+            self.live = ids.detach().to(torch.int16)  # a receipt: only a forward that replays leaves it
             given = _sharded(self.given.to(ids.dtype), ids)
             ids = torch.where(given >= 0, given, ids)
             gates = scores.gather(-1, ids)
@@ -97,12 +101,34 @@ def replaying(model: Any, ids: Tensor | None) -> Iterator[None]:
     """
     layers = routers(model)
     for number, router in enumerate(layers):
-        router.given = None if ids is None else ids[:, :, number]
+        router.given, router.live = None if ids is None else ids[:, :, number], None
     try:
         yield
     finally:
         for router in layers:
-            router.given = None
+            router.given = router.live = None
+
+
+def witnessed(model: Any, ids: Tensor | None, run: Tensor) -> dict[str, Tensor]:
+    """What the routers did with `ids` in the forward inside `replaying`, by their own account: see `replay_rows`.
+
+    A layer whose router was replaced, or returned before its replay, has nothing to say, and has replayed nothing.
+
+    Args:
+        model: the model.
+        ids: `[R, P, M, K]` as given; None for all live.
+        run: bool `[R, P]`, the rows that count.
+    """
+    layers = routers(model)
+    if ids is None:
+        ids = torch.full((*run.shape, len(layers), 1), -1, dtype=torch.int16, device=run.device)
+    live = torch.full_like(ids, -1, dtype=torch.int16)
+    took = live.clone()
+    for number, router in enumerate(layers[: ids.shape[2]]):
+        if router.live is not None:
+            wire = router.live.to(torch.int32)  # gloo gathers no int16
+            live[:, :, number], took[:, :, number] = _whole(wire), ids[:, :, number]
+    return replay_rows(took.flatten(0, 1), live.flatten(0, 1), run.flatten())
 
 
 @dataclass(kw_only=True)
@@ -115,12 +141,22 @@ class Recorded:
 
 @contextmanager
 def recording(model: Any) -> Iterator[Recorded]:
-    """Record the one forward inside; the record is filled when the block ends."""
+    """Record the one forward inside; the record is filled when the block ends.
+
+    Raises:
+        DataError: a router kept no record.
+    """
     layers, found = routers(model), Recorded()
     for router in layers:
         router.recording = True
     try:
         yield found
+        silent = [str(number) for number, router in enumerate(layers) if router.chosen is None]
+        if silent or not layers:
+            raise DataError(
+                f"the routers of MoE layers {', '.join(silent) or '(none was found)'} record no routes: they were "
+                "replaced after replay was installed, or return before it; start with torchtitan's own"
+            )
         found.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
         found.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)
     finally:

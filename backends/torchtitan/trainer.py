@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from firstorder.core.batch import RolloutBatch
 from firstorder.core.checkpoint import digest
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.recipe import Optimizer, Recipe
+from firstorder.core.replay import run_rows
 from firstorder.core.surrogate import surrogate_loss
 
 from . import adapter, model
 from .config import Torchtitan
 from .memory import microbatch
 from .packing import Packed, chunks, pack
-from .replay import recording, replaying
+from .replay import recording, replaying, witnessed
 
 CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of the run
 
@@ -48,10 +49,17 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What an optimiser step did."""
+    """What an optimiser step did.
+
+    Args:
+        loss: of the mini-batch.
+        grad_norm: before it was cut.
+        rows: of each MoE layer, those that its router replayed, routed live, or changed by its replay.
+    """
 
     loss: float
     grad_norm: float
+    rows: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +129,7 @@ class Trainer:
                 assert record.ids is not None
                 assert record.margin is not None
                 routes = packed.batch(record.ids.to("cpu", torch.int16), -1)
-                run = torch.arange(batch.tokens.shape[-1]) < (batch.lengths[at.mine] - 1)[:, None]
+                run = run_rows(batch.lengths[at.mine], batch.tokens.shape[-1])
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
                 own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin)
@@ -141,19 +149,20 @@ class Trainer:
         if self.recipe.weight_scope != "token":
             weight = weigh(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
         self.optimizer.zero_grad()
-        total = 0.0
+        total, did = 0.0, []
         for at in self._rounds(batch.lengths):
             piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
             ids = None if own.replay is None else packed.rows(own.replay, -1).to(adapter.device_type)
             with replaying(self.model, ids):
                 logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
+                did.append(self._witnessed(packed, own.batch, ids, at))
                 stats = piece.stats(logp.where(piece.batch.mask, 0.0))
                 share = (at.rows.stop - at.rows.start) / size
                 loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step(total))
+        return Update(loss=total, grad_norm=self._step(total), rows=self._rows(did))
 
     @microbatch()
     def supervise(self, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Update:
@@ -220,6 +229,19 @@ class Trainer:
         told = told.to(own.dtype)
         tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
         return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
+
+    def _witnessed(self, packed: Packed, own: RolloutBatch, ids: Tensor | None, at: Round) -> dict[str, Tensor]:
+        """What the routers of this rank did in the forward of its micro-batch, which counts once over all ranks."""
+        run = run_rows(own.lengths, own.tokens.shape[-1]) & at.counts
+        counts = witnessed(self.model, ids, packed.rows(run, 0).to(adapter.device_type))
+        return {name: rows.cpu() for name, rows in counts.items()}
+
+    def _rows(self, did: list[dict[str, Tensor]]) -> dict[str, list[float]]:
+        """The rows of all micro-batches of all ranks."""
+        total = torch.stack([torch.stack([one[name] for one in did]).sum(0) for name in did[0]])
+        if self._ranks > 1:
+            torch.distributed.all_reduce(total, group=self._group)
+        return dict(zip(did[0], total.tolist(), strict=True))
 
     def _forward(self, packed: Packed, tokens: Tensor, *, entropy: bool = False) -> tuple[Tensor, ...]:
         """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstorder.core import backend, diagnostics, loop, value
+from firstorder.core import backend, diagnostics, inert, loop, replay, value
 from firstorder.core.diagnostics import Quantity
 from firstorder.core.surrogate import RECEIPTS
 from firstorder.sim.backend import EXACT
@@ -12,7 +12,8 @@ from firstorder.sim.backend import EXACT
 from .runs import Run
 
 LAYER = "route/flip_rate_layer_"
-QUANTITIES = diagnostics.QUANTITIES | loop.QUANTITIES | backend.QUANTITIES | value.QUANTITIES | RECEIPTS | EXACT
+KNOWN = (diagnostics, loop, backend, replay, value)
+QUANTITIES = {name: q for module in KNOWN for name, q in module.QUANTITIES.items()} | RECEIPTS | EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,14 @@ RATIOS = (
 )
 ENTROPY = _panel("update/entropy", "entropy of π_old")
 FLIPS = (_panel("route/flip_rate", "flip rate"), _panel("route/tokens_flipped", "tokens flipped"))
+REPLAY = (
+    _panel("replay/rows_replayed", "rows replayed"),
+    _panel("replay/rows_changed", "rows changed by replay"),
+    _panel("replay/rows_live", "rows routed live"),
+    _panel("replay/rows_padded", "padding"),
+    _panel("replay/routes_missing", "routes missing"),
+    _panel("replay/routes_repeated", "routes repeated"),
+)
 GRADIENT = _panel("update/grad_norm", "gradient norm")
 TITLES = {
     "clip_upper": "clipped, A > 0",
@@ -120,7 +129,8 @@ def plots(runs: list[Run]) -> list[Plot]:
     """The figures of these runs; a quantity that no run logged is left out, and a figure without quantities too."""
     logged = {key for run in runs for key in run.logged}
     layers = sorted(int(key.removeprefix(LAYER)) for key in logged if key.startswith(LAYER))
-    acted = dict.fromkeys(key for run in runs for key in run.receipts)
+    others = (replay.PREFIX, *inert.QUANTITIES)
+    acted = dict.fromkeys(key for run in runs for key in run.receipts if not key.startswith(others))
     all_plots = (
         Plot(name="reward", title="Reward", panels=REWARD, shared=True),
         Plot(
@@ -159,6 +169,13 @@ def plots(runs: list[Run]) -> list[Plot]:
             panels=tuple(map(_receipt, acted)),
             shared=False,
             note="Shares of the response tokens of the step, all its updates together.",
+        ),
+        Plot(
+            name="replay",
+            title="What replay did",
+            panels=REPLAY,
+            shared=False,
+            note="A row is the routing of one token in one layer, prompt tokens included. The layers are in the table.",
         ),
         Plot(name="gradient", title="Gradient norm", panels=(GRADIENT,), shared=True),
         Plot(

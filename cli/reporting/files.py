@@ -17,6 +17,7 @@ from .conditions import Conditions, shown
 from .conditions import draw as draw_conditions
 from .curves import Curve, curve
 from .figures import draw
+from .layers import layer_table
 from .page import claims_page, page, sweep_page
 from .phase import Estimate, diagram, estimates
 from .runs import Run
@@ -40,7 +41,9 @@ def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
 
 def run_report(runs: list[Run]) -> dict[str, bytes]:
     """The files of a report of runs."""
-    return _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
+    files = _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
+    layers = layer_table(runs)
+    return files | ({"layers.csv": _csv(list(layers[0]), (row.values() for row in layers))} if layers else {})
 
 
 def claims_report(conditions: Conditions) -> dict[str, bytes]:

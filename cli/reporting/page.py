@@ -11,6 +11,7 @@ from firstorder import __version__
 
 from .catalogue import Plot
 from .curves import LEVEL, RESAMPLES
+from .layers import idle_parts, layer_table
 from .runs import Run, differences
 from .sweeps import Sweep
 
@@ -45,7 +46,7 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tu
     lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
     figures = [_figure(plot, svg, f"{plot.title} over global steps, runs {lines}") for plot, svg in drawn]
     title = "Training report: " + ", ".join(run.label for run in runs)
-    return _document(title, [_table(table), _intervals(runs), _differences(runs), *figures])
+    return _document(title, [_table(table), _intervals(runs), _idle(runs), _differences(runs), *figures, _layers(runs)])
 
 
 def claims_page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
@@ -76,12 +77,12 @@ def _document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
+def _table(rows: Sequence[Mapping[str, str]], file: str = "summary.csv") -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in rows[0])
     body = "\n".join(
         "<tr>" + "".join(f"<td class='number'>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
     )
-    download = '<a href="summary.csv">CSV</a>'
+    download = f'<a href="{file}">CSV</a>'
     return f"<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>\n<p class='note'>{download}</p>"
 
 
@@ -95,6 +96,19 @@ def _intervals(runs: list[Run]) -> str:
     if len(several) < len(runs):
         text += " A run of one policy has no interval."
     return f"<p class='note'>{escape(text)}</p>"
+
+
+def _idle(runs: list[Run]) -> str:
+    """The parts that could not act; nothing if all could."""
+    named = [f"{run.label} {', '.join(idle)}" for run in runs if (idle := idle_parts(run))]
+    return f"<p class='note'>{escape('Could not act in the schedule: ' + '; '.join(named))}.</p>" if named else ""
+
+
+def _layers(runs: list[Run]) -> str:
+    """What replay did by layer; nothing where it was not logged."""
+    rows = layer_table(runs)
+    note = "<p class='note'>Means over all steps and members.</p>"
+    return f'<h2 id="layers">What replay did, by layer</h2>\n{note}\n{_table(rows, "layers.csv")}' if rows else ""
 
 
 def _cells(members: int) -> str:

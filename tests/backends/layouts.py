@@ -83,6 +83,7 @@ def one(folder, out, recipe, *changes):
         "logp": again.score(batch, replay).logp,
         "routes": live.routes.sort(-1).values,
         "receipts": receipts,
+        "rows": steps[0].rows,
         "weights": {name: float(w.double().norm()) for name, w in again.weights()},
         "goes_on": [vars(one.update(scored, weigh)) for one in (trainer, again)],
     }

@@ -70,6 +70,8 @@ def test_two_ranks_are_one(name, alone, two, same):
     assert torch.equal(found["routes"], one["routes"])
     assert found["goes_on"][0] == found["goes_on"][1]  # from its checkpoint
     assert found["receipts"] == pytest.approx(one["receipts"], abs=1e-9)
+    assert found["rows"] == one["rows"]  # every row once, whichever rank held it
+    assert sum(found["rows"]["replayed"]) == (0 if "gspo" in layouts.TWO[name] else 4 * 131)
     assert found["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
     assert found["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     assert found["weights"] == pytest.approx(one["weights"], rel=1e-4)

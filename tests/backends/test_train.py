@@ -82,11 +82,20 @@ def test_a_run_records_what_the_simulator_records(whole, tmp_path):
     assert run(["train", "minirl-r3-n2", *tiny, "--out", str(simulated)]) == 0
     names = {name for name in metrics[0] if "_layer_" not in name}
     assert names == {name for name in lines(simulated, "metrics")[0] if "_layer_" not in name}
-    assert set(receipts[0]) == set(lines(simulated, "receipts")[0])
+    of_run = [
+        {name for name in each if "_layer_" not in name} for each in (receipts[0], lines(simulated, "receipts")[0])
+    ]
+    assert of_run[0] == of_run[1]
     assert [m["step"] for m in metrics if "eval/reward" in m] == [1, 3]
     assert all(abs(m["kl"]) < 1e-5 for m in metrics)  # float32 on both sides
     assert sum(m["update/grad_norm"] > 0 for m in metrics) >= 2  # rewards differ, so that weights move
     assert receipts[0]["ratio_not_one"] > 0
+    layers = {f"replay/rows_replayed_layer_{i}" for i in range(4)}
+    assert all(
+        each[name] == 1 for each in receipts for name in ("replay/rows_replayed", "replay/routes_arrived", *layers)
+    )
+    assert all(each["replay/routes_missing"] == each["replay/rows_live"] == 0 for each in receipts)
+    assert {each["inert/router_replay"] for each in receipts} == {0.0}
 
 
 def test_every_logged_name_is_explained(whole):

@@ -104,6 +104,79 @@ def test_an_inert_part_is_named_once(capsys):
     assert out.count("inert: router_replay.mode = R2") == 1
 
 
+SMALL_RUN = ["--set", "schedule.steps=1", "--set", "schedule.prompts=4", "--set", "schedule.group_size=4"]
+EXACT = ["--set", "sim.numerics.kind=exact"]
+STRICT = {
+    "a clip at N = 1": (
+        ["train", "minirl-r3", *TINY, *SMALL_RUN],
+        "--strict: clip.kind = minirl: theta equals theta_old",
+    ),
+    "R2 at N = 1": (
+        ["train", "minirl-r2", *TINY, *SMALL_RUN],
+        "; router_replay.mode = R2: theta equals theta_old, its own experts; change the recipe or its schedule",
+    ),
+    "R2 measured at staleness 0": (
+        ["measure", "minirl-r2", *TINY],
+        "; router_replay.mode = R2: theta equals theta_old",
+    ),
+    "replay between engines that agree": (
+        ["measure", "minirl-r3", *TINY, *EXACT],
+        "; router_replay.mode = R3: the engines agree and theta equals theta_old",
+    ),
+    "engines that differ in a setting that they do not read": (
+        ["train", "tis", *TINY, *SMALL_RUN, *EXACT, "--set", "sim.numerics.scale=0.5"],
+        "correction.kind = truncate: the engines agree, its ratio is 1",
+    ),
+    "a cell of a sweep": (
+        ["sweep", "minirl-r2", *TINY, *SMALL_RUN, "--grid", "schedule.minibatches=2,1"],
+        "--strict: cell 0001 (schedule.minibatches = 1): clip.kind = minirl",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_refuses_a_part_that_cannot_act_and_writes_nothing(name, capsys, tmp_path):
+    arguments, said = STRICT[name]
+    assert run([*arguments, "--strict"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["measure", "minirl-r2", *TINY, "--set", "sim.staleness=1", "--set", "sim.lr=1.0"],
+        ["train", "minirl-r2", *TINY, *SMALL_RUN, "--set", "schedule.minibatches=2", "--set", "sim.evaluate_every=0"],
+        ["train", "minirl-tis", *TINY, *SMALL_RUN, "--set", "clip.kind=none", "--set", "correction.high=1e9"],
+    ],
+    ids=["stale", "several updates", "a truncation that is never reached"],
+)
+def test_strict_lets_pass_what_can_act(arguments):
+    assert run([*arguments, "--strict"]) == 0
+
+
+def test_what_cannot_act_is_named_once_at_the_start_and_recorded(tmp_path, capsys):
+    assert run(["train", "minirl-r2", *TINY, *SMALL_RUN, "--set", "schedule.steps=2", "--out", "run"]) == 0
+    assert capsys.readouterr().err.count("inert: router_replay.mode = R2") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "receipts.jsonl").read_text().splitlines()]
+    assert [(each["inert/router_replay"], each["inert/clip"], each["inert/ratio"]) for each in lines] == [(1, 1, 0)] * 2
+    assert [(each["replay/rows_replayed"], each["replay/rows_changed"]) for each in lines] == [(1, 0)] * 2
+
+
+def test_the_table_of_a_measurement_shows_what_replay_did(capsys, tmp_path):
+    wide = ["--set", "sim.numerics.scale=0.5"]
+    assert run(["measure", "minirl-r3", *TINY, *wide, "--json", "out.json"]) == 0
+    rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if " rows_" in line)
+    found = json.loads((tmp_path / "out.json").read_text())["result"]["replay"]
+    assert {name: float(value) for name, value in rows.items()} == pytest.approx(
+        {name: found[name] for name in ("rows_replayed", "rows_changed")}, rel=1e-5
+    )
+    assert found["rows_changed"] > 0
+
+
 def test_a_recipe_prints_as_toml_that_loads(capsys):
     assert run(["recipes", "gspo"]) == 0
     assert build(Recipe, tomllib.loads(capsys.readouterr().out)).about.name == "gspo"

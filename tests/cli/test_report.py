@@ -21,7 +21,9 @@ TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
     *("sim.evaluate_every=2", "schedule.steps=3", "schedule.prompts=2", "schedule.group_size=4"),
 ]
-FIGURES = ("reward", "errors", "remainder", "kl", "ratios", "entropy", "flips", "receipts", "gradient", "bias")
+FIGURES = (
+    *("reward", "errors", "remainder", "kl", "ratios", "entropy", "flips", "receipts", "replay", "gradient", "bias"),
+)
 
 
 def trained(path, recipe, *more):
@@ -65,7 +67,7 @@ def copy(runs, tmp_path):
 
 def test_every_figure_is_there_with_its_data(report):
     expected = {f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg", "csv")}
-    assert {file.name for file in report.iterdir()} == expected | {"report.html", "summary.csv"}
+    assert {file.name for file in report.iterdir()} == expected | {"report.html", "summary.csv", "layers.csv"}
     for name in FIGURES:
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (report / f"{name}.svg").read_bytes()
@@ -77,7 +79,7 @@ def test_the_data_of_a_figure_are_the_numbers_of_the_log(name, report, runs):
     rows = table(report / f"{name}.csv")
     assert {row["run"] for row in rows} == {"one", "many"}
     for row in rows:
-        lines = log(runs / row["run"], "receipts" if name == "receipts" else "metrics")
+        lines = log(runs / row["run"], "receipts" if name in ("receipts", "replay") else "metrics")
         logged = lines[int(row["step"])][row["quantity"]]
         if row["run"] == "one":
             assert (float(row["value"]), row["low"], row["high"]) == (logged, "", "")
@@ -172,6 +174,28 @@ def test_a_critic_has_a_figure_where_one_was_trained(runs, report, tmp_path):
     lines = log(tmp_path / "critic")
     assert all(float(row["value"]) == lines[int(row["step"])][row["quantity"]] for row in rows)
     assert not (report / "critic.csv").exists()
+
+
+def test_what_replay_did_is_shown_by_layer_and_what_could_not_act_is_named(report, runs):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    rows = table(report / "layers.csv")
+    assert [(row["run"], row["MoE layer"]) for row in rows] == [
+        ("one", "0"),
+        ("one", "1"),
+        ("many", "0"),
+        ("many", "1"),
+    ]
+    for row in rows:
+        for title, name in (("rows replayed", "rows_replayed"), ("rows changed by replay", "rows_changed")):
+            lines = log(runs / row["run"], "receipts")
+            logged = [line[f"replay/{name}_layer_{row['MoE layer']}"] for line in lines]
+            assert row[f"{title} [share of tokens]"] == f"{np.mean(logged):.4g}"
+            assert (float(row[f"{title} [share of tokens]"]) > 0) == (row["run"] == "many")
+    assert "Could not act in the schedule: one ratio, clip." in page
+    assert '<h2 id="layers">' in page
+    receipts = {row["quantity"] for row in table(report / "receipts.csv")}
+    assert "clip_upper" in receipts
+    assert not any(name.startswith(("replay/", "inert/")) for name in receipts)
 
 
 def test_a_half_written_last_line_is_left_out(copy, tmp_path, capsys):

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.routing import Router, check_router, check_routes, flips, jaccard, margin, route
+from firstorder.core.routing import (
+    Router,
+    check_router,
+    check_routes,
+    flips,
+    jaccard,
+    margin,
+    repeats,
+    replay_rows,
+    route,
+)
 
 ROUTERS = {
     "softmax_topk": Router(kind="softmax_topk", experts=8, top_k=3),
@@ -78,6 +88,18 @@ def test_rows_of_minus_one_route_live(router):
     assert torch.equal(mixed.ids[::2], live.ids[::2])
     assert torch.equal(mixed.gates[::2], live.gates[::2])
     assert torch.equal(mixed.ids[1::2], replay[1::2])
+
+
+@EVERY
+def test_the_live_choice_is_that_of_the_same_forward_whatever_is_replayed(router):
+    logits = normal(12, 8)
+    live = route(logits, router)
+    replay = (live.ids + 1) % 8
+    replay[::3] = -1
+    mixed = route(logits, router, replay=replay)
+    assert torch.equal(mixed.live, live.ids)
+    assert torch.equal(live.live, live.ids)
+    assert flips(mixed.ids, mixed.live).tolist() == (torch.arange(12) % 3 != 0).tolist()
 
 
 @EVERY
@@ -210,3 +232,51 @@ def test_the_margin_is_the_distance_to_a_flip(same):
     expected = [(s := sorted(row, reverse=True))[2] - s[3] for row in scores.tolist()]
     same(margin(scores, 3), expected)
     assert margin(scores, 8).isinf().all()
+
+
+def test_rows_are_counted_one_by_one_and_weighed():
+    g = torch.Generator().manual_seed(3)
+    n, m = 40, 3
+    live = torch.stack([torch.randperm(5, generator=g)[:2] for _ in range(n * m)]).view(n, m, 2).to(torch.int16)
+    given = torch.stack([torch.randperm(5, generator=g)[:2] for _ in range(n * m)]).view(n, m, 2).to(torch.int16)
+    given[::4, 1] = -1
+    given[1::4] = live[1::4].flip(-1)  # the same set in another order changes nothing
+    weight = torch.rand(n, generator=g, dtype=torch.float64)
+    for run in (weight > 0.3, weight):
+        expected = {name: [0.0] * m for name in ("replayed", "live", "changed")}
+        for row in range(n):
+            for layer in range(m):
+                ids, own = given[row, layer].tolist(), live[row, layer].tolist()
+                expected["live" if ids[0] < 0 else "replayed"][layer] += float(run[row])
+                expected["changed"][layer] += float(run[row]) * (ids[0] >= 0 and set(ids) != set(own))
+        found = replay_rows(given, live, run)
+        assert found.keys() == expected.keys()
+        assert all(found[name].tolist() == pytest.approx(rows) for name, rows in expected.items())
+        assert all(rows.dtype == torch.float64 for rows in found.values())
+        assert 0 < sum(found["changed"]) < sum(found["replayed"])
+
+
+def test_a_leading_axis_of_the_rows_is_counted_member_by_member():
+    given = torch.tensor([[[[0, 1]], [[-1, -1]]], [[[2, 3]], [[0, 1]]]])
+    found = replay_rows(given, torch.zeros_like(given) + torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool))
+    assert {name: rows[:, 0].tolist() for name, rows in found.items()} == {
+        "replayed": [1.0, 2.0],
+        "live": [1.0, 0.0],
+        "changed": [0.0, 1.0],
+    }
+
+
+def test_a_fill_is_told_from_a_choice():
+    a, b, c, none = [0, 1], [1, 0], [2, 3], [-1, -1]
+    rows = {
+        "a choice": ([a, c], [c, a], [False, False]),
+        "the last row again": ([a, c], [a, c], [True, True]),
+        "again in one layer": ([a, c], [a, b], [True, False]),
+        "the same experts in another order": ([a, c], [b, c], [False, True]),
+        "one row for all layers": ([a, a], [c, b], [True, True]),
+        "none": ([none, none], [none, none], [False, False]),
+        "the first": ([a, c], [none, none], [False, False]),
+    }
+    for name, (row, before, expected) in rows.items():
+        assert repeats(torch.tensor(row), torch.tensor(before)).tolist() == expected, name
+    assert not repeats(torch.tensor([a]), torch.tensor([c])).any()  # a single layer is not "all layers"

@@ -7,8 +7,9 @@ import torch
 from firstorder.core.diagnostics import QUANTITIES
 from firstorder.core.logs import lines
 from firstorder.core.loop import StepLog
+from firstorder.core.replay import quantities
 from firstorder.core.run import RunFolder
-from firstorder.core.track import Tracker, hyper, summary
+from firstorder.core.track import LAYERS, Tracker, bounded_quantities, hyper, summary
 
 CONFIG = {"about": {"name": "x"}, "clip": {"high": 0.2}, "optimizer": {"betas": (0.9, 0.95), "max_grad_norm": math.inf}}
 
@@ -145,6 +146,30 @@ def test_values_that_are_not_numbers_are_left_out():
         "q25/c": 2.5,
         "q75/c": 3.5,
     }
+
+
+def test_sinks_show_every_layer_of_a_few_and_the_extremes_of_many():
+    few = {"step": 0, "x": 0.5} | {f"x_layer_{i}": i / 10 for i in range(LAYERS)}
+    assert summary(few) == {name: value for name, value in few.items() if name != "step"}
+    many = {"step": 0, "x": 0.5, "y": 2.0} | {f"x_layer_{i}": [float(i), 48.0 - i] for i in range(48)}
+    assert summary(many) == {
+        "x": 0.5,
+        "y": 2.0,
+        "x_layer_min": 0.5,  # the members' are 0 and 1
+        "q25/x_layer_min": 0.25,
+        "q75/x_layer_min": 0.75,
+        "x_layer_max": 47.5,
+        "q25/x_layer_max": 47.25,
+        "q75/x_layer_max": 47.75,
+    }
+    assert "x_layer_max" not in summary(many | {"x_layer_3": [None, 1.0]})
+    whole = quantities(48)
+    shown = bounded_quantities(whole)
+    assert len(whole) == 49 * 7
+    assert len(shown) == 3 * 7
+    assert shown["replay/rows_changed_layer_max"].formula == "the largest replay/rows_changed_layer_N of 48 MoE layers"
+    assert shown["replay/rows_changed_layer_max"].unit == "share of tokens"
+    assert bounded_quantities(quantities(LAYERS)) == quantities(LAYERS)
 
 
 def test_settings_are_plain_values_that_every_sink_takes():

@@ -36,14 +36,14 @@ def test_every_logged_name_is_described_beside_the_log_and_nothing_else_is(name,
 
 def test_a_name_means_one_thing():
     """No two owners describe the same name, so none hides the other."""
-    from firstorder.core import backend, diagnostics, loop, surrogate
+    from firstorder.core import backend, diagnostics, inert, loop, replay, surrogate
     from firstorder.sim.backend import EXACT
 
-    tables = [diagnostics.QUANTITIES, loop.QUANTITIES, backend.QUANTITIES, surrogate.RECEIPTS, EXACT]
-    names = [name for table in tables for name in table]
+    tables = [module.QUANTITIES for module in (diagnostics, loop, backend, replay, inert)]
+    names = [name for table in (*tables, surrogate.RECEIPTS, EXACT) for name in table]
     assert len(names) == len(set(names))
     whole = described(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
-    assert set(names) == {name for name in whole if not name.startswith("route/flip_rate_layer_")}
+    assert set(names) == {name for name in whole if "_layer_" not in name}
 
 
 def test_alarms_are_those_of_a_named_source():
