@@ -175,7 +175,8 @@ def _parts(tensor: Tensor) -> Iterator[tuple[Tensor, Iterable[int]]]:
     if not isinstance(tensor, DTensor):
         yield tensor, [0] * tensor.ndim
         return
-    for chunk in tensor.__create_chunk_list__():
+    held: Any = tensor
+    for chunk in held.__create_chunk_list__():
         if tensor.to_local().numel():
             yield tensor.to_local(), chunk.offsets
 
