@@ -71,12 +71,12 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> 
     shape = read_shape(Path(titan.model))
     check_layout(titan, shape)
     check_lengths(titan, vllm)
-    open_weights(Path(titan.model), shape)
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
     if not vllm.servers:
         from .vllm.arguments import check_device
 
         check_device(vllm)
+    open_weights(Path(titan.model), shape)
     return open_tasks(task, Path(titan.model), vllm.max_prompt)
 
 
