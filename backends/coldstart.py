@@ -96,7 +96,9 @@ def initial_weights(shape: Shape, seed: int) -> dict[str, Tensor]:
         return torch.randn(*size, generator=generator) * std
 
     found = {"model.embed_tokens.weight": normal(shape.vocab_size, width), "model.norm.weight": torch.ones(width)}
-    found["lm_head.weight"] = normal(shape.vocab_size, width)
+    head = normal(shape.vocab_size, width)
+    if not shape.tie_word_embeddings:
+        found["lm_head.weight"] = head
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     for layer in range(layers):
         here, attention = f"model.layers.{layer}", f"model.layers.{layer}.self_attn"

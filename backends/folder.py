@@ -14,21 +14,18 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError
 from firstorder.core.record import to_json, write_whole
 
-ARCHITECTURE = "Qwen3MoeForCausalLM"
+from .architecture import ARCHITECTURE, MODEL_TYPE, meaning
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that are not copied with a model
 SHARD = 5_000_000_000  # bytes of one safetensors file, as Hugging Face's tools split them
-BIASED = {
-    "topk_method": "noaux_tc",  # DeepSeek-V3
-    "use_expert_bias": True,  # LFM2-MoE
-    "use_routing_bias": True,  # MiniMax-M2
-    "moe_router_enable_expert_bias": True,  # Ling, Megatron
-}
-"""Keys of a config.json that declare a router with a bias that is moved to balance its experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a Qwen3-MoE, under the names of its config.json."""
+    """The sizes and constants of a Qwen3-MoE, under the names of its config.json; all that its function depends on.
+
+    The last three are by default those of the models that are made here.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -41,46 +38,18 @@ class Shape:
     num_experts_per_tok: int
     rope_theta: float
     max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    norm_topk_prob: bool = True
+    tie_word_embeddings: bool = False
 
 
 def read_shape(folder: Path) -> Shape:
-    """The sizes in a folder's config.json.
+    """The sizes and constants in a folder's config.json.
 
     Raises:
-        ConfigError: there is none, it is of another architecture, or it uses what is not supported.
+        ConfigError: there is none, or it has what is not supported; see `architecture.meaning`.
     """
-    raw = read_config(folder)
-    for key, value in BIASED.items():
-        if raw.get(key) == value:
-            raise ConfigError(
-                f"{folder}/config.json has {key} = {value!r}: a bias that balances the experts moves the trainer's "
-                "routes away from those of the rollouts; give a model without one"
-            )
-    names = raw.get("architectures") or ["none"]
-    if names != [ARCHITECTURE]:
-        raise ConfigError(f"{folder} holds {names[0]}, and {ARCHITECTURE} is supported; give another torchtitan.model")
-    wanted: dict[str, Any] = {
-        "tie_word_embeddings": False,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "attention_bias": False,
-        "use_sliding_window": False,
-    }
-    for key, value in wanted.items():
-        if raw.get(key, value) not in (value, None):
-            raise ConfigError(f"{folder}/config.json has {key} = {raw[key]!r}, and only {value!r} is supported")
-    rope = raw.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(
-            f"{folder}/config.json has rope_type = {rope['rope_type']!r}, and only 'default' is supported"
-        )
-    try:
-        sizes = {name: raw[name] for name in Shape.__dataclass_fields__ if name != "rope_theta"}
-    except KeyError as error:
-        raise ConfigError(f"{folder}/config.json lacks {error.args[0]!r}; give a complete model folder") from None
-    return Shape(rope_theta=float(theta), **sizes)
+    return Shape(**meaning(read_config(folder), f"{folder}/config.json"))
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -91,7 +60,9 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """
     file = folder / name
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__} and no table")
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -102,21 +73,16 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 def write_config(folder: Path, shape: Shape, eos: int, pad: int) -> None:
     """Write config.json and generation_config.json for a model of `shape`."""
-    sizes = {name: value for name, value in vars(shape).items() if name != "rope_theta"}
     config = {
         "architectures": [ARCHITECTURE],
-        "model_type": "qwen3_moe",
-        **sizes,
+        "model_type": MODEL_TYPE,
+        **vars(shape),
         "intermediate_size": shape.moe_intermediate_size,
-        "rope_theta": shape.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-        "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
-        "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "attention_bias": False,
-        "tie_word_embeddings": False,
         "use_sliding_window": False,
         "torch_dtype": "float32",
         "bos_token_id": None,

@@ -22,6 +22,7 @@ from firstorder.core.recipe import Recipe
 from firstorder.core.tasks import RANGE, Task
 
 from .conversation import converse
+from .disagreement import distribution
 from .keys import key, shuffled
 from .ranks import first, told
 from .rollouts import Engine, collate
@@ -52,7 +53,11 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 class StaleWeightsError(DataError):
-    """After a weight sync the rollout engine and the trainer do not compute the same log-probs."""
+    """The rollout engine and the trainer do not compute the same log-probs."""
+
+
+class DistributionError(DataError):
+    """The rollout engine samples from another distribution than the one that π is scored under."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,7 @@ class EnginePair:
     def __init__(self, trainer: Trainer, engine: Engine, tasks: Tasks, plan: Plan) -> None:
         self.trainer, self.engine, self.tasks, self.plan = trainer, engine, tasks, plan
         self._next = 0  # the global step that follows
+        self._synced = False  # whether the rollout engine was given weights of the trainer
         self._flips = (0, 0)  # of the last rollout, between the requests of its turns
 
     @property
@@ -145,22 +151,49 @@ class EnginePair:
         weights = self.trainer.weights()  # gathered by all ranks, sent by the first
         held = [pair for pair in weights if first()]
         told(lambda: self.engine.sync(held, self._next))
+        self._synced = True
         self.check()
 
     def check(self) -> None:
         """Sample a few responses and compare their log-probs with the trainer's.
 
         Raises:
-            StaleWeightsError: they differ by more than the limit.
+            DistributionError: they differ by more than the limit, and another temperature or truncation explains it.
+            StaleWeightsError: they differ, and nothing but other weights does.
         """
         batch = self.held_out("probe", self.plan.probe_prompts)
-        apart = float((self.trainer.score(batch).logp - batch.logp_mu)[batch.mask].abs().mean())
-        if not apart <= self.plan.probe_limit:
-            raise StaleWeightsError(
-                f"after the weight sync of step {self._next} the engines' log-probs differ by {apart:.3g} nats "
-                f"a token, and vllm.probe_limit is {self.plan.probe_limit:g}: vLLM holds other weights; "
-                "restart it with --resume"
+        mu, pi = batch.logp_mu[batch.mask], self.trainer.score(batch).logp[batch.mask]
+        apart = float((pi - mu).abs().mean())
+        if apart <= self.plan.probe_limit:
+            return
+        when = (
+            f"after the weight sync of step {self._next}" if self._synced else "at the start, before any weight sync,"
+        )
+        what = (
+            f"{when} vLLM's log-probs of its samples and the trainer's differ by {apart:.3g} nats a token, and "
+            f"vllm.probe_limit is {self.plan.probe_limit:g}: "
+        )
+        why = distribution(mu, lambda at: self._at(at, batch)[batch.mask], self.trainer.temperature)
+        if why is not None:
+            raise DistributionError(
+                f"{what}vLLM samples from another distribution than at temperature {self.trainer.temperature:g} "
+                f"without truncation: {why}; see how it was started"
             )
+        if self._synced:
+            raise StaleWeightsError(f"{what}vLLM holds other weights; restart it with --resume")
+        raise StaleWeightsError(
+            f"{what}vLLM computes another model than {self.trainer.settings.model} holds; start it with that folder, "
+            "or raise vllm.probe_limit for a lower precision"
+        )
+
+    def _at(self, temperature: float, batch: RolloutBatch) -> Tensor:
+        """The trainer's log-probs of a batch at another temperature."""
+        before = self.trainer.temperature
+        self.trainer.temperature = temperature
+        try:
+            return self.trainer.score(batch).logp
+        finally:
+            self.trainer.temperature = before
 
     def evaluate(self, step: int) -> dict[str, Tensor]:
         """Mean reward on held-out prompts, every `evaluate_every` steps and after the last."""

@@ -76,6 +76,17 @@ def largest(number: int) -> int:
     return int(everyones)
 
 
+def agreed(failed: Exception | None) -> None:
+    """Raise on every rank what failed on one, so that none waits for another that gave up."""
+    found: list[Exception | None] = [failed]
+    if count() > 1:
+        found = [None] * count()
+        distributed.all_gather_object(found, failed)
+    for error in found:
+        if error is not None:
+            raise error
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Name a collective that broke inside, which is how a rank learns that another one is gone.

@@ -27,6 +27,7 @@ from .tasks.config import TaskSettings
 from .tasks.registry import Tasks, open_tasks
 from .torchtitan.config import CHANGEABLE, Torchtitan
 from .vllm.config import REACHED, Vllm
+from .weights import open_weights
 
 log = logging.getLogger("firstorder")
 
@@ -69,13 +70,15 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> 
             f"torchtitan.compile = {titan.compile} on a CPU with vLLM in the same process, which runs without "
             "torch.compile there; set vllm.servers or compile = none"
         )
-    check_layout(titan, read_shape(Path(titan.model)))
+    shape = read_shape(Path(titan.model))
+    check_layout(titan, shape)
     check_lengths(titan, vllm)
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
     if not vllm.servers:
         from .vllm.arguments import check_device
 
         check_device(vllm)
+    open_weights(Path(titan.model), shape)
     return open_tasks(task, Path(titan.model), vllm.max_prompt)
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from firstorder.backends.folder import Shape
+from firstorder.backends.ranks import agreed
+from firstorder.backends.weights import Weights
 from firstorder.core.errors import ConfigError
 
 from . import adapter, replay
 from .config import Torchtitan
 from .head import scoring
 
-checkpoint: Any = torch.distributed.checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -42,20 +41,31 @@ def model_config(shape: Shape, pack_length: int) -> Any:
     )
     for layer in layers:
         layer.moe.load_balance_coeff = None
+        layer.moe.router.route_norm = shape.norm_topk_prob
     embedding = adapter.Embedding.Config(
         num_embeddings=shape.vocab_size, embedding_dim=shape.hidden_size, param_init=adapter.linear_init
     )
     head = adapter.Linear.Config(
         in_features=shape.hidden_size, out_features=shape.vocab_size, param_init=adapter.linear_init
     )
-    return adapter.Qwen3Model.Config(
+    config = adapter.Qwen3Model.Config(
         dim=shape.hidden_size,
         vocab_size=shape.vocab_size,
         norm=adapter.norm(shape.hidden_size),
         tok_embeddings=embedding,
         lm_head=head,
         layers=layers,
+        enable_weight_tying=shape.tie_word_embeddings,
     )
+    for norm in norms(config):
+        norm.eps = shape.rms_norm_eps
+    return config
+
+
+def norms(config: Any) -> list[Any]:
+    """The configs of a model's norms: of layers, of queries and keys, and the last."""
+    of_layers = [(layer.attention_norm, layer.ffn_norm, layer.attention.qk_norm) for layer in config.layers]
+    return [config.norm, *(norm for each in of_layers for norm in each)]
 
 
 def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
@@ -133,17 +143,20 @@ class HuggingFace:
     def __init__(self, config: Any, model: Any) -> None:
         self._names, self._model = adapter.Qwen3StateDictAdapter(config, None), model
 
-    def read(self, folder: Path) -> None:
+    def read(self, weights: Weights) -> None:
         """Fill the model from the safetensors of a folder, every rank its own shards.
 
         Raises:
-            ConfigError: weights are missing or of other shapes.
+            ConfigError: a value is not finite.
         """
-        held = self._names.to_hf(self._model.state_dict())
+        held, failed = self._names.to_hf(self._model.state_dict()), None
         try:
-            checkpoint.load(held, storage_reader=self._names.get_hf_storage_reader(str(folder)))
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
-            raise ConfigError(f"{folder} does not hold the weights of its config.json: {last_line(error)}") from None
+            for name, tensor in held.items():
+                for part, offsets in _parts(tensor):
+                    part.copy_(weights.read(name, offsets, part.shape))
+        except ConfigError as error:
+            failed = error
+        agreed(failed)
         self._model.load_state_dict(self._names.from_hf(held))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -155,6 +168,17 @@ class HuggingFace:
         for name, tensor in self._model.state_dict().items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             yield from ((key, value.detach().cpu()) for key, value in self._names.to_hf({name: whole}).items())
+
+
+def _parts(tensor: Tensor) -> Iterator[tuple[Tensor, Iterable[int]]]:
+    """What this rank holds of a tensor, and where in the whole it starts."""
+    if not isinstance(tensor, DTensor):
+        yield tensor, [0] * tensor.ndim
+        return
+    held: Any = tensor
+    for chunk in held.__create_chunk_list__():
+        if tensor.to_local().numel():
+            yield tensor.to_local(), chunk.offsets
 
 
 def last_line(error: BaseException) -> str:

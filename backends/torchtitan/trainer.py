@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
 from firstorder.backends.ranks import divided, told
+from firstorder.backends.weights import open_weights
 from firstorder.core.backend import Scored, Weigh, take
 from firstorder.core.batch import RolloutBatch
 from firstorder.core.checkpoint import digest
@@ -91,6 +92,7 @@ class Trainer:
     def __init__(self, settings: Torchtitan, recipe: Recipe, temperature: float, folder: Path) -> None:
         source = Path(settings.model)
         self.shape, self._folder = read_shape(source), folder
+        weights = open_weights(source, self.shape)
         world = adapter.start_process_group(settings.timeout)
         parallelism, dims = model.layout(settings, world)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
@@ -100,7 +102,7 @@ class Trainer:
         self._group = None if data is None else data.get_group()
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
-        self.names.read(source)
+        self.names.read(weights)
         self.optimizer = optimizer(recipe.optimizer, self.model)
         updates = recipe.schedule.steps * recipe.schedule.minibatches
         self.rate = learning_rate(settings.warmup_steps, updates, self.optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
         "enable_chunked_prefill": not ON_CPU if settings.chunked_prefill is None else settings.chunked_prefill,
         "enforce_eager": ON_CPU,
         "enable_return_routed_experts": True,
+        "generation_config": "vllm",  # nothing of the folder's generation_config.json
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included
     }
     if settings.tensor > 1:
@@ -65,6 +67,34 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
         if not ON_CPU:
             found["quantization_config"] = {"ignore": ROUTERS}
     return found
+
+
+def sampling(settings: Vllm, ends: Sequence[int]) -> dict[str, Any]:
+    """What is asked for with every response, under the names of `SamplingParams` and of the completions API alike.
+
+    All that moves the distribution is said, so that no default of a server or of a model folder does.
+    """
+    return {
+        "n": 1,
+        "temperature": settings.temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": None,
+        "allowed_token_ids": None,
+        "bad_words": [],
+        "watermarking": False,
+        "max_tokens": settings.max_tokens,
+        "min_tokens": 0,
+        "stop": [],
+        "stop_token_ids": list(ends),
+        "ignore_eos": True,  # the ends are those of the task, not the tokenizer's as well
+        "skip_special_tokens": False,
+        "logprobs": 0,  # of the sampled token alone
+    }
 
 
 def environment(settings: Vllm) -> dict[str, str]:

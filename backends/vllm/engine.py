@@ -19,7 +19,7 @@ from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
 from . import transfer
-from .arguments import arguments, is_emulated
+from .arguments import arguments, is_emulated, sampling
 from .config import Vllm
 
 
@@ -56,17 +56,8 @@ class InProcessEngine:
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed."""
-        wanted = [
-            SamplingParams(
-                temperature=self.settings.temperature,
-                max_tokens=self.settings.max_tokens,
-                stop_token_ids=self._ends,
-                seed=seed,
-                logprobs=0,  # of the sampled token alone
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
+        asked = sampling(self.settings, self._ends)
+        wanted = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
         done = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False)
         return [read(one.outputs[0]) for one in done]
 

@@ -38,5 +38,9 @@ class Worker:
             "dtype": str(held.dtype).removeprefix("torch."),
             "kv_cache_dtype": str(self.vllm_config.cache_config.cache_dtype),
             "quantization": held.quantization,
+            "logprobs_mode": str(held.logprobs_mode),
+            "defaults": {
+                k: v for k, v in held.get_diff_sampling_param().items() if k in ("max_tokens", "stop_token_ids")
+            },
             "batch_invariant": os.environ.get(INVARIANT, "0") == "1",
         }

@@ -10,11 +10,12 @@ from firstorder.backends.folder import Shape, read_shape
 from firstorder.core.errors import ConfigError
 
 from .arguments import EMULATED
-from .client import call
+from .client import START, call
 from .config import Vllm
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_experts", "num_experts_per_tok", "vocab_size")
 NUMERICS = ("dtype", "kv_cache_dtype", "quantization", "batch_invariant")
+LOGPROBS = "processed_logprobs"  # of the distribution that is sampled
 PLAIN = {served: name for name, served in EMULATED.items()} | {None: "none"}
 
 Description = Mapping[str, Any]
@@ -65,6 +66,12 @@ def check_replicas(found: Mapping[str, Description], settings: Vllm, shape: Shap
             f"{first} takes {said['max_model_len']} tokens, fewer than vllm.max_prompt + vllm.max_tokens = {longest}; "
             "start it with the same settings"
         )
+    for server, each in found.items():
+        if each.get("logprobs_mode", LOGPROBS) != LOGPROBS or each.get("defaults"):
+            raise ConfigError(
+                f"{server} runs with logprobs_mode = {each['logprobs_mode']} and defaults {each['defaults']}: it would "
+                f"cut responses or report log-probs of another distribution; {START}"
+            )
     for name in NUMERICS:
         if _plain(said[name]) != getattr(settings, name):
             raise ConfigError(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from firstorder.backends.extras import require
 from firstorder.backends.folder import read_shape
+from firstorder.backends.weights import open_weights
 from firstorder.core.errors import FirstOrderError
 from firstorder.core.toml import build, override, read
 
@@ -58,7 +59,7 @@ def main() -> None:
         table = read(given.settings).get("vllm", {}) if given.settings else {}
         settings = build(Vllm, override(table, given.assignments), "vllm")
         check_device(settings)
-        read_shape(Path(given.folder))  # a folder that vLLM would refuse in forty lines
+        open_weights(Path(given.folder), read_shape(Path(given.folder)))
     except FirstOrderError as error:
         print(f"firstorder: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,7 +24,7 @@ from firstorder.backends.folder import copy_rest, write_weights
 from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
-from .arguments import is_emulated
+from .arguments import is_emulated, sampling
 from .client import START, ServerError, ask, call
 from .config import Vllm
 from .replicas import check_servers
@@ -107,16 +107,11 @@ class ServedEngine:
 
     def _one(self, number: int, prompt: list[int], seed: int) -> Response:
         replica = number % len(self.settings.servers)
-        body = {
+        body = sampling(self.settings, self._ends) | {
             "model": self._models[replica],
             "prompt": prompt,
-            "temperature": self.settings.temperature,
-            "max_tokens": self.settings.max_tokens,
-            "stop_token_ids": self._ends,
             "seed": seed,
-            "logprobs": 0,
             "return_token_ids": True,
-            "skip_special_tokens": False,
         }
         found = ask(self.settings.servers[replica], "/v1/completions", self.settings.timeout, body)
         return response(found["choices"][0])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optimizer
+from firstorder.backends.weights import open_weights
 from firstorder.core import toml
 from firstorder.core.arms import Arm, Weigher, with_advantages
 from firstorder.core.backend import Scored
@@ -84,7 +85,7 @@ def test_the_recipes_that_cannot_be_trained_are_known():
 
 
 def test_scores_routes_and_entropy_are_those_of_transformers(trainer, references, folders, batch, same):
-    trainer.names.read(folders[0])
+    trainer.names.read(open_weights(folders[0], trainer.shape))
     with torch.no_grad():
         logp, entropy, routes = references[0].score(batch.tokens, TEMPERATURE)
     found = trainer.score(batch)
@@ -97,7 +98,7 @@ def test_scores_routes_and_entropy_are_those_of_transformers(trainer, references
 
 
 def test_replayed_scores_are_those_of_transformers(trainer, references, folders, batch, same):
-    trainer.names.read(folders[0])
+    trainer.names.read(open_weights(folders[0], trainer.shape))
     with torch.no_grad():
         logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, batch.routes)
     same(trainer.score(batch, batch.routes).logp[batch.mask], logp[batch.mask])
@@ -139,11 +140,11 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
 
     # torchtitan, from its own scores at the old weights to one update at the new ones
     trainer.recipe = recipe.model_copy(update={"optimizer": PLAIN})
-    trainer.names.read(folders[0])
+    trainer.names.read(open_weights(folders[0], trainer.shape))
     scored = trainer.score(batch)
     used = {"disabled": None, "R2": scored.routes, "R3": batch.routes}[mode]
     own_old = trainer.score(batch, used).logp.where(batch.mask, 0.0)
-    trainer.names.read(folders[1])
+    trainer.names.read(open_weights(folders[1], trainer.shape))
     trainer.optimizer = optimizer(PLAIN, trainer.model)
     trainer.rate = learning_rate(0, 1, trainer.optimizer)
     kept = Kept(arms)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from firstorder.backends.pair import StaleWeightsError
+from firstorder.backends.pair import DistributionError, StaleWeightsError
 from firstorder.backends.tasks import sums
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.tasks.registry import open_tasks
@@ -105,6 +105,32 @@ def test_stale_weights_stop_the_run(pair, monkeypatch):
         patch.setattr(pair.engine, "sync", lambda weights, version: None)
         with pytest.raises(StaleWeightsError, match="vLLM holds other weights; restart it with --resume"):
             pair.push()
+    pair.push()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"top_p": 0.7}, "each is higher, as where the tokens sampled from"),
+        ({"top_k": 3}, "each is higher, as where the tokens sampled from"),
+        ({"temperature": 0.5}, "they are those at a temperature of 0.5"),
+    ],
+)
+def test_another_distribution_is_told_from_other_weights(changes, why, pair, monkeypatch):
+    from firstorder.backends.vllm import engine
+
+    plain = engine.sampling
+    pair.push()
+    monkeypatch.setattr(engine, "sampling", lambda *given: plain(*given) | changes)
+    with pytest.raises(DistributionError, match=f"vLLM samples from another distribution than at .*: {why}"):
+        pair.check()
+
+
+def test_before_any_sync_no_sync_is_blamed(pair, monkeypatch):
+    monkeypatch.setattr(pair, "_synced", False)
+    move(pair, 0.05)
+    with pytest.raises(StaleWeightsError, match=r"^at the start, before any weight sync, .* computes another model"):
+        pair.check()
     pair.push()
 
 

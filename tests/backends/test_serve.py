@@ -55,6 +55,7 @@ def test_vllms_own_quantisation_leaves_routers_alone():
         ("dtyp=float32", "did you mean 'dtype'?"),
         ("batch_invariant=true", "needs a GPU"),
         ("chunked_prefill=true", "needs a GPU"),
+        ("dtype=float32", "cannot read folder/config.json"),
         ("quantization=experts_int8", "vllm.quantization: input should be"),
     ],
 )

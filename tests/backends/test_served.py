@@ -30,7 +30,11 @@ COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, shape, write_model):
-    return write_model(tmp_path_factory.mktemp("model"), shape)
+    """With defaults for sampling that nobody asked for."""
+    made = write_model(tmp_path_factory.mktemp("model"), shape)
+    defaults = {"top_k": 5, "top_p": 0.8, "temperature": 0.6, "repetition_penalty": 1.3, "max_new_tokens": 3}
+    (made / "generation_config.json").write_text(json.dumps({"eos_token_id": sums.END, "do_sample": True} | defaults))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,20 @@ def test_log_probs_and_routes_are_the_trainers(engine, trainer):
     assert torch.equal(trainer.score(batch).routes.sort(-1).values, batch.routes.sort(-1).values)
     assert [r.tokens for r in responses] == [r.tokens for r in sampled(engine)[0]]
     assert any(r.ended for r in responses) or all(len(r.tokens) == 24 for r in responses)
+
+
+def test_served_and_in_process_are_one_bit_for_bit(engine, trainer, folder):
+    from firstorder.backends.vllm import arguments
+
+    settings = Vllm(**COMMON)
+    arguments.prepare(settings)
+    from firstorder.backends.vllm.engine import InProcessEngine
+
+    here = sampled(InProcessEngine(settings, str(folder), [sums.END], 0))[1]
+    there = sampled(engine)[1]
+    for name in ("tokens", "mask", "logp_mu", "routes"):
+        assert torch.equal(getattr(here, name), getattr(there, name)), name
+    assert apart(trainer, here) < 1e-4
 
 
 def test_weights_arrive_and_old_ones_are_removed(engine, trainer):

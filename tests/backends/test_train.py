@@ -350,9 +350,10 @@ def test_missing_engines_say_how_to_get_them(command, monkeypatch, capsys, tmp_p
     ("key", "value", "remedy"),
     [
         ("architectures", ["LlamaForCausalLM"], "holds LlamaForCausalLM"),
-        ("tie_word_embeddings", True, "has tie_word_embeddings = True"),
-        ("num_experts", None, "lacks 'num_experts'"),
-        ("rope_parameters", {"rope_type": "yarn"}, "has rope_type = 'yarn'"),
+        ("tie_word_embeddings", True, "tie_word_embeddings is true, and lm_head.weight is not"),
+        ("hidden_size", -1, "has hidden_size = -1, and it must be an integer of at least 1; correct it"),
+        ("num_experts", None, "mlp.experts.100.down_proj.weight and"),
+        ("rope_parameters", {"rope_type": "yarn"}, "has rope_parameters.rope_type = 'yarn'"),
         ("vocab_size", 4, "they do not match"),
         ("topk_method", "noaux_tc", "a bias that balances the experts"),
     ],

@@ -39,6 +39,7 @@ def model(tmp_path, monkeypatch):
     monkeypatch.setattr(
         training, "open_tasks", lambda *given: None
     )  # it reads the tokenizer, with the engines' packages
+    monkeypatch.setattr(training, "open_weights", lambda *given: None)  # there are none
     return str(folder)
 
 
