@@ -14,7 +14,7 @@ from .recipe import PARTS, inert_by_part
 
 QUANTITIES: dict[str, Quantity] = {
     f"inert/{part}": Quantity(
-        formula=f"1 where [{part}] cannot act in this schedule, else 0", unit="1", source="inert_parts of core.recipe"
+        formula=f"1 where {part} cannot act in this schedule, else 0", unit="1", source="inert_parts of core.recipe"
     )
     for part in PARTS
 }

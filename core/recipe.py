@@ -306,7 +306,7 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-PARTS = ("ratio", "clip", "correction", "router_replay")
+PARTS = ("ratio", "router_floor", "clip", "correction", "router_replay")
 
 
 def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:
@@ -315,7 +315,7 @@ def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[s
 
 
 def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> dict[str, str]:
-    """The sections of `PARTS` that cannot act in this schedule, each with a sentence that says why.
+    """The `PARTS` that cannot act in this schedule, each with a sentence that says why.
 
     Args:
         recipe: the method.

@@ -241,6 +241,7 @@ def test_what_cannot_act_is_a_receipt():
     one = inert.receipts([arm("minirl-r2", "schedule.minibatches=1")], mismatch=True)
     assert {name: float(value) for name, value in one.items()} == {
         "inert/ratio": 0.0,
+        "inert/router_floor": 0.0,
         "inert/clip": 1.0,
         "inert/correction": 0.0,
         "inert/router_replay": 1.0,
