@@ -127,6 +127,39 @@ def test_mathematics_is_verified_by_value_and_cannot_hang():
         judge([Problem("?", "$$")], ["1"])
 
 
+@pytest.mark.parametrize(
+    ("reference", "text", "reward"),
+    [
+        ("7", "First \\boxed{5} then \\boxed{7}", 1.0),
+        ("5", "First \\boxed{5} then \\boxed{7}", 0.0),
+        ("7", "\\boxed{7} or \\boxed{7", 0.0),
+        ("1/2^99", "\\boxed{1/2^98}", 0.0),
+        ("1/2^99", "\\boxed{1/2^99}", 1.0),
+        ("50", "\\boxed{50\\%}", 0.0),
+        ("50", "It is $50\\%$.", 0.0),
+        ("50\\%", "\\boxed{50}", 0.0),
+        ("50\\%", "\\boxed{50\\%}", 1.0),
+        (mathematics.spelled(1e-05), "\\boxed{10^{-5}}", 1.0),
+        ("\\{1,2\\}", "\\boxed{\\{2,1\\}}", 1.0),
+        ("7", "\\boxed 7", 1.0),
+        ("7", "\\fbox{7}", 1.0),
+        ("7", "\\boxed{\\boxed{7}}", 1.0),
+        ("(1,2)", "\\boxed{(1,2)}", 1.0),
+    ],
+)
+def test_the_last_balanced_box_is_the_answer(reference, text, reward):
+    assert mathematics.equal(reference, text) == reward
+
+
+@pytest.mark.parametrize("answer", ["$$", "{", "\\frac{1"])
+def test_a_reference_that_is_not_equal_to_itself_is_refused_with_its_row(tmp_path, answer):
+    file = tmp_path / "problems.jsonl"
+    rows = [{"prompt": "a", "answer": 1e-05}, {"prompt": "b", "answer": answer}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ConfigError, match=r"row 2: 'answer' is no answer that math-verify finds equal to itself"):
+        mathematics.problems(TaskSettings(kind="math", files=(str(file),)))
+
+
 def test_reasoning_gym_scores_its_own_problems():
     given = TaskSettings(dataset="prime_factorization", options={"max_value": 50})
     train, held_out = gym.problems(given)
