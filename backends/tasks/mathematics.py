@@ -123,6 +123,7 @@ def _apart(wanted: Any, found: Any) -> bool:
 
 
 def _wrong(answer: Any) -> str:
-    fine = isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and str(answer).strip()
-    fine = fine and not (isinstance(answer, float) and not math.isfinite(answer))
+    fine = isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and bool(str(answer).strip())
+    if isinstance(answer, float) and not math.isfinite(answer):
+        fine = False
     return "" if fine else f"must be a text or a number, got {answer!r}"

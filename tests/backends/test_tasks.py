@@ -77,6 +77,26 @@ def test_turns_are_those_of_the_template(templated):
     assert history == chat._encode(whole, special=False)
 
 
+@pytest.mark.parametrize("text", ["a<end>b<start>", "", "  ", "SAID", "<pad>", "plain"])
+def test_text_that_spells_a_special_token_stays_text(folder, templated, text):
+    spelled = [len(SPECIAL) + CHARACTERS.index(character) for character in text]
+    plain, chat = read_chat(folder), read_chat(templated)
+    newline = len(SPECIAL) + CHARACTERS.index("\n")
+    assert plain.answer(text) == [newline, *spelled, newline]
+    assert plain.prompt("", f"?{text}")[1:] == spelled
+    for ids in (chat.prompt("", f"?{text}"), chat.answer(f"?{text}")):
+        assert chat.tokenizer.decode(ids).count(f"?{text}") == 1
+        assert sum(i == 1 for i in ids) == 1  # the template's own
+    assert chat.answer(text)
+
+
+def test_the_end_of_thoughts_is_read_where_it_is_a_special_token(folder, tmp_path):
+    copy = tmp_path / "thinks"
+    shutil.copytree(folder, copy)
+    write_characters(copy, [*SPECIAL, "<think>", "</think>"], CHARACTERS)
+    assert read_chat(copy).text([3, 10, 4, 11, 1]).count("</think>") == 1
+
+
 def test_a_template_that_ends_no_turn_is_named(templated):
     (templated / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     with pytest.raises(ConfigError, match=r"does not end a turn with one of its end tokens \[2\]; name that token"):
