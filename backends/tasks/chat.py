@@ -17,7 +17,9 @@ from firstorder.backends.folder import read_config, read_shape
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.record import to_json, write_whole
 
-SAID = "SAID"  # stands for a response when a template is read
+SAID = "\ue0fe"  # stands for a response when a template is read
+HELD = "\ue0ff"  # stands for a text that spells a special token
+MARKS = ("<think>", "</think>", "<answer>", "</answer>")  # which verifiers look for, whatever a tokenizer makes of them
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Chat:
             DataError: a character has no token.
         """
         if not self.tokenizer.chat_template:
-            return self._encode("\n\n".join(filter(None, (system, question))), special=True)
-        return self._encode(self._rendered(system, [question]), special=False)
+            return self._encode("\n\n".join(filter(None, (system, question))), special=True, said=True)
+        return self._turns(self._rendered(system, [question]), [system, question])
 
     def answer(self, text: str) -> list[int]:
         """Token ids of what the environment says after an end token, up to where the next turn begins.
@@ -51,33 +53,63 @@ class Chat:
             DataError: a character has no token, or the template does not end a turn with an end token.
         """
         if not self.tokenizer.chat_template:
-            return self._encode(f"\n{text}\n", special=False)
+            return self._encode(f"\n{text}\n", special=False, said=True)
         rest = self._rendered("", ["question", SAID, text]).rpartition(SAID)[2]
         for end in self.tokenizer.convert_ids_to_tokens(list(self.ends)):
             if end and rest.startswith(end):
-                return self._encode(rest.removeprefix(end), special=False)
+                return self._turns(rest.removeprefix(end), [text])
         raise DataError(
             f"the chat template of {self.folder} does not end a turn with one of its end tokens {list(self.ends)}; "
             "name that token in eos_token_id of its generation_config.json"
         )
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What sampled tokens say, special tokens left out."""
-        known = [token for token in tokens if token < len(self.tokenizer)]
-        return str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """What sampled tokens say, special tokens left out but for those of thoughts and answers."""
+        known = [token for token in tokens if token < len(self.tokenizer) and token not in self._silent]
+        return str(self.tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether sampled tokens end by themselves."""
         return bool(tokens) and tokens[-1] in self.ends
 
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        return frozenset(
+            i for i in self.tokenizer.all_special_ids if self.tokenizer.convert_ids_to_tokens(i) not in MARKS
+        )
+
+    @cached_property
+    def _special(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(
+            dict.fromkeys([*map(str, self.tokenizer.all_special_tokens), *(str(t) for t in added if t.special)])
+        )
+
+    def _spells(self, text: str) -> bool:
+        return any(token in text for token in self._special)
+
+    def _turns(self, rendered: str, texts: Sequence[str]) -> list[int]:
+        """Token ids of a template around texts; those that spell a special token are encoded alone, as text."""
+        first, *rest = rendered.split(HELD)
+        ids = self._encode(first, special=False)
+        for text, after in zip(filter(self._spells, texts), rest, strict=True):
+            ids += self._encode(text, special=False, said=True)
+            ids += self._encode(after, special=False) if after else []
+        return ids
+
     def _rendered(self, system: str, turns: list[str]) -> str:
-        messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": self._kept(turn)} for i, turn in enumerate(turns)]
         if system:
-            messages.insert(0, {"role": "system", "content": system})
+            messages.insert(0, {"role": "system", "content": self._kept(system)})
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-    def _encode(self, text: str, special: bool) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+    def _kept(self, text: str) -> str:
+        return HELD if self._spells(text) else text
+
+    def _encode(self, text: str, special: bool, said: bool = False) -> list[int]:
+        """Token ids; with `said`, a special token's spelling is text."""
+        encoded = self.tokenizer(text, add_special_tokens=special, split_special_tokens=said)
+        ids: list[int] = encoded["input_ids"]
         if self._unknown.intersection(ids):
             lost = next((c for c in text if self._unknown.intersection(self._plain(c))), text)
             raise DataError(

@@ -1,18 +1,23 @@
-"""`code`: write a Python program; the reward is the share of its unit tests that pass in the sandbox."""
+"""`code`: write a Python program; the reward is the share of its unit tests that pass in the sandbox.
+
+A test is Python that calls what the program defines, or a pair of an input and the output that is wanted for it.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from .config import TaskSettings
+from .fences import program
+from .jail.forms import unjudged
 from .problems import Listed, Problem, read, split
-from .sandbox import Limits, check, passed_by
+from .sandbox import Limits, Test, check, passed_by
 from .verifiable import Judge
 
 SYSTEM = "Write a Python program. Answer with one block that begins with ```python and ends with ```."
 PACKAGES: tuple[str, ...] = ()
+PAIR = {"input", "output"}
 
 
 def problems(settings: TaskSettings) -> tuple[Listed, Listed]:
@@ -34,23 +39,21 @@ def judge(settings: TaskSettings) -> Judge:
     return earned
 
 
-def shares(programs: Sequence[str], tests: Sequence[Sequence[str]], limits: Limits) -> list[float]:
+def shares(programs: Sequence[str], tests: Sequence[Sequence[Test]], limits: Limits) -> list[float]:
     """The share of its tests that each program passes."""
     return [sum(each) / len(each) for each in passed_by(programs, tests, limits)]
 
 
-def program(text: str) -> str:
-    """The last block of code of a response, or else all that follows its thoughts.
-
-    Example:
-        >>> program("Here:\\n```python\\nx = 1\\n```\\nDone.")
-        'x = 1\\n'
-    """
-    after = text.rpartition("</think>")[2]
-    blocks: list[str] = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", after, flags=re.DOTALL)
-    return blocks[-1] if blocks else after
-
-
 def _wrong(tests: Any) -> str:
-    fine = isinstance(tests, list) and tests and all(isinstance(test, str) and test.strip() for test in tests)
-    return "" if fine else "a list of Python tests, e.g. assertions"
+    if not isinstance(tests, list) or not tests:
+        return f"must be a list of tests, got {tests!r}"
+    for number, test in enumerate(tests, 1):
+        if isinstance(test, str) and test.strip():
+            if reason := unjudged(test):
+                return f"has a test {number} that cannot be judged, {test!r}: it {reason}"
+        elif not isinstance(test, dict) or set(test) != PAIR or not all(isinstance(v, str) for v in test.values()):
+            return (
+                f"must be a list of Python tests, e.g. assertions, or of objects with `input` and `output`, texts; "
+                f"test {number} is {test!r}"
+            )
+    return ""

@@ -117,7 +117,7 @@ def read(files: Sequence[str], prompt: str, answer: str, valid: Callable[[Any], 
     Args:
         files: their paths.
         prompt, answer: names of columns.
-        valid: what is wrong with an answer, or "".
+        valid: what is wrong with an answer, e.g. `must be a text`, or "".
 
     Raises:
         ConfigError: a file cannot be read, lacks a column, or holds a row that is no problem; with the row.
@@ -136,7 +136,7 @@ def read(files: Sequence[str], prompt: str, answer: str, valid: Callable[[Any], 
             if not isinstance(question, str) or not question.strip():
                 raise ConfigError(f"{place}: {prompt!r} must be a text, got {question!r}")
             if wrong := valid(reference):
-                raise ConfigError(f"{place}: {answer!r} must be {wrong}, got {reference!r}")
+                raise ConfigError(f"{place}: {answer!r} {wrong}")
             found.append(Problem(question, reference))
     return found
 

@@ -54,4 +54,4 @@ def overlap(texts: Sequence[str], references: Sequence[str]) -> list[float]:
 def _wrong(references: Any) -> str:
     listed = [references] if isinstance(references, str) else references
     fine = isinstance(listed, list) and listed and all(isinstance(r, str) and r.strip() for r in listed)
-    return "" if fine else "a text or a list of texts"
+    return "" if fine else f"must be a text or a list of texts, got {references!r}"

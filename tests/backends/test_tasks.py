@@ -77,6 +77,26 @@ def test_turns_are_those_of_the_template(templated):
     assert history == chat._encode(whole, special=False)
 
 
+@pytest.mark.parametrize("text", ["a<end>b<start>", "", "  ", "SAID", "<pad>", "plain"])
+def test_text_that_spells_a_special_token_stays_text(folder, templated, text):
+    spelled = [len(SPECIAL) + CHARACTERS.index(character) for character in text]
+    plain, chat = read_chat(folder), read_chat(templated)
+    newline = len(SPECIAL) + CHARACTERS.index("\n")
+    assert plain.answer(text) == [newline, *spelled, newline]
+    assert plain.prompt("", f"?{text}")[1:] == spelled
+    for ids in (chat.prompt("", f"?{text}"), chat.answer(f"?{text}")):
+        assert chat.tokenizer.decode(ids).count(f"?{text}") == 1
+        assert sum(i == 1 for i in ids) == 1  # the template's own
+    assert chat.answer(text)
+
+
+def test_the_end_of_thoughts_is_read_where_it_is_a_special_token(folder, tmp_path):
+    copy = tmp_path / "thinks"
+    shutil.copytree(folder, copy)
+    write_characters(copy, [*SPECIAL, "<think>", "</think>"], CHARACTERS)
+    assert read_chat(copy).text([3, 10, 4, 11, 1]).count("</think>") == 1
+
+
 def test_a_template_that_ends_no_turn_is_named(templated):
     (templated / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     with pytest.raises(ConfigError, match=r"does not end a turn with one of its end tokens \[2\]; name that token"):
@@ -125,6 +145,39 @@ def test_mathematics_is_verified_by_value_and_cannot_hang():
     assert judge([p for p, _, _ in asked], [text for _, text, _ in asked]) == [reward for _, _, reward in asked]
     with pytest.raises(DataError, match="math-verify cannot read the answer"):
         judge([Problem("?", "$$")], ["1"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "reward"),
+    [
+        ("7", "First \\boxed{5} then \\boxed{7}", 1.0),
+        ("5", "First \\boxed{5} then \\boxed{7}", 0.0),
+        ("7", "\\boxed{7} or \\boxed{7", 0.0),
+        ("1/2^99", "\\boxed{1/2^98}", 0.0),
+        ("1/2^99", "\\boxed{1/2^99}", 1.0),
+        ("50", "\\boxed{50\\%}", 0.0),
+        ("50", "It is $50\\%$.", 0.0),
+        ("50\\%", "\\boxed{50}", 0.0),
+        ("50\\%", "\\boxed{50\\%}", 1.0),
+        (mathematics.spelled(1e-05), "\\boxed{10^{-5}}", 1.0),
+        ("\\{1,2\\}", "\\boxed{\\{2,1\\}}", 1.0),
+        ("7", "\\boxed 7", 1.0),
+        ("7", "\\fbox{7}", 1.0),
+        ("7", "\\boxed{\\boxed{7}}", 1.0),
+        ("(1,2)", "\\boxed{(1,2)}", 1.0),
+    ],
+)
+def test_the_last_balanced_box_is_the_answer(reference, text, reward):
+    assert mathematics.equal(reference, text) == reward
+
+
+@pytest.mark.parametrize("answer", ["$$", "{", "\\frac{1"])
+def test_a_reference_that_is_not_equal_to_itself_is_refused_with_its_row(tmp_path, answer):
+    file = tmp_path / "problems.jsonl"
+    rows = [{"prompt": "a", "answer": 1e-05}, {"prompt": "b", "answer": answer}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ConfigError, match=r"row 2: 'answer' is no answer that math-verify finds equal to itself"):
+        mathematics.problems(TaskSettings(kind="math", files=(str(file),)))
 
 
 def test_reasoning_gym_scores_its_own_problems():

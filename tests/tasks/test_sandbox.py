@@ -106,17 +106,13 @@ def test_programs_are_judged_side_by_side_and_in_order():
 
 def test_nothing_is_left_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
-    assert passed("open('x', 'w').write('x')", ["assert open('x').read() == 'x'"], limits()) == [True]
+    assert passed("open('x', 'w').write('x')", ["assert len(open('x').read()) == 1"], limits()) == [True]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kernel_that_refuses_is_named_with_the_remedy(monkeypatch, tmp_path):
-    jail = tmp_path / "jail.py"
-    source = sandbox.JAIL.read_text().replace(
-        "LANDLOCK_RESTRICT = 444, 445, 446", "LANDLOCK_RESTRICT = 9999, 9999, 9999"
-    )
-    jail.write_text(source)
-    monkeypatch.setattr(sandbox, "JAIL", jail)
+def test_a_kernel_that_refuses_is_named_with_the_remedy(monkeypatch):
+    old = "from firstorder.backends.tasks.jail import confine; confine.LANDLOCK_CREATE = 9999; main()"
+    monkeypatch.setattr(sandbox, "START_JAIL", sandbox.START_JAIL.replace("; main()", f"; {old}"))
     with pytest.raises(DataError, match="the sandbox does not start: syscall: Function not implemented"):
         passed("", ["pass"], limits())
     with pytest.raises(ConfigError, match=r"task.isolation = full: .*; task.isolation = limits does without Landlock"):
@@ -129,10 +125,8 @@ def test_too_little_memory_is_named():
         check(Limits(seconds=5.0, memory_mib=1, isolation="limits"))
 
 
-def test_a_jail_that_hangs_is_ended(monkeypatch, tmp_path):
-    (tmp_path / "jail.py").write_text(
-        "import time\nprint('ready', flush=True)\nprint('1', end='', flush=True)\ntime.sleep(60)"
-    )
-    monkeypatch.setattr(sandbox, "JAIL", tmp_path / "jail.py")
+def test_a_jail_that_hangs_is_ended(monkeypatch):
+    hangs = "import time\nprint('ready', flush=True)\nprint('1', end='', flush=True)\ntime.sleep(60)"
+    monkeypatch.setattr(sandbox, "START_JAIL", hangs)
     monkeypatch.setattr(sandbox, "START", 1.0)
     assert passed("", ["pass", "pass"], limits(seconds=0.1)) == [True, False]
