@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, NotFiniteError
 
 LOG_PROB_DTYPES = (torch.float32, torch.float64)
 
@@ -102,6 +102,7 @@ def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
 
     Raises:
         DataError: naming the dtype, or how many values are wrong and where the first is.
+        NotFiniteError: the same, of the policy that is trained.
     """
     if logp.dtype not in LOG_PROB_DTYPES:
         raise DataError(
@@ -111,7 +112,10 @@ def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
     seen = torch.where(mask, logp.detach(), -1.0)
     lowest = -torch.finfo(logp.dtype).max if name == "logp_mu" else -torch.inf
     rule, remedy = _RULES[name == "logp_mu"]
-    check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {rule}", remedy)
+    try:
+        check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {rule}", remedy)
+    except DataError as error:
+        raise (NotFiniteError(str(error)) if name == "logp_theta" else error) from None
 
 
 def check_rewards_finite(rewards: Tensor) -> None:

@@ -67,11 +67,26 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["bounds"] = {name: _mean(bound) for name, bound in bounds(scene, mode).items()}
     result |= _tokens(scene, recipe)
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
+    for name in _without_gradient(g, natural):
+        result[name] = None
+        result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
     result["inert"] = inert(recipe, sim)
     result["notes"] = _notes(recipe, sim, result)
     check_finite(result, SATURATED)
     return result
+
+
+def _without_gradient(g: Tensor, natural: Tensor) -> list[str]:
+    """The comparisons that are not formed, since their target's gradient is 0: nothing is relative to that."""
+    compared = {
+        "gradient_error": g,
+        "gradient_error_raw": g,
+        "cosine": g,
+        "gradient_error_natural": natural,
+        "cosine_natural": natural,
+    }
+    return [name for name, target in compared.items() if not target.any()]
 
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:

@@ -28,7 +28,7 @@ def main(out: Path, steps: int = 10_000, kills: int = 5) -> int:
     early, late = (sum(part) / len(part) for part in parts(whole["memory"]))
     sizes = [len(line) for line in (out / "whole/metrics.jsonl").read_bytes().splitlines() if b"exact/" not in line]
     first, last = (sum(part) / len(part) for part in parts(sizes))
-    kept = len(list((out / "whole/checkpoints").iterdir()))
+    kept = len(list((out / "whole/checkpoints").glob("*.pt")))
     same = all((out / "whole" / log).read_bytes() == (out / "killed" / log).read_bytes() for log in LOGS)
     checks = {
         f"memory: {early / 2**20:.0f} MiB early, {late / 2**20:.0f} MiB late": late - early < FLAT,

@@ -11,7 +11,7 @@ from firstorder.cli.main import run
 from firstorder.core.progress import tell, watched
 
 TINY = ("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4")
-PROMOTE = ["promote", "minirl-r3-n2", "--world", "8", "--out", "bundle"]
+PROMOTE = ["promote", "minirl-r3-n2", "--world", "8", "--out", "bundle", "--set", "task.kind=reasoning-gym"]
 LONG = {
     "staleness": (["measure", "minirl", "--set", "sim.staleness=10000"], "staleness"),
     "draws": (

@@ -221,7 +221,7 @@ def spoiled_line(folder):
 
 WRONG = {
     "no such run": (lambda f: (f / "config.toml").unlink(), "is not a run folder"),
-    "broken config": (lambda f: (f / "config.toml").write_text("[sim\n"), "cannot be read"),
+    "broken config": (lambda f: (f / "config.toml").write_text("[sim\n"), "is not valid TOML"),
     "no metrics file": (lambda f: (f / "metrics.jsonl").unlink(), "holds no metrics yet"),
     "no whole line": (lambda f: (f / "metrics.jsonl").write_text('{"step": 0'), "is damaged, it holds no whole line"),
     "a spoiled line": (spoiled_line, "is damaged, line 2 is damaged"),

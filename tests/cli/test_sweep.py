@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 from firstorder.cli.main import run
 from firstorder.cli.reporting.curves import interquartile_mean
@@ -22,6 +23,7 @@ from firstorder.cli.reporting.runs import read_runs
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.core.errors import DataError
 from firstorder.core.logs import LOGS
+from firstorder.sim import optimizer
 from firstorder.sim.sweep import pool
 
 ROOT = Path(__file__).parents[2]
@@ -229,8 +231,14 @@ def test_a_worker_ends_with_its_sweep(monkeypatch):
     assert ended.wait(20 * pool.POLL)
 
 
-def test_a_cell_that_stops_early_is_named_and_stops_no_other(here, tmp_path, capsys):
-    out = tmp_path / "wild"
+def test_a_cell_that_stops_early_is_named_and_stops_no_other(here, tmp_path, monkeypatch, capsys):
+    out, real = tmp_path / "wild", optimizer.step
+
+    def wild(parameters, gradient, state, s):
+        found, state = real(parameters, gradient, state, s)
+        return torch.where(s.lr == 100, torch.inf, found), state
+
+    monkeypatch.setattr(optimizer, "step", wild)
     assert run(command(out, grid=("optimizer.lr=0.01,100",), settings=("sim.members=1",))) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert "1 of 2 cells stopped early, the first of them 0001 (optimizer.lr = 100.0): " in err
@@ -273,7 +281,7 @@ WRONG = {
     "a cell that cannot be trained": ({"grid": ("recipe=minirl,trm",)}, "cell 1 (recipe = trm): correction.kind"),
     "a cell too large": (
         {"grid": ("sim.members=2,999999999",), "settings": ()},
-        "cell 1 (sim.members = 999999999): sim.prompts x",
+        "cell 1 (sim.members = 999999999): sim.members: must lie in",
     ),
     "replay on a dense model": ({"grid": ("sim.top_k=2,4",), "recipe": "minirl-r3"}, "cell 1 (sim.top_k = 4): "),
 }

@@ -6,6 +6,7 @@ import fuzz
 import pytest
 
 from firstorder.cli.main import run
+from firstorder.core import memory
 from firstorder.core.errors import ConfigError
 from firstorder.core.recipe import Recipe
 from firstorder.sim.config import Sim
@@ -40,7 +41,7 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_reason(assignment, caps
     from firstorder.sim import measure
 
     monkeypatch.setattr(measure, "_scene", fuzz.work)
-    monkeypatch.setattr(measure, "available_memory", lambda: 1 << 34)
+    monkeypatch.setattr(memory, "available", lambda: 1 << 34)
     if REFUSED[assignment] is None:
         with pytest.raises(fuzz.Worked):
             run(["measure", "minirl", "--set", assignment])
