@@ -51,17 +51,17 @@ def test_reinforcement_learning_raises_the_reward(rewards):
     assert risen(early, held_out, 512) > 3.0
 
 
-def test_regimes_stand_in_a_table_and_finished_runs_are_kept(small, tmp_path, monkeypatch, capsys):
+def test_regimes_stand_in_a_table_and_finished_runs_are_kept(small, tmp_path, monkeypatch, capfd):
     main = runpy.run_path(str(REGIMES))["main"]
     known = main.__globals__
     monkeypatch.setitem(known, "UPDATES", 4)
     monkeypatch.setitem(known, "PROMPTS", 2)
-    monkeypatch.setitem(known, "REGIMES", {"fp8 KV cache": known["REGIMES"]["fp8 KV cache"]})
+    monkeypatch.setitem(known, "REGIMES", {"bfloat16": known["REGIMES"]["bfloat16"]})
     monkeypatch.setitem(known, "REPLAYS", {mode: known["REPLAYS"][mode] for mode in ("none", "R3")})
     monkeypatch.setattr(sys, "argv", ["regimes.py", str(small), str(tmp_path)])
     main()
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| fp8 KV cache")]
+    table = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| bfloat16")]
     assert [line.split(" | ")[1:3] for line in table] == [["1", "none"], ["1", "R3"], ["4", "none"], ["4", "R3"]]
     monkeypatch.setitem(known, "run", None)  # nothing is left to run
     main()
-    assert [line for line in capsys.readouterr().out.splitlines() if line in table] == table
+    assert [line for line in capfd.readouterr().out.splitlines() if line in table] == table

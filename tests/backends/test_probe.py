@@ -21,7 +21,7 @@ def found(tmp_path_factory, shape, write_model):
     settings = [
         Vllm(dtype="float32", **common),
         Vllm(dtype="float32", **common, **small),
-        Vllm(quantization="fp8_per_tensor", kv_cache_dtype="fp8", **common),
+        Vllm(quantization="fp8_per_tensor", **common),
         Vllm(**common | {"max_prompt": 400}),
         Vllm(**common),
     ]

@@ -10,6 +10,7 @@ from firstorder.backends.pair import EnginePair, Plan
 from firstorder.backends.torchtitan import adapter, model, replay, trainer
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.packing import pack
+from firstorder.backends.weights import open_weights
 from firstorder.core import toml
 from firstorder.core.arms import Arm
 from firstorder.core.batch import RolloutBatch
@@ -214,7 +215,7 @@ def trained_once(engines, name, *more, n=1):
     recipe = toml.build(Recipe, toml.override(toml.read(name), settings))
     held.recipe, held.optimizer = recipe, trainer.optimizer(recipe.optimizer, held.model)
     held.rate = trainer.learning_rate(0, n, held.optimizer)
-    held.names.read(folder)
+    held.names.read(open_weights(folder, held.shape))
     plan = Plan(
         recipe=recipe, seed=0, evaluate_every=0, evaluate_prompts=1, probe_prompts=1, probe_limit=1.0, longest=9
     )
@@ -237,7 +238,7 @@ def test_a_step_records_what_replay_did(engines, shape):
         for layer in layers:
             assert acted[f"replay/rows_replayed_layer_{layer}"] == on
             assert (acted[f"replay/rows_changed_layer_{layer}"] > 0) == (name == "minirl-r3")
-    engines[0].names.read(engines[2])
+    engines[0].names.read(open_weights(engines[2], shape))
     apart = flips(engines[0].score(batch).routes, batch.routes)[:, :, 0].sum()  # above layer 0 the contexts part ways
     assert found["minirl-r3"]["replay/rows_changed_layer_0"] == pytest.approx(float(apart) / rows)
     moved = trained_once(engines, "minirl-r2", "optimizer.lr=0.05", n=2)

@@ -1,9 +1,9 @@
 """vLLM behind HTTP: the same responses as in process, weights that arrive, servers that die."""
 
+import dataclasses
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -193,14 +193,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_server_of_another_model_is_found_at_the_start(name, server, folder, tmp_path, capsys):
+def test_a_server_of_another_model_is_found_at_the_start(name, server, shape, write_model, tmp_path, capsys):
     sizes, settings, message = OTHERS[name]
-    config = json.loads((folder / "config.json").read_text()) | sizes
     model = tmp_path / "model"
     model.mkdir()
-    for file in folder.glob("tokenizer*.json"):
-        shutil.copy(file, model)
-    (model / "config.json").write_text(json.dumps(config))
+    write_model(model, dataclasses.replace(shape, **sizes))
     with pytest.raises(ConfigError, match=message):
         ServedEngine(Vllm(servers=(server[0],), **COMMON | settings), str(model), [sums.END])
     settings = {f"vllm.{key}": value for key, value in (COMMON | settings).items()} | {

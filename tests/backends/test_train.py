@@ -352,9 +352,9 @@ def test_missing_engines_say_how_to_get_them(command, monkeypatch, capsys, tmp_p
         ("architectures", ["LlamaForCausalLM"], "holds LlamaForCausalLM"),
         ("tie_word_embeddings", True, "tie_word_embeddings is true, and lm_head.weight is not"),
         ("hidden_size", -1, "has hidden_size = -1, and it must be an integer of at least 1; correct it"),
-        ("num_experts", None, "mlp.experts.100.down_proj.weight and"),
+        ("num_experts", None, "it lacks model.layers.0.mlp.experts.10.down_proj.weight and 1439 more"),
         ("rope_parameters", {"rope_type": "yarn"}, "has rope_parameters.rope_type = 'yarn'"),
-        ("vocab_size", 4, "they do not match"),
+        ("vocab_size", 4, "model.embed_tokens.weight is [64, 128] and not [4, 128]"),
         ("topk_method", "noaux_tc", "a bias that balances the experts"),
     ],
 )
