@@ -31,8 +31,8 @@ def strings(file):
 def mentioned():
     for folder in ("core", "sim", "backends", "cli"):
         for file in sorted((ROOT / folder).rglob("*.py")):
-            if file.is_relative_to(ROOT / "backends/vllm"):
-                continue  # they name the options of vLLM
+            if file.is_relative_to(ROOT / "backends/vllm") or file.name == "preflight.py":
+                continue  # they name the options of vLLM, and a bundle's script its own
             words = {word for text in strings(file) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
             yield from ((str(file.relative_to(ROOT)), word) for word in sorted(words))
 
