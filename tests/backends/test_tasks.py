@@ -293,7 +293,7 @@ def test_a_reference_that_is_not_equal_to_itself_is_refused_with_its_row(tmp_pat
 
 def test_what_has_no_value_or_takes_for_ever_is_not_equal_to_itself():
     worker = Worker(mathematics.itself, mathematics.prepare, 0.5, 1024)
-    wrong = ["{", "\\frac{1", "1/0", "\\frac{0}{0}", "2^100000000", "3^{-100000000}", "10^{10^{10}}"]
+    wrong = ["{", "\\frac{1", "1/0", "\\frac{0}{0}", "2^100000000", "10^{10^{10}}"]
     assert not any(worker([(answer,) for answer in wrong]))
     assert all(worker([(answer,) for answer in ("1/2", "2^{100}", "\\infty", "[0,\\infty)")]))
     worker.close()

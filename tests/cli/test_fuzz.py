@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from firstorder.backends import probe as engines
 from firstorder.cli import sweep, validate
 from firstorder.cli.reporting import files
+from firstorder.core import memory
 from firstorder.core.run import RunFolder
 from firstorder.sim import measure, training
 from firstorder.sim.claims.training import runs
@@ -35,8 +36,7 @@ def furnished(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(os, "fsync", lambda descriptor: None)  # half of the time
         patch.setattr(typer.main, "get_command", lambda app: fuzz.TABLE)  # which typer makes anew for every call
-        for module in (measure, training):
-            patch.setattr(module, "available_memory", lambda: MEMORY)
+        patch.setattr(memory, "available", lambda: MEMORY)
         patch.setattr(measure, "_scene", fuzz.work)
         patch.setattr(training, "start", start)
         patch.setattr(sweep, "train_cells", fuzz.work)
