@@ -155,6 +155,8 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
     from firstorder.sim.gate import check_evidence
 
     try:
+        if Path(file).exists() and not Path(file).is_file():  # a device is read without end, until the memory is full
+            raise OSError("not a file")
         found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         own = str(found["recipe"])
         collapsed(found), bool(found["stable"]), str(found["safest"])

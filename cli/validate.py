@@ -127,6 +127,8 @@ def read_record(path: Path) -> dict[str, Any]:
     from firstorder.core.errors import ConfigError
 
     try:
+        if path.exists() and not path.is_file():  # a device is read without end, until the memory is full
+            raise OSError("not a file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--expect {path} cannot be read ({error}); give a file of `validate --json`") from None

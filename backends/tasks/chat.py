@@ -17,8 +17,7 @@ from firstorder.backends.folder import read_config, read_shape
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.record import to_json, write_whole
 
-SAID = "\ue0fe"  # stands for a response when a template is read
-HELD = "\ue0ff"  # stands for a text that spells a special token
+PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing by themselves, and can stand for a text in a template
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")  # which verifiers look for, whatever a tokenizer makes of them
 
 
@@ -44,7 +43,8 @@ class Chat:
         """
         if not self.tokenizer.chat_template:
             return self._encode("\n\n".join(filter(None, (system, question))), special=True, said=True)
-        return self._turns(self._rendered(system, [question]), [system, question])
+        (held,) = self._unused(1, (system, question))
+        return self._turns(self._rendered(system, [question], held), [system, question], held)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of what the environment says after an end token, up to where the next turn begins.
@@ -54,10 +54,11 @@ class Chat:
         """
         if not self.tokenizer.chat_template:
             return self._encode(f"\n{text}\n", special=False, said=True)
-        rest = self._rendered("", ["question", SAID, text]).rpartition(SAID)[2]
+        held, said = self._unused(2, (text,))
+        rest = self._rendered("", ["question", said, text], held).rpartition(said)[2]
         for end in self.tokenizer.convert_ids_to_tokens(list(self.ends)):
             if end and rest.startswith(end):
-                return self._turns(rest.removeprefix(end), [text])
+                return self._turns(rest.removeprefix(end), [text], held)
         raise DataError(
             f"the chat template of {self.folder} does not end a turn with one of its end tokens {list(self.ends)}; "
             "name that token in eos_token_id of its generation_config.json"
@@ -88,23 +89,47 @@ class Chat:
     def _spells(self, text: str) -> bool:
         return any(token in text for token in self._special)
 
-    def _turns(self, rendered: str, texts: Sequence[str]) -> list[int]:
-        """Token ids of a template around texts; those that spell a special token are encoded alone, as text."""
-        first, *rest = rendered.split(HELD)
+    def _unused(self, count: int, texts: Sequence[str]) -> list[str]:
+        """Characters that neither the texts nor the template nor a special token has.
+
+        Raises:
+            DataError: there are too few.
+        """
+        used = set().union(*texts, *self._special, str(self.tokenizer.chat_template))
+        found = [character for character in map(chr, PRIVATE) if character not in used][:count]
+        if len(found) < count:
+            raise DataError(
+                f"a text of the task has all of the {len(PRIVATE)} private-use characters U+E000 to U+F8FF, and one "
+                "has to stand for it in the chat template; leave one out"
+            )
+        return found
+
+    def _turns(self, rendered: str, texts: Sequence[str], held: str) -> list[int]:
+        """Token ids of a template around texts; those that spell a special token are encoded alone, as text.
+
+        Raises:
+            DataError: the template leaves such a text out, or says it twice.
+        """
+        first, *rest = rendered.split(held)
+        spelling = [text for text in texts if self._spells(text)]
+        if len(rest) != len(spelling):
+            raise DataError(
+                f"the chat template of {self.folder} says {len(rest)} of {len(spelling)} texts that spell a special "
+                "token; each has to be said once: correct the template or the task's texts"
+            )
         ids = self._encode(first, special=False)
-        for text, after in zip(filter(self._spells, texts), rest, strict=True):
+        for text, after in zip(spelling, rest, strict=True):
             ids += self._encode(text, special=False, said=True)
             ids += self._encode(after, special=False) if after else []
         return ids
 
-    def _rendered(self, system: str, turns: list[str]) -> str:
-        messages = [{"role": ("user", "assistant")[i % 2], "content": self._kept(turn)} for i, turn in enumerate(turns)]
+    def _rendered(self, system: str, turns: Sequence[str], held: str) -> str:
+        """The template around texts; `held` stands for one that spells a special token."""
+        kept = [held if self._spells(text) else text for text in turns]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(kept)]
         if system:
-            messages.insert(0, {"role": "system", "content": self._kept(system)})
+            messages.insert(0, {"role": "system", "content": held if self._spells(system) else system})
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def _kept(self, text: str) -> str:
-        return HELD if self._spells(text) else text
 
     def _encode(self, text: str, special: bool, said: bool = False) -> list[int]:
         """Token ids; with `said`, a special token's spelling is text."""

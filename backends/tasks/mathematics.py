@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from firstorder.core.errors import DataError
+from firstorder.core.progress import steps
 
 from .config import TaskSettings
 from .problems import Listed, Problem, read, split
@@ -18,26 +18,33 @@ from .worker import Worker
 SYSTEM = "Reason step by step, and put the final answer within \\boxed{}."
 PACKAGES = ("math_verify",)
 PERCENT = re.compile(r"%[\s$.)}\]\\]*\Z")  # math-verify drops it
+PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?")  # what math-verify always finds equal to itself
+POWER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?[eE][+-]?[0-9]{1,3}")  # which math-verify reads as a product with e
+NO_NUMBER = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+PROSE = re.compile(r"(?=.*[^\W\d_]{4})(?:[^\W\d_]|[\s'-])+")  # four letters in a row, and nothing but words
 
 
 def problems(settings: TaskSettings) -> tuple[Listed, Listed]:
     """Those that are trained on, and those that are held out."""
-    worker = Worker(equal, prepare, settings.seconds, settings.memory_mib)
+    columns = settings.files, settings.prompt_column, settings.answer_column
+    found = [Problem(p.question, spelled(p.reference)) for p in read(*columns, _wrong)]
+    unequal = _unequal(dict.fromkeys(p.reference for p in found), settings)
+    if unequal is not None:  # read once more, for its row
+        what = "is no answer that math-verify finds equal to itself"
+        read(*columns, lambda answer: f"{what}: {answer!r}; correct it" if spelled(answer) == unequal else "")
+    return split(found, settings.held_out)
 
-    def wrong(answer: Any) -> str:
-        if reason := _wrong(answer):
-            return reason
-        try:
-            (same,) = worker([(spelled(answer), f"\\boxed{{{bare(spelled(answer))}}}")])
-        except DataError:
-            same = None
-        return "" if same else f"is no answer that math-verify finds equal to itself: {answer!r}; correct it"
 
+def _unequal(references: Iterable[str], settings: TaskSettings) -> str | None:
+    """The first that is not equal to itself; a plain number is, and needs no worker."""
+    worker = Worker(itself, prepare, settings.seconds, settings.memory_mib)
     try:
-        found = read(settings.files, settings.prompt_column, settings.answer_column, wrong)
+        for reference in steps("answers verified", [r for r in references if not PLAIN.fullmatch(r)]):
+            if not worker([(reference,)])[0]:
+                return reference
     finally:
         worker.close()
-    return split([Problem(p.question, spelled(p.reference)) for p in found], settings.held_out)
+    return None
 
 
 def judge(settings: TaskSettings) -> Judge:
@@ -67,6 +74,10 @@ def equal(reference: str, text: str) -> float:
     """
     from math_verify import parse, verify
 
+    if said := words(reference):  # a product of its letters for math-verify, and equal to any anagram
+        answer = last_box(text)
+        found = parse(answer, parsing_timeout=None) if answer else []
+        return float(bool(found) and said in (words(found[-1]), words(str(answer))))
     marked = any(mark in reference for mark in ("$", "\\boxed", "\\(", "\\["))
     wanted = parse(reference if marked else f"${reference}$", parsing_timeout=None)
     if not wanted:
@@ -76,6 +87,30 @@ def equal(reference: str, text: str) -> float:
         return 0.0
     found = parse(answer, parsing_timeout=None)
     return float(verify(wanted, found, timeout_seconds=None) and not _apart(wanted[0], found[0]))
+
+
+def itself(reference: str) -> float:
+    """Whether a reference is equal to itself, and is neither undefined nor an infinity without direction."""
+    from math_verify import parse
+    from sympy import Basic, nan, zoo
+
+    try:
+        same = equal(reference, f"\\boxed{{{bare(reference)}}}")
+    except DataError:
+        return 0.0
+    read = parse(f"${bare(reference)}$", parsing_timeout=None)
+    return float(same and not any(isinstance(part, Basic) and part.has(nan, zoo) for part in read))
+
+
+def words(answer: str) -> list[str]:
+    """The words of an answer in prose, in lower case; none where it may be mathematics.
+
+    Example:
+        >>> words("\\\\boxed{\\\\text{On Monday}}"), words("xyz"), words("5 metres")
+        (['on', 'monday'], [], [])
+    """
+    plain = re.sub(r"\\(?:boxed|fbox|mbox|mathrm|text[a-z]*)(?![a-zA-Z])|[{}$.]", " ", answer)
+    return plain.casefold().split() if PROSE.fullmatch(plain) else []
 
 
 def last_box(text: str) -> str | None:
@@ -99,13 +134,15 @@ def last_box(text: str) -> str | None:
 
 
 def spelled(answer: str | float) -> str:
-    """An answer as text; a number of JSON in digits, since 1e-05 reads as a product with e.
+    """An answer as text; a number in digits, since 1e-05 reads as a product with e.
 
     Example:
-        >>> spelled(1e-05), spelled("x"), spelled(180)
-        ('0.00001', 'x', '180')
+        >>> spelled(1e-05), spelled("x"), spelled(180), spelled("2.5e3")
+        ('0.00001', 'x', '180', '2500')
     """
-    return answer if isinstance(answer, str) else format(Decimal(repr(answer)), "f")
+    if isinstance(answer, str) and not POWER.fullmatch(answer.strip()):
+        return answer
+    return format(Decimal(answer.strip() if isinstance(answer, str) else repr(answer)), "f")
 
 
 def bare(answer: str) -> str:
@@ -124,6 +161,6 @@ def _apart(wanted: Any, found: Any) -> bool:
 
 def _wrong(answer: Any) -> str:
     fine = isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and bool(str(answer).strip())
-    if isinstance(answer, float) and not math.isfinite(answer):
-        fine = False
+    if fine and NO_NUMBER.fullmatch(str(answer).strip()):  # which is how floats are spelled that are not finite, too
+        return f"must be a number that there is, got {answer!r}; correct it"
     return "" if fine else f"must be a text or a number, got {answer!r}"

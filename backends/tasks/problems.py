@@ -146,6 +146,8 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         if path.suffix == ".parquet":
             yield from _parquet(path)
             return
+        if path.exists() and not path.is_file():  # a device is read without end, until the memory is full
+            raise OSError("not a file")
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error

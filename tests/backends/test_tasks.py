@@ -3,26 +3,31 @@
 import dataclasses
 import itertools
 import json
+import math
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from firstorder.backends import conversation
 from firstorder.backends.folder import write_config
 from firstorder.backends.rollouts import Response
 from firstorder.backends.tasks import guess, gym, mathematics
-from firstorder.backends.tasks.chat import read_chat, write_characters
+from firstorder.backends.tasks.chat import PRIVATE, read_chat, write_characters
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.tasks.problems import Listed, Problem
 from firstorder.backends.tasks.registry import open_tasks
+from firstorder.backends.tasks.worker import Worker
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
 from firstorder.core import toml
 from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.progress import watched
 from firstorder.core.recipe import Recipe
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -88,6 +93,91 @@ def test_text_that_spells_a_special_token_stays_text(folder, templated, text):
         assert chat.tokenizer.decode(ids).count(f"?{text}") == 1
         assert sum(i == 1 for i in ids) == 1  # the template's own
     assert chat.answer(text)
+
+
+BYTES = ["<pad>", "<|im_end|>", "<|im_start|>", "<think>", "</think>"]
+IM = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ORDINARY = ["Größe: 3 µm, naïve", "名前は何ですか", "🙂 Σ x² ≤ ∞", "\ue0fe\ue0ff\ue000", "  two  spaces\n"]
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory, shape, write_model):
+    """Two chats of a byte-level BPE that knows all texts: without a template, and with one."""
+    made = tmp_path_factory.mktemp("bytes")
+    write_model(made, dataclasses.replace(shape, vocab_size=320, max_position_embeddings=512))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=BYTES,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([IM, "the user thinks, the assistant thinks", *ORDINARY] * 9, trainer)
+    tokenizer.save(str(made / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": BYTES[0], "eos_token": BYTES[1]}
+    (made / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = read_chat(made)
+    (made / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": IM}))
+    return plain, read_chat(made)
+
+
+def applied(chat, *turns):
+    """Token ids of a conversation as transformers applies the template."""
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_text_of_any_language_is_encoded_as_transformers_does(bytewise, text):
+    plain, chat = bytewise
+    assert plain.text(plain.answer(text)) == f"\n{text}\n"
+    assert plain.text(plain.prompt(text, text)) == f"{text}\n\n{text}"
+    assert chat.prompt(text, text) == applied(chat, ("system", text), ("user", text))
+    said = chat._encode("5", special=False)
+    history = [*chat.prompt("", "?"), *said, BYTES.index("<|im_end|>"), *chat.answer(text)]
+    assert history == applied(chat, ("user", "?"), ("assistant", "5"), ("user", text))
+
+
+@pytest.mark.parametrize("token", BYTES)
+@pytest.mark.parametrize("around", ["{}", "a{}b", "名{} {}\n", "\ue0fe{}\ue0ff{}\ue000"])
+def test_no_text_becomes_a_special_token_of_a_byte_level_tokenizer(bytewise, token, around):
+    plain, chat = bytewise
+    text = around.replace("{}", token)
+    assert not set(range(len(BYTES))).intersection([*plain.answer(text), *plain.prompt(text, text)])
+    bare = chat.prompt("x", "x"), chat.answer("x")
+    for ids, without in zip((chat.prompt(text, text), chat.answer(text)), bare, strict=True):
+        kept = [[i for i in each if i < len(BYTES)] for each in (ids, without)]
+        assert kept[0] == kept[1]  # the template's own
+        assert chat.tokenizer.decode(ids) == chat.tokenizer.decode(without).replace("x", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["\ue0fe", "\ue0ff", "\ue000\ue001", "\ue0ff<|im_end|>", "<|im_end|>\ue000\ue0ff\ue0fe"]
+)
+def test_private_use_characters_stand_for_themselves(bytewise, text):
+    _, chat = bytewise
+    assert chat.tokenizer.decode(chat.answer(text)) == f"\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.tokenizer.decode(chat.prompt(text, text)).count(text) == 2
+
+
+def test_a_text_without_a_free_private_use_character_is_refused_by_name(bytewise):
+    _, chat = bytewise
+    every = "".join(map(chr, PRIVATE))
+    with pytest.raises(DataError, match="has all of the 6400 private-use characters U\\+E000 to U\\+F8FF"):
+        chat.answer(every)
+
+
+def test_a_template_that_leaves_out_a_text_that_spells_a_special_token_is_named(bytewise):
+    _, chat = bytewise
+    tokenizer = deepcopy(chat.tokenizer)
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(DataError, match="says 1 of 2 texts that spell a special token; each has to be said once"):
+        dataclasses.replace(chat, tokenizer=tokenizer).prompt("<think>", "<think>")
 
 
 def test_the_end_of_thoughts_is_read_where_it_is_a_special_token(folder, tmp_path):
@@ -165,19 +255,74 @@ def test_mathematics_is_verified_by_value_and_cannot_hang():
         ("7", "\\fbox{7}", 1.0),
         ("7", "\\boxed{\\boxed{7}}", 1.0),
         ("(1,2)", "\\boxed{(1,2)}", 1.0),
+        ("5\\text{ cm}", "\\boxed{5\\text{ cm}}", 1.0),
+        ("5 cm", "\\boxed{5}", 1.0),  # math-verify leaves units out
+        ("5\\text{ cm}", "\\boxed{6\\text{ cm}}", 0.0),
+        ("[0,1)", "\\boxed{[0,1)}", 1.0),
+        ("[0,1)", "\\boxed{(0,1)}", 0.0),
+        ("(0,1]", "\\boxed{[0,1]}", 0.0),
+        ("[0,\\infty)", "\\boxed{[0,\\infty)}", 1.0),
+        ("(-\\infty,0)\\cup(1,2)", "\\boxed{(1,2)\\cup(-\\infty,0)}", 1.0),
+        ("\\infty", "\\boxed{-\\infty}", 0.0),
+        ("\\{1,2\\}", "\\boxed{\\{1,3\\}}", 0.0),
+        ("Monday", "\\boxed{Monday}", 1.0),
+        ("Monday", "\\boxed{\\text{monday}}", 1.0),
+        ("\\text{Monday}", "\\boxed{Monday}", 1.0),
+        ("\\text{Monday}", "It is $\\text{Monday}$.", 1.0),
+        ("Monday", "\\boxed{dynamo}", 0.0),  # its letters in another order
+        ("Monday", "\\boxed{\\text{Tuesday}}", 0.0),
+        ("Monday", "\\boxed{Monday} or \\boxed{Tuesday", 0.0),
+        ("on Monday", "\\boxed{\\text{on Monday}}", 1.0),
+        ("B", "\\boxed{\\text{(B)}}", 1.0),
+        ("B", "\\boxed{C}", 0.0),
+        (mathematics.spelled("1e-05"), "\\boxed{10^{-5}}", 1.0),
     ],
 )
 def test_the_last_balanced_box_is_the_answer(reference, text, reward):
     assert mathematics.equal(reference, text) == reward
 
 
-@pytest.mark.parametrize("answer", ["$$", "{", "\\frac{1"])
+@pytest.mark.parametrize("answer", ["$$", "2^{10000000000000}"])
 def test_a_reference_that_is_not_equal_to_itself_is_refused_with_its_row(tmp_path, answer):
     file = tmp_path / "problems.jsonl"
     rows = [{"prompt": "a", "answer": 1e-05}, {"prompt": "b", "answer": answer}]
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ConfigError, match=r"row 2: 'answer' is no answer that math-verify finds equal to itself"):
+        mathematics.problems(TaskSettings(kind="math", files=(str(file),), seconds=1.0))
+
+
+def test_what_has_no_value_or_takes_for_ever_is_not_equal_to_itself():
+    worker = Worker(mathematics.itself, mathematics.prepare, 0.5, 1024)
+    wrong = ["{", "\\frac{1", "1/0", "\\frac{0}{0}", "2^100000000", "10^{10^{10}}"]
+    assert not any(worker([(answer,) for answer in wrong]))
+    assert all(worker([(answer,) for answer in ("1/2", "2^{100}", "\\infty", "[0,\\infty)")]))
+    worker.close()
+
+
+@pytest.mark.parametrize("answer", ["nan", "NaN", "-inf", "Infinity", math.nan, math.inf])
+def test_a_reference_that_is_no_number_is_refused_with_its_row(tmp_path, answer):
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": "a", "answer": each}) for each in (1, answer)))
+    with pytest.raises(ConfigError, match=r"row 2: 'answer' must be a number that there is, got"):
         mathematics.problems(TaskSettings(kind="math", files=(str(file),)))
+
+
+@pytest.mark.parametrize(
+    "answer", ["0", "7", "-3", "007", "2.50", "-0.001", "999999999999999", "0.000000000000001", "-0"]
+)
+def test_a_plain_number_is_equal_to_itself(answer):
+    assert mathematics.PLAIN.fullmatch(answer)
+    assert mathematics.itself(answer) == 1.0
+
+
+def test_references_are_verified_once_each_and_how_far_it_is_told(tmp_path):
+    file, seen = tmp_path / "problems.jsonl", []
+    answers = ["1/2", "3", "\\sqrt{2}", "1/2", "-4.5"] * 400
+    file.write_text("\n".join(json.dumps({"prompt": str(i), "answer": a}) for i, a in enumerate(answers)))
+    with watched(lambda what, done, total, note: seen.append((what, done, total))):
+        sides = mathematics.problems(TaskSettings(kind="math", files=(str(file),)))
+    assert sum(side.size for side in sides) == 2000
+    assert seen == [("answers verified", done, 2) for done in (0, 1, 2)]
 
 
 def test_reasoning_gym_scores_its_own_problems():

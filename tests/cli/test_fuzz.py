@@ -10,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstorder.backends import probe as engines
-from firstorder.cli import sweep, validate
+from firstorder.cli import validate
 from firstorder.cli.reporting import files
+from firstorder.core import memory
 from firstorder.core.run import RunFolder
 from firstorder.sim import measure, training
 from firstorder.sim.claims.training import runs
 from firstorder.sim.numerics import Numerics
+from firstorder.sim.sweep import plan
 
 MEMORY = 1 << 27  # bytes that are said to be free: what fits is enumerated in milliseconds
 PLAIN = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -35,13 +37,11 @@ def furnished(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(os, "fsync", lambda descriptor: None)  # half of the time
         patch.setattr(typer.main, "get_command", lambda app: fuzz.TABLE)  # which typer makes anew for every call
-        for module in (measure, training):
-            patch.setattr(module, "available_memory", lambda: MEMORY)
+        patch.setattr(memory, "available", lambda: MEMORY)
         patch.setattr(measure, "_scene", fuzz.work)
         patch.setattr(training, "start", start)
-        patch.setattr(sweep, "train_cells", fuzz.work)
+        patch.setattr(plan, "train", fuzz.work)
         patch.setattr(validate, "settle", fuzz.work)
-        patch.setattr(validate, "train_cells", fuzz.work)
         patch.setattr(runs, "publish", lambda budget: SimpleNamespace(numerics=Numerics()))
         patch.setattr(runs, "conditions", lambda *, quick: {})
         patch.setattr(files, "run_report", fuzz.work)
