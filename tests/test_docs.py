@@ -4,8 +4,10 @@ import importlib.util
 import json
 import re
 import runpy
+import shlex
 import tomllib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -15,6 +17,7 @@ from firstorder.backends import pair
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
+from firstorder.cli.compose import compose_engines
 from firstorder.cli.main import run
 from firstorder.cli.reporting.sweeps import OUTCOMES
 from firstorder.cli.train import SINKS
@@ -170,3 +173,17 @@ def test_the_commands_of_the_sweep_page_do_what_it_says(tmp_path, monkeypatch):
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda each: each.key)
 def test_every_outcome_of_a_sweep_is_in_the_table(outcome):
     assert re.search(rf"^\| `{outcome.key}` \|.*\| {outcome.unit} \|$", page("sweep"), flags=re.MULTILINE)
+
+
+def first_real_run(text):
+    """The words of the first training on torchtitan that a page shows."""
+    (command, *_) = re.findall(r"firstorder (train \S+ --backend torchtitan [^\n]*)", text.replace("\\\n", " "))
+    return shlex.split(command, comments=True)
+
+
+def test_the_readme_trains_real_engines_with_the_settings_whose_rewards_are_published():
+    shown = first_real_run((ROOT / "README.md").read_text())
+    assert shown == first_real_run(page("engines"))
+    settings = [word for before, word in pairwise(shown) if before == "--set"]
+    recipe, torchtitan, _, task = compose_engines(shown[1], settings)
+    assert (recipe.optimizer.lr, torchtitan.dtype, task.kind) == (1e-4, "float32", "sums")

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -232,13 +233,13 @@ def test_the_example_recipe_measures():
     assert run(["measure", str(ROOT / "docs/examples/leave-one-out.toml")]) == 0
 
 
-def test_the_example_script_finds_the_orders():
+def test_the_example_script_prints_the_orders_that_the_readme_shows():
     script = ROOT / "docs/examples/slopes.py"
-    done = subprocess.run([sys.executable, str(script), "5"], capture_output=True, text=True, check=True)
-    numbers = [float(word) for word in done.stdout.replace("\n", " ").split() if word[0].isdigit()]
-    assert len(numbers) == 4
-    assert 1.7 < numbers[2] < 2.3
-    assert 0.85 < numbers[3] < 1.15
+    done = subprocess.run([sys.executable, str(script), "7"], capture_output=True, text=True, check=True)
+    found = {words[0]: [float(words[4]), float(words[8])] for words in map(str.split, done.stdout.splitlines())}
+    shown = re.findall(r"([\d.]+) and ([\d.]+) for `(minirl[\w-]*)`", (ROOT / "README.md").read_text())
+    assert found == {name: pytest.approx([float(value), float(gradient)], abs=0.011) for value, gradient, name in shown}
+    assert found["minirl-r3"] == [pytest.approx(2.0, abs=0.3), pytest.approx(1.0, abs=0.15)]
 
 
 def test_runs_are_kept_for_training_claims_only(tmp_path, capsys):
