@@ -19,6 +19,7 @@ EMULATED = {name: f"firstorder_{name}" for name in ("fp8_per_tensor", "fp8_per_b
 """The names under which vLLM knows the schemes of `fp8`, by those of its own kernels."""
 
 INVARIANT = "VLLM_BATCH_INVARIANT"
+LOG = "FIRSTORDER_SERVER_LOG"  # the environment variable with the file that a server's output is added to
 COMMON = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 IN_PROCESS = COMMON | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 IN_PROCESS_ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

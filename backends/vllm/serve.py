@@ -20,7 +20,7 @@ from firstorder.backends.weights import open_weights
 from firstorder.core.errors import FirstOrderError
 from firstorder.core.toml import build, override, read
 
-from .arguments import COMMON, arguments, check_device, environment
+from .arguments import COMMON, LOG, arguments, check_device, environment
 from .config import Vllm
 
 ENVIRONMENT = COMMON | {
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--settings", metavar="FILE", help="TOML whose table [vllm] is read before --set")
+    parser.add_argument("--log", metavar="FILE", help="vLLM's output is added to it; a new temporary file unless given")
     given = parser.parse_args()
     try:
         require("vllm")
@@ -63,6 +64,8 @@ def main() -> None:
     except FirstOrderError as error:
         print(f"firstorder: {error}", file=sys.stderr)
         sys.exit(2)
+    if given.log:
+        os.environ[LOG] = given.log
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     os.environ.update(environment(settings))
     server = [sys.executable, "-m", "firstorder.backends.vllm.server"]

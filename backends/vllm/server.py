@@ -15,6 +15,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from firstorder.backends.vllm.arguments import LOG
+
 if __name__ != "__main__":  # in the processes that vLLM starts, which need its schemes as well
     from . import fp8  # noqa: F401
 
@@ -39,7 +41,13 @@ def cause(written: str) -> str:
 
 def main() -> None:
     """Run the server; what it writes goes to a file that the first line names."""
-    with tempfile.NamedTemporaryFile(prefix="firstorder-vllm-", suffix=".log", delete=False) as file:
+    given = os.environ.get(LOG)
+    with (
+        open(given, "ab")
+        if given
+        else tempfile.NamedTemporaryFile(prefix="firstorder-vllm-", suffix=".log", delete=False) as file
+    ):
+        begun = file.tell()
         print(f"vLLM writes to {file.name}", file=sys.stderr, flush=True)
         terminal = os.dup(2)
         os.set_inheritable(terminal, False)
@@ -57,7 +65,7 @@ def main() -> None:
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stderr.flush()
-        said = cause(Path(file.name).read_text(errors="replace"))
+        said = cause(Path(file.name).read_bytes()[begun:].decode(errors="replace"))
         os.write(terminal, f"firstorder: vLLM's server ended: {said}; its log is {file.name}\n".encode())
         sys.exit(1)
 

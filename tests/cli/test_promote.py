@@ -309,14 +309,15 @@ while [[ "$1" != */task.sh ]]; do
     case $1 in --nodelist) hosts=$2 ;; --output) log=$2 ;; esac
     shift
 done
-number=0 code=0
+number=0 code=0 pids=()
 trap 'kill $(jobs -p) 2>/dev/null' TERM
 for host in ${hosts//,/ }; do
     out=${log//%N/$host}
     SLURM_PROCID=$number HOST=$host "$@" >> "${out//%j/$SLURM_JOB_ID}" 2>&1 &
+    pids+=($!)
     number=$((number + 1))
 done
-while [ -n "$(jobs -pr)" ]; do wait -n || code=$?; done
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
 exit $code
 """
 

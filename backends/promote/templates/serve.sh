@@ -5,6 +5,7 @@ set -euo pipefail
 BUNDLE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=node.sh
 source "$BUNDLE/node.sh"
+mkdir -p "$LOGS"
 [ "$NODES" -eq 1 ] || reachable SERVER_HOST "$SERVER_HOST"
 
 stop() { # stop CODE: end every engine
@@ -29,7 +30,7 @@ engine() { # engine NUMBER [ARGUMENT...]: serve until told to stop, or until it 
     until [ -n "$stopped" ]; do
         started=$SECONDS
         python -m firstorder.backends.vllm.serve "$MODEL" --host "$SERVER_HOST" --port $((SERVER_PORT + number)) \
-            --settings "$BUNDLE/engines.toml" "$@" &
+            --settings "$BUNDLE/engines.toml" --log "$LOGS/vllm-$(hostname)-$number.log" "$@" &
         child=$!
         code=0
         wait "$child" || code=$?
