@@ -23,7 +23,7 @@ MEMORY = 1 << 27  # bytes that are said to be free: what fits is enumerated in m
 PLAIN = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def furnished(tmp_path_factory):
     """A folder to run in, with the work of every command but the cheap ones replaced by `Worked`."""
     folder = tmp_path_factory.mktemp("fuzz")
