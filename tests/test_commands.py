@@ -36,6 +36,7 @@ EXCEPTIONS = {
     "firstorder promote runs/r3 --world 64 --gpu h200 --match runs/short --set task.kind=reasoning-gym"
     " --out bundle": MADE,
 }
+FAST = {"recipes", "measure"}  # commands of ours that take seconds
 OTHERS = {"pip", "pytest", "tensorboard", "vllm"}  # programs that are not ours
 
 
@@ -133,6 +134,13 @@ def test_every_command_on_a_page_can_be_run(page, words, monkeypatch):
 
 def test_every_exception_is_still_on_a_page():
     assert sorted(set(EXCEPTIONS) - {" ".join(words) for _, words in ALL}) == []
+
+
+def test_a_command_of_the_readme_that_is_not_fast_says_how_long_it_takes():
+    slow = [shown for shown in of(ROOT / "README.md") if not FAST & set(shown.commands[-1][1:2])]
+    assert slow
+    silent = [shown.commands[-1] for shown in slow if not re.search(r"\d s\b|\b(seconds|minutes?)\b", shown.comment)]
+    assert silent == []
 
 
 @pytest.mark.parametrize(
