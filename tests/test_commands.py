@@ -3,9 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -19,6 +17,7 @@ from firstorder.core.toml import shipped
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
 
+COMMANDS = typer.main.get_command(app).commands
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SYNOPSIS, MADE, REFUSED = "a synopsis", "names what the page makes before it", "shows how a mistake is refused"
@@ -77,14 +76,9 @@ ALL = [(shown.page, command) for path in PAGES for shown in of(path) for command
 CHECKED = [each for each in dict.fromkeys(ALL) if " ".join(each[1]) not in EXCEPTIONS]
 
 
-@cache
-def commands() -> Any:
-    return typer.main.get_command(app).commands
-
-
 def check_program(name: str, arguments: tuple[str, ...]) -> None:
     """Check a command of ours; any part that is unknown or refused raises."""
-    given = commands()[name].make_context(name, list(arguments)).params
+    given = COMMANDS[name].make_context(name, list(arguments)).params
     set_ = given.get("set_", [])
     match name:
         case "train" if given["backend"] == "torchtitan":
