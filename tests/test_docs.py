@@ -186,4 +186,5 @@ def test_the_readme_trains_real_engines_with_the_settings_whose_rewards_are_publ
     assert shown == first_real_run(page("engines"))
     settings = [word for before, word in pairwise(shown) if before == "--set"]
     recipe, torchtitan, _, task = compose_engines(shown[1], settings)
-    assert (recipe.optimizer.lr, torchtitan.dtype, task.kind) == (1e-4, "float32", "sums")
+    found = (recipe.optimizer.lr, torchtitan.dtype, torchtitan.evaluate_prompts, task.kind)
+    assert found == (1e-4, "float32", 256, "sums")
