@@ -153,6 +153,10 @@ VALUES = {
         "assert f() == 3",
     ),
     "a main guard": ("def f(): return 1\nif __name__ == '__main__':\n    raise SystemExit(1)", "assert f() == 1"),
+    "built-in functions and types": (
+        "f, g, h = abs, map, sorted",
+        "assert f(-1) == 1 and list(g(f, [-2])) == [2] and h([2, 1], key=lambda n: n) == [1, 2]",
+    ),
     "a generator": ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2] and 2 in f(3)"),
     "map and range": ("def f(n): return map(abs, range(-n, 0))", "assert list(f(2)) == [2, 1] and sum(f(2)) == 3"),
     "a closure": ("def f(n): return lambda x: x + n", "assert f(1)(2) == 3"),

@@ -61,6 +61,8 @@ class Peer:
         verbs: what the other may ask for.
     """
 
+    trusted = False
+
     def __init__(self, channel: Channel, verbs: dict[str, Callable[..., Any]]) -> None:
         self.channel = channel
         self.verbs = verbs

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Holder(Protocol):
-        """One side: it gives numbers to objects that stay."""
+        """One side: it gives numbers to objects that stay.
+
+        What is `trusted` may name any built-in function for the other to call; the rest names types alone, and its
+        functions stay with it.
+        """
+
+        trusted: bool
 
         def theirs(self, value: Any) -> Any:
             """Data of an object that came from the other side, else None."""
@@ -126,7 +132,7 @@ def _other(value: Any, kind: type, side: Holder) -> Any:
         if NUMBERS.fullmatch(value.dtype.str):
             return ["array", value.dtype.str, encode(value.tolist(), side)]
     called = getattr(value, "__name__", None)
-    if isinstance(called, str) and getattr(builtins, called, None) is value:
+    if isinstance(called, str) and getattr(builtins, called, None) is value and (called in TYPES or side.trusted):
         return ["builtin", called]
     return side.hold(value)
 
