@@ -211,6 +211,8 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):
         notes.append("the target is low precision: its gradients are straight-through, not exact")
+    if sim.members > 1:
+        notes.append(f"sim.members = {sim.members} is read by train and sweep: the policy of sim.seed is measured")
     if recipe.has_critic:
         notes.append(
             "the critic is perfect, V = V^mu; a learned one's error enters where gae_lambda < 1 or a mask acts"

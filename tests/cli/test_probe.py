@@ -8,6 +8,7 @@ import pytest
 from firstorder.backends import extras, parity, probe, training
 from firstorder.backends.folder import Shape, write_config
 from firstorder.cli.main import run
+from firstorder.cli.probe import compose_points
 from firstorder.core.errors import ConfigError
 
 SHAPE = Shape(
@@ -160,3 +161,12 @@ def test_the_model_folder_is_left_alone(model, measured, tmp_path):
     assert run(["probe", model]) == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     shutil.rmtree(model)
+
+
+def test_one_response_a_prompt_is_a_probe_too(model, measured, capsys):
+    measured(FOUND)
+    assert run(["probe", model, "--set", "task.kind=sums", "--prompts", "4", "--responses", "1"]) == 0
+    assert "1 responses to each" in capsys.readouterr().out
+    ((_, point),) = compose_points(model, ["task.kind=sums"], {}, 4, 1)
+    assert point.recipe.schedule.group_size == 1
+    point.check()

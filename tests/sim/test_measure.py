@@ -232,6 +232,13 @@ def test_a_target_without_reward_has_no_gradient_to_compare_with(small, make_rec
     assert json.loads(to_json(r))["gradient_error"] is None
 
 
+def test_members_that_a_measurement_does_not_read_are_said(small, make_recipe):
+    alone, many = (measure(make_recipe("minirl"), small(members=m)) for m in (1, 100_000))
+    assert many["notes"] == [*alone["notes"], many["notes"][-1]]
+    assert many["notes"][-1].startswith("sim.members = 100000 is read by train and sweep")
+    assert many["j_seq"] == alone["j_seq"]
+
+
 def test_a_fit_knows_the_best_scale_the_raw_error_and_the_angle():
     u = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     g = torch.tensor([[1.0, 1.0], [3.0, 4.0], [-2.0, -2.0]], dtype=torch.float64)
