@@ -23,7 +23,6 @@ from firstorder.core.errors import ConfigError
 
 from .folder import Shape, read_config
 
-INDEX = "model.safetensors.index.json"
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a value
 UNREAD = (".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")  # suffixes of what may be weights
 OF_A_TRAINER = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state", "scaler.pt")

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .stats import TokenStats
 
-MAX_LOG_RATIO = 80.0  # of the sums of core.diagnostics: exp(80) = 5.5e34 is finite in float32
 LOG_BOUND = 20.0  # where verl holds it too; verl's other side, -20, would lift a ratio of 0 to 2e-9
 BOUND = math.exp(LOG_BOUND)  # 4.9e8: the largest ratio, in float32 and in float64
 PAST = 1e4  # nats: past the bound and, below 0, past underflow; a larger one would round others away in a sum
