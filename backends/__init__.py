@@ -1,1 +1,1 @@
-"""Real engines behind the protocol of `core.backend`."""
+"""Real engines behind the protocol of `core.training.backend`."""

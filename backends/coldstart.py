@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.finite import check_finite
-from firstorder.core.recipe import Optimizer, Recipe, Schedule
+from firstorder.core.method.recipe import Optimizer, Recipe, Schedule
 
 from .extras import require
 from .folder import Shape, write_config, write_weights

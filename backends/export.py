@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.errors import DiskError, FirstOrderError
-from firstorder.core.record import to_json, write_whole
+from firstorder.core.runs.files import to_json, write_whole
 
 from .folder import copy_rest, read_config, write_weights
 from .ranks import first, told

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.record import to_json, write_whole
+from firstorder.core.runs.files import to_json, write_whole
 
 from .architecture import ARCHITECTURE, MODEL_TYPE, meaning
 

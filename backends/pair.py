@@ -1,4 +1,5 @@
-"""The real engine pair as a training backend: torchtitan trains, vLLM samples, the loop of `core.loop` runs both.
+"""The real engine pair as a training backend: torchtitan trains, vLLM samples, the loop of
+`core.training.loop` runs both.
 
 Shapes: B responses of L positions, M MoE layers, K experts a token.
 """
@@ -11,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from firstorder.core import backend as shared
-from firstorder.core import replay as replays
-from firstorder.core.agreement import agreement
-from firstorder.core.backend import Scored, Weigh
-from firstorder.core.batch import RolloutBatch, check_rewards
-from firstorder.core.diagnostics import Moments, Quantity
 from firstorder.core.errors import DataError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.tasks import RANGE, Task
+from firstorder.core.training import backend as shared
+from firstorder.core.training import replay as replays
+from firstorder.core.training.agreement import agreement
+from firstorder.core.training.backend import Scored, Weigh
+from firstorder.core.training.batch import RolloutBatch, check_rewards
 
 from .conversation import converse
 from .disagreement import distribution

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from firstorder.core.agreement import agreement
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import diagnose, means
 from firstorder.core.finite import check_finite
-from firstorder.core.recipe import Advantage, Recipe, Schedule
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.recipe import Advantage, Recipe, Schedule
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.quantities import means
+from firstorder.core.training.agreement import agreement
+from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.diagnostics import diagnose
 
 from .pair import EnginePair
 from .tasks.config import TaskSettings
@@ -72,9 +73,9 @@ def parity(pair: EnginePair) -> dict[str, Any]:
 
     Returns:
         `tokens`, `reward`, `tokens_per_second` (response tokens, of sampling), `emulated`, `routes` (see
-        `core.agreement`), and under `live` and `R3`, where π routes live or replays the experts that μ visited, the
-        quantities of `core.diagnostics` with `mean_abs_d`, mean |log π - log μ| in nats, and `one_minus_ess`, the
-        share of tokens that `token_eff_sample_size` loses.
+        `core.training.agreement`), and under `live` and `R3`, where π routes live or replays the experts that μ
+        visited, the quantities of `core.training.diagnostics` with `mean_abs_d`, mean |log π - log μ| in nats, and
+        `one_minus_ess`, the share of tokens that `token_eff_sample_size` loses.
     """
     pair.held_out("warm up", WARM_UP)
     started = time.perf_counter()

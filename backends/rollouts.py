@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from firstorder.core.batch import RolloutBatch
 from firstorder.core.errors import DataError
 from firstorder.core.routing import check_routes
+from firstorder.core.training.batch import RolloutBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def collate(
     top_k: int,
     experts: int,
 ) -> RolloutBatch:
-    """Responses, padded at the end, in the contract of `core.batch`.
+    """Responses, padded at the end, in the contract of `core.training.batch`.
 
     Args:
         prompts: token ids, one list a response.

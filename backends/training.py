@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.finite import check_finite
-from firstorder.core.interrupt import Asked, Interrupted, never
-from firstorder.core.loop import DIVERGED, StepLog, check_trainable, described, train
-from firstorder.core.recipe import Recipe, check_runs, inert_parts
-from firstorder.core.run import RunFolder
+from firstorder.core.method.recipe import Recipe, check_runs, inert_parts
+from firstorder.core.runs.folder import RunFolder
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.interrupt import Asked, Interrupted, never
+from firstorder.core.training.loop import DIVERGED, StepLog, check_trainable, described, train
 
 from .export import MODEL, export
 from .extras import require

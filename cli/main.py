@@ -12,7 +12,7 @@ import typer
 from firstorder import __version__
 from firstorder.core.errors import ConfigError, FirstOrderError
 
-from . import coldstart, measure, probe, promote, recipes, report, sweep, train, validate
+from .commands import coldstart, measure, probe, promote, recipes, report, sweep, train, validate
 from .crash import INTERRUPTED, guarded, is_out_of_memory, tell
 
 app = typer.Typer(

@@ -14,7 +14,7 @@ def check_target(target: str | None) -> None:
         ConfigError: its folder does not exist or takes no file, or it is a folder.
     """
     from firstorder.core.errors import ConfigError
-    from firstorder.core.record import check_place
+    from firstorder.core.runs.files import check_place
 
     if target is None or target == "-":
         return
@@ -32,7 +32,7 @@ def check_target(target: str | None) -> None:
 
 def write_json(target: str, document: dict[str, Any]) -> None:
     """Write a JSON document whole to a file, or to standard output for `-`."""
-    from firstorder.core.record import to_json, write_whole
+    from firstorder.core.runs.files import to_json, write_whole
 
     text = to_json(document)
     if target == "-":

@@ -16,7 +16,7 @@ class ConfigError(FirstOrderError, ValueError):
 
 
 class DataError(FirstOrderError, ValueError):
-    """A rollout, a reward or a route breaks the contract of `core.batch`."""
+    """A rollout, a reward or a route breaks the contract of `core.training.batch`."""
 
 
 class ReplayError(DataError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, DataError
-from .section import Section, within
+from .settings.section import Section, within
 
 MAX_EXPERTS = 32767  # ids are int16
 SIZE, SIZE_WHY = f"[1, {MAX_EXPERTS}]", "routes are kept in 16 bits"

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from firstorder.core import progress
 from firstorder.core.errors import NotFiniteError
-from firstorder.core.recipe import Optimizer
+from firstorder.core.method.recipe import Optimizer
 
-from . import noise, optimizer
-from .config import Sim
-from .demonstrations import Style, demonstrator
-from .numerics import Numerics, arithmetic
-from .policy import Weights, flatten, initial_weights, load, unflatten
-from .sequences import score
-from .task import converse, picks
+from . import optimizer
+from .config import Numerics, Sim
+from .model import noise
+from .model.numerics import arithmetic
+from .model.policy import Weights, flatten, initial_weights, load, unflatten
+from .sampling.sequences import score
 from .tasks import task_of
+from .tasks.demonstrations import Style, demonstrator
+from .tasks.task import converse, picks
 
 LATER = ("numerics", "training_numerics", "evaluate_every", "checkpoint_every", "members", "seed", "staleness")
 """Settings that a cold start does not read: two that differ in these alone start from the same weights."""

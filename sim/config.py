@@ -7,18 +7,52 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import STEP_WHY, Recipe
+from firstorder.core.method.recipe import STEP_WHY, Recipe
 from firstorder.core.routing import MAX_EXPERTS, Router, RouterKind, check_router
 from firstorder.core.routing import SIZE as ROUTER
 from firstorder.core.routing import SIZE_WHY as ROUTER_WHY
-from firstorder.core.section import COUNT_WHY, SEED, SEED_WHY, Section, within
+from firstorder.core.settings.section import COUNT_WHY, SEED, SEED_WHY, Section, within
 
-from .numerics import Numerics
-
+Precision = Literal["float64", "float32", "bf16", "fp16"]
+NOISE, NOISE_WHY = "[0, 100]", "noise is relative, and 1 drowns what it is added to"
+PIECES, PIECES_WHY = "[1, 65536]", "no product is longer"
 MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
 MAX_SEED = 2**63 - 1
 SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
+
+
+class Numerics(Section):
+    """One engine's departure from exact float64 arithmetic.
+
+    - `exact`: none.
+    - `noise`: router logits and expert outputs plus Gaussian noise of relative size `scale`; `router_scale` and
+      `expert_scale` set the two apart.
+    - `bf16`, `fp16`: operands, products and residuals rounded to the format, accumulation exact.
+    - `fp8`: e4m3 weights and activations (`granularity` tensor or block), router and head in bf16, outputs bf16.
+    - `int8`: per-channel weights and per-token activations, router and head in bf16, outputs bf16.
+    - `split`: products summed in `split` pieces in `accumulate` precision: another reduction order.
+    - `gate_order`: gates by gather-then-softmax instead of softmax-then-gather (or the reverse), in `accumulate`.
+    - `batch`: the reduction split of every product depends on the batch it ran in: random per call.
+    """
+
+    kind: Literal["exact", "noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"] = "exact"
+    scale: float = within(0.1, NOISE, NOISE_WHY)
+    router_scale: float | None = within(None, NOISE, NOISE_WHY)
+    expert_scale: float | None = within(None, NOISE, NOISE_WHY)
+    granularity: Literal["tensor", "block"] = "tensor"
+    block: int = within(8, PIECES, PIECES_WHY)
+    split: int = within(4, PIECES, PIECES_WHY)
+    accumulate: Precision = "bf16"
+    seed: int = within(0, SEED, SEED_WHY)
+
+    @model_validator(mode="after")
+    def _accumulate_rounds(self) -> Self:
+        if self.kind in ("split", "gate_order", "batch") and self.accumulate == "float64":
+            raise ValueError(
+                f"numerics.kind = {self.kind} changes nothing in float64; set accumulate = float32 or bf16"
+            )
+        return self
 
 
 class Sim(Section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstorder.core.recipe import Optimizer
+from firstorder.core.method.recipe import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import pytest
 import typer.main
 
 from firstorder.backends.promote import models
-from firstorder.cli.compose import compose, compose_engines, grid
+from firstorder.cli.api.compose import compose, compose_engines, grid
+from firstorder.cli.commands.promote import read_source
 from firstorder.cli.main import app
-from firstorder.cli.promote import read_source
-from firstorder.core.grid import axes, points
-from firstorder.core.toml import shipped
+from firstorder.core.settings.grid import axes, points
+from firstorder.core.settings.toml import shipped
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
 

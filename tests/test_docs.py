@@ -17,18 +17,18 @@ from firstorder.backends import pair
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
-from firstorder.cli.compose import compose_engines
+from firstorder.cli.api.compose import compose_engines
+from firstorder.cli.commands.train import SINKS
 from firstorder.cli.main import run
-from firstorder.cli.reporting.sweeps import OUTCOMES
-from firstorder.cli.train import SINKS
-from firstorder.core import backend, diagnostics, inert, loop, replay, surrogate, value
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, read, shipped
-from firstorder.sim.backend import EXACT
+from firstorder.cli.report.sweeps import OUTCOMES
+from firstorder.core.method import surrogate, value
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read, shipped
+from firstorder.core.training import backend, diagnostics, inert, loop, replay
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
-from firstorder.sim.config import Sim
-from firstorder.sim.numerics import Numerics
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.training.backend import EXACT
 
 ROOT = Path(__file__).parents[1]
 RECORDS = {name: json.loads((ROOT / f"tests/records/{name}.json").read_text()) for name in ("validate", "training")}

@@ -1,6 +1,7 @@
 """The house: links, package map, and which room may import which."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,28 @@ def test_help_imports_nothing_heavy():
 def test_no_file_has_outgrown_one_idea(room):
     for file in files(room):
         assert len(file.read_text().splitlines()) <= 400, file
+
+
+def wing(module):
+    """The room of a folder that a module belongs to: its subfolder, or the module itself where it has none."""
+    return ".".join(module.split(".")[1:3])
+
+
+def wings(room):
+    """Which room of a folder imports which, by the modules in them."""
+    found = {}
+    for file in files(room):
+        module = ["firstorder", *file.relative_to(ROOT).with_suffix("").parts]
+        here = wing(".".join(module))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join(module[: -node.level]) if node.level else ""
+                name = ".".join(part for part in (base, node.module) if part)
+                there = {wing(f"{name}.{alias.name}" if name.count(".") < 2 else name) for alias in node.names}
+                found.setdefault(here, set()).update(w for w in there if w.split(".")[0] == room and w != here)
+    return found
+
+
+@pytest.mark.parametrize("room", ["core", "sim"])
+def test_the_wings_of_a_room_stand_on_each_other_in_one_direction(room):
+    list(graphlib.TopologicalSorter(wings(room)).static_order())

@@ -13,7 +13,7 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
-from firstorder.core.toml import dump
+from firstorder.core.settings.toml import dump
 
 from .environment import wheel_name
 from .hardware import CPUS_PER_NODE, GIB, GPUS_PER_NODE

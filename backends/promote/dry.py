@@ -11,7 +11,7 @@ from typing import Any
 from firstorder.backends.folder import Shape
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 PARTS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logits")
 

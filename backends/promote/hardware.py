@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.toml import nearest
+from firstorder.core.settings.toml import nearest
 
 GIB = 1 << 30
 GPUS_PER_NODE = 8  # of every node below

@@ -12,7 +12,7 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
-from firstorder.core.toml import build, override, read
+from firstorder.core.settings.toml import build, override, read
 
 ENGINES = ("torchtitan", "vllm", "task")
 DEFAULT = "qwen3-30b-a3b"

@@ -12,7 +12,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import check_degrees, check_layout, check_lengths, check_method
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 from . import memory
 from .hardware import GIB, GPUS_PER_NODE, Gpu

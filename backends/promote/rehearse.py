@@ -20,7 +20,7 @@ from typing import Any
 
 from firstorder.backends.folder import read_shape
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 RANKS = 2
 SERVER = ("quantization=none", "tensor=1", "max_prompt=40", "max_tokens=24", "max_sequences=64", "kv_cache_mib=64")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 from .hardware import GPUS_PER_NODE
 from .plan import Plan, Step

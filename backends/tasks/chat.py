@@ -15,7 +15,7 @@ from typing import Any
 from firstorder.backends.extras import require
 from firstorder.backends.folder import read_config, read_shape
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.record import to_json, write_whole
+from firstorder.core.runs.files import to_json, write_whole
 
 PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing by themselves, and can stand for a text in a template
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")  # which verifiers look for, whatever a tokenizer makes of them

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from firstorder.core.section import Place, Section, within
+from firstorder.core.settings.section import Place, Section, within
 
 from .sandbox import Isolation, Limits
 

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.toml import nearest
+from firstorder.core.settings.toml import nearest
 
 from .config import TaskSettings
 from .problems import Generated, Problem

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from firstorder.backends.keys import key
 from firstorder.core.errors import ConfigError
-from firstorder.core.toml import shown
+from firstorder.core.settings.toml import shown
 
 ENDLESS = 2**31  # prompts of a generator
 TRIES = 10_000

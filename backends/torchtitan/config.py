@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstorder.core.section import COUNT_WHY, Place, Section, within
+from firstorder.core.settings.section import COUNT_WHY, Place, Section, within
 
 POSITIONS, POSITIONS_WHY = "[1, 16777216]", "no model has so many positions"
 DEGREE_WHY = "it is a number of ranks, and -1 stands for all that are left where that is offered"

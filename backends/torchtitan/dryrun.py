@@ -29,11 +29,11 @@ from torch.distributed.tensor import DTensor
 from firstorder.backends.folder import Shape
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError, FirstOrderError
-from firstorder.core.recipe import Recipe
-from firstorder.core.record import to_json
-from firstorder.core.stats import TokenStats
-from firstorder.core.surrogate import surrogate_loss, token_weights
-from firstorder.core.toml import build
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import surrogate_loss, token_weights
+from firstorder.core.runs.files import to_json
+from firstorder.core.settings.toml import build
 
 from . import adapter, model
 from .config import Torchtitan

@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from firstorder.backends.folder import read_shape
 from firstorder.backends.ranks import divided, told
 from firstorder.backends.weights import open_weights
-from firstorder.core.backend import Scored, Weigh, take
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.checkpoint import digest
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
-from firstorder.core.recipe import Optimizer, Recipe
-from firstorder.core.replay import run_rows
-from firstorder.core.surrogate import surrogate_loss
+from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.runs.checkpoint import digest
+from firstorder.core.training.backend import Scored, Weigh, take
+from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import run_rows
 
 from . import adapter, model
 from .config import Torchtitan

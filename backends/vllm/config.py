@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from firstorder.core.section import Place, Section, within
+from firstorder.core.settings.section import Place, Section, within
 
 PROBE_LIMITS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
 REACHED = ("servers", "timeout", "shared_folder")  # where the servers are; a run may be resumed with other ones

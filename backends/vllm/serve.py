@@ -18,7 +18,7 @@ from firstorder.backends.extras import require
 from firstorder.backends.folder import read_shape
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import FirstOrderError
-from firstorder.core.toml import build, override, read
+from firstorder.core.settings.toml import build, override, read
 
 from .arguments import COMMON, LOG, arguments, check_device, environment
 from .config import Vllm

@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from firstorder.backends.vllm.arguments import LOG
+from .arguments import LOG
 
 if __name__ != "__main__":  # in the processes that vLLM starts, which need its schemes as well
     from . import fp8  # noqa: F401

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, read
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Sim
-from firstorder.sim.measure import measure
+from firstorder.sim.exact.measure import measure
 
 SCALES = (0.1, 0.0316, 0.01, 0.00316, 0.001)
 

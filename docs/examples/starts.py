@@ -7,14 +7,14 @@ import sys
 
 import torch
 
-from firstorder.sim import exact
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import run
-from firstorder.sim.policy import load
-from firstorder.sim.scene import engines, grow
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import run
+from firstorder.sim.exact.scene import engines, grow
+from firstorder.sim.exact.tree import reach
+from firstorder.sim.model.policy import load
 from firstorder.sim.tasks import TASKS
-from firstorder.sim.tree import reach
 
 STYLES = ("none", "terse", "verbose", "roundabout")
 

@@ -1,7 +1,9 @@
 """The paper's claims, each with the code that settles it."""
 
+from firstorder.sim.trials.budget import FULL, QUICK, Budget
+
 from . import ablations, crossover, identities, order, targets
-from .claim import FULL, QUICK, Budget, Claim, Outcome
+from .claim import Claim, Outcome
 
 CLAIMS: tuple[Claim, ...] = (
     *identities.CLAIMS,

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstorder.core.recipe import Recipe
-from firstorder.core.surrogate import token_weights
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import compare, gradient, update
-from firstorder.sim.scene import Scene, token_stats
-from firstorder.sim.staleness import path
+from firstorder.sim.exact.scene import Scene, token_stats
+from firstorder.sim.exact.staleness import path
+from firstorder.sim.exact.updates import compare, gradient, update
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.statistics import Estimate, mean, ratio_of_means, slope
 
-from .claim import Budget, Claim, Outcome, Verdict
+from .claim import Claim, Outcome
 from .ensemble import ensemble, recipe
-from .statistics import Estimate, mean, ratio_of_means, slope
 
 SCALES = (0.1, 0.0316, 0.01, 0.00316, 0.001)
 FLOOR = 0.05

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from firstorder.core.routing import flips
-from firstorder.sim.config import Sim
-from firstorder.sim.exact import compare, gradient, update
-from firstorder.sim.numerics import Numerics
-from firstorder.sim.scene import MODES, Scene
-from firstorder.sim.staleness import path
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.scene import MODES, Scene
+from firstorder.sim.exact.staleness import path
+from firstorder.sim.exact.updates import compare, gradient, update
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.statistics import Estimate, mean
 
-from .claim import Budget, Claim, Outcome, Verdict
+from .claim import Claim, Outcome
 from .ensemble import Ensemble, ensemble, recipe
-from .statistics import Estimate, mean
 from .targets import flip_share
 
 SCALE, LR = 0.1, 0.35

@@ -9,16 +9,15 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build as build_recipe
-from firstorder.core.toml import read
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build as build_recipe
+from firstorder.core.settings.toml import read
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import Weights
-from firstorder.sim.scene import Engines, Mode, Scene, build, engines, grow
-from firstorder.sim.tree import Tree
-
-from .claim import Budget
+from firstorder.sim.exact.scene import Engines, Mode, Scene, build, engines, grow
+from firstorder.sim.exact.tree import Tree
+from firstorder.sim.model.policy import Weights
+from firstorder.sim.trials.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

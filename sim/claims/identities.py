@@ -11,12 +11,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from firstorder.sim.exact import direction, gradient, update, value, values
-from firstorder.sim.scene import MODES, Mode, Scene
-from firstorder.sim.staleness import path
-from firstorder.sim.tree import gather
+from firstorder.sim.exact.scene import MODES, Mode, Scene
+from firstorder.sim.exact.staleness import path
+from firstorder.sim.exact.tree import gather
+from firstorder.sim.exact.updates import direction, gradient, update, value, values
+from firstorder.sim.trials.budget import Budget
 
-from .claim import EXACT, Budget, Claim, Outcome, theorem
+from .claim import EXACT, Claim, Outcome, theorem
 from .ensemble import Ensemble, ensemble, recipe
 
 SCALE, STALENESS = 0.1, 2  # large enough for every term to matter

@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from firstorder.sim.exact import compare, gradient, update, values
+from firstorder.sim.exact.updates import compare, gradient, update, values
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.statistics import Estimate, slope
 
-from .claim import Budget, Claim, Outcome, Verdict
+from .claim import Claim, Outcome
 from .ensemble import Ensemble, ensemble, recipe
-from .statistics import Estimate, slope
 from .targets import flip_share
 
 SCALES = (0.1, 0.0316, 0.01, 0.00316, 0.001)

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from firstorder.core.routing import flips
-from firstorder.sim.bounds import bounds, sequence_total_variation
-from firstorder.sim.exact import gradient, values
-from firstorder.sim.scene import MODES, Scene
-from firstorder.sim.tree import gather
+from firstorder.sim.exact.bounds import bounds, sequence_total_variation
+from firstorder.sim.exact.scene import MODES, Scene
+from firstorder.sim.exact.tree import gather
+from firstorder.sim.exact.updates import gradient, values
+from firstorder.sim.trials.budget import Budget
 
-from .claim import EXACT, Budget, Claim, Outcome, theorem
+from .claim import EXACT, Claim, Outcome, theorem
 from .ensemble import Ensemble, ensemble
 from .identities import SCALE, expansion_error, off, ratios, stale_scene
 

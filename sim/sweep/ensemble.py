@@ -20,13 +20,13 @@ from typing import Any, TextIO
 import torch
 
 from firstorder.core.errors import DataError, DiskError
-from firstorder.core.grid import titled
-from firstorder.core.logs import LOGS, Line, whole
-from firstorder.core.recipe import Recipe
-from firstorder.core.record import to_json, write_whole
-from firstorder.core.toml import dump
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.runs.files import to_json, write_whole
+from firstorder.core.runs.logs import LOGS, Line, whole
+from firstorder.core.settings.grid import titled
+from firstorder.core.settings.toml import dump
 from firstorder.sim.config import Sim
-from firstorder.sim.training import Training, run, settings, start
+from firstorder.sim.training.session import Training, run, settings, start
 
 STOPPED = "stopped.txt"  # in a cell's folder: why it has no more steps
 

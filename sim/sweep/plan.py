@@ -12,11 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from firstorder.core import progress
-from firstorder.core.recipe import Schedule
+from firstorder.core.method.recipe import Schedule
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import CHUNK_ROWS
-from firstorder.sim.memory import update_bytes
-from firstorder.sim.tree import bytes_needed
+from firstorder.sim.exact.memory import update_bytes
+from firstorder.sim.exact.tree import bytes_needed
+from firstorder.sim.model.chunks import CHUNK_ROWS
 
 from .ensemble import Cell, Ensemble
 from .pool import Executor, run_all

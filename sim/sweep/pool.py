@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError, DataError, DiskError, WorkerError
-from firstorder.core.toml import nearest
+from firstorder.core.settings.toml import nearest
 
 ATTEMPTS = 3  # of a job whose process is killed
 POLL = 0.5  # seconds between two looks at running jobs

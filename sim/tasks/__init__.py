@@ -1,11 +1,11 @@
 """The simulator's tasks, by the name that `sim.task` takes."""
 
 from firstorder.sim.config import Sim
-from firstorder.sim.task import SimTask
 
 from .guess import Guess
 from .program import Program
 from .sums import Sum
+from .task import SimTask
 from .text import Text
 
 TASKS: dict[str, type[SimTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess}

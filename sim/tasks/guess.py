@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from firstorder.core.tasks import Answer, Episodes
-from firstorder.sim import noise
-from firstorder.sim.demonstrations import Automaton
-from firstorder.sim.task import SimTask
+from firstorder.sim.model import noise
+
+from .demonstrations import Automaton
+from .task import SimTask
 
 LOWER, EQUAL, HIGHER = 1, 2, 3
 

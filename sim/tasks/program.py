@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from firstorder.sim.demonstrations import Automaton
-from firstorder.sim.task import SimTask
+from .demonstrations import Automaton
+from .task import SimTask
 
 
 class Program(SimTask):

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as nn
 
 from firstorder.core.rouge import rouge_l
-from firstorder.sim.demonstrations import Automaton
-from firstorder.sim.task import SimTask
+
+from .demonstrations import Automaton
+from .task import SimTask
 
 
 class Text(SimTask):

@@ -9,8 +9,8 @@ import torch
 from firstorder.backends.promote import models
 from firstorder.backends.torchtitan import dryrun
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, read
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read
 
 torch.set_num_threads(1)
 

@@ -7,12 +7,12 @@ import torch
 
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
-from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, with_advantages
-from firstorder.core.backend import Scored
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import means
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.quantities import means
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.backend import Scored
+from firstorder.core.training.batch import RolloutBatch
 
 ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"]}
 TWO = {

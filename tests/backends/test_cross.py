@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optimizer
 from firstorder.backends.weights import open_weights
-from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, with_advantages
-from firstorder.core.backend import Scored
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.recipe import Optimizer, Recipe
-from firstorder.core.surrogate import surrogate_loss
+from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.backend import Scored
+from firstorder.core.training.batch import RolloutBatch
 
 TEMPERATURE, GROUP, SIZE, LENGTH = 0.8, 4, 8, 24
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}

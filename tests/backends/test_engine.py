@@ -10,9 +10,9 @@ from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.routing import check_routes
+from firstorder.core.settings import toml
 
 SCHEDULE = ["schedule.steps=2", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 

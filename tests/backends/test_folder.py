@@ -15,9 +15,9 @@ from firstorder.backends.folder import Shape, read_shape, write_config, write_we
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.weights import expected, open_weights
-from firstorder.core.batch import RolloutBatch
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Optimizer, Recipe
+from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.training.batch import RolloutBatch
 
 CONFIG = {
     "vocab_size": 32,

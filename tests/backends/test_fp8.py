@@ -14,7 +14,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import LOW_PRECISION_LIMIT, Vllm
 from firstorder.backends.vllm.served import ServedEngine
-from firstorder.core.recipe import Recipe, Schedule
+from firstorder.core.method.recipe import Recipe, Schedule
 
 
 def tasks(folder):

@@ -11,8 +11,8 @@ from firstorder.backends.promote import bundle, dry, models
 from firstorder.backends.vllm.arguments import ROUTERS
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, fingerprint
-from firstorder.core.toml import build, read, source
+from firstorder.core.method.recipe import Recipe, fingerprint
+from firstorder.core.settings.toml import build, read, source
 
 NAME = "qwen3-30b-a3b-r3-n2"
 TASK = ["--set", "task.kind=reasoning-gym"]

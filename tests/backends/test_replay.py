@@ -11,13 +11,13 @@ from firstorder.backends.torchtitan import adapter, model, replay, trainer
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.packing import pack
 from firstorder.backends.weights import open_weights
-from firstorder.core import toml
-from firstorder.core.arms import Arm
-from firstorder.core.batch import RolloutBatch
 from firstorder.core.errors import DataError, ReplayError
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.routing import flips
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.loop import train
 
 LENGTHS = torch.tensor([9, 24, 17, 30])
 

@@ -23,7 +23,7 @@ from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import ServedEngine
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 COMMON = {"dtype": "float32", "temperature": 0.7, "max_prompt": 40, "kv_cache_mib": 16}
 

@@ -25,10 +25,10 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
-from firstorder.core import toml
 from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.progress import watched
-from firstorder.core.recipe import Recipe
+from firstorder.core.settings import toml
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"

@@ -21,7 +21,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.cli.main import run
 from firstorder.core.errors import DataError, DiskError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 SMALL = ["schedule.steps=4", "schedule.prompts=8", "schedule.group_size=4", "optimizer.lr=1e-3"]
 ENGINES = [
@@ -379,7 +379,7 @@ def test_weights_of_another_model_are_named(command, folder, tmp_path, capsys):
 
 
 def test_parts_that_cannot_act_are_named():
-    from firstorder.cli.compose import compose_engines
+    from firstorder.cli.api.compose import compose_engines
 
     given = compose_engines("minirl-r3-n1", ["task.kind=sums"])
     assert any("clip.kind = minirl" in line for line in training.inert(*given))

@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build as build_recipe
-from firstorder.core.toml import read
-from firstorder.sim import exact, policy, scene
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build as build_recipe
+from firstorder.core.settings.toml import read
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import run
+from firstorder.sim.exact import scene
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import run
+from firstorder.sim.model import policy
 
 SIM = Sim(vocab=5, horizon=6, prompts=4)
 TEN = (
@@ -129,7 +131,7 @@ def peak_memory(horizon):
         "from firstorder.cli.main import run;"
         f"code = run(['measure', 'minirl-r3', '--set', 'sim.horizon={horizon}']);"
         "from firstorder.core import memory;"
-        "from firstorder.sim.tree import count; from firstorder.sim.config import Sim;"
+        "from firstorder.sim.exact.tree import count; from firstorder.sim.config import Sim;"
         f"print(json.dumps([code, count(Sim(horizon={horizon})), memory.peak()]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
 from firstorder.sim.sweep.ensemble import Cell, Ensemble
 from firstorder.sim.sweep.plan import PROCESS, bytes_of

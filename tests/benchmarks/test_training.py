@@ -5,14 +5,14 @@ import os
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.arms import Arm
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
-from firstorder.sim.backend import SimBackend
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import train
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import load
-from firstorder.sim.sequences import score
+from firstorder.sim.model.policy import load
+from firstorder.sim.sampling.sequences import score
+from firstorder.sim.training.backend import SimBackend
 
 MEMBERS, STEPS = 64, 3
 SIM = Sim(vocab=6, horizon=5, pool=16)

@@ -19,8 +19,8 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import app, run
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import assign, build, shipped
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import assign, build, shipped
 from firstorder.sim.config import Sim
 
 TABLE = typer.main.get_command(app)

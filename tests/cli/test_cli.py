@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from firstorder.cli.main import run
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, shipped
-from firstorder.sim.claims.training import runs
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, shipped
+from firstorder.sim.trials import runs
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--set", "sim.vocab=3", "--set", "sim.horizon=2", "--set", "sim.prompts=2", "--set", "sim.width=4"]
@@ -219,7 +219,7 @@ def test_version_and_help(capsys):
 
 
 def test_an_interruption_is_quiet(monkeypatch, capsys):
-    from firstorder.sim import measure
+    from firstorder.sim.exact import measure
 
     def interrupt(*_):
         raise KeyboardInterrupt

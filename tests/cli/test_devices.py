@@ -3,10 +3,10 @@
 import pytest
 
 from firstorder.backends.tasks.problems import read
+from firstorder.cli.commands.promote import read_evidence
 from firstorder.cli.main import run
-from firstorder.cli.promote import read_evidence
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 
 DEVICES = ("/dev/zero", "/dev/full", "/dev")
 

@@ -10,14 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstorder.backends import probe as engines
-from firstorder.cli import validate
-from firstorder.cli.reporting import files
+from firstorder.cli.commands import validate
+from firstorder.cli.report import files
 from firstorder.core import memory
-from firstorder.core.run import RunFolder
-from firstorder.sim import measure, training
-from firstorder.sim.claims.training import runs
-from firstorder.sim.numerics import Numerics
+from firstorder.core.runs.folder import RunFolder
+from firstorder.sim.config import Numerics
+from firstorder.sim.exact import measure
 from firstorder.sim.sweep import plan
+from firstorder.sim.training import session as training
+from firstorder.sim.trials import runs
 
 MEMORY = 1 << 27  # bytes that are said to be free: what fits is enumerated in milliseconds
 PLAIN = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}

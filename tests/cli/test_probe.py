@@ -7,8 +7,8 @@ import pytest
 
 from firstorder.backends import extras, parity, probe, training
 from firstorder.backends.folder import Shape, write_config
+from firstorder.cli.commands.probe import compose_points
 from firstorder.cli.main import run
-from firstorder.cli.probe import compose_points
 from firstorder.core.errors import ConfigError
 
 SHAPE = Shape(

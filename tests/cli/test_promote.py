@@ -24,8 +24,8 @@ from firstorder.backends.vllm import arguments as vllm_arguments
 from firstorder.backends.vllm.serve import flags
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, read, shipped, source
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read, shipped, source
 
 GRID = [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)]
 GIB = 1 << 30
@@ -738,7 +738,7 @@ def test_a_run_of_another_recipe_is_no_evidence(other, capsys, tmp_path):
 
 
 def test_a_run_of_the_same_method_gives_its_kl_and_flips(other):
-    from firstorder.cli.promote import wanted
+    from firstorder.cli.commands.promote import wanted
 
     lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     kl = sum(line["kl"] for line in lines) / 2
@@ -753,7 +753,7 @@ def test_a_run_of_the_same_method_gives_its_kl_and_flips(other):
 
 
 def test_a_run_folder_is_promoted_byte_for_byte(other):
-    from firstorder.cli.promote import read_source
+    from firstorder.cli.commands.promote import read_source
 
     content, recipe, task = read_source(str(other))
     assert task == {}  # the simulator's is another
@@ -763,7 +763,7 @@ def test_a_run_folder_is_promoted_byte_for_byte(other):
 
 
 def test_an_executable_is_one(tmp_path, shape, monkeypatch, capsys):
-    from firstorder.cli import promote
+    from firstorder.cli.commands import promote
 
     monkeypatch.setattr(promote, "figures", lambda runs: {})
     recipe = recipe_of("qwen3-30b-a3b-r2-n1")
@@ -833,7 +833,7 @@ def test_every_kind_of_task_says_what_judges_it():
 
 
 def test_a_source_may_bring_its_task(tmp_path):
-    from firstorder.cli.promote import read_source
+    from firstorder.cli.commands.promote import read_source
 
     file = tmp_path / "own.toml"
     file.write_text(source("minirl-r3-n2") + '\n[task]\nkind = "sums"\n')
@@ -841,7 +841,7 @@ def test_a_source_may_bring_its_task(tmp_path):
 
 
 def test_a_file_of_settings_lies_between_the_recipe_and_assignments(tmp_path):
-    from firstorder.cli.compose import compose_engines
+    from firstorder.cli.api.compose import compose_engines
 
     file = tmp_path / "engines.toml"
     where = planned(models.shape_of())

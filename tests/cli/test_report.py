@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from firstorder.cli.main import run
-from firstorder.cli.reporting.curves import estimate, interquartile_mean
-from firstorder.cli.reporting.figures import TOGETHER
-from firstorder.cli.reporting.runs import labels
-from firstorder.core.diagnostics import QUANTITIES
-from firstorder.core.value import QUANTITIES as CRITIC
+from firstorder.cli.report.curves import estimate, interquartile_mean
+from firstorder.cli.report.figures import TOGETHER
+from firstorder.cli.report.runs import labels
+from firstorder.core.method.value import QUANTITIES as CRITIC
+from firstorder.core.training.diagnostics import QUANTITIES
 
 TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
@@ -268,7 +268,7 @@ def test_an_empty_folder_is_filled(copy, tmp_path):
 
 
 def test_an_interruption_leaves_nothing(copy, tmp_path, monkeypatch, capsys):
-    from firstorder.cli.reporting import files
+    from firstorder.cli.report import files
 
     def interrupt(*_):
         raise KeyboardInterrupt

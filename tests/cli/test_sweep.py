@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.cli.reporting.curves import interquartile_mean
-from firstorder.cli.reporting.runs import read_runs
-from firstorder.cli.reporting.sweeps import OUTCOMES
+from firstorder.cli.report.curves import interquartile_mean
+from firstorder.cli.report.runs import read_runs
+from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.errors import DataError
-from firstorder.core.logs import LOGS
+from firstorder.core.runs.logs import LOGS
 from firstorder.sim import optimizer
 from firstorder.sim.sweep import pool
 
@@ -187,7 +187,7 @@ def test_two_sweeps_do_not_share_a_folder(here, swept, capsys, monkeypatch):
     def also(self):
         second.append(run(command(swept, "--resume")))
 
-    monkeypatch.setattr("firstorder.cli.reporting.tables.write_tables", lambda sweep, out: also(out))
+    monkeypatch.setattr("firstorder.cli.report.tables.write_tables", lambda sweep, out: also(out))
     assert run(command(swept, "--resume")) == 0
     assert second == [2]
     assert "is in use by process" in capsys.readouterr().err

@@ -12,11 +12,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from firstorder.cli import train
+from firstorder.cli.commands import train
 from firstorder.cli.main import run
-from firstorder.cli.tracking.tensorboard import TensorBoard
-from firstorder.core.logs import LOGS
-from firstorder.core.run import RunFolder
+from firstorder.cli.track.tensorboard import TensorBoard
+from firstorder.core.runs.folder import RunFolder
+from firstorder.core.runs.logs import LOGS
 
 STEPS = 10
 SETTINGS = [
@@ -300,8 +300,8 @@ def test_online_the_server_says_which_step_it_lacks(tmp_path, monkeypatch):
     """There is no server here: what W&B answers is written down, what the sink makes of it is tested."""
     import wandb
 
-    from firstorder.cli.tracking.wandb import WandB
-    from firstorder.core.track import Tracked
+    from firstorder.cli.track.wandb import WandB
+    from firstorder.core.runs.track import Tracked
 
     class Answer:
         offline, step, url, sync_dir = False, 7, "https://server/run", str(tmp_path / "run-now")

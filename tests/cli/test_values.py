@@ -8,7 +8,7 @@ import pytest
 from firstorder.cli.main import run
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
 from firstorder.sim.config import Sim
 
 NUMERIC = {key: f for key, f in fuzz.SETTINGS.items() if {int, float} & set(fuzz.kinds(f.annotation))}
@@ -38,7 +38,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("assignment", REFUSED, ids=lambda text: text[:30])
 def test_a_value_that_makes_no_sense_is_refused_with_its_reason(assignment, capsys, monkeypatch):
-    from firstorder.sim import measure
+    from firstorder.sim.exact import measure
 
     monkeypatch.setattr(measure, "_scene", fuzz.work)
     monkeypatch.setattr(memory, "available", lambda: 1 << 34)

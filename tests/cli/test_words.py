@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import typer
 
+from firstorder.cli.commands.probe import COLUMNS, _show
+from firstorder.cli.commands.validate import cautions
 from firstorder.cli.main import app, run
-from firstorder.cli.probe import COLUMNS, _show
-from firstorder.cli.validate import cautions
 from firstorder.sim.claims.training import predictors
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,11 @@ OPTIONS = {name: {word for each in command.params for word in each.opts} for nam
 EVERYWHERE = set.union(*OPTIONS.values(), {"--help", "--version"})
 OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus"}  # of other programs
 # modules whose words are heard under some commands alone; every other advice must hold under one command at least
-HEARD = {"core/run.py": ("train", "sweep"), "core/track.py": ("train",), "backends/coldstart.py": ("coldstart",)}
+HEARD = {
+    "core/runs/folder.py": ("train", "sweep"),
+    "core/runs/track.py": ("train",),
+    "backends/coldstart.py": ("coldstart",),
+}
 
 
 def strings(file):

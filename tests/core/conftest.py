@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.stats import TokenStats
 
 EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.advantage import STD_EPSILON, advantage
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.recipe import Advantage
+from firstorder.core.method.advantage import STD_EPSILON, advantage
+from firstorder.core.method.recipe import Advantage
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=9)
 

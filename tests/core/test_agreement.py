@@ -1,8 +1,8 @@
 import torch
 
-from firstorder.core.agreement import agreement
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import means
+from firstorder.core.quantities import means
+from firstorder.core.training.agreement import agreement
+from firstorder.core.training.batch import RolloutBatch
 
 
 def test_what_stands_off_the_mask_is_not_averaged():

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, with_advantages
-from firstorder.core.backend import Scored, split, take
-from firstorder.core.batch import RolloutBatch
 from firstorder.core.errors import DataError
-from firstorder.core.recipe import Recipe
-from firstorder.core.value import gae
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.value import gae
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.backend import Scored, split, take
+from firstorder.core.training.batch import RolloutBatch
 
 NAMES = ("minirl-critic", "minirl", "ppo-critic", "reinforce")
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from firstorder.core.backend import Scored, split
-from firstorder.core.batch import (
+from firstorder.core.errors import DataError
+from firstorder.core.training.backend import Scored, split
+from firstorder.core.training.batch import (
     RolloutBatch,
     alignment,
     check_alignment,
@@ -10,7 +11,6 @@ from firstorder.core.batch import (
     check_groups,
     check_rewards,
 )
-from firstorder.core.errors import DataError
 
 LENGTHS = torch.tensor([6, 4, 5])
 

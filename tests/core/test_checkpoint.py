@@ -7,9 +7,9 @@ import subprocess
 import pytest
 import torch
 
-from firstorder.core import checkpoint
-from firstorder.core.checkpoint import DamagedError, check_like, digest, newest, read, write
 from firstorder.core.errors import DataError
+from firstorder.core.runs import checkpoint
+from firstorder.core.runs.checkpoint import DamagedError, check_like, digest, newest, read, write
 
 STATE = {"weights": {"up": torch.arange(400.0, dtype=torch.float64)}, "steps": 3}
 

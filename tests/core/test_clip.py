@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core import toml
-from firstorder.core.clip import CLIPS, bernoulli_kl, capped, clip
-from firstorder.core.ratio import ratio
-from firstorder.core.recipe import Clip, Recipe
-from firstorder.core.stats import TokenStats
-from firstorder.core.surrogate import surrogate_loss, token_weights
+from firstorder.core.method.clip import CLIPS, bernoulli_kl, capped, clip
+from firstorder.core.method.ratio import ratio
+from firstorder.core.method.recipe import Clip, Recipe
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import surrogate_loss, token_weights
+from firstorder.core.settings import toml
 
 HIGH = {"tv": 0.02, "kl": 0.002}
 SPAN = {"gspo": "geometric", "ctpo": "prefix"}

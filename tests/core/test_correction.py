@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.correction import CORRECTIONS, correction
 from firstorder.core.errors import DataError
-from firstorder.core.ratio import BOUND, LOG_BOUND
-from firstorder.core.recipe import Correction
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.correction import CORRECTIONS, correction
+from firstorder.core.method.ratio import BOUND, LOG_BOUND
+from firstorder.core.method.recipe import Correction
+from firstorder.core.method.stats import TokenStats
 
 
 def responses(stats, of):

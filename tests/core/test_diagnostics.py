@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.diagnostics import QUANTITIES, add, diagnose, finalise, moments
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.quantities import add
+from firstorder.core.training.diagnostics import QUANTITIES, diagnose, finalise, moments
 
 
 def slow(stats):

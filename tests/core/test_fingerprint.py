@@ -3,9 +3,9 @@
 import pytest
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, fingerprint
-from firstorder.core.record import check_folder, whole_folder
-from firstorder.core.toml import build, override, read
+from firstorder.core.method.recipe import Recipe, fingerprint
+from firstorder.core.runs.files import check_folder, whole_folder
+from firstorder.core.settings.toml import build, override, read
 
 
 def recipe(*changes, name="minirl-r3-n2"):

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.grid import _split, axes, check_distinct, points, titled
+from firstorder.core.settings.grid import _split, axes, check_distinct, points, titled
 
 WRITTEN = {
     "clip.high=0.2,0.3": [0.2, 0.3],

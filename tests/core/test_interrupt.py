@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from firstorder.core.interrupt import Interrupted, deferred, never
+from firstorder.core.training.interrupt import Interrupted, deferred, never
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

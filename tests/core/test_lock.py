@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.lock import NAME, Lock
-from firstorder.core.run import RunFolder
+from firstorder.core.runs.folder import RunFolder
+from firstorder.core.runs.lock import NAME, Lock
 
 HOLD = """
 import sys, time

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from firstorder.core.errors import DataError
-from firstorder.core.logs import cut, read, whole
-from firstorder.core.loop import StepLog
-from firstorder.core.run import RunFolder
+from firstorder.core.runs.folder import RunFolder
+from firstorder.core.runs.logs import cut, read, whole
+from firstorder.core.training.loop import StepLog
 
 FIVE = [b'{"step": %d, "kl": [0.5, null]}\n' % step for step in range(5)]
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.ratio import BOUND, LOG_BOUND, SPANS, log_ratio, ratio, saturated
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.ratio import BOUND, LOG_BOUND, SPANS, log_ratio, ratio, saturated
+from firstorder.core.method.stats import TokenStats
 
 
 def slow(span, delta, mask, steps):

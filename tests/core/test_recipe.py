@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from firstorder.core import toml
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import SCOPES, Recipe, _contradictions, inert_parts
-from firstorder.core.surrogate import receipts, token_weights
+from firstorder.core.method.recipe import SCOPES, Recipe, _contradictions, inert_parts
+from firstorder.core.method.surrogate import receipts, token_weights
+from firstorder.core.settings import toml
 
 NAMES = toml.shipped()
 UNSUPPORTED = {"total-recall", "pr2"}

@@ -5,15 +5,17 @@ from dataclasses import replace as changed
 import pytest
 import torch
 
-from firstorder.core import inert, toml
-from firstorder.core.agreement import agreement
-from firstorder.core.arms import Arm
-from firstorder.core.backend import Scored, take
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.diagnostics import means
 from firstorder.core.errors import ConfigError, ReplayError
-from firstorder.core.recipe import PARTS, Recipe
-from firstorder.core.replay import (
+from firstorder.core.method.recipe import PARTS, Recipe
+from firstorder.core.quantities import means
+from firstorder.core.routing import replay_rows
+from firstorder.core.settings import toml
+from firstorder.core.training import inert
+from firstorder.core.training.agreement import agreement
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.backend import Scored, take
+from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import (
     FEWEST,
     QUANTITIES,
     arrived,
@@ -24,7 +26,6 @@ from firstorder.core.replay import (
     replayed,
     run_rows,
 )
-from firstorder.core.routing import replay_rows
 
 LENGTHS, POSITIONS, LAYERS, EXPERTS = [6, 3, 8, 5], 8, 3, 6
 

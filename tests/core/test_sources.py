@@ -17,10 +17,10 @@ from math import exp, log, sqrt
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
-from firstorder.core.stats import TokenStats
-from firstorder.core.surrogate import token_weights
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import token_weights
+from firstorder.core.settings import toml
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 RUNNABLE = {name: recipe for name, recipe in RECIPES.items() if not recipe.about.unsupported}

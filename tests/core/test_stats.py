@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from firstorder.core.errors import DataError
-from firstorder.core.stats import TokenStats
+from firstorder.core.method.stats import TokenStats
 
 
 def test_a_log_probability_of_another_shape_is_refused_by_name(make_stats):

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core import toml
 from firstorder.core.errors import DataError
-from firstorder.core.ratio import BOUND
-from firstorder.core.recipe import Recipe
-from firstorder.core.stats import TokenStats
-from firstorder.core.surrogate import RECEIPTS, normaliser, receipts, surrogate_loss, token_weights
+from firstorder.core.method.ratio import BOUND
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import RECEIPTS, normaliser, receipts, surrogate_loss, token_weights
+from firstorder.core.settings import toml
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.diagnostics import diagnose, moments
 from firstorder.core.errors import DataError
-from firstorder.core.recipe import Recipe
-from firstorder.core.surrogate import receipts, surrogate_loss, token_weights
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import receipts, surrogate_loss, token_weights
+from firstorder.core.settings import toml
 from firstorder.core.tasks import Answer, Episodes, silence
+from firstorder.core.training.diagnostics import diagnose, moments
 
 RECIPES = [toml.build(Recipe, toml.read(name)) for name in toml.shipped()]
 EVERY = pytest.mark.parametrize("recipe", [r for r in RECIPES if not r.about.unsupported], ids=lambda r: r.about.name)

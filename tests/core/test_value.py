@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.diagnostics import add, means
-from firstorder.core.value import QUANTITIES, explained_variance, gae, lambda_returns, value_loss, value_moments
+from firstorder.core.method.value import QUANTITIES, explained_variance, gae, lambda_returns, value_loss, value_moments
+from firstorder.core.quantities import add, means
 
 LAMBDAS = st.one_of(st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.floats(0.0, 1.0))
 

@@ -103,8 +103,8 @@ def trained(folder):
 
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.torchtitan.trainer import Trainer
-    from firstorder.core.batch import RolloutBatch
-    from firstorder.core.recipe import Recipe
+    from firstorder.core.method.recipe import Recipe
+    from firstorder.core.training.batch import RolloutBatch
 
     tokens = torch.randint(2, len(sums.TOKENS), (8, 24), generator=torch.Generator().manual_seed(0))
     settings = Torchtitan(model=str(folder), pack_length=64)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.scene import MODES, build, engines, grow
-from firstorder.sim.staleness import path
-from firstorder.sim.task import rows
+from firstorder.sim.exact.scene import MODES, build, engines, grow
+from firstorder.sim.exact.staleness import path
 from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks.task import rows
 
 EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
 SMALL = {

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.sim import exact
-from firstorder.sim.bounds import bounds, sequence_total_variation
-from firstorder.sim.scene import MODES
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.bounds import bounds, sequence_total_variation
+from firstorder.sim.exact.scene import MODES
 
 NAMES = ["adaptive", "classical", "coupling", "linear", "mixed", "pinsker_marginal"]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firstorder.core.record import to_json
+from firstorder.core.runs.files import to_json
 from firstorder.sim.claims import CLAIMS, FULL, QUICK, Budget, identities, targets
 from firstorder.sim.claims.claim import EXACT, theorem
 from firstorder.sim.claims.ensemble import ensemble

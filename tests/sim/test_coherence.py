@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from firstorder.sim import coherence, exact
-from firstorder.sim.coherence import begin, bias, follow
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import initial_weights
-from firstorder.sim.scene import build, engines, grow
-from firstorder.sim.tree import reach
+from firstorder.sim.exact import coherence
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.coherence import begin, bias, follow
+from firstorder.sim.exact.scene import build, engines, grow
+from firstorder.sim.exact.tree import reach
+from firstorder.sim.model.policy import initial_weights
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 

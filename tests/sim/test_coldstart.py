@@ -5,22 +5,24 @@ import itertools
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.arms import Arm
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Optimizer, Recipe
-from firstorder.sim import coldstart, exact, noise, optimizer
-from firstorder.sim.backend import SimBackend
+from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.sim import coldstart, optimizer
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.demonstrations import demonstrator
-from firstorder.sim.engine import run
-from firstorder.sim.measure import measure
-from firstorder.sim.policy import flatten, initial_weights, load
-from firstorder.sim.scene import engines, grow
-from firstorder.sim.task import picks
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import run
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.scene import engines, grow
+from firstorder.sim.exact.tree import gather, plant, reach
+from firstorder.sim.model import noise
+from firstorder.sim.model.policy import flatten, initial_weights, load
 from firstorder.sim.tasks import TASKS, task_of
-from firstorder.sim.tree import gather, plant, reach
+from firstorder.sim.tasks.demonstrations import demonstrator
+from firstorder.sim.tasks.task import picks
+from firstorder.sim.training.backend import SimBackend
 
 SIZES = {"vocab": 4, "horizon": 4, "width": 8, "expert_width": 8, "experts": 4, "prompts": 3}
 LONG = {"horizon": 5, "pool": 4, "coldstart_steps": 25, "coldstart_lr": 0.03, "coldstart_share": 1.0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core.toml import read
+from firstorder.core.settings.toml import read
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/collapse.toml"
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from firstorder.core import toml
 from firstorder.core.errors import ConfigError
+from firstorder.core.settings import toml
 from firstorder.sim.config import Sim, check_replay
-from firstorder.sim.scene import grow
-from firstorder.sim.task import rows
+from firstorder.sim.exact.scene import grow
 from firstorder.sim.tasks import TASKS, task_of
+from firstorder.sim.tasks.task import rows
 
 
 def make(**values):

@@ -5,21 +5,22 @@ import math
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.arms import Arm
 from firstorder.core.errors import NotFiniteError
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
-from firstorder.sim import critic, exact
-from firstorder.sim.backend import SimBackend
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import train
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import states
-from firstorder.sim.measure import measure
-from firstorder.sim.policy import initial_weights, load
-from firstorder.sim.scene import MODES, build, engines, grow, token_stats
-from firstorder.sim.sequences import score
-from firstorder.sim.training import prepare, run
-from firstorder.sim.tree import gather, gather_contexts, reach
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import states
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.scene import MODES, build, engines, grow, token_stats
+from firstorder.sim.exact.tree import gather, gather_contexts, reach
+from firstorder.sim.model.policy import initial_weights, load
+from firstorder.sim.sampling.sequences import score
+from firstorder.sim.training import critic
+from firstorder.sim.training.backend import SimBackend
+from firstorder.sim.training.session import prepare, run
 
 RTOL = 1e-10
 # eq. (4): the token ratio and the reward, no clip, nothing truncated

@@ -7,10 +7,10 @@ import torch
 from scipy import stats as scipy_stats
 
 from firstorder.core.errors import ConfigError
-from firstorder.sim import noise
 from firstorder.sim.config import Sim
-from firstorder.sim.demonstrations import demonstrator
+from firstorder.sim.model import noise
 from firstorder.sim.tasks import TASKS, task_of
+from firstorder.sim.tasks.demonstrations import demonstrator
 
 STYLES = ("terse", "verbose", "roundabout")
 SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 5} for name in TASKS} | {

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core.logs import LOGS
-from firstorder.core.run import RunFolder
+from firstorder.core.runs.folder import RunFolder
+from firstorder.core.runs.logs import LOGS
 
 SETTINGS = [
     *("schedule.steps=12", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"),

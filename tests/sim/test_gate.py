@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Recipe, fingerprint
-from firstorder.core.toml import build, read
-from firstorder.sim import gate
-from firstorder.sim.calibrate import Calibration, mismatch
-from firstorder.sim.claims.statistics import Estimate
+from firstorder.core.method.recipe import Recipe, fingerprint
+from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Sim
-from firstorder.sim.measure import measure
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.trials import gate
+from firstorder.sim.trials.calibrate import Calibration, mismatch
+from firstorder.sim.trials.statistics import Estimate
 
 
 def shipped(name):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.recipe import Advantage
-from firstorder.sim import groups
-from firstorder.sim.groups import expected_parts, expected_products
+from firstorder.core.method.recipe import Advantage
+from firstorder.sim.exact import groups
+from firstorder.sim.exact.groups import expected_parts, expected_products
 
 RULES = [
     Advantage(baseline="none"),

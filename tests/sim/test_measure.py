@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 
-from firstorder.core import toml
 from firstorder.core.errors import ConfigError, SizeError
-from firstorder.core.record import to_json
-from firstorder.sim import exact
-from firstorder.sim import measure as module
+from firstorder.core.runs.files import to_json
+from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
-from firstorder.sim.measure import measure
-from firstorder.sim.tree import count
+from firstorder.sim.exact import measure as module
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.tree import count
 
 KEYS = {
     "j_seq",

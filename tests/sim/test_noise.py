@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from firstorder.sim import noise
+from firstorder.sim.model import noise
 
 KEYS = torch.arange(20_000)
 WORD = (1 << 64) - 1

@@ -2,12 +2,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from firstorder.sim.config import Sim
-from firstorder.sim.engine import run
-from firstorder.sim.numerics import HEAD, ROUTER, SPLITS, UP, Numerics, Site, arithmetic
-from firstorder.sim.policy import initial_weights, load
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.forward import run
+from firstorder.sim.exact.tree import plant
+from firstorder.sim.model.numerics import HEAD, ROUTER, SPLITS, UP, Site, arithmetic
+from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.tasks import task_of
-from firstorder.sim.tree import plant
 
 SIZES = {"vocab": 4, "horizon": 2, "width": 8, "expert_width": 6, "experts": 4, "layers": 2, "prompts": 4}
 KINDS = ["noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"]

@@ -3,14 +3,15 @@ import itertools
 import pytest
 import torch
 
-from firstorder.sim import engine, exact
-from firstorder.sim.config import Sim
-from firstorder.sim.engine import Routes, run, vjp
-from firstorder.sim.numerics import Numerics, arithmetic
-from firstorder.sim.policy import flatten, initial_state, initial_weights, load, step, unflatten
-from firstorder.sim.scene import MODES, build, engines, grow
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact import forward as engine
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import Routes, run, vjp
+from firstorder.sim.exact.scene import MODES, build, engines, grow
+from firstorder.sim.exact.tree import gather, plant
+from firstorder.sim.model.numerics import arithmetic
+from firstorder.sim.model.policy import flatten, initial_state, initial_weights, load, step, unflatten
 from firstorder.sim.tasks import task_of
-from firstorder.sim.tree import gather, plant
 
 ROUTERS = {
     "softmax_topk": {},

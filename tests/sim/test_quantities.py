@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core import toml
-from firstorder.core.arms import Arm
-from firstorder.core.loop import described, train
-from firstorder.core.recipe import Recipe
-from firstorder.sim.backend import SimBackend
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import described, train
 from firstorder.sim.config import Sim
+from firstorder.sim.training.backend import SimBackend
 
 TINY = [
     *("sim.vocab=3", "sim.horizon=3", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
@@ -36,8 +36,9 @@ def test_every_logged_name_is_described_beside_the_log_and_nothing_else_is(name,
 
 def test_a_name_means_one_thing():
     """No two owners describe the same name, so none hides the other."""
-    from firstorder.core import backend, diagnostics, inert, loop, replay, surrogate
-    from firstorder.sim.backend import EXACT
+    from firstorder.core.method import surrogate
+    from firstorder.core.training import backend, diagnostics, inert, loop, replay
+    from firstorder.sim.training.backend import EXACT
 
     tables = [module.QUANTITIES for module in (diagnostics, loop, backend, replay, inert)]
     names = [name for table in (*tables, surrogate.RECEIPTS, EXACT) for name in table]

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
-from firstorder.core.surrogate import receipts, token_weights
-from firstorder.sim import exact
-from firstorder.sim.measure import measure
-from firstorder.sim.scene import MODES, token_stats
-from firstorder.sim.tree import gather
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import receipts, token_weights
+from firstorder.core.settings import toml
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.scene import MODES, token_stats
+from firstorder.sim.exact.tree import gather
 
 RTOL = 1e-10
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]

@@ -7,10 +7,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from firstorder.core.diagnostics import diagnose, remainder_moment
-from firstorder.sim import exact
-from firstorder.sim.sampled import sample_responses, sampled_stats
-from firstorder.sim.scene import token_stats
+from firstorder.core.training.diagnostics import diagnose, remainder_moment
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.sampled import sample_responses, sampled_stats
+from firstorder.sim.exact.scene import token_stats
 
 RECIPES = {"disabled": "minirl", "R2": "minirl-r2", "R3": "minirl-r3"}
 ROUNDING = 1e-9  # of a difference of values of order 1 that is itself a hundred to a million times smaller

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core import toml
-from firstorder.core.arms import Arm
-from firstorder.core.diagnostics import means
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
-from firstorder.core.replay import QUANTITIES, arrivals, replayed, run_rows
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.quantities import means
 from firstorder.core.routing import replay_rows
-from firstorder.sim import policy
-from firstorder.sim.agree import mismatch
-from firstorder.sim.backend import SimBackend
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import train
+from firstorder.core.training.replay import QUANTITIES, arrivals, replayed, run_rows
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import along
-from firstorder.sim.measure import measure
-from firstorder.sim.policy import load
-from firstorder.sim.replay import moments
-from firstorder.sim.sequences import score
-from firstorder.sim.tree import episodes
+from firstorder.sim.exact.agree import mismatch
+from firstorder.sim.exact.forward import along
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.replay import moments
+from firstorder.sim.exact.tree import episodes
+from firstorder.sim.model import policy
+from firstorder.sim.model.policy import load
+from firstorder.sim.sampling.sequences import score
+from firstorder.sim.training.backend import SimBackend
 
 CHANGES = [{}, {"task": "guess", "vocab": 4, "horizon": 4, "turn_length": 2, "prompt_length": 3, "layers": 3}]
 MODES = ("disabled", "R2", "R3")
@@ -159,7 +159,7 @@ def mistaking(monkeypatch):
     def score(self, batch):
         scored, found = real(self, batch)
         with torch.no_grad():
-            from firstorder.sim.sequences import score as run
+            from firstorder.sim.sampling.sequences import score as run
 
             live = run(load(self.weights, self.engines.pi, self.sim), batch.tokens).routes
         scored.replay.copy_(torch.where(batch.routes >= 0, live, -1))

@@ -2,11 +2,11 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from firstorder.core import toml
-from firstorder.core.recipe import Recipe
-from firstorder.sim import exact
-from firstorder.sim.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
-from firstorder.sim.tree import scatter
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
+from firstorder.sim.exact.tree import scatter
 
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
 

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from firstorder.sim import exact, tree
-from firstorder.sim.engine import Routes
-from firstorder.sim.measure import measure
-from firstorder.sim.scene import MODES, token_stats
+from firstorder.sim.exact import tree
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.forward import Routes
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.scene import MODES, token_stats
 
 
 def numbers(result, prefix=""):

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from firstorder.sim import noise, policy, scene
 from firstorder.sim.config import Sim
-from firstorder.sim.engine import along, run
-from firstorder.sim.sequences import sample, score
-from firstorder.sim.task import converse, picks
+from firstorder.sim.exact import scene
+from firstorder.sim.exact.forward import along, run
+from firstorder.sim.exact.tree import episodes, gather
+from firstorder.sim.model import noise, policy
+from firstorder.sim.sampling.sequences import sample, score
 from firstorder.sim.tasks import TASKS
-from firstorder.sim.tree import episodes, gather
+from firstorder.sim.tasks.task import converse, picks
 
 SIM = Sim(vocab=3, horizon=3, prompts=2, width=4, expert_width=4, experts=4)
 SEEDS = torch.tensor([3, 4])

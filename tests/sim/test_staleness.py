@@ -2,10 +2,10 @@ import itertools
 
 import torch
 
-from firstorder.sim import exact
-from firstorder.sim.policy import flatten, initial_weights
-from firstorder.sim.scene import build, engines, grow
-from firstorder.sim.staleness import advance, path
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.scene import build, engines, grow
+from firstorder.sim.exact.staleness import advance, path
+from firstorder.sim.model.policy import flatten, initial_weights
 
 
 def setting(small, **changes):

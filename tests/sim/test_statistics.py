@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from firstorder.sim.claims.statistics import Estimate, mean, ratio_of_means, slope
+from firstorder.sim.trials.statistics import Estimate, mean, ratio_of_means, slope
 
 SCALES = (0.1, 0.03, 0.01, 0.003)
 

@@ -6,16 +6,16 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from firstorder.core import toml
 from firstorder.core.errors import DataError, DiskError, WorkerError
-from firstorder.core.logs import LOGS
-from firstorder.core.recipe import Recipe
-from firstorder.sim import training
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.runs.logs import LOGS
+from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
 from firstorder.sim.sweep import pool
 from firstorder.sim.sweep.ensemble import STOPPED, Cell, Ensemble
 from firstorder.sim.sweep.plan import PROCESS, ROWS, bytes_of, plan
 from firstorder.sim.sweep.pool import ATTEMPTS, run_all
+from firstorder.sim.training import session as training
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=3, horizon=3, prompts=2, pool=4, width=8, expert_width=8, evaluate_every=2, members=2, seed=5)

@@ -5,18 +5,19 @@ import itertools
 import pytest
 import torch
 
-from firstorder.core.diagnostics import moments
+from firstorder.core.method.surrogate import receipts, token_weights
 from firstorder.core.rouge import longest_common
-from firstorder.core.surrogate import receipts, token_weights
 from firstorder.core.tasks import Answer, Episodes
-from firstorder.sim import exact, tasks
-from firstorder.sim.bounds import bounds
+from firstorder.core.training.diagnostics import moments
+from firstorder.sim import tasks
 from firstorder.sim.config import Sim
-from firstorder.sim.policy import initial_weights
-from firstorder.sim.scene import MODES, build, engines, grow, token_stats
-from firstorder.sim.task import Layout, converse
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.bounds import bounds
+from firstorder.sim.exact.scene import MODES, build, engines, grow, token_stats
+from firstorder.sim.exact.tree import answers, episodes, reach
+from firstorder.sim.model.policy import initial_weights
 from firstorder.sim.tasks import TASKS, Guess, Program, Text, task_of
-from firstorder.sim.tree import answers, episodes, reach
+from firstorder.sim.tasks.task import Layout, converse
 
 SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 4} for name in TASKS} | {
     "sum_of_five": {"task": "sum", "vocab": 5, "horizon": 3},

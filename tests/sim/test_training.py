@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core import toml
-from firstorder.core.arms import Arm, with_advantages
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
-from firstorder.core.surrogate import token_weights
-from firstorder.sim import optimizer, training
-from firstorder.sim.backend import SimBackend
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import token_weights
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm, with_advantages
+from firstorder.core.training.loop import train
+from firstorder.sim import optimizer
 from firstorder.sim.coldstart import starting_weights
-from firstorder.sim.config import Sim
-from firstorder.sim.measure import measure
-from firstorder.sim.numerics import Numerics
-from firstorder.sim.policy import load
-from firstorder.sim.scene import engines
-from firstorder.sim.sequences import score
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.exact.scene import engines
+from firstorder.sim.model.policy import load
+from firstorder.sim.sampling.sequences import score
 from firstorder.sim.tasks import Sum
+from firstorder.sim.training import session as training
+from firstorder.sim.training.backend import SimBackend
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)

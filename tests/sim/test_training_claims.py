@@ -5,17 +5,17 @@ import pytest
 import torch
 from scipy import stats
 
-from firstorder.core.recipe import Recipe
-from firstorder.core.toml import build, read
-from firstorder.sim.calibrate import calibrate, mismatch
-from firstorder.sim.claims.claim import Budget
-from firstorder.sim.claims.statistics import share
-from firstorder.sim.claims.training import TRAINING, findings, predictors, runs
-from firstorder.sim.claims.training.compare import every, final, interquartile_mean, lead, over_conditions
-from firstorder.sim.claims.training.runs import ON_POLICY, Condition, Runs, conditions
-from firstorder.sim.config import Sim
-from firstorder.sim.measure import measure
-from firstorder.sim.numerics import Numerics
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read
+from firstorder.sim.claims.training import TRAINING, findings, predictors
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.measure import measure
+from firstorder.sim.trials import runs
+from firstorder.sim.trials.budget import Budget
+from firstorder.sim.trials.calibrate import calibrate, mismatch
+from firstorder.sim.trials.compare import every, final, interquartile_mean, lead, over_conditions
+from firstorder.sim.trials.runs import ON_POLICY, Condition, Runs, conditions
+from firstorder.sim.trials.statistics import share
 
 SEEDS = 16
 HERE = Condition(discrepancy="wide", updates=1, lr=0.003)

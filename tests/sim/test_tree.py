@@ -6,19 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import SizeError
-from firstorder.sim import noise
 from firstorder.sim.config import Sim
+from firstorder.sim.exact.tree import bytes_needed, check_size, count, gather, gather_contexts, plant, reach, scatter
+from firstorder.sim.model import noise
 from firstorder.sim.tasks import task_of
-from firstorder.sim.tree import (
-    bytes_needed,
-    check_size,
-    count,
-    gather,
-    gather_contexts,
-    plant,
-    reach,
-    scatter,
-)
 
 SIZES = [(2, 1, 1), (2, 4, 3), (3, 3, 2), (4, 1, 2), (4, 3, 1), (5, 2, 3)]
 

@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from firstorder.sim import exact, variance
-from firstorder.sim.scene import token_stats
-from firstorder.sim.variance import group_variance
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import variance
+from firstorder.sim.exact.scene import token_stats
+from firstorder.sim.exact.variance import group_variance
 
 SETTINGS = {
     "stale": {"staleness": 1, "lr": 2.0, "horizon": 2},

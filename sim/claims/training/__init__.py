@@ -1,6 +1,6 @@
 """The paper's training findings, settled on ensembles of simulated runs."""
 
-from firstorder.sim.claims.claim import Budget
+from firstorder.sim.trials.budget import Budget
 
 from . import discrepancy, findings, predictors
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
-
-from .runs import publish
+from firstorder.sim.claims.claim import Claim, Outcome
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.runs import publish
 
 CLOSE = 0.1  # of the logarithm: within 10%
 

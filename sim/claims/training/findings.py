@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
-from firstorder.sim.claims.statistics import Estimate
-
-from .compare import every, final, interquartile_mean, lead, over_conditions, share_collapsed, summary
-from .runs import ALWAYS, COLD, OFF_POLICY, STALE, Condition, Series, runs
+from firstorder.sim.claims.claim import Claim, Outcome
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.compare import (
+    every,
+    final,
+    interquartile_mean,
+    lead,
+    over_conditions,
+    share_collapsed,
+    summary,
+)
+from firstorder.sim.trials.runs import ALWAYS, COLD, OFF_POLICY, STALE, Condition, Series, runs
+from firstorder.sim.trials.statistics import Estimate
 
 Cells = Mapping[str, Series]
 Judged = tuple[bool | None, dict[str, Estimate]]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from firstorder.core.collapse import onset
-from firstorder.sim.claims.claim import Budget, Claim, Outcome, Verdict
-from firstorder.sim.claims.statistics import Estimate, bootstrap
-
-from .runs import Series, runs
+from firstorder.sim.claims.claim import Claim, Outcome
+from firstorder.sim.trials.budget import Budget, Verdict
+from firstorder.sim.trials.collapse import onset
+from firstorder.sim.trials.runs import Series, runs
+from firstorder.sim.trials.statistics import Estimate, bootstrap
 
 EARLY = 3  # evaluations that a predictor may see
 COHERENCE = "exact/bias_coherence"

@@ -13,11 +13,11 @@ from firstorder.backends.torchtitan.packing import pack
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.arguments import prepare
 from firstorder.backends.vllm.config import Vllm
-from firstorder.core import toml
-from firstorder.core.arms import Arm, Weigher, with_advantages
-from firstorder.core.backend import Scored
-from firstorder.core.batch import RolloutBatch
-from firstorder.core.recipe import Recipe
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings import toml
+from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.backend import Scored
+from firstorder.core.training.batch import RolloutBatch
 
 ROWS, LENGTH, PROMPT = 8, 256, 32
 

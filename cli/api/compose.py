@@ -1,0 +1,181 @@
+"""A recipe and its backend sections, from a name or file and dotted overrides; and a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstorder.backends.tasks.config import TaskSettings
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
+    from firstorder.core.method.recipe import Recipe
+    from firstorder.core.settings.grid import Axes
+    from firstorder.sim.config import Sim
+    from firstorder.sim.sweep.ensemble import Cell
+
+RECIPE = "recipe"  # the axis whose values are recipes
+EXPERIMENT = ("schedule", "optimizer", "sim")  # the sections of the base that such an axis keeps
+SIM = ("sim",)  # the sections that the simulator reads
+ENGINES = ("torchtitan", "vllm", "task")  # those that the real engines read; a file may hold both
+
+
+def compose(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Sim]:
+    """The recipe and the `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    return resolve(_read(name, assignments, SIM, settings))
+
+
+def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
+    """`compose` for tables that are read already."""
+    from firstorder.core.settings.toml import build
+    from firstorder.sim.config import Sim
+
+    recipe, sections = split(tree)
+    return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+
+
+def compose_engines(
+    name: str, assignments: list[str], settings: str | None = None
+) -> tuple[Recipe, Torchtitan, Vllm, TaskSettings]:
+    """As `compose`, with the `[torchtitan]`, the `[vllm]` and the `[task]` section.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    from firstorder.backends.tasks.config import TaskSettings
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
+    from firstorder.core.settings.toml import build
+
+    recipe, sections = split(_read(name, assignments, ENGINES, settings))
+    titan, vllm = build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
+    return recipe, titan, vllm, build(TaskSettings, sections["task"], "task")
+
+
+def split(tree: dict[str, Any]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+    """The validated recipe, and the tables of the backend sections as given.
+
+    Raises:
+        ConfigError: an unknown section, or a recipe that is not valid.
+    """
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.method.recipe import Recipe
+    from firstorder.core.settings.toml import build, nearest
+
+    backends = (*SIM, *ENGINES)
+    sections = [*Recipe.model_fields, *backends]
+    for key, value in tree.items():
+        if key not in sections:
+            raise ConfigError(f"unknown section {key!r}; {nearest(key, sections)}valid sections: {', '.join(sections)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key!r} must be a section, got {value!r}")
+    method = build(Recipe, {key: table for key, table in tree.items() if key not in backends})
+    return method, {key: tree.get(key, {}) for key in backends}
+
+
+def check_read(keys: Iterable[str], own: tuple[str, ...]) -> None:
+    """Refuse a key that was asked for and that no one would read, since it belongs to another backend.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    from firstorder.core.errors import ConfigError
+
+    for key in keys:
+        section = key.partition(".")[0].strip()
+        if section in (*SIM, *ENGINES) and section not in own:
+            reader, here = ("simulator", "real engines") if section in SIM else ("real engines", "simulator")
+            raise ConfigError(f"{key!r} is a setting of the {reader}, and this is about the {here}; drop it")
+
+
+def _read(name: str, assignments: list[str], own: tuple[str, ...], settings: str | None) -> dict[str, Any]:
+    """The tables of a recipe, a file of settings laid over them, under assignments to them or to the backend's own
+    sections."""
+    from firstorder.core.settings.toml import override, read
+
+    check_read((assignment.partition("=")[0] for assignment in assignments), own)
+    over = {} if settings is None else read(settings)
+    return override(overlay(read(name), over), assignments)
+
+
+def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, table by table, so that one key of a table leaves the others at their defaults."""
+    merged = dict(base)
+    for key, value in given.items():
+        inner = merged.get(key)
+        merged[key] = overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, list[Cell]]:
+    """The axes, their values as the cells resolve them, and every cell, checked.
+
+    A cell is the base with `assignments` and its point of the grid laid over it. On an axis `recipe` each value is a
+    recipe whose method takes the place of the base's; what it says about schedule, optimiser and simulator is laid
+    over what the base says. Where an axis changes the method, the scope that a recipe declares is not held against it.
+
+    Args:
+        name: the base, a shipped recipe or a file.
+        assignments: `a.b=value`, for all cells.
+        given: `a.b=v1,v2`, one an axis.
+
+    Raises:
+        ConfigError: an axis is not one, or a cell is refused, which is named.
+        SizeError: a cell's responses are too many to enumerate.
+    """
+    from firstorder.core import progress
+    from firstorder.core.errors import ConfigError, FirstOrderError
+    from firstorder.core.runs.folder import flat
+    from firstorder.core.settings.grid import axes, check_distinct, points, titled
+    from firstorder.core.settings.toml import assign, override, read
+    from firstorder.sim.sweep.ensemble import Cell
+    from firstorder.sim.training.session import check, settings
+
+    wanted = axes(given)
+    assigned = [assignment.partition("=")[0].strip() for assignment in assignments]
+    check_read([*wanted, *assigned], SIM)
+    for key in assigned:
+        if key in wanted:
+            raise ConfigError(f"{key!r} is both set and an axis; drop one of the two")
+    base = read(name)
+    bases = {each: graft(base, read(str(each))) for each in wanted.get(RECIPE, [])} or {None: base}
+    if any(key != RECIPE and key.split(".")[0] not in EXPERIMENT for key in wanted):
+        bases = {each: undeclared(tree) for each, tree in bases.items()}
+    bases = {each: override(tree, assignments) for each, tree in bases.items()}
+    cells: list[Cell] = []
+    places = points(wanted)
+    for number, point in enumerate(progress.steps("cells checked", places)):
+        values = [(key, each) for key, each in point.items() if key != RECIPE]
+        try:
+            recipe, sim = resolve(assign(bases[point.get(RECIPE)], values))
+            check(recipe, sim)
+        except FirstOrderError as error:
+            raise type(error)(f"cell {number} ({titled(point)}): {error}") from None
+        config = flat(settings(recipe, sim))
+        resolved = {key: config.get(key, each) for key, each in point.items()}
+        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=recipe, sim=sim))
+    found = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
+    for key, values in found.items():
+        check_distinct(key, values)
+    return found, cells
+
+
+def graft(base: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """The method of a named recipe in the experiment of a base."""
+    kept = {key: base[key] for key in EXPERIMENT if key in base}
+    return overlay(kept, named)
+
+
+def undeclared(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that does not say how far its weight looks."""
+    about = {key: value for key, value in tree.get("about", {}).items() if key != "scope"}
+    return tree | {"about": about}
+
+
+def _first(key: str, value: Any, places: list[dict[str, Any]], cells: list[Cell]) -> Any:
+    """What the first cell with a value on an axis made of it, such as 1.0 of 1."""
+    return next(cell.point[key] for place, cell in zip(places, cells, strict=True) if place[key] is value)

@@ -1,0 +1,1 @@
+"""Settings: TOML, overrides, grids, and what a number may be."""

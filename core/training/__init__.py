@@ -1,0 +1,1 @@
+"""What training is: batches, backends, one loop, and what it records."""

@@ -1,0 +1,50 @@
+"""How far the routes of two engines agree on the tokens that were sampled: the moments behind `route/*`.
+
+Shapes: `...` any leading axes (an ensemble), B responses, L positions, M MoE layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from firstorder.core.errors import DataError
+from firstorder.core.quantities import Moments
+from firstorder.core.routing import flips
+
+from .batch import RolloutBatch
+
+
+def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tensor) -> Moments:
+    """Flips, gate margin and entropy, as (numerator, denominator) `[...]` over response tokens.
+
+    Row t - 1 of the routes produced token t, so the rows before the tokens of the mask count; one that μ_old did not
+    send is no flip and is not counted.
+
+    Args:
+        batch: as sampled, with the routes of μ_old.
+        routes: `[..., B, L, M, K]` of π_old, live.
+        margin: `[..., B, L, M]` of those choices: k-th minus (k+1)-th selection score.
+        entropy: `[..., B, L]` nats, of the distribution that π_old gives each token.
+
+    Raises:
+        DataError: the batch has no routes.
+    """
+    if batch.routes is None:
+        raise DataError("a batch without `routes` has no route agreement; enable the rollout engine's routed experts")
+    rows = batch.mask[..., 1:]
+    sent = (batch.routes[..., :-1, :, :] >= 0).all(-1).to(entropy)
+    flipped = flips(routes[..., :-1, :, :], batch.routes[..., :-1, :, :]).to(entropy) * sent
+
+    def per_token(x: Tensor, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        tokens = rows.to(entropy) if of is None else torch.where(rows, of, 0.0)
+        return torch.where(rows, x, 0.0).sum((-2, -1)), tokens.sum((-2, -1))
+
+    found = {
+        "route/flip_rate": per_token(flipped.mean(-1), sent.mean(-1)),
+        "route/tokens_flipped": per_token(flipped.amax(-1), sent.amax(-1)),
+        "route/gate_margin": per_token(margin[..., :-1, :].mean(-1)),
+        "update/entropy": per_token(entropy[..., 1:]),
+    }
+    layers = range(flipped.shape[-1])
+    return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i], sent[..., i]) for i in layers}

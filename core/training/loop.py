@@ -1,0 +1,123 @@
+"""The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, push.
+
+    batch = B prompts x G responses from μ_old
+    score with π_old once (R2 records its experts, R3 replays those of μ_old; a critic values every context)
+    split into N mini-batches; one optimiser step each, with the weights of the recipe
+    push the new weights to μ
+
+The loop knows no engine. A backend may hold a whole ensemble: then every tensor has a leading axis M, the arms say
+which recipe each member follows, and every quantity is logged per member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import RECEIPTS
+from firstorder.core.method.value import explained_variance, value_moments
+from firstorder.core.quantities import Moments, Quantity, add, means
+
+from . import diagnostics, inert, replay
+from .arms import Arm, Weigher, with_advantages
+from .backend import Backend, split
+from .batch import check_groups
+from .diagnostics import finalise, moments
+
+DIVERGED = "the policy diverges or is saturated; lower optimizer.lr, or bound the ratio with correction or clip"
+
+QUANTITIES: dict[str, Quantity] = {
+    "reward": Quantity(
+        formula="mean R of the responses sampled from mu", unit="reward", source="verl critic/rewards/mean; TRL reward"
+    ),
+    "update/second_order_remainder": Quantity(
+        formula="second_order_remainder with pi_theta in place of pi_old, mean over updates",
+        unit="reward",
+        source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta]",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLog:
+    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`."""
+
+    step: int
+    metrics: dict[str, Tensor]
+    receipts: dict[str, Tensor]
+
+
+def train(
+    arms: tuple[Arm, ...], backend: Backend, first: int = 0, done: Callable[[StepLog], None] = lambda log: None
+) -> None:
+    """Run the global steps `first`, ..., `schedule.steps` - 1.
+
+    Args:
+        arms: the recipes; they share one schedule.
+        backend: the engines.
+        first: where to go on.
+        done: called after each step, once the weights are pushed.
+
+    Raises:
+        ConfigError: the arms' schedules differ.
+        DataError: a batch breaks its contract, or a loss is not finite.
+        ReplayError: replay is on and did not take place.
+    """
+    schedule = arms[0].recipe.schedule
+    if any(arm.recipe.schedule != schedule for arm in arms):
+        raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
+    idle = inert.receipts(arms, backend.mismatch)
+    for step in range(first, schedule.steps):
+        batch = backend.rollout(step)
+        check_groups(batch, schedule.prompts, schedule.group_size)
+        scored, agreement = backend.score(batch)
+        scored = with_advantages(scored, arms, schedule.group_size)
+        sums = add(agreement, moments(scored.stats(scored.logp_old)))
+        sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
+        replay.check_given(scored, arms)
+        weigh = Weigher(arms)
+        for number, minibatch in enumerate(split(scored, schedule.minibatches)):
+            updated = backend.update(minibatch, weigh)
+            replay.check_replayed(minibatch, updated, arms, fresh=number == 0)
+            sums = add(sums, updated)
+        backend.push()
+        metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
+        acted = weigh.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
+        done(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Refuse a weight that needs more than sampled rollouts carry.
+
+    Raises:
+        ConfigError: it reads whole distributions or router log-probs.
+    """
+    wide = recipe.correction.kind in ("max_kl", "mean_kl")
+    if wide or recipe.ratio.router_floor is not None:
+        key, value = (
+            ("correction.kind", recipe.correction.kind) if wide else ("ratio.router_floor", recipe.ratio.router_floor)
+        )
+        raise ConfigError(
+            f"{key} = {value} reads more than the log-probs of sampled tokens, which is all that a rollout carries; "
+            f"`firstorder measure` judges it, or set another {key}"
+        )
+
+
+def described(backend: Backend) -> dict[str, Quantity]:
+    """What every name means that a step on this backend can log, in metrics or receipts."""
+    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS | inert.QUANTITIES
+
+
+def _named(sums: Moments, *prefixes: str) -> Moments:
+    return {name: pair for name, pair in sums.items() if name.startswith(prefixes)}
+
+
+def _finalise(sums: Moments) -> dict[str, Tensor]:
+    """Named diagnostics, and every other moment under its own name."""
+    averaged = means(sums)
+    known = finalise(sums) | explained_variance(averaged)
+    return known | means(_named(sums, "route/", "update/", "critic/"))

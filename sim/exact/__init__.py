@@ -1,0 +1,1 @@
+"""Expectations over every response: objectives, gradients, expected updates, variance."""

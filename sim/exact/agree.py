@@ -1,0 +1,42 @@
+"""Whether the two engines that `[sim]` describes compute differently, and the parts of a recipe that are idle then."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from firstorder.core.method.recipe import Recipe, inert_parts
+from firstorder.sim.config import Sim
+from firstorder.sim.model import noise
+from firstorder.sim.model.policy import initial_weights, load
+from firstorder.sim.sampling.sequences import score
+
+from .scene import engines
+
+SEQUENCES, TOKENS = 64, 6  # of the probe
+
+
+def inert(recipe: Recipe, sim: Sim, *, stale: bool) -> list[str]:
+    """The parts of a recipe that cannot act, one sentence each.
+
+    Args:
+        recipe: the method.
+        sim: the two engines.
+        stale: θ differs from θ_old at some update.
+    """
+    return inert_parts(recipe, stale=stale, mismatch=mismatch(sim))
+
+
+@lru_cache
+def mismatch(sim: Sim) -> bool:
+    """Whether the engines give any token of random sequences another log-prob, by a bit.
+
+    Settings alone do not say it: a scale that a kind does not read changes nothing, nor does the order of one gate.
+    """
+    seed = torch.zeros(1, dtype=torch.int64)
+    weights, pair = initial_weights(sim, seed), engines(sim, seed)
+    keys = noise.mix(torch.arange(SEQUENCES * TOKENS)).view(1, SEQUENCES, TOKENS)
+    with torch.no_grad():
+        pi, mu = (score(load(weights, each, sim), keys % sim.vocab).logp for each in (pair.pi, pair.mu))
+    return not torch.equal(pi, mu)

@@ -1,0 +1,50 @@
+"""Staleness: θ after s plain-SGD steps from θ_old, on prompts other than those measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from firstorder.core import progress
+from firstorder.core.method.recipe import Recipe
+from firstorder.sim.config import Sim
+from firstorder.sim.model.policy import Weights, flatten, load, unflatten
+
+from .forward import run
+from .scene import Engines, build, grow
+from .tree import Tree
+from .updates import sequence_gradient, update
+
+
+def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe | None = None) -> Iterator[Weights]:
+    """θ after 0, 1, ..., `steps` steps of size `sim.lr`.
+
+    Each step goes along the exact ∇J_seq of the natural target, so that every recipe is compared at the same θ;
+    or, given a recipe, along that recipe's own exact expected update at (θ, θ_old, μ_old).
+    """
+    yield theta_old
+    if not steps:
+        return
+    tree, rewards = grow(sim, others=True)
+    theta = theta_old
+    for _ in progress.steps("staleness", range(steps)):
+        if recipe is None:
+            slope = _natural(sim, tree, rewards, pair, theta)
+        else:
+            scene = build(sim, tree, rewards, pair, theta_old, theta, modes=[recipe.router_replay.mode])
+            slope = update(scene, recipe)
+        theta = advance(theta, slope, sim.lr)
+        yield theta
+
+
+def _natural(sim: Sim, tree: Tree, rewards: Tensor, pair: Engines, theta: Weights) -> Tensor:
+    """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
+    leaves = {name: w.detach().clone().requires_grad_(name != "bias") for name, w in theta.items()}
+    return sequence_gradient(run(load(leaves, pair.pi, sim), tree), tree, rewards, leaves)
+
+
+def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:
+    """θ + lr · slope; the selection bias is no parameter and stays."""
+    trained = {name: w for name, w in theta.items() if name != "bias"}
+    return theta | unflatten(flatten(trained) + lr * slope, trained)

@@ -1,0 +1,1 @@
+"""The tiny policy and the arithmetic that an engine runs it through."""

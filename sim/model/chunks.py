@@ -1,0 +1,36 @@
+"""One step of the policy over many prefixes, checkpointed in chunks, so that memory stays linear in their number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .policy import Model, Step, step
+
+# contexts x members run at once; above it the forward is checkpointed, so that memory stays linear in contexts
+CHUNK_ROWS = 1 << 15
+
+
+def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+    """`policy.step`, in checkpointed chunks of prefixes once there are many; arguments as there."""
+    size = max(1, CHUNK_ROWS // state.shape[0])
+    if tokens.shape[-1] <= size:
+        return step(model, state, tokens, keys, replay)
+    chunks = []
+    for start in range(0, tokens.shape[-1], size):
+        cut = slice(start, start + size)
+        given = None if replay is None else replay[:, cut]
+        chunks.append(_checkpointed(model, state[:, cut], tokens[..., cut], keys[..., cut], given))
+    return Step(**{name: torch.cat([getattr(c, name) for c in chunks], dim=1) for name in vars(chunks[0])})
+
+
+def _checkpointed(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+    if not torch.is_grad_enabled():
+        return step(model, state, tokens, keys, replay)
+
+    def tensors(carried: Tensor) -> tuple[Tensor, ...]:
+        return tuple(vars(step(model, carried, tokens, keys, replay)).values())
+
+    values = checkpoint(tensors, state, use_reentrant=False, preserve_rng_state=False)
+    return Step(**dict(zip(Step.__dataclass_fields__, values, strict=True)))

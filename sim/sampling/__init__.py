@@ -1,0 +1,1 @@
+"""Responses sampled and scored token by token."""

@@ -1,0 +1,134 @@
+"""Sampling and scoring of token sequences, the twin of `sim.exact.forward` in training: no tree,
+only what was sampled.
+
+Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment), N layers,
+K experts a token, V vocabulary. An answer's tokens are run and routed like any other; mask False, log-prob 0.
+Every random number is a hash of (member, step, response, position), so there is no generator state to save, and a
+member samples the same alone and in any ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firstorder.sim.model import noise
+from firstorder.sim.model.chunks import chunked_step
+from firstorder.sim.model.policy import Model, initial_state
+from firstorder.sim.tasks.task import SimTask, ends, heard
+
+Replay = Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Sampled responses: `tokens`, `mask` `[M, B, L]`, `logp` `[M, B, L]` nats, `lengths` `[M, B]`, and `routes` int16
+    `[M, B, L, N, K]`, -1 in the row of the last token and beyond."""
+
+    tokens: Tensor
+    mask: Tensor
+    logp: Tensor
+    lengths: Tensor
+    routes: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Sequences under an engine: `logp` `[M, B, L]` nats of each token given those before it (0 at position 0),
+    `entropy` `[M, B, L]` nats of the distribution it was drawn from, `routes` `[M, B, L, N, K]` of each token run,
+    `live` `[M, B, L, N, K]` what each router would have chosen without replay, `margin` `[M, B, L, N]` of that choice,
+    `state` `[M, B, L, N, D]` that is carried into the context of each token
+    (0 at position 0), without gradient."""
+
+    logp: Tensor
+    entropy: Tensor
+    routes: Tensor
+    live: Tensor
+    margin: Tensor
+    state: Tensor
+
+
+def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
+    """Sample responses until token 0 or the horizon, answered by the task's environment.
+
+    Args:
+        model: the inference engine.
+        task: whose prompts are answered.
+        rows: int64 `[M, B]`, the prompts.
+        keys: int64 `[M, B]`, the hash key of each response's random numbers.
+    """
+    layout = task.layout
+    tokens = torch.zeros(*rows.shape, layout.length, dtype=torch.int64)
+    tokens[..., : layout.prompt] = task.prompts(rows).tokens
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    logp = torch.zeros(tokens.shape, dtype=torch.float64)
+    state, hashed, running = initial_state(model, rows.shape[1]), None, torch.ones(rows.shape, dtype=torch.bool)
+    depth_at = {layout.before(depth): depth for depth in range(layout.horizon)}
+    ids = []
+    for position in range(layout.length - 1):
+        now = tokens[..., position]
+        hashed = noise.extend(hashed, now)
+        done = chunked_step(model, state, now, hashed, None)
+        state = done.state
+        ids.append(done.ids)
+        depth = depth_at.get(position + 1)
+        if depth is None:
+            continue
+        drawn = _draw(done.logp, noise.uniform(noise.combine(keys, position)))
+        chosen = done.logp.gather(-1, drawn[..., None])[..., 0]
+        tokens[..., position + 1] = torch.where(running, drawn, 0)
+        mask[..., position + 1] = running
+        logp[..., position + 1] = torch.where(running, chosen, 0.0)
+        running = running & (drawn != 0)
+        if layout.answered(depth + 1):
+            said = position + 2
+            answer = heard(task, rows, tokens[..., :said], mask[..., :said])
+            tokens[..., said : said + layout.answer] = torch.where(running[..., None], answer, 0)
+    lengths = ends(mask)
+    routes = torch.stack([*ids, torch.full_like(ids[0], -1)], dim=2)
+    used = torch.arange(layout.length) < (lengths - 1)[..., None]
+    return Rollouts(
+        tokens=tokens, mask=mask, logp=logp, lengths=lengths, routes=torch.where(used[..., None, None], routes, -1)
+    )
+
+
+def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
+    """Run an engine over given sequences.
+
+    Args:
+        model: the engine; gradients flow if its weights carry them.
+        tokens: int64 `[M, B, L]`.
+        replay: `[M, B, L, N, K]` experts to use, -1 where live.
+    """
+    state, hashed = initial_state(model, tokens.shape[1]), None
+    logps, entropies, rows, lives, margins = [torch.zeros(tokens.shape[:2], dtype=torch.float64)], [], [], [], []
+    entropies.append(logps[0])
+    states = [state]
+    for position in range(tokens.shape[2] - 1):
+        now = tokens[..., position]
+        hashed = noise.extend(hashed, now)
+        done = chunked_step(model, state, now, hashed, None if replay is None else replay[:, :, position])
+        state = done.state
+        logps.append(done.logp.gather(-1, tokens[..., position + 1, None])[..., 0])
+        with torch.no_grad():
+            entropies.append(-(done.logp.exp() * done.logp).sum(-1))
+        rows.append(done.ids)
+        lives.append(done.live)
+        margins.append(done.margin)
+        states.append(state.detach())
+    return Scores(
+        logp=torch.stack(logps, dim=2),
+        entropy=torch.stack(entropies, dim=2),
+        routes=torch.stack([*rows, torch.full_like(rows[0], -1)], dim=2),
+        live=torch.stack([*lives, torch.full_like(rows[0], -1)], dim=2),
+        margin=torch.stack([*margins, torch.zeros_like(margins[0])], dim=2),
+        state=torch.stack(states, dim=2),
+    )
+
+
+def _draw(logp: Tensor, u: Tensor) -> Tensor:
+    """Token ids by inversion of the cumulative distribution, `[M, B]`."""
+    edges = logp.exp().cumsum(-1)
+    return (edges[..., :-1] < u[..., None]).sum(-1)

@@ -1,0 +1,1 @@
+"""Training in the simulator, one policy or an ensemble."""

@@ -1,0 +1,294 @@
+"""The simulator as a training backend: a whole ensemble of runs as one batched computation.
+
+Shapes: M members (arms side by side), B responses, L positions, N layers, K experts a token, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core.errors import ConfigError, NotFiniteError
+from firstorder.core.method import value
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.quantities import Moments, Quantity
+from firstorder.core.routing import replay_rows
+from firstorder.core.runs.checkpoint import check_like
+from firstorder.core.tasks import RANGE, Episodes
+from firstorder.core.training import backend as shared
+from firstorder.core.training import replay as replays
+from firstorder.core.training.agreement import agreement
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.backend import Scored, Weigh
+from firstorder.core.training.batch import RolloutBatch, check_rewards
+from firstorder.sim import optimizer
+from firstorder.sim.coldstart import starting_weights
+from firstorder.sim.config import Sim
+from firstorder.sim.exact import coherence
+from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.agree import mismatch
+from firstorder.sim.exact.forward import states
+from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
+from firstorder.sim.exact.tree import Tree
+from firstorder.sim.model import noise
+from firstorder.sim.model.numerics import Arithmetic, arithmetic
+from firstorder.sim.model.policy import Weights, flatten, load, unflatten
+from firstorder.sim.sampling.sequences import Scores, sample, score
+from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks.task import picks
+
+from . import critic
+
+_ENUMERATED = "after the step, every response to the measured prompts enumerated"
+EXACT: dict[str, Quantity] = {
+    "exact/j_pi": Quantity(
+        formula=f"E[R] of the training engine's policy with its own routes, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/j_mu": Quantity(
+        formula=f"E[R] of the inference engine's policy, {_ENUMERATED}",
+        unit="reward",
+        source="arXiv 2512.01374 eq. (1)",
+    ),
+    "exact/value_error": Quantity(
+        formula="|J(pi) - J(mu) - E_mu[R sum(rho - 1)]| of the recipe's own target, theta = theta_old",
+        unit="reward",
+        source="what eq. (3) of arXiv 2512.01374 leaves out",
+    ),
+    "exact/replay_bias": Quantity(
+        formula="J(pi natural) - J(pi), signed; 0 without replay", unit="reward", source="replay_bias of measure"
+    ),
+    "exact/gradient_error": Quantity(
+        formula="min_c |c u - g| / |g|, u the recipe's first update at these weights, g the gradient of its own target",
+        unit="relative",
+        source="gradient_error of measure",
+    ),
+    "exact/gradient_error_natural": Quantity(
+        formula="as exact/gradient_error, g the gradient of the policy that routes by itself",
+        unit="relative",
+        source="gradient_error_natural of measure",
+    ),
+    "exact/bias_entropy": Quantity(
+        formula="cosine of b = c u - g, the error that exact/gradient_error_natural measures, with the gradient of the "
+        "entropy: negative where the bias sharpens the policy",
+        unit="1",
+        source="firstorder bias_entropy",
+    ),
+    "exact/bias_cosine": Quantity(
+        formula="cosine of b with the b of the evaluation before; 0 at the first",
+        unit="1",
+        source="firstorder bias_cosine",
+    ),
+    "exact/bias_coherence": Quantity(
+        formula=f"|sum m^k b_k| / sum m^k |b_k| over the evaluations so far, m = {coherence.MEMORY}: 1 where all point "
+        "one way",
+        unit="1",
+        source="firstorder bias_coherence",
+    ),
+}
+"""What `evaluate` reports."""
+
+
+class SimBackend:
+    """Policies, both engines, the optimiser and, where its recipe wants one, the critic of every member.
+
+    Args:
+        sim: sizes, numerics, prompts; the measured prompts are the first of the training pool.
+        arms: recipes with their member counts, in order.
+        seeds: int64 `[M]`; a member's weights, prompts and samples follow from its seed alone.
+    """
+
+    def __init__(self, sim: Sim, arms: tuple[Arm, ...], seeds: Tensor) -> None:
+        members = [arm for arm in arms for _ in range(arm.members or 1)]
+        if len(members) != len(seeds):
+            raise ConfigError(f"the arms hold {len(members)} members, got {len(seeds)} seeds")
+        self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
+        self.modes = [arm.recipe.router_replay.mode for arm in members]
+        self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
+        self.task = task_of(sim)
+        self.engines: Engines = engines(sim, seeds)
+        self.weights: Weights = starting_weights(sim, seeds)
+        self.rollout_weights = self.weights
+        self.optimizer = optimizer.start(self._vector())
+        self.trail = coherence.begin(*self._vector().shape)
+        self.critic = critic.start([arm.recipe for arm in members], sim)
+        self.mismatch = mismatch(sim)
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What every reported name means."""
+        learned = {} if self.critic is None else value.QUANTITIES
+        layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
+        return shared.QUANTITIES | layers | EXACT | learned
+
+    def rollout(self, step: int) -> RolloutBatch:
+        """Prompts of a step, each answered G times by μ_old."""
+        size = self.schedule.group_size
+        picked = picks(self.sim.training_prompts, self.seeds, step, self.schedule.prompts)
+        groups = picked.repeat_interleave(size, dim=1)
+        number = torch.arange(groups.shape[1])
+        keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
+        with torch.no_grad():
+            engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
+            done = sample(engine, self.task, groups, keys)
+        episodes = Episodes(tokens=done.tokens, mask=done.mask, lengths=done.lengths, prompt=groups)
+        batch = RolloutBatch(
+            tokens=done.tokens,
+            mask=done.mask,
+            lengths=done.lengths,
+            logp_mu=done.logp,
+            rewards=self.task.verify(episodes),
+            groups=groups,
+            routes=done.routes,
+        )
+        check_rewards(batch, *RANGE)
+        return batch
+
+    def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
+        """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.
+
+        The critic reads the states of the pass that the update repeats.
+        """
+        assert batch.routes is not None
+        with torch.no_grad():
+            trainer = load(self.weights, self.engines.pi, self.sim)
+            live = score(trainer, batch.tokens)
+            ran = batch.routes >= 0
+            own = torch.where(ran, live.routes, -1)
+            by_mode = {"disabled": torch.full_like(own, -1), "R2": own, "R3": batch.routes}
+            replay = torch.stack([by_mode[mode][m] for m, mode in enumerate(self.modes)])
+            used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
+        logp_old = torch.where(batch.mask, used.logp, 0.0)
+        values = None if self.critic is None else critic.values(self.critic, used.state)
+        differs = replays.differing(batch, live.routes)
+        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
+        return scored, agreement(batch, live.routes, live.margin, used.entropy)
+
+    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
+        """One optimiser step of every member, and one of every critic."""
+        trained = {name: w.detach().requires_grad_(name != "bias") for name, w in self.weights.items()}
+        trainer = load(trained, self.engines.pi, self.sim)
+        scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
+        logp = torch.where(minibatch.batch.mask, scores.logp, 0.0)
+        stats = minibatch.stats(logp)
+        loss = surrogate_loss(stats, weigh(stats))
+        leaves = [w for w in trained.values() if w.requires_grad]
+        gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], dim=1)
+        if not torch.isfinite(gradient).all():
+            raise NotFiniteError(
+                "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
+            )
+        clipped, norm = optimizer.clip(gradient, self.settings)
+        vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
+        if not torch.isfinite(vector).all():
+            raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
+        self._set(vector)
+        one = torch.ones_like(norm)
+        found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        if self.critic is not None:
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
+            found |= fitted
+        return found | _replayed(minibatch, scores)
+
+    def push(self) -> None:
+        """μ takes the trainer's weights."""
+        self.rollout_weights = self.weights
+
+    def evaluate(self, step: int) -> dict[str, Tensor]:
+        """Exact objectives and errors on the measured prompts, every `sim.evaluate_every` steps and after the last."""
+        every = self.sim.evaluate_every
+        if not every or (step % every and step != self.schedule.steps):
+            return {}
+        tree, rewards = grow(self.sim)
+        found, biases, start = [], [], 0
+        for arm in self.arms:
+            cut = slice(start, start + (arm.members or 1))
+            one, bias = self._exact(arm.recipe, cut, tree, rewards)
+            found.append(one)
+            biases.append(bias)
+            start = cut.stop
+        self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]} | heading
+
+    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
+        the natural target; `[members]`, and `[members, P]`."""
+        mode = recipe.router_replay.mode
+        pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
+        weights = {name: w[cut] for name, w in self.weights.items()}
+        scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
+        values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
+        natural = exact.gradient(scene, "disabled")
+        own = natural if mode == "disabled" else exact.gradient(scene, mode)
+        bias = coherence.bias(u, natural)
+        found = {
+            "exact/j_pi": values.j_seq_natural,
+            "exact/j_mu": values.j_mu,
+            "exact/value_error": values.error.abs(),
+            "exact/replay_bias": values.replay_bias,
+            "exact/gradient_error": exact.compare(u, own).error,
+            "exact/gradient_error_natural": exact.compare(u, natural).error,
+            "exact/bias_entropy": coherence.cosine(bias, exact.entropy_gradient(scene)),
+        }
+        return found, bias
+
+    def _values(self, recipe: Recipe, cut: slice, scene: Scene) -> Tensor | None:
+        """What the critics of an arm say of every context of a scene, `[members, N]`."""
+        if self.critic is None or not recipe.has_critic:
+            return None
+        replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
+        carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
+        mine = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
+        return critic.value(self.critic.phi[mine], carried)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, critics, optimisers and where the bias has pointed; everything random is a hash of (seed, step)."""
+        state = {
+            "weights": self.weights,
+            "optimizer": asdict(self.optimizer),
+            "trail": asdict(self.trail),
+            "seeds": self.seeds,
+        }
+        return state if self.critic is None else state | {"critic": critic.state(self.critic)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            DataError: it is not of these members and sizes.
+        """
+        check_like(state, self.state())
+        self.weights = self.rollout_weights = state["weights"]
+        self.optimizer = optimizer.OptimizerState(**state["optimizer"])
+        self.trail = coherence.Trail(**state["trail"])
+        if self.critic is not None:
+            self.critic = critic.load(self.critic, state["critic"])
+
+    def _rollout_arithmetic(self, step: int) -> Arithmetic:
+        """μ's arithmetic; where it depends on the batch, every step's batch is another draw."""
+        if self.sim.numerics.kind != "batch":
+            return self.engines.mu
+        return arithmetic(self.sim.numerics, noise.combine(self.seeds, step))
+
+    def _vector(self) -> Tensor:
+        return flatten({name: w for name, w in self.weights.items() if name != "bias"}).detach()
+
+    def _set(self, vector: Tensor) -> None:
+        trained = {name: w for name, w in self.weights.items() if name != "bias"}
+        self.weights = self.weights | unflatten(vector, trained)
+
+
+def _replayed(minibatch: Scored, scores: Scores) -> Moments:
+    """What the routers did with the experts that they were given: a row was replayed if those were used."""
+    assert minibatch.replay is not None
+    positions = minibatch.batch.tokens.shape[-1]
+    run = replays.run_rows(minibatch.batch.lengths, positions).flatten(-2)
+    used = (scores.routes == minibatch.replay).all(-1, keepdim=True)
+    took = torch.where(used, minibatch.replay, -1)
+    counts = replay_rows(took.flatten(-4, -3), scores.live.flatten(-4, -3), run)
+    return replays.replayed(counts, run.shape[-1])

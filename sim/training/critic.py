@@ -1,0 +1,102 @@
+"""The critic of the simulator: for each member, one linear head on the state that its policy carries.
+
+    V(c_t) = φ · (state after the tokens of c_t, 1)
+
+The state is the normed output of every layer: all that the policy remembers of a context, and what its own head reads.
+It is read without gradient, so the value loss moves φ and nothing else; as the policy learns, the state moves under
+the head. φ starts at zero, so the first advantages are the rewards themselves. It belongs to the trainer: μ has none.
+
+Shapes: M members, C of them with a critic, B responses, L positions, N layers, D width, F = N D + 1 features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core.errors import NotFiniteError
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.value import value_loss
+from firstorder.core.quantities import Moments
+from firstorder.core.training.backend import Scored
+from firstorder.sim import optimizer
+from firstorder.sim.config import Sim
+from firstorder.sim.optimizer import OptimizerState, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic:
+    """φ `[C, F]` and its optimiser; `members` int64 `[C]` are the places of its members among all M."""
+
+    members: Tensor
+    phi: Tensor
+    optimizer: OptimizerState
+    settings: Settings
+
+
+def start(recipes: list[Recipe], sim: Sim) -> Critic | None:
+    """The critic before the first step; None where no recipe has one.
+
+    Args:
+        recipes: one a member.
+        sim: the sizes.
+    """
+    members = [i for i, recipe in enumerate(recipes) if recipe.has_critic]
+    if not members:
+        return None
+    phi = torch.zeros(len(members), sim.layers * sim.width + 1, dtype=torch.float64)
+    settings = optimizer.settings([recipes[i].critic for i in members])
+    return Critic(members=torch.tensor(members), phi=phi, optimizer=optimizer.start(phi), settings=settings)
+
+
+def value(phi: Tensor, state: Tensor) -> Tensor:
+    """V of contexts, `[C, ...]`, from `phi` `[C, F]` and the states `[C, ..., N, D]` that the policy carries there."""
+    seen = state.detach().flatten(-2)
+    flat = seen.flatten(1, -2)
+    return (torch.einsum("cxf,cf->cx", flat, phi[:, :-1]) + phi[:, -1:]).view(seen.shape[:-1])
+
+
+def values(critic: Critic, state: Tensor) -> Tensor:
+    """V(c_t) at every position, `[M, B, L]`, NaN for members without a critic; `state` is `Scores.state`."""
+    return _spread(value(critic.phi, state[critic.members]), critic, len(state))
+
+
+def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Moments]:
+    """One optimiser step of every critic down the gradient of its value loss.
+
+    Raises:
+        NotFiniteError: the gradient, or what it makes of the critic, is not finite.
+    """
+    assert minibatch.returns is not None
+    phi = critic.phi.detach().requires_grad_()
+    found = value(phi, state[critic.members])
+    loss = value_loss(found, minibatch.returns[critic.members], minibatch.batch.mask[critic.members])
+    (gradient,) = torch.autograd.grad(loss.sum(), phi)
+    if not torch.isfinite(gradient).all():
+        raise NotFiniteError("the gradient of the value loss is not finite; lower critic.lr")
+    clipped, _ = optimizer.clip(gradient, critic.settings)
+    moved, state_after = optimizer.step(critic.phi, clipped, critic.optimizer, critic.settings)
+    if not torch.isfinite(moved).all():
+        raise NotFiniteError("the critic is not finite after an update; lower critic.lr")
+    lost = _spread(loss.detach(), critic, len(state))
+    return replace(critic, phi=moved, optimizer=state_after), {"critic/vf_loss": (lost, torch.ones_like(lost))}
+
+
+def state(critic: Critic) -> dict[str, Any]:
+    """All that a resumed run needs."""
+    return {"phi": critic.phi, "optimizer": asdict(critic.optimizer)}
+
+
+def load(critic: Critic, state: dict[str, Any]) -> Critic:
+    """Go on from `state`."""
+    return replace(critic, phi=state["phi"], optimizer=OptimizerState(**state["optimizer"]))
+
+
+def _spread(held: Tensor, critic: Critic, members: int) -> Tensor:
+    """What the members with a critic hold, among all: `[C, ...]` to `[M, ...]`."""
+    whole = held.new_full((members, *held.shape[1:]), torch.nan)
+    whole[critic.members] = held
+    return whole

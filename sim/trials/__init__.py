@@ -1,0 +1,1 @@
+"""Runs as evidence: what the claims and the gate of promote share."""

@@ -1,0 +1,106 @@
+"""Two knobs, the noise of the router and that of the experts, fitted to a published mismatch of two engines.
+
+The mismatch of a policy is its exact KL(μ_old ‖ π_old) per response token and its exact flip rate, both on μ_old's
+prefixes. Published for Qwen3-30B-A3B with FP8 rollouts (arXiv 2510.11370): 1.5e-3 nats and about 10% of the routes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import Tensor
+
+from firstorder.core.routing import flips
+from firstorder.sim.coldstart import starting_weights
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.scene import Mode, build, engines, grow, kl, token_share
+
+PUBLISHED_KL = 1.5e-3  # nats a token
+PUBLISHED_FLIPS = 0.10  # of (token, layer)
+SMALLEST, LARGEST = math.log(1e-4), math.log(3.0)  # log noise scales that are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The fitted knobs, and the mismatch that they give beside the one that was wanted."""
+
+    router_scale: float
+    expert_scale: float
+    kl: float
+    flip_rate: float
+    wanted_kl: float
+    wanted_flip_rate: float
+
+    @property
+    def residuals(self) -> tuple[float, float]:
+        """log(KL / wanted) and log(flip rate / wanted): 0 where the fit is exact."""
+        return math.log(self.kl / self.wanted_kl), math.log(self.flip_rate / self.wanted_flip_rate)
+
+    @property
+    def numerics(self) -> Numerics:
+        """The engine that was found."""
+        return _noise(self.router_scale, self.expert_scale)
+
+
+def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, Tensor]:
+    """KL(μ_old ‖ π_old) in nats a response token with π_old replaying as `mode` says, and the flip rate of live routes,
+    at the start of training; `[M]` each."""
+    tree, rewards = grow(sim)
+    with torch.no_grad():
+        scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
+    share = token_share(scene)
+    pi, mu = scene.old["disabled"], scene.mu_old
+    flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)
+    return (share * kl(mu.logp, scene.old[mode].logp)).sum(-1), (share * flipped).sum(-1)
+
+
+def calibrate(
+    sim: Sim, seeds: Tensor, *, wanted_kl: float, wanted_flips: float, mode: Mode = "disabled"
+) -> Calibration:
+    """Find the noise that gives a mismatch on average over policies.
+
+    Minimises the squared residuals of log KL and log flip rate over the two log scales, by Nelder-Mead: flips are
+    steps, so there is no gradient. Where no pair of knobs gives both numbers the residuals say by how much they miss.
+
+    Args:
+        sim: sizes and cold start; its `numerics` are what is looked for.
+        seeds: int64 `[M]`, the policies averaged over.
+        wanted_kl: nats a response token, positive.
+        wanted_flips: share of (token, layer), positive.
+        mode: the replay that π_old had when the KL was taken.
+    """
+
+    def measured(knobs: NDArray[np.float64]) -> tuple[float, float]:
+        router, expert = np.exp(np.clip(knobs, SMALLEST, LARGEST))
+        divergence, rate = mismatch(sim.model_copy(update={"numerics": _noise(router, expert)}), seeds, mode)
+        return float(divergence.mean()), float(rate.mean())
+
+    def loss(knobs: NDArray[np.float64]) -> float:
+        divergence, rate = measured(knobs)
+        outside = np.square(knobs - np.clip(knobs, SMALLEST, LARGEST)).sum()
+        tiny = 1e-12  # without noise there is neither, and no logarithm
+        gaps = math.log((divergence + tiny) / wanted_kl), math.log((rate + tiny) / wanted_flips)
+        return float(np.square(gaps).sum() + outside)
+
+    start = np.log([[0.1, 0.1], [0.02, 0.1], [0.1, 0.02]])
+    options = {"initial_simplex": start, "xatol": 0.01, "fatol": 1e-4, "maxfev": 60}
+    found = optimize.minimize(loss, start[0], method="Nelder-Mead", options=options)
+    router, expert = np.exp(np.clip(found.x, SMALLEST, LARGEST))
+    divergence, rate = measured(found.x)
+    return Calibration(
+        router_scale=float(router),
+        expert_scale=float(expert),
+        kl=divergence,
+        flip_rate=rate,
+        wanted_kl=wanted_kl,
+        wanted_flip_rate=wanted_flips,
+    )
+
+
+def _noise(router: float, expert: float) -> Numerics:
+    return Numerics(kind="noise", router_scale=float(router), expert_scale=float(expert))
