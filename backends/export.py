@@ -15,7 +15,7 @@ from firstorder.core.errors import DiskError, FirstOrderError
 from firstorder.core.runs.files import to_json, write_whole
 
 from .folder import copy_rest, read_config, write_weights
-from .ranks import first, told
+from .ranks import broadcast_from_rank0, first
 
 if TYPE_CHECKING:
     from .torchtitan.trainer import Trainer
@@ -42,7 +42,7 @@ def export(trainer: Trainer, run: Path) -> None:
             failed = error
     for _ in weights:  # gathered by all ranks, written by the first
         pass
-    told(lambda: _named(failed, run))
+    broadcast_from_rank0(lambda: _named(failed, run))
 
 
 def _write(run: Path, source: Path, dtype: str, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -19,13 +19,13 @@ from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
-from firstorder.core.training.backend import Scored, Weigh
+from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 
 from .conversation import converse
 from .disagreement import distribution
 from .keys import key, shuffled
-from .ranks import first, told
+from .ranks import broadcast_from_rank0, first
 from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
@@ -135,15 +135,15 @@ class EnginePair:
             found["route/turn_flip_rate"] = apart, count
         return scored, found
 
-    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
+    def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of the trainer."""
-        done = self.trainer.update(minibatch, weigh)
+        done = self.trainer.update(minibatch, weight_fn)
         one = torch.ones((), dtype=torch.float64)
         found = {"update/grad_norm": (one * done.grad_norm, one), "update/loss": (one * done.loss, one)}
         rows = {name: torch.tensor(each, dtype=torch.float64) for name, each in done.rows.items()}
         return found | replays.replayed(rows, minibatch.batch.tokens.numel())
 
-    def push(self) -> None:
+    def sync_weights(self) -> None:
         """Send the trainer's weights to the rollout engine and see by a probe that it uses them.
 
         Raises:
@@ -151,7 +151,7 @@ class EnginePair:
         """
         weights = self.trainer.weights()  # gathered by all ranks, sent by the first
         held = [pair for pair in weights if first()]
-        told(lambda: self.engine.sync(held, self._next))
+        broadcast_from_rank0(lambda: self.engine.sync(held, self._next))
         self._synced = True
         self.check()
 
@@ -227,11 +227,11 @@ class EnginePair:
                     f"torchtitan.model has {size}; put the model back, or start again in a new --out"
                 )
         self.trainer.load(self._next)
-        self.push()
+        self.sync_weights()
 
     def _sample(self, task: Task, rows: list[int], seeds: list[int], groups: list[int]) -> RolloutBatch:
         """One response of μ to each row of a task, verified; `groups` numbers the prompts."""
-        found = told(lambda: converse(self.engine, task, rows, seeds, self.plan.longest))
+        found = broadcast_from_rank0(lambda: converse(self.engine, task, rows, seeds, self.plan.longest))
         shape = self.trainer.shape
         self._flips = found.flips
         sizes = shape.num_hidden_layers, shape.num_experts_per_tok, shape.num_experts

@@ -18,11 +18,12 @@ from firstorder.core.training.agreement import agreement
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.diagnostics import diagnose
 
+from .checks import check
 from .pair import EnginePair
+from .session import open_pair
 from .tasks.config import TaskSettings
 from .tasks.registry import Tasks
 from .torchtitan.config import Torchtitan
-from .training import check, open_pair
 from .vllm.config import Vllm
 
 WARM_UP = 8  # responses to held-out prompts, sampled before the clock starts

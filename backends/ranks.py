@@ -39,7 +39,7 @@ def first() -> bool:
     return count() == 1 or int(distributed.get_rank()) == 0
 
 
-def told(make: Callable[[], Value]) -> Value:
+def broadcast_from_rank0(make: Callable[[], Value]) -> Value:
     """What `make` returns or raises on the first rank, on every rank."""
     if count() == 1:
         return make()

@@ -3,7 +3,7 @@
     python tests/baselines.py take DIR      # on the tree as it is
     python tests/baselines.py compare DIR   # on the tree as it has become: exit code 1 and the names of what moved
 
-It goes through the command line alone, so that it outlives every module. Compared byte for byte, seconds and the
+It goes through the command line (but for fingerprints), so that it outlives the modules. Compared byte for byte, seconds and the
 version of the package apart: `measure` of every runnable recipe as it is, with FP8 rollouts and two updates stale; the
 logs of five-step runs; a run of the earlier tree that is resumed; the verdicts of a quick `validate`; the fingerprints
 of all recipes. One thread a process, since sums of several differ in their last digits.
@@ -64,7 +64,7 @@ def recipes() -> list[str]:
 
 
 def measured(name: str) -> str:
-    """The measurement of a recipe under every condition, or why it is not run."""
+    """The measurement of a recipe under every condition, or why it is refused."""
     try:
         return "".join(command("measure", name, "--json", "-", *settings(*each)) for each in CONDITIONS.values())
     except RuntimeError as refused:
@@ -85,14 +85,9 @@ def verdicts(_: str) -> str:
 
 
 def fingerprints(_: str) -> str:
-    """One line a recipe, from a measurement of nothing: the resolved method and its hash."""
-    with contextlib.suppress(ImportError):
-        from firstorder.core.method.recipe import Recipe, fingerprint
-        from firstorder.core.settings.toml import build, read
-
-        return "".join(f"{name} {fingerprint(build(Recipe, read(name)))}\n" for name in recipes())
-    from firstorder.core.recipe import Recipe, fingerprint  # type: ignore[no-redef, import-not-found]
-    from firstorder.core.toml import build, read  # type: ignore[no-redef, import-not-found]
+    """One line a recipe."""
+    from firstorder.core.method.recipe import Recipe, fingerprint
+    from firstorder.core.settings.toml import build, read
 
     return "".join(f"{name} {fingerprint(build(Recipe, read(name)))}\n" for name in recipes())
 

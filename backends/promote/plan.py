@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from firstorder.backends.checks import check_degrees, check_layout, check_lengths, check_method
 from firstorder.backends.folder import Shape
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.training import check_degrees, check_layout, check_lengths, check_method
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe

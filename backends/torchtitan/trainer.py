@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
-from firstorder.backends.ranks import divided, told
+from firstorder.backends.ranks import broadcast_from_rank0, divided
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.runs.checkpoint import digest
-from firstorder.core.training.backend import Scored, Weigh, take
+from firstorder.core.training.backend import Scored, WeightFn, take
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.replay import run_rows
 
@@ -139,7 +139,7 @@ class Trainer:
         return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
     @microbatch()
-    def update(self, minibatch: Scored, weigh: Weigh) -> Update:
+    def update(self, minibatch: Scored, weight_fn: WeightFn) -> Update:
         """One optimiser step along Σ w ∇ log π_θ.
 
         Weights that read no further than their token are formed inside the micro-batches; the others need log π_θ of
@@ -149,7 +149,7 @@ class Trainer:
         batch, size = minibatch.batch, minibatch.logp_old.shape[-2]
         weight = None
         if self.recipe.weight_scope != "token":
-            weight = weigh(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
+            weight = weight_fn(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
         self.optimizer.zero_grad()
         total, did = 0.0, []
         for at in self._rounds(batch.lengths):
@@ -161,7 +161,7 @@ class Trainer:
                 did.append(self._witnessed(packed, own.batch, ids, at))
                 stats = piece.stats(logp.where(piece.batch.mask, 0.0))
                 share = (at.rows.stop - at.rows.start) / size
-                loss = surrogate_loss(stats, weigh(stats) if weight is None else weight[at.rows]) * share
+                loss = surrogate_loss(stats, weight_fn(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
         return Update(loss=total, grad_norm=self._step(total), rows=self._rows(did))
@@ -185,7 +185,7 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Write the distributed checkpoint from which `step` follows, in place of a damaged or half-written one."""
-        told(lambda: shutil.rmtree(self._folder / CHECKPOINTS / f"step-{step}", ignore_errors=True))
+        broadcast_from_rank0(lambda: shutil.rmtree(self._folder / CHECKPOINTS / f"step-{step}", ignore_errors=True))
         self.checkpoints.save(step)
 
     def digests(self, step: int) -> dict[str, str]:

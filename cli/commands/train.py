@@ -36,7 +36,7 @@ def train(
         [], "--track", metavar="SINK", help=f"Show the run in {', '.join(SINKS)} as well; repeat for more."
     ),
 ) -> None:
-    """Train a recipe: sample, score, update, push, with metrics and receipts of every step."""
+    """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
     from firstorder.backends.ranks import first, largest
     from firstorder.core.errors import ConfigError
     from firstorder.core.runs.track import Tracker
@@ -84,7 +84,7 @@ def _module(backend: str) -> ModuleType:
         from firstorder.sim.training import session as simulated
 
         return simulated
-    from firstorder.backends import training as engines
+    from firstorder.backends import session as engines
 
     return engines
 

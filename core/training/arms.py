@@ -32,7 +32,7 @@ class Arm:
     members: int | None = None
 
 
-class Weigher:
+class RecipeWeights:
     """From the statistics of a batch or a chunk to its token weights.
 
     It keeps the receipts of what each part did, and the moments of what only exists while θ is being updated.

@@ -14,7 +14,7 @@ from firstorder.core.quantities import Moments, Quantity
 
 from .batch import RolloutBatch
 
-Weigh = Callable[[TokenStats], Tensor]
+WeightFn = Callable[[TokenStats], Tensor]
 """From the statistics of a batch or of a chunk of whole responses to its token weights `[..., B, T]`."""
 
 QUANTITIES: dict[str, Quantity] = {
@@ -127,13 +127,13 @@ class Backend(Protocol):
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """log π_old, the experts to replay and the critic's values, with the moments of route agreement."""
 
-    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
-        """One optimiser step along Σ w ∇ log π_θ with w = weigh(stats); one of the critic along -∇ `value_loss`.
+    def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
+        """One optimiser step along Σ w ∇ log π_θ with w = weight_fn(stats); one of the critic along -∇ `value_loss`.
 
         Among what it reports are the rows that replay did, by `core.training.replay.replayed`.
         """
 
-    def push(self) -> None:
+    def sync_weights(self) -> None:
         """Send the trainer's weights to the inference engine."""
 
     def evaluate(self, step: int) -> dict[str, Tensor]:

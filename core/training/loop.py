@@ -1,9 +1,9 @@
-"""The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, push.
+"""The training loop, synchronous as in arXiv 2512.01374 sec. 2: sample, score once, N updates, sync.
 
     batch = B prompts x G responses from μ_old
     score with π_old once (R2 records its experts, R3 replays those of μ_old; a critic values every context)
     split into N mini-batches; one optimiser step each, with the weights of the recipe
-    push the new weights to μ
+    send the new weights to μ
 
 The loop knows no engine. A backend may hold a whole ensemble: then every tensor has a leading axis M, the arms say
 which recipe each member follows, and every quantity is logged per member.
@@ -23,7 +23,7 @@ from firstorder.core.method.value import explained_variance, value_moments
 from firstorder.core.quantities import Moments, Quantity, add, means
 
 from . import diagnostics, inert, replay
-from .arms import Arm, Weigher, with_advantages
+from .arms import Arm, RecipeWeights, with_advantages
 from .backend import Backend, split
 from .batch import check_groups
 from .diagnostics import finalise, moments
@@ -60,7 +60,7 @@ def train(
         arms: the recipes; they share one schedule.
         backend: the engines.
         first: where to go on.
-        done: called after each step, once the weights are pushed.
+        done: called after each step, once the weights are sent.
 
     Raises:
         ConfigError: the arms' schedules differ.
@@ -79,14 +79,16 @@ def train(
         sums = add(agreement, moments(scored.stats(scored.logp_old)))
         sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
         replay.check_given(scored, arms)
-        weigh = Weigher(arms)
+        weight_fn = RecipeWeights(arms)
         for number, minibatch in enumerate(split(scored, schedule.minibatches)):
-            updated = backend.update(minibatch, weigh)
+            updated = backend.update(minibatch, weight_fn)
             replay.check_replayed(minibatch, updated, arms, fresh=number == 0)
             sums = add(sums, updated)
-        backend.push()
-        metrics = _finalise(add(sums, weigh.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
-        acted = weigh.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
+        backend.sync_weights()
+        metrics = (
+            _finalise(add(sums, weight_fn.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
+        )
+        acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
         done(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
 
 

@@ -23,7 +23,7 @@ from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.arms import Arm
-from firstorder.core.training.backend import Scored, Weigh
+from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 from firstorder.sim import optimizer
 from firstorder.sim.coldstart import starting_weights
@@ -169,14 +169,14 @@ class SimBackend:
         scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
         return scored, agreement(batch, live.routes, live.margin, used.entropy)
 
-    def update(self, minibatch: Scored, weigh: Weigh) -> Moments:
+    def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of every member, and one of every critic."""
         trained = {name: w.detach().requires_grad_(name != "bias") for name, w in self.weights.items()}
         trainer = load(trained, self.engines.pi, self.sim)
         scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
         logp = torch.where(minibatch.batch.mask, scores.logp, 0.0)
         stats = minibatch.stats(logp)
-        loss = surrogate_loss(stats, weigh(stats))
+        loss = surrogate_loss(stats, weight_fn(stats))
         leaves = [w for w in trained.values() if w.requires_grad]
         gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], dim=1)
         if not torch.isfinite(gradient).all():
@@ -195,7 +195,7 @@ class SimBackend:
             found |= fitted
         return found | _replayed(minibatch, scores)
 
-    def push(self) -> None:
+    def sync_weights(self) -> None:
         """μ takes the trainer's weights."""
         self.rollout_weights = self.weights
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from firstorder.backends.pair import EnginePair
-from firstorder.backends.ranks import first, told
+from firstorder.backends.ranks import broadcast_from_rank0, first
 from firstorder.backends.tasks import sums
 from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import ServedEngine
@@ -30,19 +30,19 @@ def main():
         engine.sync(load_file(Path(folder) / "model.safetensors").items(), 0)
         engine.close()
 
-    told(reset)
-    push = EnginePair.push
+    broadcast_from_rank0(reset)
+    push = EnginePair.sync_weights
 
     def asked(self):
         push(self)
         if not first():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    EnginePair.push = asked
+    EnginePair.sync_weights = asked
     assert run([*command, "--out", f"{out}/asked"]) == 128 + signal.SIGTERM  # also on the rank that met no signal
-    EnginePair.push = push
+    EnginePair.sync_weights = push
     assert run([*command, "--out", f"{out}/asked", "--resume"]) == 0
-    told(reset)
+    broadcast_from_rank0(reset)
     if first():
         print("second run", flush=True)
     sys.exit(run([*command, "--out", f"{out}/killed"]))

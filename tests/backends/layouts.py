@@ -10,7 +10,7 @@ from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import means
 from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 
@@ -66,11 +66,11 @@ def one(folder, out, recipe, *changes):
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
     scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)
-    weigh = Weigher(arms)
-    steps = [trainer.update(scored, weigh)]
+    weight_fn = RecipeWeights(arms)
+    steps = [trainer.update(scored, weight_fn)]
     grads = gradients(trainer)
-    steps += [trainer.update(scored, weigh) for _ in range(2)]
-    receipts = {name: float(value) for name, value in means(weigh.receipts).items()}
+    steps += [trainer.update(scored, weight_fn) for _ in range(2)]
+    receipts = {name: float(value) for name, value in means(weight_fn.receipts).items()}
     trainer.save(1)
     again = Trainer(*made)
     again.load(1)
@@ -85,7 +85,7 @@ def one(folder, out, recipe, *changes):
         "receipts": receipts,
         "rows": steps[0].rows,
         "weights": {name: float(w.double().norm()) for name, w in again.weights()},
-        "goes_on": [vars(one.update(scored, weigh)) for one in (trainer, again)],
+        "goes_on": [vars(one.update(scored, weight_fn)) for one in (trainer, again)],
     }
 
 

@@ -13,7 +13,7 @@ from firstorder.backends.weights import open_weights
 from firstorder.core.method.recipe import Optimizer, Recipe
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 
@@ -105,7 +105,7 @@ def test_replayed_scores_are_those_of_transformers(trainer, references, folders,
     same(trainer.score(batch, batch.routes).logp[batch.mask], logp[batch.mask])
 
 
-class Kept(Weigher):
+class Kept(RecipeWeights):
     """A weigher that keeps what it was asked and what it answered, chunk by chunk."""
 
     def __init__(self, arms):
@@ -135,7 +135,7 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     references[1].model.zero_grad()
     logp = references[1].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
     stats = minibatch.stats(logp)
-    weight = Weigher(arms)(stats)
+    weight = RecipeWeights(arms)(stats)
     loss = surrogate_loss(stats, weight)
     loss.backward()
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from firstorder.backends.pair import DistributionError, StaleWeightsError
+from firstorder.backends.session import open_pair
 from firstorder.backends.tasks import sums
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.routing import check_routes
@@ -88,14 +88,14 @@ def test_a_step_of_the_loop_moves_both_engines(pair):
     assert float(agreement["route/flip_rate"][0]) == 0.0
     move(pair, 0.05)
     assert apart(pair, batch) > 1e-2
-    pair.push()
+    pair.sync_weights()
     assert apart(pair, pair.rollout(1)) < 1e-4
 
 
 def test_weights_arrive_again_and_again(pair):
     for _ in range(3):
         move(pair, 0.05)
-        pair.push()
+        pair.sync_weights()
     assert apart(pair, pair.rollout(2)) < 1e-4
 
 
@@ -104,8 +104,8 @@ def test_stale_weights_stop_the_run(pair, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pair.engine, "sync", lambda weights, version: None)
         with pytest.raises(StaleWeightsError, match="vLLM holds other weights; restart it with --resume"):
-            pair.push()
-    pair.push()
+            pair.sync_weights()
+    pair.sync_weights()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_another_distribution_is_told_from_other_weights(changes, why, pair, mon
     from firstorder.backends.vllm import engine
 
     plain = engine.sampling
-    pair.push()
+    pair.sync_weights()
     monkeypatch.setattr(engine, "sampling", lambda *given: plain(*given) | changes)
     with pytest.raises(DistributionError, match=f"vLLM samples from another distribution than at .*: {why}"):
         pair.check()
@@ -131,7 +131,7 @@ def test_before_any_sync_no_sync_is_blamed(pair, monkeypatch):
     move(pair, 0.05)
     with pytest.raises(StaleWeightsError, match=r"^at the start, before any weight sync, .* computes another model"):
         pair.check()
-    pair.push()
+    pair.sync_weights()
 
 
 def test_weights_in_the_wrong_layout_stop_the_run(pair, monkeypatch):
@@ -141,7 +141,7 @@ def test_weights_in_the_wrong_layout_stop_the_run(pair, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "forget_packed_experts", lambda model: None)
         with pytest.raises(StaleWeightsError):
-            pair.push()
+            pair.sync_weights()
 
 
 def test_the_prefix_cache_of_the_old_weights_is_dropped(pair, monkeypatch, tmp_path_factory, shape, write_model):
@@ -154,7 +154,7 @@ def test_the_prefix_cache_of_the_old_weights_is_dropped(pair, monkeypatch, tmp_p
     longer = [sums.encode("17+25=7+5=12,1+2+1=4>42," * 8)]  # prefixes are cached in blocks of 128 tokens
     fresh.engine.generate(longer, [0])
     move(fresh, 0.2)
-    fresh.push()
+    fresh.sync_weights()
     after = fresh.engine.generate(longer, [0])[0]
     again = fresh.engine.generate(longer, [0])[0]
     assert (after.tokens, after.logp) == (again.tokens, again.logp)

@@ -7,11 +7,11 @@ from servers import free_port, kill, start
 
 from firstorder.backends.folder import write_weights
 from firstorder.backends.pair import StaleWeightsError
+from firstorder.backends.session import open_pair
 from firstorder.backends.tasks import sums
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import LOW_PRECISION_LIMIT, Vllm
 from firstorder.backends.vllm.served import ServedEngine
 from firstorder.core.method.recipe import Recipe, Schedule
@@ -123,7 +123,7 @@ def test_synchronised_weights_are_rounded_anew(pair, weights, shape, write_model
     titan = pair.trainer.settings.model_copy(update={"model": str(folder)})
     fresh = open_pair(pair.plan.recipe, titan, pair.engine.settings, pair.tasks, tmp_path / "checkpoints")
     assert responses(fresh.engine) == after
-    pair.push()
+    pair.sync_weights()
     assert responses(pair.engine) == before
 
 
@@ -143,12 +143,12 @@ def test_a_run_says_that_it_is_emulated_and_routes_flip(pair):
 
 def test_the_probe_passes_its_weights_and_no_others(pair, shape, write_model, tmp_path):
     assert pair.plan.probe_limit == LOW_PRECISION_LIMIT
-    pair.push()
+    pair.sync_weights()
     other = load_file(write_model(tmp_path, shape, seed=5) / "model.safetensors")
     pair.engine.sync(other.items(), 2)
     with pytest.raises(StaleWeightsError, match="probe_limit is 0"):
         pair.check()
-    pair.push()
+    pair.sync_weights()
 
 
 def test_a_server_samples_what_the_process_samples(shape, write_model, tmp_path):

@@ -220,7 +220,7 @@ def trained_once(engines, name, *more, n=1):
         recipe=recipe, seed=0, evaluate_every=0, evaluate_prompts=1, probe_prompts=1, probe_limit=1.0, longest=9
     )
     pair, logs = EnginePair(held, type("Engine", (), {"emulated": False}), None, plan), []
-    pair.rollout, pair.push = lambda step: batch, lambda: None
+    pair.rollout, pair.sync_weights = lambda step: batch, lambda: None
     train((Arm(recipe=recipe),), pair, done=logs.append)
     return {key: float(value) for key, value in logs[0].receipts.items()}
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from firstorder.backends import conversation
 from firstorder.backends.folder import write_config
 from firstorder.backends.rollouts import Response
+from firstorder.backends.session import open_pair
 from firstorder.backends.tasks import guess, gym, mathematics
 from firstorder.backends.tasks.chat import PRIVATE, read_chat, write_characters
 from firstorder.backends.tasks.config import TaskSettings
@@ -22,7 +23,6 @@ from firstorder.backends.tasks.problems import Listed, Problem
 from firstorder.backends.tasks.registry import open_tasks
 from firstorder.backends.tasks.worker import Worker
 from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.training import open_pair
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError, DataError

@@ -116,15 +116,15 @@ def test_a_run_is_shown_in_a_sink(command, whole, tmp_path):
 @pytest.mark.parametrize("last", [0, 2])
 def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, last):
     out = tmp_path / "run"
-    save = pair.EnginePair.push
+    save = pair.EnginePair.sync_weights
 
-    def push(self):
+    def sync_weights(self):
         save(self)
         if self._next == last + 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pair.EnginePair, "push", push)
+        patch.setattr(pair.EnginePair, "sync_weights", sync_weights)
         assert run([*command, "--out", str(out)]) == 130
     assert run([*command, "--out", str(out), "--resume"]) == 0
     assert lines(out, "metrics") == lines(whole, "metrics")

@@ -20,10 +20,10 @@ SETTINGS = ["schedule.prompts=4", "schedule.group_size=8", "optimizer.lr=0.003"]
 PEAK = """
 import torch
 from firstorder.core import memory
-from firstorder.core.arms import Arm
-from firstorder.core.loop import train
-from firstorder.core.recipe import Recipe
-from firstorder.sim.backend import SimBackend
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import train
+from firstorder.core.method.recipe import Recipe
+from firstorder.sim.training.backend import SimBackend
 from firstorder.sim.config import Sim
 
 torch.set_num_threads(1)

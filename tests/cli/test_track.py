@@ -28,7 +28,7 @@ SINKS = ("tensorboard", "wandb", "trackio")
 INTERRUPTED = """
 import os, signal, subprocess, sys
 from firstorder.cli.main import run
-from firstorder.core.run import RunFolder
+from firstorder.core.runs.folder import RunFolder
 
 started, append = [], RunFolder.append
 

@@ -7,7 +7,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.value import gae
 from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored, split, take
 from firstorder.core.training.batch import RolloutBatch
 
@@ -46,7 +46,9 @@ def test_arms_with_and_without_a_critic_lie_side_by_side_as_if_alone(same):
     whole = scored(lead=(4,))
     together = with_advantages(whole, tuple(Arm(recipe=recipe(name), members=1) for name in NAMES), 3)
     assert together.advantage.shape == together.returns.shape == (4, 6, 7)
-    weights = Weigher(tuple(Arm(recipe=recipe(name), members=1) for name in NAMES))(together.stats(whole.logp_old))
+    weights = RecipeWeights(tuple(Arm(recipe=recipe(name), members=1) for name in NAMES))(
+        together.stats(whole.logp_old)
+    )
     for i, name in enumerate(NAMES):
         arms = (Arm(recipe=recipe(name)),)
         alone = with_advantages(member(whole, i), arms, 3)
@@ -54,7 +56,7 @@ def test_arms_with_and_without_a_critic_lie_side_by_side_as_if_alone(same):
         stats = alone.stats(alone.logp_old)
         mask = stats.mask
         same(together.advantage[i][mask], stats.token_advantage.expand(mask.shape)[mask])
-        same(weights[i], Weigher(arms)(stats))
+        same(weights[i], RecipeWeights(arms)(stats))
 
 
 def test_a_critic_s_advantage_is_its_gae_and_its_target_its_own_lambda_return(same):

@@ -13,7 +13,7 @@ from firstorder.core.runs.lock import NAME, Lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from firstorder.core.lock import Lock
+from firstorder.core.runs.lock import Lock
 held = Lock(Path(sys.argv[1]))
 print(flush=True)
 time.sleep(60)

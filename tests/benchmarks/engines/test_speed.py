@@ -15,7 +15,7 @@ from firstorder.backends.vllm.arguments import prepare
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm, Weigher, with_advantages
+from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 
@@ -62,7 +62,7 @@ def step(trainer, scored, replay):
     arms = (Arm(recipe=trainer.recipe),)
     held = Scored(batch=scored.batch, logp_old=scored.logp_old, replay=scored.replay if replay else None)
     ready = with_advantages(held, arms, 4)
-    return lambda: trainer.update(ready, Weigher(arms))
+    return lambda: trainer.update(ready, RecipeWeights(arms))
 
 
 def test_step_with_replay_and_without(trainers, scored, in_turns):
