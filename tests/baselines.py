@@ -3,10 +3,10 @@
     python tests/baselines.py take DIR      # on the tree as it is
     python tests/baselines.py compare DIR   # on the tree as it has become: exit code 1 and the names of what moved
 
-It goes through the command line (but for fingerprints), so that it outlives the modules. Compared byte for byte, seconds and the
-version of the package apart: `measure` of every runnable recipe as it is, with FP8 rollouts and two updates stale; the
-logs of five-step runs; a run of the earlier tree that is resumed; the verdicts of a quick `validate`; the fingerprints
-of all recipes. One thread a process, since sums of several differ in their last digits.
+It goes through the command line (but for fingerprints), so that it outlives the modules. Byte for byte, but for seconds
+and the version of the package: `measure` of every runnable recipe as it is, with FP8 rollouts and two updates
+stale; the logs of five-step runs; a run of the earlier tree that is resumed; the verdicts of a quick `validate`; the
+fingerprints of all recipes. One thread a process, since sums of several differ in their last digits.
 """
 
 from __future__ import annotations
