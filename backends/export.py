@@ -15,7 +15,7 @@ from firstorder.core.errors import DiskError, FirstOrderError
 from firstorder.core.runs.files import to_json, write_whole
 
 from .folder import copy_rest, read_config, write_weights
-from .ranks import broadcast_from_rank0, first
+from .ranks import broadcast_from_rank0, is_rank0
 
 if TYPE_CHECKING:
     from .torchtitan.trainer import Trainer
@@ -35,7 +35,7 @@ def export(trainer: Trainer, run: Path) -> None:
     """
     source, dtype = Path(trainer.settings.model), trainer.settings.dtype
     weights, failed = trainer.weights(), None
-    if first():
+    if is_rank0():
         try:
             _write(run, source, dtype, ((name, w.to(getattr(torch, dtype))) for name, w in weights))
         except (OSError, FirstOrderError) as error:

@@ -25,7 +25,7 @@ from firstorder.core.training.batch import RolloutBatch, check_rewards
 from .conversation import converse
 from .disagreement import distribution
 from .keys import key, shuffled
-from .ranks import broadcast_from_rank0, first
+from .ranks import broadcast_from_rank0, is_rank0
 from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DistributionError(DataError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSettings:
     """What a run needs to know besides its engines.
 
     Args:
@@ -91,13 +91,13 @@ class EnginePair:
         trainer: the training engine.
         engine: the rollout engine.
         tasks: what is learnt, and what is evaluated.
-        plan: the run.
+        settings: seed, evaluations and probes of the run.
     """
 
     mismatch = True  # two engines with kernels of their own
 
-    def __init__(self, trainer: Trainer, engine: Engine, tasks: Tasks, plan: Plan) -> None:
-        self.trainer, self.engine, self.tasks, self.plan = trainer, engine, tasks, plan
+    def __init__(self, trainer: Trainer, engine: Engine, tasks: Tasks, settings: RunSettings) -> None:
+        self.trainer, self.engine, self.tasks, self.settings = trainer, engine, tasks, settings
         self._next = 0  # the global step that follows
         self._synced = False  # whether the rollout engine was given weights of the trainer
         self._flips = (0, 0)  # of the last rollout, between the requests of its turns
@@ -110,17 +110,17 @@ class EnginePair:
 
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""
-        schedule = self.plan.recipe.schedule
+        schedule = self.settings.recipe.schedule
         numbers = [step * schedule.prompts + i for i in range(schedule.prompts) for _ in range(schedule.group_size)]
-        rows = [shuffled(number, self.tasks.train.size, self.plan.seed) for number in numbers]
-        seeds = [key(self.plan.seed, "rollout", step, i) for i in range(len(numbers))]
+        rows = [shuffled(number, self.tasks.train.size, self.settings.seed) for number in numbers]
+        seeds = [key(self.settings.seed, "rollout", step, i) for i in range(len(numbers))]
         batch = self._sample(self.tasks.train, rows, seeds, numbers)
         self._next = step + 1
         return batch
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
-        mode = self.plan.recipe.router_replay.mode
+        mode = self.settings.recipe.router_replay.mode
         live = self.trainer.score(batch)
         replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
         used = self.trainer.score(batch, replay) if mode == "R3" else live
@@ -150,7 +150,7 @@ class EnginePair:
             StaleWeightsError: the engines' log-probs differ by more than the limit.
         """
         weights = self.trainer.weights()  # gathered by all ranks, sent by the first
-        held = [pair for pair in weights if first()]
+        held = [pair for pair in weights if is_rank0()]
         broadcast_from_rank0(lambda: self.engine.sync(held, self._next))
         self._synced = True
         self.check()
@@ -162,17 +162,17 @@ class EnginePair:
             DistributionError: they differ by more than the limit, and another temperature or truncation explains it.
             StaleWeightsError: they differ, and nothing but other weights does.
         """
-        batch = self.held_out("probe", self.plan.probe_prompts)
+        batch = self.held_out("probe", self.settings.probe_prompts)
         mu, pi = batch.logp_mu[batch.mask], self.trainer.score(batch).logp[batch.mask]
         apart = float((pi - mu).abs().mean())
-        if apart <= self.plan.probe_limit:
+        if apart <= self.settings.probe_limit:
             return
         when = (
             f"after the weight sync of step {self._next}" if self._synced else "at the start, before any weight sync,"
         )
         what = (
             f"{when} vLLM's log-probs of its samples and the trainer's differ by {apart:.3g} nats a token, and "
-            f"vllm.probe_limit is {self.plan.probe_limit:g}: "
+            f"vllm.probe_limit is {self.settings.probe_limit:g}: "
         )
         why = distribution(mu, lambda at: self._at(at, batch)[batch.mask], self.trainer.temperature)
         if why is not None:
@@ -198,15 +198,15 @@ class EnginePair:
 
     def evaluate(self, step: int) -> dict[str, Tensor]:
         """Mean reward on held-out prompts, every `evaluate_every` steps and after the last."""
-        every = self.plan.evaluate_every
-        if not every or (step % every and step != self.plan.recipe.schedule.steps):
+        every = self.settings.evaluate_every
+        if not every or (step % every and step != self.settings.recipe.schedule.steps):
             return {}
-        return {"eval/reward": self.held_out("evaluate", self.plan.evaluate_prompts).rewards.mean()}
+        return {"eval/reward": self.held_out("evaluate", self.settings.evaluate_prompts).rewards.mean()}
 
     def held_out(self, purpose: str, prompts: int) -> RolloutBatch:
         """One response to each of the first held-out prompts, as many as there are; another purpose, other seeds."""
         rows = list(range(min(prompts, self.tasks.held_out.size)))
-        return self._sample(self.tasks.held_out, rows, [key(self.plan.seed, purpose, i) for i in rows], rows)
+        return self._sample(self.tasks.held_out, rows, [key(self.settings.seed, purpose, i) for i in rows], rows)
 
     def state(self) -> dict[str, Any]:
         """Where the trainer's distributed checkpoint is; everything random is a hash of (seed, step)."""
@@ -231,7 +231,7 @@ class EnginePair:
 
     def _sample(self, task: Task, rows: list[int], seeds: list[int], groups: list[int]) -> RolloutBatch:
         """One response of μ to each row of a task, verified; `groups` numbers the prompts."""
-        found = broadcast_from_rank0(lambda: converse(self.engine, task, rows, seeds, self.plan.longest))
+        found = broadcast_from_rank0(lambda: converse(self.engine, task, rows, seeds, self.settings.longest))
         shape = self.trainer.shape
         self._flips = found.flips
         sizes = shape.num_hidden_layers, shape.num_experts_per_tok, shape.num_experts

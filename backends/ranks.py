@@ -1,4 +1,4 @@
-"""What the ranks of one trainer share: the first rank samples, verifies and writes files, the others are told.
+"""What the ranks of one trainer share: rank 0 samples, verifies and writes files, and broadcasts what it got.
 
 With one process every function here is the call it wraps.
 """
@@ -17,79 +17,80 @@ from firstorder.core.errors import DataError
 Value = TypeVar("Value")
 Item = TypeVar("Item", bound=Hashable)
 distributed: Any = torch.distributed
-LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket")  # of which a broken collective speaks
+LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket")  # words in the error of a broken collective
 
 
 class LostRankError(DataError):
     """Another rank of the trainer ended, or did not answer in time."""
 
 
-def world() -> int:
-    """How many ranks there will be, from the variables that torchrun sets."""
+def launched_ranks() -> int:
+    """How many ranks were launched, from the variables that torchrun sets, before they have a process group."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def count() -> int:
+def num_ranks() -> int:
     """How many ranks there are."""
     return int(distributed.get_world_size()) if distributed.is_initialized() else 1
 
 
-def first() -> bool:
+def is_rank0() -> bool:
     """Whether this rank is the one that samples and writes."""
-    return count() == 1 or int(distributed.get_rank()) == 0
+    return num_ranks() == 1 or int(distributed.get_rank()) == 0
 
 
 def broadcast_from_rank0(make: Callable[[], Value]) -> Value:
     """What `make` returns or raises on the first rank, on every rank."""
-    if count() == 1:
+    if num_ranks() == 1:
         return make()
-    held: list[Any] = [None, None]
-    if first():
+    outcome: list[Any] = [None, None]  # the value, the error
+    if is_rank0():
         try:
-            held[0] = make()
+            outcome[0] = make()
         except Exception as error:
-            held[1] = error
-    distributed.broadcast_object_list(held, src=0)
-    if held[1] is not None:
-        raise held[1]
-    value: Value = held[0]
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    value: Value = outcome[0]
     return value
 
 
-def divided(items: Sequence[Item], owner: Callable[[Item], int], work: Callable[[Item], Value]) -> dict[Item, Value]:
-    """`work` of every item, done by the rank that owns it, counted round where there are fewer, and known to all."""
-    ranks = count()
-    if ranks == 1:
+def all_gather_map(
+    items: Sequence[Item], owner: Callable[[Item], int], work: Callable[[Item], Value]
+) -> dict[Item, Value]:
+    """`work` of every item, done by the rank that owns it (modulo the number of ranks) and gathered on all of them."""
+    if num_ranks() == 1:
         return {item: work(item) for item in items}
-    mine = {item: work(item) for item in items if owner(item) % ranks == distributed.get_rank()}
-    held: list[Any] = [None] * ranks
-    distributed.all_gather_object(held, mine)
-    return {item: value for part in held for item, value in part.items()}
+    mine = {item: work(item) for item in items if owner(item) % num_ranks() == distributed.get_rank()}
+    parts: list[Any] = [None] * num_ranks()
+    distributed.all_gather_object(parts, mine)
+    return {item: value for part in parts for item, value in part.items()}
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of the ranks' numbers, on every rank."""
-    if count() == 1:
+    if num_ranks() == 1:
         return number
-    everyones = torch.tensor(number)
-    distributed.all_reduce(everyones, op=distributed.ReduceOp.MAX)
-    return int(everyones)
+    largest = torch.tensor(number)
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return int(largest)
 
 
-def agreed(failed: Exception | None) -> None:
-    """Raise on every rank what failed on one, so that none waits for another that gave up."""
-    found: list[Exception | None] = [failed]
-    if count() > 1:
-        found = [None] * count()
-        distributed.all_gather_object(found, failed)
-    for error in found:
-        if error is not None:
-            raise error
+def raise_on_every_rank(error: Exception | None) -> None:
+    """Raise on every rank the error of one, so that none waits for another that gave up."""
+    errors: list[Exception | None] = [error]
+    if num_ranks() > 1:
+        errors = [None] * num_ranks()
+        distributed.all_gather_object(errors, error)
+    for one in errors:
+        if one is not None:
+            raise one
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Name a collective that broke inside, which is how a rank learns that another one is gone.
+def detect_lost_rank() -> Iterator[None]:
+    """Turn the error of a broken collective, which is how a rank learns that another is gone, into one that says so.
 
     Raises:
         LostRankError: another rank was killed, stopped with an error, or was silent for `torchtitan.timeout` seconds.
@@ -97,7 +98,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if count() == 1 or not any(word in str(error).lower() for word in LOST):
+        if num_ranks() == 1 or not any(word in str(error).lower() for word in LOST):
             raise
         raise LostRankError(
             f"rank {distributed.get_rank()} lost another rank, which was killed, failed, or was silent for longer than "

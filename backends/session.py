@@ -17,8 +17,8 @@ from firstorder.core.training.loop import DIVERGED, StepLog, described, train
 
 from .checks import check, check_ranks
 from .export import MODEL, export
-from .pair import EnginePair, Plan
-from .ranks import broadcast_from_rank0, first, largest, together, world
+from .pair import EnginePair, RunSettings
+from .ranks import all_reduce_max, broadcast_from_rank0, detect_lost_rank, is_rank0, launched_ranks
 from .rollouts import Engine
 from .tasks.config import TaskSettings
 from .tasks.registry import Tasks
@@ -69,12 +69,12 @@ def prepare(
     tasks = check(recipe, titan, vllm, task)
     sections = {"torchtitan": titan, "vllm": vllm, "task": task}
     config = recipe.model_dump() | {name: section.model_dump() for name, section in sections.items()}
-    check_ranks(titan, vllm, world())
+    check_ranks(titan, vllm, launched_ranks())
     from .torchtitan.adapter import start_process_group
 
     start_process_group(titan.timeout)
     free = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
-    with together():
+    with detect_lost_rank():
         if vllm.servers:
             from .vllm.replicas import check_servers
 
@@ -89,7 +89,7 @@ def prepare(
             else:
                 backend.load(found.state)
         except BaseException:
-            if first() and not resume:
+            if is_rank0() and not resume:
                 folder.discard()  # a start that is refused leaves no folder behind
             folder.close()
             raise
@@ -120,9 +120,9 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, check
         from .vllm.engine import InProcessEngine  # not before the process group and the variables are there
 
         engine = InProcessEngine(vllm, titan.model, tasks.ends, titan.seed)
-    if engine.emulated and first():
+    if engine.emulated and is_rank0():
         log.warning("vLLM emulates vllm.quantization = %s: it has no such kernels for a CPU", vllm.quantization)
-    plan = Plan(
+    settings = RunSettings(
         recipe=recipe,
         seed=titan.seed,
         evaluate_every=titan.evaluate_every,
@@ -131,7 +131,7 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, check
         probe_limit=vllm.limit,
         longest=vllm.max_prompt,
     )
-    return EnginePair(trainer, engine, tasks, plan)
+    return EnginePair(trainer, engine, tasks, settings)
 
 
 def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
@@ -149,7 +149,7 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
         nonlocal after
         check_finite(log.metrics | log.receipts, DIVERGED)
         broadcast_from_rank0(lambda: training.folder.append(log))
-        after, signal = log.step + 1, largest(asked())  # one rank's signal is every rank's
+        after, signal = log.step + 1, all_reduce_max(asked())  # one rank's signal is every rank's
         if signal or after % training.checkpoint_every == 0 or after == training.steps:
             state = training.backend.state()  # every rank writes its own shards
             parts = training.backend.trainer.digests(after)
@@ -160,7 +160,7 @@ def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, 
             raise Interrupted(signal, after)
 
     try:
-        with together():
+        with detect_lost_rank():
             train(training.arms, training.backend, training.first, record)
             model = training.folder.path / MODEL
             if broadcast_from_rank0(lambda: training.first < training.steps or not model.is_dir()):

@@ -1,4 +1,4 @@
-"""The dry run in a process of its own, which has the fake world to itself and whose memory can be read."""
+"""The dry run in a process of its own, which has the fake process group to itself and whose memory can be read."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Dry:
         return sum(self.memory[part] for part in PARTS)
 
 
-def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int) -> Dry:
-    """Run one update of a model over a fake world.
+def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int) -> Dry:
+    """Run one update of a model over fake ranks.
 
     Raises:
         ConfigError: the layout does not fit, or the process failed, with its last line.
@@ -50,7 +50,7 @@ def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int) -> Dry:
         "shape": vars(shape),
         "torchtitan": titan.model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json"),
-        "world": world,
+        "num_ranks": num_ranks,
     }
     command = [sys.executable, "-W", "ignore", "-m", "firstorder.backends.torchtitan.dryrun"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
@@ -67,10 +67,10 @@ def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int) -> Dry:
     )
 
 
-def per_position(shape: Shape, titan: Torchtitan, recipe: Recipe, world: int, peak: int) -> float:
+def per_position(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int, peak: int) -> float:
     """Bytes that one more position of every row adds to the peak, from a second dry run of half as many."""
     half = titan.pack_length // 2
-    shorter = dry_run(shape, titan.model_copy(update={"pack_length": half}), recipe, world)
+    shorter = dry_run(shape, titan.model_copy(update={"pack_length": half}), recipe, num_ranks)
     return (peak - shorter.peak) / (titan.pack_length - half)
 
 

@@ -35,7 +35,7 @@ class Plan:
 
     Args:
         gpu: of every node.
-        world: ranks of the trainer.
+        num_ranks: of the trainer.
         nodes: that they fill.
         ranks_per_node: on each.
         rollout_nodes: as many as the trainer has.
@@ -45,7 +45,7 @@ class Plan:
     """
 
     gpu: Gpu
-    world: int
+    num_ranks: int
     nodes: int
     ranks_per_node: int
     rollout_nodes: int
@@ -99,14 +99,14 @@ class Step:
         return float(sum(getattr(self, part) for part in PARTS))
 
 
-def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, world: int, gpu: Gpu) -> Plan:
+def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, num_ranks: int, gpu: Gpu) -> Plan:
     """Check that everything divides and fits, but for the trainer's memory, which the dry run knows.
 
     Args:
         shape: of the model.
         recipe: the method.
         titan, vllm: the engines' settings.
-        world: ranks of the trainer.
+        num_ranks: of the trainer.
         gpu: of every node.
 
     Raises:
@@ -114,7 +114,7 @@ def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, world: int
     """
     check_method(recipe)
     check_lengths(titan, vllm)
-    check_topology(shape, titan, vllm, world)
+    check_topology(shape, titan, vllm, num_ranks)
     if vllm.quantization != "none" and not gpu.fp8:
         raise ConfigError(
             f"vllm.quantization = {vllm.quantization} needs a GPU that multiplies in FP8, and {gpu.name} does not; "
@@ -132,29 +132,29 @@ def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, world: int
         )
     return Plan(
         gpu=gpu,
-        world=world,
-        nodes=-(-world // GPUS_PER_NODE),
-        ranks_per_node=min(world, GPUS_PER_NODE),
-        rollout_nodes=-(-world // GPUS_PER_NODE),
+        num_ranks=num_ranks,
+        nodes=-(-num_ranks // GPUS_PER_NODE),
+        ranks_per_node=min(num_ranks, GPUS_PER_NODE),
+        rollout_nodes=-(-num_ranks // GPUS_PER_NODE),
         engines_per_node=GPUS_PER_NODE // vllm.tensor,
         kv_cache=free,
         sequences=min(vllm.max_sequences, free // (kv_token * length)),
     )
 
 
-def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, world: int) -> None:
+def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, num_ranks: int) -> None:
     """Refuse degrees that do not divide what they share.
 
     Raises:
         ConfigError: the first that does not.
     """
-    if world < 1 or (world > GPUS_PER_NODE and world % GPUS_PER_NODE):
+    if num_ranks < 1 or (num_ranks > GPUS_PER_NODE and num_ranks % GPUS_PER_NODE):
         raise ConfigError(
-            f"--world {world} does not fill nodes of {GPUS_PER_NODE} GPUs; give a multiple of {GPUS_PER_NODE}, or less "
-            "than one node"
+            f"--world {num_ranks} does not fill nodes of {GPUS_PER_NODE} GPUs; give a multiple of {GPUS_PER_NODE}, or "
+            "less than one node"
         )
     check_layout(titan, shape)
-    check_degrees(titan, world)
+    check_degrees(titan, num_ranks)
     if titan.tensor > 1:
         raise ConfigError(
             f"torchtitan.tensor = {titan.tensor}: what its ranks exchange is not priced yet; set torchtitan.tensor = 1 "
@@ -203,7 +203,7 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
     length = vllm.max_prompt + vllm.max_tokens
     responses = schedule.prompts * schedule.group_size
     tokens = responses * length
-    forward = tokens * forward_flops(shape, length) / (where.world * gpu.flops * TRAINING)
+    forward = tokens * forward_flops(shape, length) / (where.num_ranks * gpu.flops * TRAINING)
     passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
     again = 1 if titan.activation_checkpoint == "full" else 0
     ahead = 0 if recipe.weight_scope == "token" else 1
@@ -254,10 +254,10 @@ def exchanges(
         recomputed: forwards again inside the backward.
     """
     row = titan.microbatch_rows * titan.pack_length
-    rounds = -(-tokens // (where.world * row))
+    rounds = -(-tokens // (where.num_ranks * row))
     spread = shape.num_hidden_layers * memory.experts(shape)
     own = memory.parameters(shape) - spread + spread // titan.expert
-    gathered = rounds * own * (2 * (passes + 2) + 4) if where.world > 1 else 0
+    gathered = rounds * own * (2 * (passes + 2) + 4) if where.num_ranks > 1 else 0
     away = row * shape.num_experts_per_tok * shape.hidden_size * 2 * (titan.expert - 1) // titan.expert
     sent = rounds * 2 * away * shape.num_hidden_layers * (passes + 2 + recomputed)
     return gathered, sent

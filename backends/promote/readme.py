@@ -54,7 +54,7 @@ def plain(shape: Shape, where: Plan, moved: Step, run: Timing, dry: Dry) -> dict
     return {
         "shape": vars(shape),
         "run": asdict(run) | {"seconds": run.total, "gpu_hours": run.gpu_hours, "lost": run.lost},
-        "plan": asdict(where) | {"engines": where.engines, "usable": where.gpu.usable},
+        "plan": asdict(where) | {"world": where.num_ranks, "engines": where.engines, "usable": where.gpu.usable},
         "rates": RATES,
         "step": asdict(moved) | {"seconds": moved.seconds},
         "trainer": dry.memory | {"peak": dry.peak, "error": dry.error},
@@ -89,7 +89,7 @@ def readme(
     titan, vllm, task = sections
     verdict = "stable" if gate["stable"] else "UNSTABLE, and promoted with --force"
     parts = [
-        f"# {name} on {where.world} x {where.gpu.name}",
+        f"# {name} on {where.num_ranks} x {where.gpu.name}",
         f"{where.nodes} nodes train, {where.rollout_nodes} nodes serve {where.engines} rollout engines. "
         f"The simulator calls the recipe {verdict}.",
         *(f"- {note}" for note in notes),

@@ -1,4 +1,4 @@
-"""One update of a large model over many ranks, on a machine that has neither: meta tensors, a fake world, fake tensors.
+"""One update of a large model over many ranks, on a machine that has neither: meta tensors, fake ranks, fake tensors.
 
 The model, its layout, its replaying routers, loss, clipping and optimizer are those of a run. What is read off are the
 shardings of every parameter and the bytes that a rank holds. Three things are assumed: experts take equally many
@@ -99,23 +99,23 @@ class TrainerMemory:
 class Report:
     """What a dry run found; the `seconds` of a processor that it took, and the `resident` bytes at most."""
 
-    world: int
+    num_ranks: int
     shardings: tuple[Sharding, ...]
     memory: TrainerMemory
     seconds: float
     resident: int
 
 
-def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int) -> Report:
-    """Build a model on meta, lay it out over a fake world and run one update under fake tensors.
+def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) -> Report:
+    """Build a model on meta, lay it out over fake ranks and run one update under fake tensors.
 
-    The process must have no process group; a fake one stands for the world while this runs.
+    The process must have no process group; a fake one stands in for it while this runs.
 
     Args:
         shape: of the model; no weights are read.
         settings: the `[torchtitan]` section.
         recipe: its replay, weights and optimizer.
-        world: ranks.
+        num_ranks: of the trainer.
 
     Raises:
         ConfigError: the layout does not fit the ranks, or the dtype has no fake kernel.
@@ -125,15 +125,15 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int) -> R
         raise ConfigError(
             f"a dry run prices torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
         )
-    adapter.dist_utils.init_fake_mode(world)
+    adapter.dist_utils.init_fake_mode(num_ranks)
     try:
-        return _dry_run(shape, settings, recipe, world, started)
+        return _dry_run(shape, settings, recipe, num_ranks, started)
     finally:
         distributed.destroy_process_group()
 
 
-def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, started: float) -> Report:
-    parallelism, dims = model.layout(settings, world)
+def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int, started: float) -> Report:
+    parallelism, dims = model.layout(settings, num_ranks)
     laid_out = model.lay_out(shape, settings, parallelism, dims)
     ledger, at = Ledger(), dict[str, int]()
 
@@ -150,7 +150,7 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, world: int, sta
     activations = at["forward"] - at["begun"]
     peak = max(at["forward peak"], at["backward peak"], at["scored peak"] + gradients)
     return Report(
-        world=world,
+        num_ranks=num_ranks,
         shardings=tuple(_sharding(name, p) for name, p in trained.named_parameters()),
         memory=TrainerMemory(
             parameters=parameters,
@@ -204,8 +204,8 @@ def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
 
     As with `dry_run`, the process must have no process group.
     """
-    world = adapter.start_process_group()
-    parallelism, dims = model.layout(settings, world)
+    num_ranks = adapter.start_process_group()
+    parallelism, dims = model.layout(settings, num_ranks)
     laid_out = model.lay_out(shape, settings, parallelism, dims)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trained = model.materialise(laid_out)
@@ -236,7 +236,7 @@ def main() -> None:
     given = json.load(sys.stdin)
     try:
         settings, recipe = build(Torchtitan, given["torchtitan"]), build(Recipe, given["recipe"])
-        report = dry_run(Shape(**given["shape"]), settings, recipe, given["world"])
+        report = dry_run(Shape(**given["shape"]), settings, recipe, given["num_ranks"])
         apart = error(recipe, settings.activation_checkpoint)
     except FirstOrderError as mistake:
         sys.stderr.write(f"{mistake}\n")

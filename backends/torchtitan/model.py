@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from firstorder.backends.folder import Shape
-from firstorder.backends.ranks import agreed
+from firstorder.backends.ranks import raise_on_every_rank
 from firstorder.backends.weights import Weights
 from firstorder.core.errors import ConfigError
 
@@ -68,8 +68,8 @@ def norms(config: Any) -> list[Any]:
     return [config.norm, *(norm for each in of_layers for norm in each)]
 
 
-def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
-    """torchtitan's parallelism config and the meshes it makes of `world` ranks.
+def layout(settings: Torchtitan, num_ranks: int) -> tuple[Any, Any]:
+    """torchtitan's parallelism config and the meshes it makes of `num_ranks` ranks.
 
     Raises:
         ConfigError: the degrees do not multiply to the number of ranks.
@@ -81,11 +81,11 @@ def layout(settings: Torchtitan, world: int) -> tuple[Any, Any]:
         spmd_backend="partial_dtensor",  # the default backend needs a later torch at more than one rank
     )
     try:
-        dims = adapter.ParallelDims.from_config(config, world)
+        dims = adapter.ParallelDims.from_config(config, num_ranks)
         dims.build_mesh()
         adapter.set_timeouts(dims, settings.timeout)
     except (AssertionError, ValueError) as error:
-        raise ConfigError(f"the layout of [torchtitan] does not fit {world} ranks: {error}") from None
+        raise ConfigError(f"the layout of [torchtitan] does not fit {num_ranks} ranks: {error}") from None
     return config, dims
 
 
@@ -156,7 +156,7 @@ class HuggingFace:
                     part.copy_(weights.read(name, offsets, part.shape))
         except ConfigError as error:
             failed = error
-        agreed(failed)
+        raise_on_every_rank(failed)
         self._model.load_state_dict(self._names.from_hf(held))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

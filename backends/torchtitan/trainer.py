@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from firstorder.backends.folder import read_shape
-from firstorder.backends.ranks import broadcast_from_rank0, divided
+from firstorder.backends.ranks import all_gather_map, broadcast_from_rank0
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
@@ -93,8 +93,8 @@ class Trainer:
         source = Path(settings.model)
         self.shape, self._folder = read_shape(source), folder
         weights = open_weights(source, self.shape)
-        world = adapter.start_process_group(settings.timeout)
-        parallelism, dims = model.layout(settings, world)
+        num_ranks = adapter.start_process_group(settings.timeout)
+        parallelism, dims = model.layout(settings, num_ranks)
         self.settings, self.recipe, self.temperature, self._dims = settings, recipe, temperature, dims
         data = dims.get_optional_mesh("batch")  # None where every rank runs the same rows
         self._ranks = 1 if data is None else data.size()
@@ -192,7 +192,7 @@ class Trainer:
         """The SHA-256 of the files of a checkpoint, by their paths in the folder of the run's checkpoints; each rank
         hashes what it wrote."""
         files = sorted((self._folder / CHECKPOINTS / f"step-{step}").iterdir())
-        return divided([str(file.relative_to(self._folder)) for file in files], _writer, self._digest)
+        return all_gather_map([str(file.relative_to(self._folder)) for file in files], _writer, self._digest)
 
     def _digest(self, name: str) -> str:
         return digest(self._folder / name)

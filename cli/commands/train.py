@@ -37,7 +37,7 @@ def train(
     ),
 ) -> None:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
-    from firstorder.backends.ranks import first, largest
+    from firstorder.backends.ranks import all_reduce_max, is_rank0
     from firstorder.core.errors import ConfigError
     from firstorder.core.runs.track import Tracker
     from firstorder.core.training.inert import check_strict
@@ -54,22 +54,22 @@ def train(
     if strict:
         check_strict(idle)
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    with shown("train", quiet=not first()):
+    with shown("train", quiet=not is_rank0()):
         training = module.prepare(method, *sections, folder, resume=resume)
     for line in idle:
         typer.echo(f"inert: {line}", err=True)
     try:
-        tracker = Tracker(training.folder, openers if first() else {}, described(training.backend), _complain)
+        tracker = Tracker(training.folder, openers if is_rank0() else {}, described(training.backend), _complain)
         for name, sink in tracker.sinks.items():
             typer.echo(f"{name}: {sink.place}", err=True)
         try:
-            with shown("train", quiet=not first()):
+            with shown("train", quiet=not is_rank0()):
                 _with_progress(module, training, tracker)
         finally:
             tracker.close()
     except Interrupted as stopped:
-        largest(0)  # ranks leave together: torchrun kills those that are left when one has failed
-        if first():
+        all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
+        if is_rank0():
             typer.echo(f"{folder}: {stopped.name} after step {stopped.step - 1}, saved; go on with --resume", err=True)
         raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def _complain(line: str) -> None:
 
 
 def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
-    from firstorder.backends.ranks import first
+    from firstorder.backends.ranks import is_rank0
     from firstorder.core.progress import tell
     from firstorder.core.runs.logs import lines
     from firstorder.core.training.interrupt import deferred
@@ -130,7 +130,7 @@ def _with_progress(module: ModuleType, training: Any, tracker: Tracker) -> None:
         tell("train", log.step + 1, training.steps, note)
 
     tell("train", training.first, training.steps)
-    with deferred(_heard if first() else lambda name: None) as asked:
+    with deferred(_heard if is_rank0() else lambda name: None) as asked:
         module.run(training, done, asked)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from firstorder.backends.pair import EnginePair
-from firstorder.backends.ranks import broadcast_from_rank0, first
+from firstorder.backends.ranks import broadcast_from_rank0, is_rank0
 from firstorder.backends.tasks import sums
 from firstorder.backends.vllm.config import Vllm
 from firstorder.backends.vllm.served import ServedEngine
@@ -35,7 +35,7 @@ def main():
 
     def asked(self):
         push(self)
-        if not first():
+        if not is_rank0():
             os.kill(os.getpid(), signal.SIGTERM)
 
     EnginePair.sync_weights = asked
@@ -43,7 +43,7 @@ def main():
     EnginePair.sync_weights = push
     assert run([*command, "--out", f"{out}/asked", "--resume"]) == 0
     broadcast_from_rank0(reset)
-    if first():
+    if is_rank0():
         print("second run", flush=True)
     sys.exit(run([*command, "--out", f"{out}/killed"]))
 

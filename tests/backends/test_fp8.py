@@ -121,7 +121,7 @@ def test_synchronised_weights_are_rounded_anew(pair, weights, shape, write_model
     folder = write_model(tmp_path, shape)
     write_weights(folder, moved.items())
     titan = pair.trainer.settings.model_copy(update={"model": str(folder)})
-    fresh = open_pair(pair.plan.recipe, titan, pair.engine.settings, pair.tasks, tmp_path / "checkpoints")
+    fresh = open_pair(pair.settings.recipe, titan, pair.engine.settings, pair.tasks, tmp_path / "checkpoints")
     assert responses(fresh.engine) == after
     pair.sync_weights()
     assert responses(pair.engine) == before
@@ -142,7 +142,7 @@ def test_a_run_says_that_it_is_emulated_and_routes_flip(pair):
 
 
 def test_the_probe_passes_its_weights_and_no_others(pair, shape, write_model, tmp_path):
-    assert pair.plan.probe_limit == LOW_PRECISION_LIMIT
+    assert pair.settings.probe_limit == LOW_PRECISION_LIMIT
     pair.sync_weights()
     other = load_file(write_model(tmp_path, shape, seed=5) / "model.safetensors")
     pair.engine.sync(other.items(), 2)

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from firstorder.backends.pair import EnginePair, Plan
+from firstorder.backends.pair import EnginePair, RunSettings
 from firstorder.backends.torchtitan import adapter, model, replay, trainer
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.packing import pack
@@ -216,10 +216,10 @@ def trained_once(engines, name, *more, n=1):
     held.recipe, held.optimizer = recipe, trainer.optimizer(recipe.optimizer, held.model)
     held.rate = trainer.learning_rate(0, n, held.optimizer)
     held.names.read(open_weights(folder, held.shape))
-    plan = Plan(
+    run = RunSettings(
         recipe=recipe, seed=0, evaluate_every=0, evaluate_prompts=1, probe_prompts=1, probe_limit=1.0, longest=9
     )
-    pair, logs = EnginePair(held, type("Engine", (), {"emulated": False}), None, plan), []
+    pair, logs = EnginePair(held, type("Engine", (), {"emulated": False}), None, run), []
     pair.rollout, pair.sync_weights = lambda step: batch, lambda: None
     train((Arm(recipe=recipe),), pair, done=logs.append)
     return {key: float(value) for key, value in logs[0].receipts.items()}

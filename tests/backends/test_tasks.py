@@ -464,7 +464,7 @@ def test_no_more_is_evaluated_than_is_held_out(pairs, monkeypatch):
     few = dataclasses.replace(pair.tasks.held_out, problems=Listed([Problem("?", 1), Problem("??", 2)]))
     monkeypatch.setattr(pair, "tasks", dataclasses.replace(pair.tasks, held_out=few))
     assert len(pair.held_out("evaluate", 64).rewards) == 2
-    assert 0.0 <= float(pair.evaluate(pair.plan.recipe.schedule.steps)["eval/reward"]) <= 1.0
+    assert 0.0 <= float(pair.evaluate(pair.settings.recipe.schedule.steps)["eval/reward"]) <= 1.0
     pair.check()
 
 

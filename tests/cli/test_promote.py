@@ -663,7 +663,7 @@ def test_the_wheel_is_this_package(tmp_path):
     with zipfile.ZipFile(file) as archive:
         rows = archive.read("firstorder-0.1.0.dist-info/RECORD").decode().splitlines()
         assert {row.split(",")[0] for row in rows} == set(archive.namelist())
-        name, hashed, size = next(row for row in rows if row.startswith("firstorder/core/loop.py")).split(",")
+        name, hashed, size = next(row for row in rows if row.startswith("firstorder/core/training/loop.py")).split(",")
         data = archive.read(name)
         assert hashed == "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
         assert int(size) == len(data)
