@@ -15,6 +15,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Moments, Quantity
+from firstorder.core.routing import replay_of
 from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
@@ -122,7 +123,7 @@ class EnginePair:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
         mode = self.settings.recipe.router_replay.mode
         live = self.trainer.score(batch)
-        replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[mode]
+        replay = replay_of(mode, live.routes, batch.routes)
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)

@@ -8,7 +8,7 @@ A replayed row is K distinct ids, or -1 throughout: that token routes live.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ MAX_EXPERTS = 32767  # ids are int16
 SIZE, SIZE_WHY = f"[1, {MAX_EXPERTS}]", "routes are kept in 16 bits"
 
 RouterKind = Literal["softmax_topk", "topk_softmax", "sigmoid_bias", "group_limited", "top1"]
+Routes = TypeVar("Routes")
 
 
 class Router(Section):
@@ -93,9 +94,18 @@ def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Te
     selection = restrict((scores if bias is None else scores + bias).detach(), router)
     ids = live = selection.topk(router.top_k, dim=-1).indices
     if replay is not None:
-        given = replay.to(live.dtype)
-        ids = torch.where(given >= 0, given, live)
+        ids = replayed(replay.to(live.dtype), live)
     return Routing(ids=ids, live=live, gates=gate(logits, scores, ids, router), selection=selection)
+
+
+def replay_of(mode: str, old: Routes, mu: Routes) -> Routes | None:
+    """The routes that a replay mode gives to π: none, those of π_old (R2) or those of μ_old (R3)."""
+    return {"disabled": None, "R2": old, "R3": mu}[mode]
+
+
+def replayed(given: Tensor, live: Tensor) -> Tensor:
+    """The given ids, and the live choice in rows of -1; both `[..., K]`."""
+    return torch.where(given >= 0, given, live)
 
 
 def score(logits: Tensor, router: Router) -> Tensor:

@@ -23,7 +23,7 @@ from . import optimizer
 from .config import Numerics, Sim
 from .model import noise
 from .model.numerics import arithmetic
-from .model.policy import Weights, flatten, initial_weights, load, unflatten
+from .model.policy import Weights, flatten, gradient, initial_weights, leaves, load, unflatten
 from .sampling.sequences import score
 from .tasks import task_of
 from .tasks.demonstrations import Style, demonstrator
@@ -55,22 +55,21 @@ def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
     """Random weights after `sim.coldstart_steps` of supervised learning, kept for the next who starts there."""
     seeds = torch.tensor(members)
     weights, task = initial_weights(sim, seeds), task_of(sim)
-    trained = {name: w for name, w in weights.items() if name != "bias"}
     automaton = task.automaton(task.prompts(torch.arange(sim.training_prompts)).tokens)
     demonstrations = demonstrator(automaton, sim.horizon, style, sim.coldstart_share)
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))
-    vector, own = flatten(trained), noise.combine(seeds, SALT)
+    vector, own = flatten(weights), noise.combine(seeds, SALT)
     state = optimizer.start(vector)
     for step in progress.steps("cold start", range(sim.coldstart_steps)):
         rows = picks(sim.training_prompts, own, step, BATCH)
         keys = noise.combine(noise.combine(noise.mix(own)[:, None], step), torch.arange(BATCH))
         shown = converse(task, rows, *demonstrations.draw(rows, keys))
-        leaves = {name: w.detach().requires_grad_() for name, w in unflatten(vector, trained).items()}
-        model = load(weights | leaves, arithmetic(Numerics(), seeds), sim)
+        theta = leaves(unflatten(vector, weights))
+        model = load(theta, arithmetic(Numerics(), seeds), sim)
         logp = torch.where(shown.mask, score(model, shown.tokens).logp, 0.0)
         loss = -logp.sum(-1).mean(-1)
-        gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), list(leaves.values()))], dim=1)
-        vector, state = optimizer.step(vector, optimizer.clip(gradient, settings)[0], state, settings)
+        slope, _ = optimizer.clip(gradient(loss.sum(), theta), settings)
+        vector, state = optimizer.step(vector, slope, state, settings)
     if not torch.isfinite(vector).all():
         raise NotFiniteError("the weights are not finite after the cold start; lower sim.coldstart_lr")
-    return weights | unflatten(vector, trained)
+    return unflatten(vector, weights)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from firstorder.core.errors import DataError
-from firstorder.core.routing import margin, replay_rows
+from firstorder.core.routing import margin, replay_rows, replayed
 
 from .adapter import TokenChoiceTopKRouter, derive
 
@@ -50,8 +50,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         gates, ids, scores = super().forward(x_BLD, expert_bias_E)
         if self.given is not None:
             self.live = ids.detach().to(torch.int16)  # a receipt: only a forward that replays leaves it
-            given = _sharded(self.given.to(ids.dtype), ids)
-            ids = torch.where(given >= 0, given, ids)
+            ids = replayed(_sharded(self.given.to(ids.dtype), ids), ids)
             gates = scores.gather(-1, ids)
             if self.route_norm:  # the stock order of operations, so that replaying one's own ids changes no bit
                 gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
+from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
-from firstorder.sim.model.policy import Weights, load
+from firstorder.sim.model.policy import Weights, leaves, load
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
 
@@ -71,6 +72,10 @@ class Scene:
         for cut in chunks(self.tree, len(self.mu_old.logp)):
             yield replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut])
 
+    def replay(self, mode: Mode) -> Routes | None:
+        """The routes that a mode replays; None where π routes live."""
+        return replay_of(mode, self.old["disabled"].routes, self.mu_old.routes)
+
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / P of every response under a replay mode, `[M, B]`, without gradient."""
         return gather(self.target[mode].logp.detach(), self.tree).sum(-1).exp() / len(self.tree.prompts)
@@ -113,17 +118,18 @@ def build(
         modes: replay modes whose targets are wanted; `disabled` is always there.
     """
     stale = theta is not None
-    leaves = {n: w.detach().clone().requires_grad_(n != "bias") for n, w in (theta or theta_old).items()}
+    weights = leaves(theta or theta_old)
     wanted = {"disabled", *modes}
-    trainer = load(leaves, pair.pi, sim)
+    trainer = load(weights, pair.pi, sim)
     target = {"disabled": run(trainer, tree)}
     with torch.no_grad():
         mu_old = run(load(theta_old, pair.mu, sim), tree)
-        mu = run(load(leaves, pair.mu, sim), tree) if stale else mu_old
+        mu = run(load(weights, pair.mu, sim), tree) if stale else mu_old
         trainer_old = load(theta_old, pair.pi, sim)
         old_live = run(trainer_old, tree) if stale else frozen(target["disabled"])
-    replayed: dict[Mode, Routes] = {"R2": old_live.routes, "R3": mu_old.routes}
-    target |= {mode: run(trainer, tree, routes) for mode, routes in replayed.items() if mode in wanted}
+    for mode in MODES[1:]:
+        if mode in wanted:
+            target[mode] = run(trainer, tree, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
     if "R3" in wanted:
         with torch.no_grad():
@@ -131,7 +137,7 @@ def build(
     return Scene(
         tree=tree,
         rewards=rewards,
-        weights=leaves,
+        weights=weights,
         pi=pair.pi,
         mu_old=mu_old,
         mu=mu,

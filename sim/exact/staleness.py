@@ -9,7 +9,7 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.core.method.recipe import Recipe
 from firstorder.sim.config import Sim
-from firstorder.sim.model.policy import Weights, flatten, load, unflatten
+from firstorder.sim.model.policy import Weights, flatten, leaves, load, unflatten
 
 from .forward import run
 from .scene import Engines, build, grow
@@ -40,11 +40,10 @@ def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe
 
 def _natural(sim: Sim, tree: Tree, rewards: Tensor, pair: Engines, theta: Weights) -> Tensor:
     """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
-    leaves = {name: w.detach().clone().requires_grad_(name != "bias") for name, w in theta.items()}
-    return sequence_gradient(run(load(leaves, pair.pi, sim), tree), tree, rewards, leaves)
+    weights = leaves(theta)
+    return sequence_gradient(run(load(weights, pair.pi, sim), tree), tree, rewards, weights)
 
 
 def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:
-    """θ + lr · slope; the selection bias is no parameter and stays."""
-    trained = {name: w for name, w in theta.items() if name != "bias"}
-    return theta | unflatten(flatten(trained) + lr * slope, trained)
+    """θ + lr · slope."""
+    return unflatten(flatten(theta) + lr * slope, theta)

@@ -23,7 +23,7 @@ from firstorder.core import progress
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.model.policy import Weights, load
+from firstorder.sim.model.policy import Weights, leaves, load, trainable
 from firstorder.sim.sampling.sequences import score
 
 from .forward import Routes, along
@@ -100,26 +100,26 @@ def level_means(scene: Scene, recipe: Recipe, found: Parts) -> Tensor:
 
 def response_norms(scene: Scene, recipe: Recipe, sim: Sim, weights: Tensor) -> Tensor:
     """‖g_s‖² of every response, `[B, S]`, for the token weights `[S, B, T]` of its parts."""
-    replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
+    replay = scene.replay(recipe.router_replay.mode)
     rows = []
     for start in progress.steps("variance", range(0, len(scene.tree.path), CHUNK)):
         cut = slice(start, start + CHUNK)
-        leaves = {n: w.detach().expand(len(scene.tree.path[cut]), *w.shape[1:]) for n, w in scene.weights.items()}
-        leaves = {n: w.clone().requires_grad_(n != "bias") for n, w in leaves.items()}
-        logp = _responses(scene, sim, leaves, replay, cut)
-        trained = [w for w in leaves.values() if w.requires_grad]
+        count = len(scene.tree.path[cut])
+        copies = leaves({name: w.expand(count, *w.shape[1:]) for name, w in scene.weights.items()})
+        logp = _responses(scene, sim, copies, replay, cut)
+        parameters = list(trainable(copies).values())
         norms = []
         for weight in weights[:, cut]:
-            grads = torch.autograd.grad((weight * logp).sum(), trained, retain_graph=True, materialize_grads=True)
+            grads = torch.autograd.grad((weight * logp).sum(), parameters, retain_graph=True, materialize_grads=True)
             norms.append(sum((g.square().flatten(1).sum(-1) for g in grads), torch.zeros(())))
         rows.append(torch.stack(norms, dim=-1))
     return torch.cat(rows)
 
 
-def _responses(scene: Scene, sim: Sim, leaves: Weights, replay: Routes | None, cut: slice) -> Tensor:
+def _responses(scene: Scene, sim: Sim, copies: Weights, replay: Routes | None, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
     tree = responses(scene.tree, cut)
-    model = load(leaves, scene.pi.repeat(len(tree.path)), sim)
+    model = load(copies, scene.pi.repeat(len(tree.path)), sim)
     given = None if replay is None else along(replay, tree)[0][:, None]
     logp = score(model, episodes(tree).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
     return torch.where(tree.mask, logp, 0.0)

@@ -86,15 +86,33 @@ def initial_weights(sim: Sim, seeds: Tensor) -> Weights:
     return weights
 
 
+def trainable(weights: Weights) -> Weights:
+    """The parameters: all weights but the selection bias of a router, which no gradient reaches."""
+    return {name: w for name, w in weights.items() if name != "bias"}
+
+
+def leaves(weights: Weights) -> Weights:
+    """Copies of the weights of which the trainable ones require grad."""
+    return weights | {name: w.detach().clone().requires_grad_() for name, w in trainable(weights).items()}
+
+
 def flatten(weights: Weights) -> Tensor:
-    """All weights of each member as one vector `[M, P]`, in the dictionary's order."""
-    return torch.cat([w.flatten(1) for w in weights.values()], dim=1)
+    """The parameters of each member as one vector `[M, P]`, in the dictionary's order."""
+    return torch.cat([w.flatten(1) for w in trainable(weights).values()], dim=1)
 
 
 def unflatten(vector: Tensor, like: Weights) -> Weights:
-    """The inverse of `flatten` for weights shaped as `like`."""
-    parts = torch.split(vector, [w[0].numel() for w in like.values()], dim=1)
-    return {name: part.view_as(w) for (name, w), part in zip(like.items(), parts, strict=True)}
+    """The inverse of `flatten`: weights shaped as `like`, whose selection bias stays."""
+    parameters = trainable(like)
+    parts = torch.split(vector, [w[0].numel() for w in parameters.values()], dim=1)
+    return like | {name: part.view_as(w) for (name, w), part in zip(parameters.items(), parts, strict=True)}
+
+
+def gradient(objective: Tensor, weights: Weights, *, keep: bool = False) -> Tensor:
+    """∇ of a scalar by the weights that require grad, of each member one vector, `[M, P]`; `keep` its graph."""
+    parameters = [w for w in weights.values() if w.requires_grad]
+    slopes = torch.autograd.grad(objective, parameters, retain_graph=keep, materialize_grads=True)
+    return torch.cat([slope.flatten(1) for slope in slopes], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

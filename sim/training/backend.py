@@ -16,7 +16,7 @@ from firstorder.core.method import value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.quantities import Moments, Quantity
-from firstorder.core.routing import replay_rows
+from firstorder.core.routing import replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
 from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
@@ -36,7 +36,7 @@ from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.tree import Tree
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
-from firstorder.sim.model.policy import Weights, flatten, load, unflatten
+from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
 from firstorder.sim.sampling.sequences import Scores, sample, score
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
@@ -160,8 +160,8 @@ class SimBackend:
             live = score(trainer, batch.tokens)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
-            by_mode = {"disabled": torch.full_like(own, -1), "R2": own, "R3": batch.routes}
-            replay = torch.stack([by_mode[mode][m] for m, mode in enumerate(self.modes)])
+            given = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
+            replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in given])
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used.state)
@@ -171,23 +171,22 @@ class SimBackend:
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of every member, and one of every critic."""
-        trained = {name: w.detach().requires_grad_(name != "bias") for name, w in self.weights.items()}
-        trainer = load(trained, self.engines.pi, self.sim)
+        theta = leaves(self.weights)
+        trainer = load(theta, self.engines.pi, self.sim)
         scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
         logp = torch.where(minibatch.batch.mask, scores.logp, 0.0)
         stats = minibatch.stats(logp)
         loss = surrogate_loss(stats, weight_fn(stats))
-        leaves = [w for w in trained.values() if w.requires_grad]
-        gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], dim=1)
-        if not torch.isfinite(gradient).all():
+        slope = gradient(loss.sum(), theta)
+        if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
             )
-        clipped, norm = optimizer.clip(gradient, self.settings)
+        clipped, norm = optimizer.clip(slope, self.settings)
         vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
         if not torch.isfinite(vector).all():
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
-        self._set(vector)
+        self.weights = unflatten(vector, self.weights)
         one = torch.ones_like(norm)
         found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
         if self.critic is not None:
@@ -241,7 +240,7 @@ class SimBackend:
         """What the critics of an arm say of every context of a scene, `[members, N]`."""
         if self.critic is None or not recipe.has_critic:
             return None
-        replay = {"disabled": None, "R2": scene.old["R2"].routes, "R3": scene.mu_old.routes}[recipe.router_replay.mode]
+        replay = scene.replay(recipe.router_replay.mode)
         carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
         mine = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
         return critic.value(self.critic.phi[mine], carried)
@@ -276,11 +275,7 @@ class SimBackend:
         return arithmetic(self.sim.numerics, noise.combine(self.seeds, step))
 
     def _vector(self) -> Tensor:
-        return flatten({name: w for name, w in self.weights.items() if name != "bias"}).detach()
-
-    def _set(self, vector: Tensor) -> None:
-        trained = {name: w for name, w in self.weights.items() if name != "bias"}
-        self.weights = self.weights | unflatten(vector, trained)
+        return flatten(self.weights).detach()
 
 
 def _replayed(minibatch: Scored, scores: Scores) -> Moments:

@@ -12,7 +12,9 @@ from firstorder.core.routing import (
     jaccard,
     margin,
     repeats,
+    replay_of,
     replay_rows,
+    replayed,
     route,
 )
 
@@ -280,3 +282,14 @@ def test_a_fill_is_told_from_a_choice():
     for name, (row, before, expected) in rows.items():
         assert repeats(torch.tensor(row), torch.tensor(before)).tolist() == expected, name
     assert not repeats(torch.tensor([a]), torch.tensor([c])).any()  # a single layer is not "all layers"
+
+
+def test_given_ids_take_the_place_of_the_live_choice_row_by_row():
+    live = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    given = torch.tensor([[7, 6], [-1, -1], [5, 4]])
+    assert replayed(given, live).tolist() == [[7, 6], [2, 3], [5, 4]]
+
+
+@pytest.mark.parametrize(("mode", "routes"), [("disabled", None), ("R2", "old"), ("R3", "mu")])
+def test_a_replay_mode_gives_the_target_the_routes_of_one_engine(mode, routes):
+    assert replay_of(mode, "old", "mu") == routes

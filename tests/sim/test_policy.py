@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from firstorder.sim.config import Numerics, Sim
-from firstorder.sim.exact import forward as engine
 from firstorder.sim.exact import updates as exact
 from firstorder.sim.exact.forward import Routes, run, vjp
 from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import gather, plant
+from firstorder.sim.model import chunks
 from firstorder.sim.model.numerics import arithmetic
 from firstorder.sim.model.policy import flatten, initial_state, initial_weights, load, step, unflatten
 from firstorder.sim.tasks import task_of
@@ -222,13 +222,13 @@ def test_checkpointed_chunks_change_neither_values_nor_gradients(rows, replayed,
     routes = run(exact_model(sim, weights_of(sim, [7, 8])), tree).routes if replayed else None
     whole = run(model, tree, routes)
     expected = slopes(whole, weights)
-    monkeypatch.setattr(engine, "CHUNK_ROWS", 2 * rows)
-    chunks = run(model, tree, routes)
-    same(chunks.logp, whole.logp)
-    same(chunks.margin, whole.margin)
-    assert torch.equal(chunks.routes.contexts, whole.routes.contexts)
-    same(slopes(chunks, weights), expected)
-    same(slopes(chunks, weights), expected)  # the graph is kept
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2 * rows)
+    chunked = run(model, tree, routes)
+    same(chunked.logp, whole.logp)
+    same(chunked.margin, whole.margin)
+    assert torch.equal(chunked.routes.contexts, whole.routes.contexts)
+    same(slopes(chunked, weights), expected)
+    same(slopes(chunked, weights), expected)  # the graph is kept
     with torch.no_grad():
         same(run(model, tree, routes).logp, whole.logp)
 
@@ -237,14 +237,14 @@ def test_chunks_are_as_small_as_they_are_told(small, monkeypatch):
     sim = small()
     tree, _ = grow(sim)
     seen = []
-    original = engine.step
+    original = chunks.step
 
     def counting(model, state, tokens, keys, replay=None):
         seen.append(len(tokens))
         return original(model, state, tokens, keys, replay)
 
-    monkeypatch.setattr(engine, "step", counting)
-    monkeypatch.setattr(engine, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(chunks, "step", counting)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
     with torch.no_grad():
         run(exact_model(sim, weights_of(sim, [0])), tree)
     assert max(seen) == 3
