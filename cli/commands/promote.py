@@ -200,7 +200,7 @@ def collapsed(gate: dict[str, Any]) -> float:
 def remarks(recipe: Recipe, where: Plan, moved: Step, whole: Timing) -> list[str]:
     """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
     from firstorder.backends.promote.timing import LOST
-    from firstorder.core.method.recipe import inert_parts
+    from firstorder.core.training.inert import inert_parts
 
     notes = [f"Inert: {line}." for line in inert_parts(recipe, stale=recipe.schedule.minibatches > 1)]
     if moved.host > where.gpu.host:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.method.clip import CLIPS, bernoulli_kl, capped, clip
+from firstorder.core.method.clip import bernoulli_kl, capped, clip
+from firstorder.core.method.parts import CLIPS
 from firstorder.core.method.ratio import ratio
 from firstorder.core.method.recipe import Clip, Recipe
 from firstorder.core.method.stats import TokenStats

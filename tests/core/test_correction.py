@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import DataError
-from firstorder.core.method.correction import CORRECTIONS, correction
+from firstorder.core.method.correction import correction
+from firstorder.core.method.parts import CORRECTIONS
 from firstorder.core.method.ratio import BOUND, LOG_BOUND
 from firstorder.core.method.recipe import Correction
 from firstorder.core.method.stats import TokenStats
