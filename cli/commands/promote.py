@@ -100,18 +100,18 @@ def promote(
 
 
 def read_source(source: str) -> tuple[bytes, Recipe, dict[str, Any]]:
-    """What is promoted, byte for byte, the recipe in it, and its `[task]` section, which may be empty.
+    """What is promoted as TOML, resolved; the recipe in it; and its `[task]` section, which may be empty.
 
     Raises:
         ConfigError: there is none.
     """
     from firstorder.cli.api.compose import split
-    from firstorder.core.settings import toml
+    from firstorder.cli.api.recipes import resolve
+    from firstorder.core.settings.toml import dump
 
-    file = Path(source) / "config.toml" if Path(source).is_dir() else Path(source)
-    name = str(file) if Path(source).is_dir() else source
-    recipe, sections = split(toml.read(name))
-    return (toml.source(name).encode() if name in toml.shipped() else file.read_bytes()), recipe, sections["task"]
+    resolved = resolve(str(Path(source) / "config.toml") if Path(source).is_dir() else source)
+    recipe, sections = split(resolved)
+    return dump(resolved).encode(), recipe, sections["task"]
 
 
 def wanted(recipe: Recipe, match: str | None) -> Target:

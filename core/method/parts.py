@@ -76,13 +76,13 @@ CORRECTIONS: Table = {
     "truncate": Part(formula="min(k, high)", source="TIS, Yao et al. 2025", compares="of", keys=("of", "span", "high")),
     "mask": Part(
         formula="k if low ≤ k ≤ high, else 0",
-        source="IcePop, arXiv 2510.18855; over sequences MIS of verl",
+        source="IcePop, arXiv 2510.18855",
         compares="of",
         keys=("of", "span", "low", "high"),
     ),
     "sequence_mask": Part(
         formula="1 if low ≤ Π k ≤ high, else 0",
-        source="verl rollout correction, sequence-level rejection",
+        source="verl rollout correction, sequence-level masked importance sampling",
         scope="sequence",
         compares="of",
         keys=("of", "low", "high"),
