@@ -9,9 +9,10 @@ from pathlib import Path
 
 from firstorder.core.errors import NotFiniteError
 from firstorder.core.finite import check_finite
-from firstorder.core.method.recipe import Recipe, inert_parts
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs.folder import RunFolder
 from firstorder.core.training.arms import Arm
+from firstorder.core.training.inert import inert_parts
 from firstorder.core.training.interrupt import Asked, Interrupted, never
 from firstorder.core.training.loop import DIVERGED, StepLog, described, train
 

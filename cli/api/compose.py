@@ -31,7 +31,7 @@ def compose(name: str, assignments: list[str], settings: str | None = None) -> t
 
 def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
     """`compose` for tables that are read already."""
-    from firstorder.core.settings.toml import build
+    from firstorder.core.settings.toml import build, overlay
     from firstorder.sim.config import Sim
 
     recipe, sections = split(tree)
@@ -95,20 +95,11 @@ def check_read(keys: Iterable[str], own: tuple[str, ...]) -> None:
 def _read(name: str, assignments: list[str], own: tuple[str, ...], settings: str | None) -> dict[str, Any]:
     """The tables of a recipe, a file of settings laid over them, under assignments to them or to the backend's own
     sections."""
-    from firstorder.core.settings.toml import override, read
+    from firstorder.core.settings.toml import overlay, override, read
 
     check_read((assignment.partition("=")[0] for assignment in assignments), own)
     over = {} if settings is None else read(settings)
     return override(overlay(read(name), over), assignments)
-
-
-def overlay(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `base`, table by table, so that one key of a table leaves the others at their defaults."""
-    merged = dict(base)
-    for key, value in given.items():
-        inner = merged.get(key)
-        merged[key] = overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, list[Cell]]:
@@ -129,9 +120,8 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
     """
     from firstorder.core import progress
     from firstorder.core.errors import ConfigError, FirstOrderError
-    from firstorder.core.runs.folder import flat
     from firstorder.core.settings.grid import axes, check_distinct, points, titled
-    from firstorder.core.settings.toml import assign, override, read
+    from firstorder.core.settings.toml import assign, flat, override, read
     from firstorder.sim.sweep.ensemble import Cell
     from firstorder.sim.training.session import check, settings
 
@@ -166,6 +156,8 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
 
 def graft(base: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
     """The method of a named recipe in the experiment of a base."""
+    from firstorder.core.settings.toml import overlay
+
     kept = {key: base[key] for key in EXPERIMENT if key in base}
     return overlay(kept, named)
 

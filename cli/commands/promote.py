@@ -100,18 +100,18 @@ def promote(
 
 
 def read_source(source: str) -> tuple[bytes, Recipe, dict[str, Any]]:
-    """What is promoted, byte for byte, the recipe in it, and its `[task]` section, which may be empty.
+    """What is promoted as TOML, resolved; the recipe in it; and its `[task]` section, which may be empty.
 
     Raises:
         ConfigError: there is none.
     """
     from firstorder.cli.api.compose import split
-    from firstorder.core.settings import toml
+    from firstorder.cli.api.recipes import resolve
+    from firstorder.core.settings.toml import dump
 
-    file = Path(source) / "config.toml" if Path(source).is_dir() else Path(source)
-    name = str(file) if Path(source).is_dir() else source
-    recipe, sections = split(toml.read(name))
-    return (toml.source(name).encode() if name in toml.shipped() else file.read_bytes()), recipe, sections["task"]
+    resolved = resolve(str(Path(source) / "config.toml") if Path(source).is_dir() else source)
+    recipe, sections = split(resolved)
+    return dump(resolved).encode(), recipe, sections["task"]
 
 
 def wanted(recipe: Recipe, match: str | None) -> Target:
@@ -200,7 +200,7 @@ def collapsed(gate: dict[str, Any]) -> float:
 def remarks(recipe: Recipe, where: Plan, moved: Step, whole: Timing) -> list[str]:
     """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
     from firstorder.backends.promote.timing import LOST
-    from firstorder.core.method.recipe import inert_parts
+    from firstorder.core.training.inert import inert_parts
 
     notes = [f"Inert: {line}." for line in inert_parts(recipe, stale=recipe.schedule.minibatches > 1)]
     if moved.host > where.gpu.host:

@@ -1,29 +1,40 @@
-"""`firstorder recipes`: what ships in the package."""
+"""`firstorder recipes`: what ships in the package, and what a recipe is once it is resolved."""
 
 from __future__ import annotations
 
 import typer
 
 
-def recipes(name: str | None = typer.Argument(None, help="Print this recipe as TOML.")) -> None:
-    """List the shipped recipes, or print one as TOML."""
+def recipes(
+    name: str | None = typer.Argument(None, help="Print this recipe, shipped or a file, in full as TOML."),
+    other: str | None = typer.Option(None, "--diff", help="Print where the recipe and this one differ instead."),
+) -> None:
+    """List the shipped recipes, or print one as TOML with its bases and defaults filled in."""
+    from firstorder.cli.api.recipes import diff, resolve
     from firstorder.core.errors import ConfigError
-    from firstorder.core.method.recipe import Recipe
-    from firstorder.core.settings.toml import build, nearest, read, shipped, source
+    from firstorder.core.settings.toml import dump, literal
 
-    if name is not None:
-        if name not in shipped():
-            raise ConfigError(f"no shipped recipe {name!r}; {nearest(name, shipped())}`firstorder recipes` lists them")
-        typer.echo(source(name), nl=False)
-        return
+    if name is None:
+        if other is not None:
+            raise ConfigError("--diff compares two recipes, got one; give `firstorder recipes NAME --diff OTHER`")
+        _list()
+    elif other is None:
+        typer.echo(dump(resolve(name)), nl=False)
+    else:
+        for key, pair in diff(name, other).items():
+            before, after = ("unset" if value is None else literal(value) for value in pair)
+            typer.echo(f"{key}: {before} -> {after}")
+
+
+def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
+    from firstorder.cli.api.recipes import table
+
+    shown = Table(box=None, header_style="bold")
     for column in ("recipe", "scope", "summary", "source"):
-        table.add_column(column)
-    for each in shipped():
-        recipe = build(Recipe, read(each))
-        scope = "not run" if recipe.about.unsupported else recipe.scope
-        table.add_row(each, scope, recipe.about.summary, recipe.about.source)
-    Console().print(table)
+        shown.add_column(column)
+    for row in table():
+        shown.add_row(row.name, row.scope or "not run", row.summary, row.source)
+    Console().print(shown)

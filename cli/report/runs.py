@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.runs.folder import flat
 from firstorder.core.runs.logs import LOGS, described, read
-from firstorder.core.settings.toml import parse
+from firstorder.core.settings.toml import flat, parse
 
 Array = NDArray[np.float64]
 

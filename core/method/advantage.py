@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError, DataError
 
-from .recipe import Advantage
+from .parts import BASELINES
+from .sections import Advantage
 from .stats import check_rewards_finite, real
 
 STD_EPSILON = 1e-6  # added to the standard deviation, as verl does; TRL adds 1e-4
@@ -35,10 +38,14 @@ def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
         >>> advantage(torch.tensor([1.0, 0.0, 0.0, 1.0]), Advantage(baseline="group_mean")).tolist()
         [0.5, -0.5, -0.5, 0.5]
     """
-    if rule.baseline == "value":
-        raise ConfigError("baseline value is learned for every context; make its advantages with core.method.value.gae")
-    if rule.std and rule.baseline == "none":
-        raise ConfigError("advantage.std needs a group baseline, got none; choose group_mean or leave_one_out")
+    if rule.baseline not in FUNCTIONS:
+        raise ConfigError(
+            f"baseline {rule.baseline} is learned for every context; make its advantages with core.method.value.gae"
+        )
+    if rule.std and BASELINES[rule.baseline].scope != "group":
+        raise ConfigError(
+            f"advantage.std needs a group baseline, got {rule.baseline}; choose group_mean or leave_one_out"
+        )
     if 0 in rewards.shape or not rewards.ndim:
         raise DataError(f"`rewards` must be [..., group] with at least one response, got {list(rewards.shape)}")
     check_rewards_finite(rewards)
@@ -48,19 +55,42 @@ def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
     return centred / (_spread(real(rewards)) + STD_EPSILON)
 
 
+def no_baseline(rewards: Tensor) -> Tensor:
+    """0."""
+    return torch.zeros_like(rewards)
+
+
+def group_mean(rewards: Tensor) -> Tensor:
+    """The mean of all G."""
+    return _total(rewards) / rewards.shape[-1]
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """The mean of the other G - 1; of nobody 0."""
+    return (_total(rewards) - rewards) / max(rewards.shape[-1] - 1, 1)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": no_baseline,
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+}
+"""The baseline `[..., G]` of each group's rewards; that of `value` is a critic's (`core.method.value`)."""
+
+
 def _centred(rewards: Tensor, rule: Advantage) -> Tensor:
-    """R less its baseline; 0 where a group agrees."""
-    if rule.baseline == "none":
-        return rewards
-    size = rewards.shape[-1]
-    total = rewards.sum(-1, keepdim=True)
-    _check_size(total, rewards)
-    if rule.baseline == "group_mean":
-        centred = rewards - total / size
-    else:
-        centred = rewards - (total - rewards) / max(size - 1, 1)
+    """R less its baseline; 0 where a group that it is taken over agrees."""
+    centred = rewards - FUNCTIONS[rule.baseline](rewards)
+    if BASELINES[rule.baseline].scope != "group":
+        return centred
     agree = (rewards == rewards[..., :1]).all(-1, keepdim=True)
     return torch.where(agree, 0.0, centred)  # their mean may round, and the spread divides by what is left
+
+
+def _total(rewards: Tensor) -> Tensor:
+    total = rewards.sum(-1, keepdim=True)
+    _check_size(total, rewards)
+    return total
 
 
 def _spread(rewards: Tensor) -> Tensor:
@@ -72,8 +102,8 @@ def _spread(rewards: Tensor) -> Tensor:
     return spread
 
 
-def _check_size(found: Tensor, rewards: Tensor) -> None:
-    if not found.isfinite().all():
+def _check_size(statistic: Tensor, rewards: Tensor) -> None:
+    if not statistic.isfinite().all():
         raise DataError(
             f"`rewards` up to {float(rewards.abs().max()):g} are too large for {rewards.dtype}: the sum or the spread "
             "of a group is infinite; scale them down"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .ratio import ratio
-from .recipe import Clip, Recipe
+from .recipe import Recipe
+from .sections import Clip
 from .stats import TokenStats
 
 
@@ -147,7 +148,7 @@ def gmpo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
     return mean * sign_aware(a, log > c.high, log < -c.low)
 
 
-CLIPS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
     "none": none,
     "minirl": minirl,
     "ppo": ppo,
@@ -163,4 +164,4 @@ CLIPS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
 
 def clip(stats: TokenStats, r: Tensor, recipe: Recipe) -> Tensor:
     """The clipped ratio of a recipe, `[..., B, T]`."""
-    return CLIPS[recipe.clip.kind](stats, r, recipe.clip)
+    return FUNCTIONS[recipe.clip.kind](stats, r, recipe.clip)

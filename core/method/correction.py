@@ -14,7 +14,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 
 from .ratio import bounded, log_product, ratio
-from .recipe import Correction
+from .sections import Correction
 from .stats import TokenStats
 
 
@@ -77,7 +77,7 @@ def _kl(stats: TokenStats, c: Correction) -> Tensor:
     return torch.where(stats.mask, stats.kl_mu, 0.0)
 
 
-CORRECTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
     "none": none,
     "ratio": identity,
     "truncate": truncate,
@@ -92,7 +92,7 @@ CORRECTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
 
 def correction(stats: TokenStats, c: Correction) -> Tensor:
     """The correction factor that a recipe names, `[..., B, T]`."""
-    return CORRECTIONS[c.kind](stats, c)
+    return FUNCTIONS[c.kind](stats, c)
 
 
 def _inside(log: Tensor, c: Correction) -> Tensor:

@@ -84,7 +84,7 @@ def min_prefix(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
     return delta + torch.where(before == torch.inf, 0.0, before)
 
 
-SPANS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "token": token,
     "prefix": prefix,
     "sequence": sequence,
@@ -96,7 +96,7 @@ SPANS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 def log_product(stats: TokenStats, of: str, span: str, steps: int = 1) -> Tensor:
     """The logarithm of `ratio` before it is held at the bound, float64 `[..., B, T]` nats; arguments as there."""
-    return SPANS[span](log_ratio(stats, of), stats.mask, steps)
+    return FUNCTIONS[span](log_ratio(stats, of), stats.mask, steps)
 
 
 def ratio(stats: TokenStats, of: str, span: str, steps: int = 1) -> Tensor:
@@ -105,7 +105,7 @@ def ratio(stats: TokenStats, of: str, span: str, steps: int = 1) -> Tensor:
     Args:
         stats: the batch.
         of: `none`, `theta/mu`, `theta/old` or `old/mu`.
-        span: a key of `SPANS`.
+        span: a key of `core.method.parts.SPANS`.
         steps: tokens of the `forward` span.
 
     Returns:

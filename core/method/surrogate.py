@@ -6,7 +6,7 @@ The expected update of a recipe is
 
 with a weight w that carries no gradient. eq. (4) has ratio π_θ/μ_old and nothing else; eq. (7), MiniRL, adds M_t.
 What is validated on an exhaustive batch, whose `measure` is μ(y), and what runs on a sampled one, whose
-measure is 1/B, is the same three functions below.
+measure is 1/B, is the same two functions below.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from firstorder.core.quantities import Quantity
 
+from .aggregation import normaliser
 from .clip import clip
 from .correction import correction
 from .ratio import BOUND, LOG_BOUND, ratio, saturated
@@ -57,28 +58,11 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     r = rescale(stats, r, recipe.ratio.router_floor)
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
-    norm = normaliser(stats, recipe)
+    norm = normaliser(stats, recipe.aggregation)
     held = torch.minimum(factor, BOUND / clipped)  # the product of two ratios is a ratio, and held as one
     weight = stats.token_advantage * clipped * held / norm
     weight = torch.where(_scored(stats), weight, 0.0).to(stats.logp_theta.dtype).detach()
     return TokenWeights(weight=weight, ratio=r, clipped=clipped, correction=factor, norm=norm)
-
-
-def normaliser(stats: TokenStats, recipe: Recipe) -> Tensor:
-    """What a token's weight is divided by: 1, |y|^α, the batch's mean length, or a constant; broadcasts over tokens.
-
-    `token_mean` divides the batch sum by the batch's token count; since responses are averaged, that is the
-    mean length under the batch's measure.
-    """
-    rule = recipe.aggregation
-    lengths = stats.lengths.to(stats.logp_theta)
-    if rule.kind == "length":
-        return lengths[..., None] ** rule.alpha
-    if rule.kind == "token_mean":
-        mean = (stats.weights * stats.mask.sum(-1)).sum(-1, keepdim=True)
-        return torch.where(mean > 0, mean, 1.0)[..., None]  # a batch without tokens has no weights to divide
-    value = rule.constant if rule.kind == "constant" else 1.0
-    return torch.full_like(lengths, value)[..., None]
 
 
 def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
@@ -133,8 +117,9 @@ def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str
     A truncated span of a whole response is counted in responses. Each counts by its response's measure, or 1 in a
     sampled batch.
     """
-    # gmpo gives every token of a response one ratio: what it clipped is what it dropped
-    clipped = parts.clipped == 0 if recipe.clip.kind == "gmpo" else parts.clipped != parts.ratio
+    # a clip that gives every token of a response one ratio has clipped what it dropped
+    merged = recipe.parts["clip.kind"].scope == "sequence"
+    clipped = parts.clipped == 0 if merged else parts.clipped != parts.ratio
     bounded = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),

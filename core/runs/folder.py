@@ -24,7 +24,7 @@ from .lock import Lock
 from .logs import LOGS, Line, cut, described, lines, read
 from firstorder.core.training.loop import StepLog
 from .files import to_json, write_whole
-from firstorder.core.settings.toml import dump, parse
+from firstorder.core.settings.toml import dump, flat, parse
 
 log = logging.getLogger("firstorder")
 
@@ -200,14 +200,6 @@ def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
                 f"{path} was run with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
                 "resume with the same recipe and settings, or give a new --out"
             )
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 from firstorder.core.quantities import Quantity
 from .logs import Line
 from .files import write_whole
-from .folder import RunFolder, flat
+from firstorder.core.settings.toml import flat
+
+from .folder import RunFolder
 
 Hyper = bool | int | float | str
 LAYERS = 8  # layers of which a sink shows each; of more it shows the extremes

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from firstorder.core.errors import ConfigError
 
 LONGEST = 200  # characters of a value in an error
+OWN = ("name", "summary", "source", "scope")  # keys of `about` that no recipe has from its base
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,22 +37,59 @@ def _shipped() -> tuple[str, ...]:
 
 
 def read(recipe: str) -> Tree:
-    """The tables of a shipped recipe or of a TOML file.
+    """The tables of a shipped recipe or of a TOML file, laid over those of its `base` if it names one.
+
+    A base is a shipped name or a file, whose path is relative to the file that names it, and may have a base itself.
+    What a recipe does not say is as its base has it, but for what a recipe says about itself (`OWN`).
 
     Raises:
-        ConfigError: no such recipe or file, or not TOML.
+        ConfigError: no such recipe or file, not TOML, or bases that go round in a circle.
     """
+    places = [_place(recipe, Path())]
+    tree = _tables(places[0])
+    while "base" in tree:
+        places.append(_base(tree.pop("base"), places))
+        base = _tables(places[-1])
+        if isinstance(about := base.pop("about", {}), dict):
+            about = {key: value for key, value in about.items() if key not in OWN}
+        tree = overlay(base | ({"about": about} if about else {}), tree)
+    return tree
+
+
+def _base(base: Any, places: list[str | Path]) -> str | Path:
+    """Where the base is that the last of `places` names; the others are its children."""
+    child = places[-1]
+    if not isinstance(base, str):
+        raise ConfigError(f"base of {child} must be the name of a shipped recipe or of a file, got {shown(base)}")
+    try:
+        place = _place(base, child.parent if isinstance(child, Path) else Path())
+    except ConfigError as error:
+        raise ConfigError(f"base of {child}: {error}") from None
+    *before, here = (each if isinstance(each, str) else each.resolve() for each in (*places, place))
+    if here in before:
+        circle = " -> ".join(map(str, [*places, place]))
+        raise ConfigError(f"the bases of {places[0]} go round in a circle, {circle}; drop one of them")
+    return place
+
+
+def _place(recipe: str, folder: Path) -> str | Path:
+    """The name of a shipped recipe as it is, or the path of a file."""
     if recipe in shipped():
-        return tomllib.loads(source(recipe))
-    path = Path(recipe)
+        return recipe
+    path = folder / recipe
     if path.is_dir():
         raise ConfigError(
-            f"{recipe!r} is a folder and a recipe is a file; give a file in it, as {path / 'config.toml'}"
+            f"{str(path)!r} is a folder and a recipe is a file; give a file in it, as {path / 'config.toml'}"
         )
     if not path.is_file():
         hint = nearest(recipe, shipped())
         raise ConfigError(f"no recipe or file {shown(recipe)}; {hint}`firstorder recipes` lists the shipped ones")
-    return parse(path)
+    return path
+
+
+def _tables(place: str | Path) -> Tree:
+    """What one file says, and nothing of its base."""
+    return tomllib.loads(source(place)) if isinstance(place, str) else parse(place)
 
 
 def parse(file: Path) -> Tree:
@@ -74,6 +112,20 @@ def parse(file: Path) -> Tree:
 def source(name: str) -> str:
     """The text of a shipped recipe, byte for byte."""
     return (resources.files("firstorder.core") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def overlay(base: Tree, given: Tree) -> Tree:
+    """`given` over `base`, table by table, so that one key of a table leaves the others as they are.
+
+    Example:
+        >>> overlay({"clip": {"kind": "ppo", "high": 0.2}}, {"clip": {"high": 0.28}})
+        {'clip': {'kind': 'ppo', 'high': 0.28}}
+    """
+    merged = dict(base)
+    for key, value in given.items():
+        inner = merged.get(key)
+        merged[key] = overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def override(tree: Tree, assignments: Iterable[str]) -> Tree:
@@ -155,7 +207,7 @@ def dump(tree: Mapping[str, Any], prefix: str = "") -> str:
         >>> dump({"grid": {"clip.high": [0.2, 0.3]}})
         '[grid]\\n"clip.high" = [0.2, 0.3]\\n'
     """
-    lines = [f"{_key(key)} = {_literal(value)}" for key, value in tree.items() if not _skip(value)]
+    lines = [f"{_key(key)} = {literal(value)}" for key, value in tree.items() if not _skip(value)]
     text = "\n".join(lines) + "\n" if lines else ""
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -164,6 +216,14 @@ def dump(tree: Mapping[str, Any], prefix: str = "") -> str:
             header = f"[{name}]\n" if any(not isinstance(v, Mapping) and v is not None for v in value.values()) else ""
             text += ("\n" if text else "") + header + body
     return text
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Nested tables as one, with dotted keys."""
+    joined: Tree = {}
+    for key, value in tree.items():
+        joined |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return joined
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -178,16 +238,17 @@ def _skip(value: Any) -> bool:
 
 def _key(name: str) -> str:
     """A key, quoted unless it is bare."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else literal(name)
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A scalar or an array as TOML has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else {"inf": "inf", "-inf": "-inf"}.get(str(value), "nan")
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_literal(v) for v in value) + "]"
+        return "[" + ", ".join(literal(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

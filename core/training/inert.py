@@ -3,24 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import PARTS, inert_by_part
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 
 from .arms import Arm
+
+PARTS = {
+    "ratio": ("ratio.of", "the ratio is 1"),
+    "router_floor": ("ratio.router_floor", "its factor is 1"),
+    "clip": ("clip.kind", "no ratio leaves 1"),
+    "correction": ("correction.kind", "its ratio is 1"),
+    "router_replay": ("router_replay.mode", "its own experts"),
+}
+"""The parts that compare two policies, as receipts name them: key of the recipe, and what is so where those agree."""
 
 QUANTITIES: dict[str, Quantity] = {
     f"inert/{part}": Quantity(
         formula=f"1 where {part} cannot act in this schedule, else 0",
         unit="1",
-        source="inert_parts of core.method.recipe",
+        source="inert_parts of core.training.inert",
     )
     for part in PARTS
 }
+
+
+def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:
+    """The parts that cannot act in this schedule, one sentence each; arguments as of `inert_by_part`."""
+    return list(inert_by_part(recipe, stale=stale, mismatch=mismatch).values())
+
+
+def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> dict[str, str]:
+    """The `PARTS` that cannot act in this schedule, each with a sentence that says why.
+
+    Args:
+        recipe: the method.
+        stale: θ differs from θ_old at some update (N > 1, or a staleness in the simulator).
+        mismatch: the two engines differ.
+    """
+    agree: dict[str | None, str] = {
+        "theta/old": "" if stale else "theta equals theta_old",
+        "old/mu": "" if mismatch else "the engines agree",
+        "theta/mu": "" if stale or mismatch else "the engines agree and theta equals theta_old",
+    }
+    why = {name: agree.get(recipe.compared(key)) for name, (key, _) in PARTS.items()}
+    return {
+        name: f"{key} = {attrgetter(key)(recipe)}: {why[name]}, {result}"
+        for name, (key, result) in PARTS.items()
+        if why[name]
+    }
 
 
 def receipts(arms: Sequence[Arm], mismatch: bool) -> dict[str, Tensor]:

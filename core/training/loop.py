@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -98,15 +99,12 @@ def check_trainable(recipe: Recipe) -> None:
     Raises:
         ConfigError: it reads whole distributions or router log-probs.
     """
-    wide = recipe.correction.kind in ("max_kl", "mean_kl")
-    if wide or recipe.ratio.router_floor is not None:
-        key, value = (
-            ("correction.kind", recipe.correction.kind) if wide else ("ratio.router_floor", recipe.ratio.router_floor)
-        )
-        raise ConfigError(
-            f"{key} = {value} reads more than the log-probs of sampled tokens, which is all that a rollout carries; "
-            f"`firstorder measure` judges it, or set another {key}"
-        )
+    for key, part in recipe.parts.items():
+        if part.needs is not None:
+            raise ConfigError(
+                f"{key} = {attrgetter(key)(recipe)} reads more than the log-probs of sampled tokens, which is all that "
+                f"a rollout carries; `firstorder measure` judges it, or set another {key}"
+            )
 
 
 def described(backend: Backend) -> dict[str, Quantity]:

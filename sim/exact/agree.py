@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import torch
 
-from firstorder.core.method.recipe import Recipe, inert_parts
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.training.inert import inert_parts
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 from firstorder.sim.model.policy import initial_weights, load

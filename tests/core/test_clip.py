@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.method.clip import CLIPS, bernoulli_kl, capped, clip
+from firstorder.core.method.clip import bernoulli_kl, capped, clip
+from firstorder.core.method.parts import CLIPS
 from firstorder.core.method.ratio import ratio
 from firstorder.core.method.recipe import Clip, Recipe
 from firstorder.core.method.stats import TokenStats
@@ -15,7 +16,7 @@ from firstorder.core.method.surrogate import surrogate_loss, token_weights
 from firstorder.core.settings import toml
 
 HIGH = {"tv": 0.02, "kl": 0.002}
-SPAN = {"gspo": "geometric", "ctpo": "prefix"}
+SPAN = {kind: part.span or "token" for kind, part in CLIPS.items()}
 
 
 def pushed_out(a, above, below):
@@ -73,7 +74,7 @@ def slow(stats, r, c):
 @given(seed=st.integers(0, 10_000))
 def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
     stats = make_stats(seed)
-    span = SPAN.get(kind, "token")
+    span = SPAN[kind]
     recipe = Recipe.model_validate(
         {
             "ratio": {"of": "theta/old", "span": span},
@@ -86,7 +87,7 @@ def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
 
 @pytest.mark.parametrize("kind", sorted(set(CLIPS) - {"none"}))
 def test_the_clips_of_these_tests_act_on_some_tokens_and_spare_others(make_stats, kind):
-    stats, span = make_stats(3, size=30), SPAN.get(kind, "token")
+    stats, span = make_stats(3, size=30), SPAN[kind]
     rule = {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)}
     r = ratio(stats, "theta/old", span)
     kept = clip(stats, r, Recipe.model_validate({"ratio": {"of": "theta/old", "span": span}, "clip": rule}))
@@ -268,6 +269,6 @@ def test_a_token_of_which_one_policy_is_certain_is_dropped_where_it_is_pushed_on
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_a_token_that_pi_cannot_choose_stays_at_ratio_0(kind, advantage):
     stats = token(-math.inf, -1.0, advantage, torch.float64)
-    span = SPAN.get(kind, "token")
+    span = SPAN[kind]
     rule = {"ratio": {"of": "theta/mu", "span": span}, "clip": {"kind": kind, "low": 1.0, "high": 0.2}}
     assert clip(stats, ratio(stats, "theta/mu", span), Recipe.model_validate(rule)).tolist() == [[0.0]]

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.method.ratio import BOUND, LOG_BOUND, SPANS, log_ratio, ratio, saturated
+from firstorder.core.method.parts import SPANS
+from firstorder.core.method.ratio import BOUND, LOG_BOUND, log_ratio, ratio, saturated
 from firstorder.core.method.stats import TokenStats
 
 

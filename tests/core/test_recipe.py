@@ -4,9 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import SCOPES, Recipe, _contradictions, inert_parts
+from firstorder.core.method.contradictions import contradictions
+from firstorder.core.method.parts import SCOPES
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import receipts, token_weights
 from firstorder.core.settings import toml
+from firstorder.core.training.inert import inert_parts
 
 NAMES = toml.shipped()
 UNSUPPORTED = {"total-recall", "pr2"}
@@ -124,9 +127,9 @@ def test_every_known_contradiction_is_provoked_here():
     for assignments, _ in CONTRADICTIONS:
         tree = toml.override({}, assignments)
         sections = {k: Recipe.model_fields[k].annotation.model_validate(v) for k, v in tree.items()}
-        broken = [b for b, _ in _contradictions(Recipe.model_construct(**{**dict(Recipe()), **sections}))]
+        broken = [b for b, _ in contradictions(Recipe.model_construct(**{**dict(Recipe()), **sections}))]
         provoked |= {i for i, b in enumerate(broken) if b}
-    assert provoked == set(range(len(_contradictions(Recipe()))))
+    assert provoked == set(range(len(contradictions(Recipe()))))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import DataError
+from firstorder.core.method.aggregation import normaliser
 from firstorder.core.method.ratio import BOUND
-from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.recipe import Aggregation, Recipe
 from firstorder.core.method.stats import TokenStats
-from firstorder.core.method.surrogate import RECEIPTS, normaliser, receipts, surrogate_loss, token_weights
+from firstorder.core.method.surrogate import RECEIPTS, receipts, surrogate_loss, token_weights
 from firstorder.core.settings import toml
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
@@ -100,7 +101,7 @@ def test_each_aggregation_divides_by_what_it_names(make_stats, same):
     lengths = stats.mask.sum(-1).double()
 
     def norm(**rule):
-        return normaliser(stats, Recipe.model_validate({"aggregation": rule})).expand(6, 1).flatten()
+        return normaliser(stats, Aggregation(**rule)).expand(6, 1).flatten()
 
     same(norm(kind="token_sum"), torch.ones(6))
     same(norm(kind="length", alpha=0.5), lengths.sqrt())
@@ -267,7 +268,7 @@ def test_any_batch_gives_finite_weights_a_finite_loss_and_a_finite_gradient(reci
     stats = odd_batch(seed, size, length, filled, dtype)
     found = outcome(stats, recipe)
     assert all(x.isfinite().all() and x.dtype is dtype for x in found)
-    norm = normaliser(stats, recipe)
+    norm = normaliser(stats, recipe.aggregation)
     assert ((found[0] * norm).abs() <= stats.advantage[:, None].abs() * BOUND * (1 + 1e-5)).all()
     counts = receipts(stats, token_weights(stats, recipe), recipe)
     assert all(0 <= above <= below == stats.mask.sum() for above, below in counts.values())

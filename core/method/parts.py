@@ -1,0 +1,236 @@
+"""The parts of a token's weight: a row a kind, with all that recipes, the loop, the simulator and the pages ask of it.
+
+    w_t = A · clip(ratio)_t · correction_t / norm_t
+
+The mathematics of a row is the function of the same key in `FUNCTIONS` of its part's module (`core.method.ratio`,
+`correction`, `clip`, `aggregation`, `advantage`). Nothing here needs torch, so that a recipe is read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Scope = Literal["token", "sequence", "group", "batch"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+Policies = Literal["theta/mu", "theta/old", "old/mu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One kind of a part.
+
+    Args:
+        formula: what it makes, in the letters of docs/recipes.md.
+        source: paper and equation, or who else has it.
+        scope: how much of a batch one token's share of it reads; that of a span comes on top.
+        compares: the policies that it is idle between where they agree; `of` if its section names them, which for a
+            clip is [ratio]; None if it compares none.
+        keys: of its section, those that it reads.
+        span: the one span that [ratio] must have beside it; None for any.
+        logarithmic: its bounds are distances of log r from 0, not of r from 1.
+        needs: what it reads of `TokenStats` that no rollout carries.
+        signs: it reads the signs of the other responses' advantages. Apart from signs, no part reads an advantage.
+    """
+
+    formula: str
+    source: str = "firstorder"
+    scope: Scope = "token"
+    compares: Policies | Literal["of"] | None = None
+    keys: tuple[str, ...] = ()
+    span: str | None = None
+    logarithmic: bool = False
+    needs: str | None = None
+    signs: bool = False
+
+
+Table = Mapping[str, Part]
+
+RATIOS: Table = {
+    "none": Part(formula="1", source="REINFORCE, Williams 1992"),
+    "theta/mu": Part(formula="π_θ/μ", source="arXiv 2512.01374 eq. (4)", compares="theta/mu"),
+    "theta/old": Part(formula="π_θ/π_old", source="PPO, arXiv 1707.06347", compares="theta/old"),
+    "old/mu": Part(formula="π_old/μ", source="arXiv 2512.01374 eq. (5)", compares="old/mu"),
+}
+
+SPANS: Table = {
+    "token": Part(formula="ρ_t", source="arXiv 2512.01374 eq. (3)"),
+    "prefix": Part(formula="Π_{s≤t} ρ_s", source="CTPO, arXiv 2605.07331", scope="sequence"),
+    "sequence": Part(formula="Π_s ρ_s", source="arXiv 2512.01374 eq. (2)", scope="sequence"),
+    "geometric": Part(formula="(Π_s ρ_s)^(1/|y|)", source="GSPO, arXiv 2507.18071 eq. (7)", scope="sequence"),
+    "forward": Part(formula="Π_{t≤s<t+steps} ρ_s", source="NFPO, arXiv 2605.20865", scope="sequence", keys=("steps",)),
+    "min_prefix": Part(formula="ρ_t · min_{s<t} ρ_s", source="MinPRO, arXiv 2601.22718", scope="sequence"),
+}
+
+ROUTER_FLOOR = Part(
+    formula="r · max(router_floor, exp(-mean |log router_θ - log router_old|))",
+    source="RSPO, arXiv 2510.23027v2",
+    compares="theta/old",
+    needs="router_shift",
+)
+
+CORRECTIONS: Table = {
+    "none": Part(formula="1"),
+    "ratio": Part(formula="k", source="decoupled PPO, arXiv 2505.24298", compares="of", keys=("of", "span")),
+    "truncate": Part(formula="min(k, high)", source="TIS, Yao et al. 2025", compares="of", keys=("of", "span", "high")),
+    "mask": Part(
+        formula="k if low ≤ k ≤ high, else 0",
+        source="IcePop, arXiv 2510.18855",
+        compares="of",
+        keys=("of", "span", "low", "high"),
+    ),
+    "sequence_mask": Part(
+        formula="1 if low ≤ Π k ≤ high, else 0",
+        source="verl rollout correction, sequence-level masked importance sampling",
+        scope="sequence",
+        compares="of",
+        keys=("of", "low", "high"),
+    ),
+    "geometric_mask": Part(
+        formula="1 if low ≤ (Π k)^(1/|y|) ≤ high, else 0",
+        source="verl rollout correction, preset geo_mis",
+        scope="sequence",
+        compares="of",
+        keys=("of", "low", "high"),
+    ),
+    "vespo": Part(
+        formula="W^c1 · exp(c2 (1 - W)), W = Π k",
+        source="VESPO, arXiv 2602.10693",
+        scope="sequence",
+        compares="of",
+        keys=("of", "positive", "negative"),
+    ),
+    "max_kl": Part(
+        formula="1 if max_t KL(μ(.|c_t) ‖ π_θ(.|c_t)) ≤ high, else 0",
+        source="TRM-Max, arXiv 2512.23075",
+        scope="sequence",
+        compares="theta/mu",
+        keys=("high",),
+        needs="kl_mu",
+    ),
+    "mean_kl": Part(
+        formula="1 if mean_t KL(μ(.|c_t) ‖ π_θ(.|c_t)) ≤ high, else 0",
+        source="TRM-Avg, arXiv 2512.23075",
+        scope="sequence",
+        compares="theta/mu",
+        keys=("high",),
+        needs="kl_mu",
+    ),
+}
+
+CLIPS: Table = {
+    "none": Part(formula="r"),
+    "minirl": Part(
+        formula="sign-aware mask on the token ratio π_θ/π_old, whatever `[ratio]` is",
+        source="arXiv 2512.01374 eq. (7)",
+        compares="theta/old",
+        keys=("low", "high"),
+    ),
+    "ppo": Part(
+        formula="sign-aware mask on the ratio itself",
+        source="arXiv 1707.06347 eq. (7)",
+        compares="of",
+        keys=("low", "high"),
+    ),
+    "gspo": Part(
+        formula="as `ppo`, on the geometric ratio",
+        source="arXiv 2507.18071 eq. (5)",
+        compares="of",
+        keys=("low", "high"),
+        span="geometric",
+    ),
+    "cispo": Part(
+        formula="r clamped to the bounds, no token dropped",
+        source="arXiv 2506.13585",
+        compares="of",
+        keys=("low", "high"),
+    ),
+    "tv": Part(
+        formula="sign-aware mask where |π_θ(y_t) - μ(y_t)| > high",
+        source="DPPO, arXiv 2602.04879",
+        compares="theta/mu",
+        keys=("high",),
+    ),
+    "kl": Part(
+        formula="sign-aware mask where KL(Bernoulli μ(y_t) ‖ Bernoulli π_θ(y_t)) > high",
+        source="DPPO, arXiv 2602.04879",
+        compares="theta/mu",
+        keys=("high",),
+    ),
+    "m2po": Part(
+        formula="as `ppo`, between min(1 - low, exp -τ) and max(1 + high, exp τ), τ from `budget` and the whole batch",
+        source="arXiv 2510.01161",
+        scope="batch",
+        compares="of",
+        keys=("low", "high", "budget"),
+        span="token",
+        signs=True,
+    ),
+    "ctpo": Part(
+        formula="sign-aware mask where log r is above high·√t or below -low·√t; both bounds hold where A < 0",
+        source="arXiv 2605.07331",
+        compares="of",
+        keys=("low", "high"),
+        span="prefix",
+        logarithmic=True,
+    ),
+    "gmpo": Part(
+        formula="geometric mean of the response's token ratios, log r held at high where A > 0 and at -low where "
+        "A < 0; a token that is held is dropped",
+        source="arXiv 2507.20673",
+        scope="sequence",
+        compares="of",
+        keys=("low", "high"),
+        span="token",
+        logarithmic=True,
+    ),
+}
+
+AGGREGATIONS: Table = {
+    "token_sum": Part(formula="1", source="arXiv 2512.01374 eq. (3)"),
+    "length": Part(formula="|y|^alpha", source="GRPO, arXiv 2402.03300", keys=("alpha",)),
+    "token_mean": Part(formula="the batch's mean length", source="DAPO, arXiv 2503.14476", scope="batch"),
+    "constant": Part(formula="constant", source="Dr. GRPO, arXiv 2503.20783", keys=("constant",)),
+}
+
+BASELINES: Table = {
+    "none": Part(formula="0", source="REINFORCE, Williams 1992"),
+    "group_mean": Part(
+        formula="the mean of the group, the response itself included",
+        source="GRPO, arXiv 2402.03300",
+        scope="group",
+        keys=("std",),
+    ),
+    "leave_one_out": Part(
+        formula="the mean of the group's other responses",
+        source="RLOO, arXiv 2402.14740",
+        scope="group",
+        keys=("std",),
+    ),
+    "value": Part(
+        formula="a learned value of each context, so that every token has an advantage of its own",
+        source="GAE, arXiv 1506.02438 eq. (16)",
+        keys=("gae_lambda",),
+    ),
+}
+
+REPLAYS: Table = {
+    "disabled": Part(formula="π_θ chooses its own experts"),
+    "R2": Part(formula="π_θ uses the experts that π_old chooses", source="arXiv 2512.01374", compares="theta/old"),
+    "R3": Part(
+        formula="π_θ, and π_old in every ratio, use the experts that μ_old chooses",
+        source="arXiv 2512.01374",
+        compares="theta/mu",
+    ),
+}
+
+
+def readers(table: Table, key: str) -> str:
+    """The kinds of a table that read a key of its section, joined by commas.
+
+    Example:
+        >>> readers(CLIPS, "budget")
+        'm2po'
+    """
+    return ", ".join(kind for kind, part in table.items() if key in part.keys)
