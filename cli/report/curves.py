@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+
+from firstorder.sim.trials.statistics import interval, middle_mean
 
 from .catalogue import Panel
 from .runs import Array, Run
 
-RESAMPLES = 2000
-LEVEL = 0.95
-TRIMMED = 0.25  # of the members, at each end
 HELD = 4_000_000  # resampled values held at once
 
 
@@ -77,31 +75,6 @@ def estimate(values: Array) -> tuple[Array, Array, Array]:
     known = np.isfinite(values).all(-1)
     value, low, high = empty.copy(), empty.copy(), empty.copy()
     if known.any():
-        value[known] = interquartile_mean(values[known])
-        low[known], high[known] = _interval(values[known])
+        value[known] = middle_mean(values[known])
+        low[known], high[known] = interval([values[known]], middle_mean, max(1, HELD // values[known].size))
     return value, low, high
-
-
-def interquartile_mean(values: Array, axis: int = -1) -> Array:
-    """Mean of the middle half of the members.
-
-    Example:
-        >>> float(interquartile_mean(np.array([0.0, 1.0, 2.0, 90.0])))
-        1.5
-    """
-    return np.asarray(stats.trim_mean(values, TRIMMED, axis=axis))
-
-
-def _interval(values: Array) -> tuple[Array, Array]:
-    found = stats.bootstrap(
-        (values,),
-        interquartile_mean,
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        batch=max(1, HELD // values.size),
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high)

@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from firstorder import __version__
+from firstorder.sim.trials.statistics import LEVEL, RESAMPLES
 
 from .catalogue import Plot
-from .curves import LEVEL, RESAMPLES
 from .layers import idle_parts, layer_table
 from .runs import Run, differences
 from .sweeps import Sweep

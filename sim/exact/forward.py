@@ -112,7 +112,8 @@ def vjp(done: Pass, edges: Tensor, weights: Weights) -> Tensor:
         weights: the leaves.
     """
     leaves = [w for w in weights.values() if w.requires_grad]
-    grads = torch.autograd.grad(done.logp, leaves, grad_outputs=edges, retain_graph=True, materialize_grads=True)
+    # of a scalar: given `grad_outputs`, autograd imports sympy first
+    grads = torch.autograd.grad((edges * done.logp).sum(), leaves, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten(1) for g in grads], dim=1)
 
 

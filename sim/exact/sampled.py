@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from firstorder.core.method.advantage import advantage
@@ -131,8 +130,10 @@ def sampled_fits(
 
 def jackknife(whole: Tensor, left_out: Tensor) -> Interval:
     """Bias-corrected estimate and 95% t interval from leave-one-block-out values `[n]` (Efron and Stein 1981)."""
+    from scipy.special import stdtrit  # here, since it takes a third of a second to import
+
     n = len(left_out)
     pseudo = n * whole - (n - 1) * left_out
     centre = float(pseudo.mean())
-    half = float(scipy_stats.t.ppf(0.975, n - 1)) * float(pseudo.std(correction=1)) / n**0.5
+    half = float(stdtrit(n - 1, 0.975)) * float(pseudo.std(correction=1)) / n**0.5
     return Interval(estimate=centre, low=centre - half, high=centre + half)

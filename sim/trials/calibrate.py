@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
 from torch import Tensor
 
 from firstorder.core.routing import flips
@@ -74,6 +73,8 @@ def calibrate(
         wanted_flips: share of (token, layer), positive.
         mode: the replay that π_old had when the KL was taken.
     """
+
+    from scipy import optimize  # here, since it takes as long to import as half of torch
 
     def measured(knobs: NDArray[np.float64]) -> tuple[float, float]:
         router, expert = np.exp(np.clip(knobs, SMALLEST, LARGEST))

@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from .budget import Verdict
 from .collapse import collapsed
 from .runs import Condition, Series
-from .statistics import Estimate, bootstrap, share
+from .statistics import Estimate, bootstrap, middle_mean, share
 
 LAST = 3  # evaluations whose mean is the final value
 
@@ -28,7 +25,7 @@ def final(series: Series) -> Tensor:
 
 def interquartile_mean(values: Tensor) -> Estimate:
     """Mean of the middle half over seeds of `[S]` values."""
-    return bootstrap([values.numpy()], _middle)
+    return bootstrap([values.numpy()], middle_mean)
 
 
 def lead(better: Series, worse: Series) -> Estimate:
@@ -69,7 +66,3 @@ def every(estimates: Sequence[Estimate]) -> bool | None:
     if all(estimate.low > 0 for estimate in estimates):
         return True
     return False if any(estimate.high < 0 for estimate in estimates) else None
-
-
-def _middle(values: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
-    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from firstorder.cli.main import run
-from firstorder.cli.report.curves import estimate, interquartile_mean
+from firstorder.cli.report.curves import estimate
 from firstorder.cli.report.figures import TOGETHER
 from firstorder.cli.report.runs import labels
 from firstorder.core.method.value import QUANTITIES as CRITIC
 from firstorder.core.training.diagnostics import QUANTITIES
+from firstorder.sim.trials.statistics import middle_mean
 
 TINY = [
     *("sim.vocab=3", "sim.horizon=2", "sim.prompts=2", "sim.width=4", "sim.expert_width=4", "sim.experts=4"),
@@ -85,7 +86,7 @@ def test_the_data_of_a_figure_are_the_numbers_of_the_log(name, report, runs):
             assert (float(row["value"]), row["low"], row["high"]) == (logged, "", "")
         else:
             assert [float(value) for value in row["each"].split()] == logged
-            assert float(row["value"]) == interquartile_mean(np.array(logged))
+            assert float(row["value"]) == middle_mean(np.array(logged))
             assert min(logged) <= float(row["low"]) <= float(row["high"]) <= max(logged)
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.cli.report.curves import interquartile_mean
 from firstorder.cli.report.runs import read_runs
 from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.errors import DataError
 from firstorder.core.runs.logs import LOGS
 from firstorder.sim import optimizer
 from firstorder.sim.sweep import pool
+from firstorder.sim.trials.statistics import middle_mean
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -344,7 +344,7 @@ def test_the_figures_hold_the_numbers_of_the_cells(report, swept):
     for row in table(report / "final_j.csv"):
         j = log(swept / "cells" / row["cell"])[-1]["exact/j_pi"]
         assert [float(value) for value in row["each"].split()] == j
-        assert float(row["value"]) == interquartile_mean(np.array(j))
+        assert float(row["value"]) == middle_mean(np.array(j))
         assert min(j) <= float(row["low"]) <= float(row["high"]) <= max(j)
     written = re.findall(r"<!-- (-?[\d.e-]+) -->", (report / "final_j.svg").read_text())
     assert set(written) >= {f"{float(row['value']):.3g}" for row in table(report / "final_j.csv")}

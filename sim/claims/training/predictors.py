@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from firstorder.sim.claims.claim import Claim, Outcome
@@ -36,13 +35,15 @@ def early(series: Series, name: str) -> Tensor:
     return series[name][:, :EARLY].mean(-1)
 
 
-def area(values: Array, labels: Array, *, axis: int = -1) -> Array:
+def area(values: Array, labels: Array) -> Array:
     """Area under the ROC curve of `[..., R]` values for labels 0 and 1, ties counting half; NaN for one class only."""
-    ranks = stats.rankdata(values, axis=axis)
-    ones = labels.sum(axis=axis)
-    zeros = labels.shape[axis] - ones
+    from scipy import stats  # here, since it takes as long to import as torch
+
+    ranks = stats.rankdata(values, axis=-1)
+    ones = labels.sum(-1)
+    zeros = labels.shape[-1] - ones
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(((ranks * labels).sum(axis=axis) - ones * (ones + 1) / 2) / (ones * zeros))
+        return np.asarray(((ranks * labels).sum(-1) - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def _foretells(budget: Budget) -> Outcome:
@@ -64,8 +65,8 @@ def _foretells(budget: Budget) -> Outcome:
         measured[name] = {"dangerous": "high" if sign > 0 else "low", "area": areas[name].json()}
     best = max(RIVALS, key=lambda name: areas[name].value)
 
-    def ahead(mine: Array, theirs: Array, label: Array, *, axis: int) -> Array:
-        return area(mine, label, axis=axis) - area(theirs, label, axis=axis)
+    def ahead(mine: Array, theirs: Array, label: Array) -> Array:
+        return area(mine, label) - area(theirs, label)
 
     margin = bootstrap([oriented[COHERENCE], oriented[best], held_out], ahead)
     measured |= {"best_rival": best, "margin": margin.json()}
