@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.settings.overrides import pairs
 from firstorder.core.settings.section import COUNT_WHY, Section, within
+from firstorder.core.settings.toml import assign, build
 
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[Scope, ...] = ("token", "sequence", "group", "batch")
@@ -187,6 +190,23 @@ class Recipe(Section):
         """As `weight_scope`, the advantage included: a group baseline reads the group."""
         group: Scope = "group" if self.over_group else "token"
         return max(self.weight_scope, group, key=SCOPES.index)
+
+    def with_(self, overrides: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:
+        """A copy with keys of its sections laid over, checked as a recipe that is read.
+
+        Args:
+            overrides: by dotted key.
+            sections: keys by section; those that are not given stay as they are.
+
+        Raises:
+            ConfigError: an unknown key, or a recipe that contradicts itself.
+
+        Example:
+            >>> Recipe().with_({"clip.low": 0.1}, clip={"high": 0.3}).clip
+            Clip(kind='none', low=0.1, high=0.3, budget=0.04)
+        """
+        tree = self.model_dump(exclude_unset=True)
+        return build(Recipe, assign(tree, pairs(overrides or {}) + pairs(sections)))
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
