@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 from .overrides import laid, tables
 
 if TYPE_CHECKING:
-    from firstorder.backends.tasks.config import TaskSettings
-    from firstorder.backends.torchtitan.config import Torchtitan
-    from firstorder.backends.vllm.config import Vllm
+    from firstorder.backends.session import EngineRun
     from firstorder.core.method.recipe import Recipe
     from firstorder.core.settings.grid import Axes
-    from firstorder.sim.config import Sim
     from firstorder.sim.sweep.ensemble import Cell
+    from firstorder.sim.training.session import SimRun
 
     from .overrides import Overrides, Source
 
@@ -24,8 +22,8 @@ SIM = ("sim",)  # the sections that the simulator reads
 ENGINES = ("torchtitan", "vllm", "task")  # those that the real engines read; a file may hold both
 
 
-def compose(recipe: Source, overrides: Overrides, settings: str | None = None) -> tuple[Recipe, Sim]:
-    """The recipe and the `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
+def compose(recipe: Source, overrides: Overrides, settings: str | None = None) -> SimRun:
+    """The recipe and its `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
 
     Args:
         recipe: a shipped name, a file, or the object.
@@ -38,31 +36,35 @@ def compose(recipe: Source, overrides: Overrides, settings: str | None = None) -
     return resolve(_read(recipe, overrides, SIM, settings))
 
 
-def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
+def resolve(tree: dict[str, Any]) -> SimRun:
     """`compose` for tables that are read already."""
     from firstorder.core.settings.toml import build
     from firstorder.sim.config import Sim
+    from firstorder.sim.training.session import SimRun
 
     recipe, sections = split(tree)
-    return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+    return SimRun(recipe=recipe, sim=build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim"))
 
 
-def compose_engines(
-    recipe: Source, overrides: Overrides, settings: str | None = None
-) -> tuple[Recipe, Torchtitan, Vllm, TaskSettings]:
+def compose_engines(recipe: Source, overrides: Overrides, settings: str | None = None) -> EngineRun:
     """As `compose`, with the `[torchtitan]`, the `[vllm]` and the `[task]` section.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
+    from firstorder.backends.session import EngineRun
     from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.settings.toml import build
 
     method, sections = split(_read(recipe, overrides, ENGINES, settings))
-    titan, vllm = build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
-    return method, titan, vllm, build(TaskSettings, sections["task"], "task")
+    return EngineRun(
+        recipe=method,
+        torchtitan=build(Torchtitan, sections["torchtitan"], "torchtitan"),
+        vllm=build(Vllm, sections["vllm"], "vllm"),
+        task=build(TaskSettings, sections["task"], "task"),
+    )
 
 
 def split(tree: dict[str, Any]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
@@ -143,7 +145,6 @@ def grid(recipe: Source, overrides: Overrides, given: Overrides) -> tuple[Axes, 
     from firstorder.core.settings.grid import axes, check_distinct, points, titled
     from firstorder.core.settings.toml import assign
     from firstorder.sim.sweep.ensemble import Cell
-    from firstorder.sim.training.session import check, settings
 
     wanted = axes(given)
     pairs = laid(overrides)
@@ -164,13 +165,13 @@ def grid(recipe: Source, overrides: Overrides, given: Overrides) -> tuple[Axes, 
     for number, point in enumerate(progress.steps("cells checked", places)):
         values = [(key, each) for key, each in point.items() if key != RECIPE]
         try:
-            method, sim = resolve(assign(bases[point.get(RECIPE)], values))
-            check(method, sim)
+            run = resolve(assign(bases[point.get(RECIPE)], values))
+            run.check()
         except FirstOrderError as error:
             raise type(error)(f"cell {number} ({titled(point)}): {error}") from None
-        config = flat(settings(method, sim))
+        config = flat(run.settings())
         resolved = {key: config.get(key, each) for key, each in point.items()}
-        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=method, sim=sim))
+        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=run.recipe, sim=run.sim))
     found = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
     for key, values in found.items():
         check_distinct(key, values)
