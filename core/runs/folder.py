@@ -15,15 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from firstorder.core.quantities import Quantity
+from firstorder.core.settings.toml import dump, parse
+
 from . import checkpoint
 from .checkpoint import Checkpoint
-from firstorder.core.quantities import Quantity
-from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from .files import to_json, write_whole
 from .lock import NAME as LOCK
 from .lock import Lock
 from .logs import LOGS, Line, StepLog, cut, described, history, lines, read
-from .files import to_json, write_whole
-from firstorder.core.settings.toml import dump, parse
 
 log = logging.getLogger("firstorder")
 
