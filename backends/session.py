@@ -1,25 +1,27 @@
-"""A run on the real engines: everything checked, both engines started, run folder and resume."""
+"""A training run on the real engines: its settings, checks, both engines and the run folder."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from firstorder.core.errors import NotFiniteError
-from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.runs.folder import RunFolder
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.inert import inert_parts
-from firstorder.core.training.interrupt import Asked, Interrupted, never
-from firstorder.core.training.loop import DIVERGED, StepLog, described, train
+from firstorder.core.training.interrupt import Interrupted
+from firstorder.core.training.loop import logged_quantities
+from firstorder.core.training.session import Ranks, Session, opened
 
+from . import ranks
 from .checks import check, check_ranks
 from .export import MODEL, export
 from .pair import EnginePair, RunSettings
-from .ranks import all_reduce_max, broadcast_from_rank0, detect_lost_rank, is_rank0, launched_ranks
+from .ranks import broadcast_from_rank0, detect_lost_rank, is_rank0, launched_ranks
 from .rollouts import Engine
 from .tasks.config import TaskSettings
 from .tasks.registry import Tasks
@@ -29,78 +31,105 @@ from .vllm.config import REACHED, Vllm
 log = logging.getLogger("firstorder")
 
 
-def inert(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> list[str]:
-    """The parts of a recipe that cannot act in its schedule, one sentence each."""
-    return inert_parts(recipe, stale=recipe.schedule.minibatches > 1)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """A run that is ready to go: its arms, which are one, engines, folder, first step, and how often it is saved."""
-
-    arms: tuple[Arm, ...]
-    backend: EnginePair
-    folder: RunFolder
-    first: int
-    checkpoint_every: int
-
-    @property
-    def steps(self) -> int:
-        """Global steps of the schedule."""
-        return self.arms[0].recipe.schedule.steps
-
-
-def prepare(
-    recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings, out: Path, *, resume: bool = False
-) -> Training:
-    """Check everything, open the run folder, start both engines and restore the newest checkpoint.
+class EngineRun:
+    """A recipe on the real engines: a `core.training.session.Run`.
 
     Args:
         recipe: method, schedule and optimiser.
-        titan: the training engine.
+        torchtitan: the training engine.
         vllm: the rollout engine.
         task: what is learnt.
-        out: the run folder.
-        resume: go on from its newest checkpoint.
+    """
+
+    recipe: Recipe
+    torchtitan: Torchtitan
+    vllm: Vllm
+    task: TaskSettings
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that torchrun starts."""
+        return ranks
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved configuration, nested tables."""
+        sections = {"torchtitan": self.torchtitan, "vllm": self.vllm, "task": self.task}
+        return self.recipe.model_dump() | {name: section.model_dump() for name, section in sections.items()}
+
+    def inert(self) -> list[str]:
+        """The parts of the recipe that cannot act in its schedule, one sentence each."""
+        return inert_parts(self.recipe, stale=self.recipe.schedule.minibatches > 1)
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, before an engine starts.
+
+        Raises:
+            ConfigError: a package, the model, a method, a length, the task, its tokenizer or the ranks do not fit.
+        """
+        self._tasks()
+
+    def prepare(self, out: Path, *, resume: bool = False) -> Session:
+        """Check everything, open the run folder, start both engines and restore the newest checkpoint.
+
+        Raises:
+            ConfigError: the recipe cannot be trained here, or the folder cannot be used.
+            DataError: the engines do not agree on the weights they were given.
+        """
+        tasks = self._tasks()
+        from .torchtitan.adapter import start_process_group
+
+        start_process_group(self.torchtitan.timeout)
+        changeable = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
+        with detect_lost_rank():
+            if self.vllm.servers:
+                from .vllm.replicas import check_servers
+
+                broadcast_from_rank0(lambda: check_servers(self.vllm, self.torchtitan.model))
+            with opened(out, self.settings(), resume=resume, changeable=changeable, ranks=ranks) as (
+                folder,
+                checkpoint,
+            ):
+                pair = open_pair(self.recipe, self.torchtitan, self.vllm, tasks, out / "checkpoints")
+                broadcast_from_rank0(lambda: folder.describe(logged_quantities(pair)))
+                if checkpoint is None:
+                    pair.check()
+                else:
+                    pair.load(checkpoint.state)
+        first = 0 if checkpoint is None else checkpoint.step
+        return Session(
+            arms=(Arm(recipe=self.recipe),),
+            backend=pair,
+            folder=folder,
+            first=first,
+            checkpoint_every=self.torchtitan.checkpoint_every,
+            ranks=ranks,
+            around=partial(exported, pair, out, trained=first < self.recipe.schedule.steps),
+            checksums=pair.trainer.digests,
+        )
+
+    def _tasks(self) -> Tasks:
+        tasks = check(self.recipe, self.torchtitan, self.vllm, self.task)
+        check_ranks(self.torchtitan, self.vllm, launched_ranks())
+        return tasks
+
+
+@contextmanager
+def exported(pair: EnginePair, run: Path, *, trained: bool) -> Iterator[None]:
+    """The steps of a run, after which its model is exported, unless it is there and nothing was trained.
 
     Raises:
-        ConfigError: the recipe cannot be trained here, or the folder cannot be used.
-        DataError: the engines do not agree on the weights they were given.
+        LostRankError: another rank is gone.
+        DiskError: the model cannot be written.
     """
-    tasks = check(recipe, titan, vllm, task)
-    sections = {"torchtitan": titan, "vllm": vllm, "task": task}
-    config = recipe.model_dump() | {name: section.model_dump() for name, section in sections.items()}
-    check_ranks(titan, vllm, launched_ranks())
-    from .torchtitan.adapter import start_process_group
-
-    start_process_group(titan.timeout)
-    free = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
     with detect_lost_rank():
-        if vllm.servers:
-            from .vllm.replicas import check_servers
-
-            broadcast_from_rank0(lambda: check_servers(vllm, titan.model))
-        folder = broadcast_from_rank0(lambda: RunFolder(out, config, resume=resume, changeable=free))
         try:
-            found = broadcast_from_rank0(lambda: folder.latest() if resume else None)
-            backend = open_pair(recipe, titan, vllm, tasks, out / "checkpoints")
-            broadcast_from_rank0(lambda: folder.describe(described(backend)))
-            if found is None:
-                backend.check()
-            else:
-                backend.load(found.state)
-        except BaseException:
-            if is_rank0() and not resume:
-                folder.discard()  # a start that is refused leaves no folder behind
-            folder.close()
+            yield
+        except Interrupted:
+            pair.engine.close()
             raise
-    return Training(
-        arms=(Arm(recipe=recipe),),
-        backend=backend,
-        folder=folder,
-        first=0 if found is None else found.step,
-        checkpoint_every=titan.checkpoint_every,
-    )
+        if broadcast_from_rank0(lambda: trained or not (run / MODEL).is_dir()):
+            export(pair.trainer, run)
 
 
 def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, checkpoints: Path) -> EnginePair:
@@ -133,40 +162,3 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, check
         longest=vllm.max_prompt,
     )
     return EnginePair(trainer, engine, tasks, settings)
-
-
-def run(training: Training, done: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
-    """Train and record; `done` is called after each recorded step.
-
-    Raises:
-        NotFiniteError: a gradient or a metric is not a number; the step and the newest checkpoint are named.
-        DataError: a step failed; the folder stays resumable.
-        Interrupted: `asked` told a rank of a signal; the step is saved.
-    """
-
-    after = training.first
-
-    def record(log: StepLog) -> None:
-        nonlocal after
-        check_finite(log.metrics | log.receipts, DIVERGED)
-        broadcast_from_rank0(lambda: training.folder.append(log))
-        after, signal = log.step + 1, all_reduce_max(asked())  # one rank's signal is every rank's
-        if signal or after % training.checkpoint_every == 0 or after == training.steps:
-            state = training.backend.state()  # every rank writes its own shards
-            parts = training.backend.trainer.digests(after)
-            broadcast_from_rank0(lambda: training.folder.save(after, state, parts))
-        done(log)
-        if signal and after < training.steps:
-            training.backend.engine.close()
-            raise Interrupted(signal, after)
-
-    try:
-        with detect_lost_rank():
-            train(training.arms, training.backend, training.first, record)
-            model = training.folder.path / MODEL
-            if broadcast_from_rank0(lambda: training.first < training.steps or not model.is_dir()):
-                export(training.backend.trainer, training.folder.path)
-    except NotFiniteError as error:
-        raise training.folder.stopped(error, after) from None
-    finally:
-        training.folder.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ LONGEST = 60.0  # seconds between two lines
 
 @contextmanager
 def shown(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show that the block is at work, for how long, and what it tells of `core.progress`, in this process's name.
+    """Show that the block is at work, for how long, what it tells of `core.progress`, in this process's name, and what
+    the package logs.
 
     Args:
         what: the work, in a word.
@@ -25,8 +27,29 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[None]:
     if quiet:
         yield
     else:
-        with _bars(what) if sys.stderr.isatty() else _lines(what):
+        with _logged(), _bars(what) if sys.stderr.isatty() else _lines(what):
             yield
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What the package logs is a line each."""
+    log, handler = logging.getLogger("firstorder"), _Stderr()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
+
+
+class _Stderr(logging.Handler):
+    """To standard error as it is at that moment: above the bars while there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
 
 
 @contextmanager

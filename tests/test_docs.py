@@ -18,9 +18,9 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.api.compose import compose_engines
-from firstorder.cli.commands.train import SINKS
 from firstorder.cli.main import run
 from firstorder.cli.report.sweeps import OUTCOMES
+from firstorder.cli.track import SINKS
 from firstorder.core.method import surrogate, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build, read, shipped
@@ -185,6 +185,6 @@ def test_the_readme_trains_real_engines_with_the_settings_whose_rewards_are_publ
     shown = first_real_run((ROOT / "README.md").read_text())
     assert shown == first_real_run(page("engines"))
     settings = [word for before, word in pairwise(shown) if before == "--set"]
-    recipe, torchtitan, _, task = compose_engines(shown[1], settings)
-    found = (recipe.optimizer.lr, torchtitan.dtype, torchtitan.evaluate_prompts, task.kind)
+    run = compose_engines(shown[1], settings)
+    found = (run.recipe.optimizer.lr, run.torchtitan.dtype, run.torchtitan.evaluate_prompts, run.task.kind)
     assert found == (1e-4, "float32", 256, "sums")

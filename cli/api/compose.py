@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .overrides import laid, tables
+
 if TYPE_CHECKING:
-    from firstorder.backends.tasks.config import TaskSettings
-    from firstorder.backends.torchtitan.config import Torchtitan
-    from firstorder.backends.vllm.config import Vllm
+    from firstorder.backends.session import EngineRun
     from firstorder.core.method.recipe import Recipe
     from firstorder.core.settings.grid import Axes
-    from firstorder.sim.config import Sim
     from firstorder.sim.sweep.ensemble import Cell
+    from firstorder.sim.training.session import SimRun
+
+    from .overrides import Overrides, Source
 
 RECIPE = "recipe"  # the axis whose values are recipes
 EXPERIMENT = ("schedule", "optimizer", "sim")  # the sections of the base that such an axis keeps
@@ -20,40 +22,49 @@ SIM = ("sim",)  # the sections that the simulator reads
 ENGINES = ("torchtitan", "vllm", "task")  # those that the real engines read; a file may hold both
 
 
-def compose(name: str, assignments: list[str], settings: str | None = None) -> tuple[Recipe, Sim]:
-    """The recipe and the `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
+def compose(recipe: Source, overrides: Overrides, settings: str | None = None) -> SimRun:
+    """The recipe and its `[sim]` section, both validated; `settings` names a file that is laid over the recipe.
+
+    Args:
+        recipe: a shipped name, a file, or the object.
+        overrides: as of `overrides.laid`.
+        settings: a file whose sections lie between the two.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    return resolve(_read(name, assignments, SIM, settings))
+    return resolve(_read(recipe, overrides, SIM, settings))
 
 
-def resolve(tree: dict[str, Any]) -> tuple[Recipe, Sim]:
+def resolve(tree: dict[str, Any]) -> SimRun:
     """`compose` for tables that are read already."""
     from firstorder.core.settings.toml import build, overlay
     from firstorder.sim.config import Sim
+    from firstorder.sim.training.session import SimRun
 
     recipe, sections = split(tree)
-    return recipe, build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+    return SimRun(recipe=recipe, sim=build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim"))
 
 
-def compose_engines(
-    name: str, assignments: list[str], settings: str | None = None
-) -> tuple[Recipe, Torchtitan, Vllm, TaskSettings]:
+def compose_engines(recipe: Source, overrides: Overrides, settings: str | None = None) -> EngineRun:
     """As `compose`, with the `[torchtitan]`, the `[vllm]` and the `[task]` section.
 
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
+    from firstorder.backends.session import EngineRun
     from firstorder.backends.tasks.config import TaskSettings
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.vllm.config import Vllm
     from firstorder.core.settings.toml import build
 
-    recipe, sections = split(_read(name, assignments, ENGINES, settings))
-    titan, vllm = build(Torchtitan, sections["torchtitan"], "torchtitan"), build(Vllm, sections["vllm"], "vllm")
-    return recipe, titan, vllm, build(TaskSettings, sections["task"], "task")
+    method, sections = split(_read(recipe, overrides, ENGINES, settings))
+    return EngineRun(
+        recipe=method,
+        torchtitan=build(Torchtitan, sections["torchtitan"], "torchtitan"),
+        vllm=build(Vllm, sections["vllm"], "vllm"),
+        task=build(TaskSettings, sections["task"], "task"),
+    )
 
 
 def split(tree: dict[str, Any]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
@@ -92,27 +103,28 @@ def check_read(keys: Iterable[str], own: tuple[str, ...]) -> None:
             raise ConfigError(f"{key!r} is a setting of the {reader}, and this is about the {here}; drop it")
 
 
-def _read(name: str, assignments: list[str], own: tuple[str, ...], settings: str | None) -> dict[str, Any]:
-    """The tables of a recipe, a file of settings laid over them, under assignments to them or to the backend's own
+def _read(recipe: Source, overrides: Overrides, own: tuple[str, ...], settings: str | None) -> dict[str, Any]:
+    """The tables of a recipe, a file of settings laid over them, under overrides of them or of the backend's own
     sections."""
-    from firstorder.core.settings.toml import overlay, override, read
+    from firstorder.core.settings.toml import assign, overlay, read
 
-    check_read((assignment.partition("=")[0] for assignment in assignments), own)
+    pairs = laid(overrides)
+    check_read((key for key, _ in pairs), own)
     over = {} if settings is None else read(settings)
-    return override(overlay(read(name), over), assignments)
+    return assign(overlay(tables(recipe), over), pairs)
 
 
-def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, list[Cell]]:
+def grid(recipe: Source, overrides: Overrides, given: Overrides) -> tuple[Axes, list[Cell]]:
     """The axes, their values as the cells resolve them, and every cell, checked.
 
-    A cell is the base with `assignments` and its point of the grid laid over it. On an axis `recipe` each value is a
+    A cell is the base with `overrides` and its point of the grid laid over it. On an axis `recipe` each value is a
     recipe whose method takes the place of the base's; what it says about schedule, optimiser and simulator is laid
     over what the base says. Where an axis changes the method, the scope that a recipe declares is not held against it.
 
     Args:
-        name: the base, a shipped recipe or a file.
-        assignments: `a.b=value`, for all cells.
-        given: `a.b=v1,v2`, one an axis.
+        recipe: the base, as of `compose`.
+        overrides: for all cells, as of `compose`.
+        given: `a.b=v1,v2`, one an axis, or a list of values by key; on the axis `recipe` they may be objects.
 
     Raises:
         ConfigError: an axis is not one, or a cell is refused, which is named.
@@ -121,37 +133,46 @@ def grid(name: str, assignments: list[str], given: list[str]) -> tuple[Axes, lis
     from firstorder.core import progress
     from firstorder.core.errors import ConfigError, FirstOrderError
     from firstorder.core.settings.grid import axes, check_distinct, points, titled
-    from firstorder.core.settings.toml import assign, flat, override, read
+    from firstorder.core.settings.toml import assign, flat
     from firstorder.sim.sweep.ensemble import Cell
-    from firstorder.sim.training.session import check, settings
 
     wanted = axes(given)
-    assigned = [assignment.partition("=")[0].strip() for assignment in assignments]
-    check_read([*wanted, *assigned], SIM)
-    for key in assigned:
+    pairs = laid(overrides)
+    check_read([*wanted, *(key for key, _ in pairs)], SIM)
+    for key, _ in pairs:
         if key in wanted:
             raise ConfigError(f"{key!r} is both set and an axis; drop one of the two")
-    base = read(name)
-    bases = {each: graft(base, read(str(each))) for each in wanted.get(RECIPE, [])} or {None: base}
+    base, bases = tables(recipe), {}
+    if RECIPE in wanted:
+        bases = {_label(each): graft(base, tables(each)) for each in wanted[RECIPE]}
+        wanted[RECIPE] = [_label(each) for each in wanted[RECIPE]]
+    bases = bases or {None: base}
     if any(key != RECIPE and key.split(".")[0] not in EXPERIMENT for key in wanted):
         bases = {each: undeclared(tree) for each, tree in bases.items()}
-    bases = {each: override(tree, assignments) for each, tree in bases.items()}
+    bases = {each: assign(tree, pairs) for each, tree in bases.items()}
     cells: list[Cell] = []
     places = points(wanted)
     for number, point in enumerate(progress.steps("cells checked", places)):
         values = [(key, each) for key, each in point.items() if key != RECIPE]
         try:
-            recipe, sim = resolve(assign(bases[point.get(RECIPE)], values))
-            check(recipe, sim)
+            run = resolve(assign(bases[point.get(RECIPE)], values))
+            run.check()
         except FirstOrderError as error:
             raise type(error)(f"cell {number} ({titled(point)}): {error}") from None
-        config = flat(settings(recipe, sim))
+        config = flat(run.settings())
         resolved = {key: config.get(key, each) for key, each in point.items()}
-        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=recipe, sim=sim))
+        cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=run.recipe, sim=run.sim))
     found = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
     for key, values in found.items():
         check_distinct(key, values)
     return found, cells
+
+
+def _label(recipe: Any) -> Any:
+    """A value of the axis `recipe` as it is recorded: an object by its name."""
+    from firstorder.core.method.recipe import Recipe
+
+    return recipe.about.name if isinstance(recipe, Recipe) else recipe
 
 
 def graft(base: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:

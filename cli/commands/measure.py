@@ -49,7 +49,8 @@ def measure(
 ) -> None:
     """Measure a recipe exactly in the simulator: error, bias and variance of its update."""
     output.check_target(json)
-    method, sim = compose(recipe, set_)
+    run = compose(recipe, set_)
+    method, sim = run.recipe, run.sim
     if strict:
         _check_strict(method, sim)
     started = time.perf_counter()

@@ -62,10 +62,9 @@ def validate(
 
 def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -> Budget:
     """What is spent; the runs of --training are kept in `out`, or in a folder that goes when they are judged."""
-    from firstorder.core.runs.folder import claim
+    from firstorder.core.runs.folder import reserve
     from firstorder.sim.claims import FULL, QUICK
     from firstorder.sim.claims.training import TRAINING_FULL, TRAINING_QUICK
-    from firstorder.sim.training.session import settings
     from firstorder.sim.trials.runs import cells, publish
 
     if not training:
@@ -74,8 +73,8 @@ def _budget(stack: ExitStack, out: str | None, *, training: bool, quick: bool) -
     folder = Path(out).resolve() if out else Path(stack.enter_context(TemporaryDirectory()))
     owned = folder / "claims.toml"
     wanted = cells(budget, publish(budget).numerics).values()
-    config = {cell.name: settings(cell.recipe, cell.sim) for cell in wanted}
-    stack.enter_context(claim(owned, config, resume=owned.is_file()))
+    config = {cell.name: cell.settings() for cell in wanted}
+    stack.enter_context(reserve(owned, config, resume=owned.is_file()))
     return replace(budget, folder=folder)
 
 

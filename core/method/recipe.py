@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 from pydantic import model_validator
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.settings.overrides import pairs
 from firstorder.core.settings.section import Section
+from firstorder.core.settings.toml import assign, build
 
 from .contradictions import contradictions
 from .parts import (
@@ -126,6 +128,23 @@ class Recipe(Section):
     def scope(self) -> Scope:
         """As `weight_scope`, the advantage included: a group baseline reads the group."""
         return _widest(self.parts.values())
+
+    def with_(self, overrides: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:
+        """A copy with keys of its sections laid over, checked as a recipe that is read.
+
+        Args:
+            overrides: by dotted key.
+            sections: keys by section; those that are not given stay as they are.
+
+        Raises:
+            ConfigError: an unknown key, or a recipe that contradicts itself.
+
+        Example:
+            >>> Recipe().with_({"clip.low": 0.1}, clip={"high": 0.3}).clip
+            Clip(kind='none', low=0.1, high=0.3, budget=0.04)
+        """
+        tree = self.model_dump(exclude_unset=True)
+        return build(Recipe, assign(tree, pairs(overrides or {}) + pairs(sections)))
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -15,16 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from firstorder.core.quantities import Quantity
+from firstorder.core.settings.toml import dump, flat, parse
+
 from . import checkpoint
 from .checkpoint import Checkpoint
-from firstorder.core.quantities import Quantity
-from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from .files import to_json, write_whole
 from .lock import NAME as LOCK
 from .lock import Lock
-from .logs import LOGS, Line, cut, described, lines, read
-from firstorder.core.training.loop import StepLog
-from .files import to_json, write_whole
-from firstorder.core.settings.toml import dump, flat, parse
+from .logs import LOGS, Line, StepLog, cut, described, history, lines, read
 
 log = logging.getLogger("firstorder")
 
@@ -44,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
         self.path, self.config = path, config
-        self._lock = claim(path / "config.toml", config, resume=resume, changeable=changeable)
+        self._lock = reserve(path / "config.toml", config, resume=resume, changeable=changeable)
         try:
             (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
@@ -74,10 +74,7 @@ class RunFolder:
 
     def history(self) -> Iterator[Line]:
         """The logged steps in order, both logs together."""
-        metrics, receipts = (read(self.path / f"{name}.jsonl") for name in LOGS)
-        acted = {line["step"]: line for line in receipts.lines}
-        for line in metrics.lines:
-            yield line | acted.get(line["step"], {})
+        return history(self.path)
 
     def save(self, step: int, state: dict[str, Any], parts: Mapping[str, str] | None = None) -> None:
         """Write the checkpoint from which step `step` follows; keep the newest two.
@@ -132,7 +129,7 @@ class RunFolder:
         return NotFiniteError(f"step {step}: {error}; {where}")
 
 
-def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> Lock:
+def reserve(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> Lock:
     """Make a folder that belongs to one configuration, or go back to it, and keep other processes out of it.
 
     Args:
@@ -148,8 +145,10 @@ def claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Colle
         ConfigError: the folder cannot be used, with the remedy; another process uses it.
     """
     path, text = file.parent, dump(config)
-    check_claim(file, config, resume=resume, changeable=changeable)
-    if not resume:
+    if resume:
+        _check_same(file, text, changeable)
+    else:
+        _check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,14 +173,6 @@ def _check_new(path: Path) -> None:
         raise _unusable(path, error) from None
     if taken:
         raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
-
-
-def check_claim(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
-    """Refuse what `claim` would refuse, before the work that comes first, and write nothing; arguments as there."""
-    if resume:
-        _check_same(file, dump(config), changeable)
-    else:
-        _check_new(file.parent)
 
 
 def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from firstorder.core.errors import DataError
-from firstorder.core.training.loop import StepLog
+
 from .files import write_whole
 
 LOGS = ("metrics", "receipts")
 
 Line = dict[str, Any]
 """One step of a log: `step`, and a number for each name, a list of them in an ensemble."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLog:
+    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`."""
+
+    step: int
+    metrics: dict[str, Tensor]
+    receipts: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,14 @@ def read(path: Path, steps: int | None = None) -> Log:
         texts=[text for _, text in found.values()],
         faults=faults,
     )
+
+
+def history(folder: Path) -> Iterator[Line]:
+    """The steps of a run folder in order, both logs together."""
+    metrics, receipts = (read(folder / f"{name}.jsonl") for name in LOGS)
+    by_step = {line["step"]: line for line in receipts.lines}
+    for line in metrics.lines:
+        yield line | by_step.get(line["step"], {})
 
 
 def whole(path: Path, steps: int, remedy: str) -> list[Line]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from firstorder.core.quantities import Quantity
-from .logs import Line
-from .files import write_whole
 from firstorder.core.settings.toml import flat
 
+from .files import write_whole
 from .folder import RunFolder
+from .logs import Line
 
 Hyper = bool | int | float | str
 LAYERS = 8  # layers of which a sink shows each; of more it shows the extremes

@@ -10,7 +10,8 @@ from typing import Any
 
 from firstorder.core.errors import ConfigError
 
-from .toml import value
+from .overrides import pairs
+from .toml import shown, value
 
 Axes = dict[str, list[Any]]
 """Values by dotted key, in the order given."""
@@ -21,8 +22,8 @@ MOST = 100_000  # points of a grid
 TOKEN = re.compile(r""""[^"]*"|'[^']*'|\][^\[\]]*\[|[^"'\[\]]""")
 
 
-def axes(assignments: Iterable[str]) -> Axes:
-    """Axes from `a.b=v1,v2` assignments; a value is TOML, or else a bare string.
+def axes(given: Iterable[Any] | Mapping[str, Any]) -> Axes:
+    """Axes from `a.b=v1,v2` assignments, whose values are TOML or else bare strings; or from lists of values by key.
 
     Raises:
         ConfigError: an axis without values, with an empty one, with a table for a value, or given twice.
@@ -30,25 +31,42 @@ def axes(assignments: Iterable[str]) -> Axes:
     Example:
         >>> axes(["clip.high=0.2,0.3", "recipe=minirl,grpo"])
         {'clip.high': [0.2, 0.3], 'recipe': ['minirl', 'grpo']}
+        >>> axes({"clip": {"high": (0.2, 0.3)}})
+        {'clip.high': [0.2, 0.3]}
     """
     found: Axes = {}
-    for assignment in assignments:
-        key, equals, text = (part.strip() for part in assignment.partition("="))
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"an axis is a.b=v1,v2, got {assignment!r}")
+    for key, values in map(_listed, pairs(given)) if isinstance(given, Mapping) else map(_parsed, given):
         if key in found:
             raise ConfigError(f"axis {key!r} is given twice; give all its values at once, as {key}=v1,v2")
-        pieces = [piece.strip() for piece in _split(text)]
-        if not all(pieces):
-            what = "has an empty value" if len(pieces) > 1 else "has no values"
-            raise ConfigError(f"axis {key!r} {what}, got {assignment!r}; give {key}=v1,v2")
-        found[key] = [value(piece) for piece in pieces]
-        if any(isinstance(each, dict) for each in found[key]):
-            raise ConfigError(f"axis {key!r} takes single values, got a table in {assignment!r}; give an axis a key")
+        found[key] = values
     cells = math.prod(len(values) for values in found.values())
     if cells > MOST:
         raise ConfigError(f"the axes make {cells:,} points, more than {MOST:,}; give fewer values, or several grids")
     return found
+
+
+def _listed(pair: tuple[str, Any]) -> tuple[str, list[Any]]:
+    key, values = pair
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"axis {key!r} has no values, got {shown(values)}; give a list of them")
+    return key, _single(key, values, shown(values))
+
+
+def _parsed(assignment: str) -> tuple[str, list[Any]]:
+    key, equals, text = (part.strip() for part in assignment.partition("="))
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"an axis is a.b=v1,v2, got {assignment!r}")
+    pieces = [piece.strip() for piece in _split(text)]
+    if not all(pieces):
+        what = "has an empty value" if len(pieces) > 1 else "has no values"
+        raise ConfigError(f"axis {key!r} {what}, got {assignment!r}; give {key}=v1,v2")
+    return key, _single(key, [value(piece) for piece in pieces], repr(assignment))
+
+
+def _single(key: str, values: list[Any], got: str) -> list[Any]:
+    if any(isinstance(each, Mapping) for each in values):
+        raise ConfigError(f"axis {key!r} takes single values, got a table in {got}; give an axis a key")
+    return values
 
 
 def _split(text: str) -> list[str]:

@@ -135,13 +135,19 @@ def override(tree: Tree, assignments: Iterable[str]) -> Tree:
         >>> override({"sim": {"seed": 0}}, ["sim.seed=7", "sim.numerics.kind=noise"])
         {'sim': {'seed': 7, 'numerics': {'kind': 'noise'}}}
     """
-    given = []
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(key.strip().split(".")):
-            raise ConfigError(f"an override is a.b=value, got {shown(assignment)}")
-        given.append((key.strip(), value(text.strip())))
-    return assign(tree, given)
+    return assign(tree, [assignment(each) for each in assignments])
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """The dotted key and the value of `a.b=value`; a value is TOML, or else a bare string.
+
+    Raises:
+        ConfigError: it is no assignment, or its value is none that TOML could hold.
+    """
+    key, equals, given = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"an override is a.b=value, got {shown(text)}")
+    return key.strip(), value(given.strip())
 
 
 def assign(tree: Tree, given: Iterable[tuple[str, Any]]) -> Tree:

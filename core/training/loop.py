@@ -12,7 +12,6 @@ which recipe each member follows, and every quantity is logged per member.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from torch import Tensor
@@ -22,14 +21,13 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.method.value import explained_variance, value_moments
 from firstorder.core.quantities import Moments, Quantity, add, means
+from firstorder.core.runs.logs import StepLog
 
 from . import diagnostics, inert, replay
 from .arms import Arm, RecipeWeights, with_advantages
 from .backend import Backend, split
 from .batch import check_groups
 from .diagnostics import finalise, moments
-
-DIVERGED = "the policy diverges or is saturated; lower optimizer.lr, or bound the ratio with correction or clip"
 
 QUANTITIES: dict[str, Quantity] = {
     "reward": Quantity(
@@ -41,15 +39,6 @@ QUANTITIES: dict[str, Quantity] = {
         source="leading term of J(pi_theta) - J(mu) - E_mu[R sum delta]",
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepLog:
-    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`."""
-
-    step: int
-    metrics: dict[str, Tensor]
-    receipts: dict[str, Tensor]
 
 
 def train(
@@ -107,7 +96,7 @@ def check_trainable(recipe: Recipe) -> None:
             )
 
 
-def described(backend: Backend) -> dict[str, Quantity]:
+def logged_quantities(backend: Backend) -> dict[str, Quantity]:
     """What every name means that a step on this backend can log, in metrics or receipts."""
     return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS | inert.QUANTITIES
 

@@ -20,25 +20,22 @@ from typing import Any, TextIO
 import torch
 
 from firstorder.core.errors import DataError, DiskError
-from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs.files import to_json, write_whole
 from firstorder.core.runs.logs import LOGS, Line, whole
 from firstorder.core.settings.grid import titled
 from firstorder.core.settings.toml import dump
-from firstorder.sim.config import Sim
-from firstorder.sim.training.session import Training, run, settings, start
+from firstorder.core.training.session import Session
+from firstorder.sim.training.session import SimRun, start
 
 STOPPED = "stopped.txt"  # in a cell's folder: why it has no more steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One point of a grid: its number in the grid for a name, and what it trains."""
+class Cell(SimRun):
+    """One point of a grid, with its number in the grid for a name, and what it trains."""
 
     name: str
     point: dict[str, Any]
-    recipe: Recipe
-    sim: Sim
 
     @property
     def title(self) -> str:
@@ -105,11 +102,11 @@ class Ensemble:
             raise DiskError(f"cannot write to {self.out}: {error.strerror}; free some space, then --resume") from None
 
     def _train(self, counter: TextIO) -> None:
-        training = self._start()
-        _count(counter, training.first)
+        session = self._start()
+        _count(counter, session.first)
         reason = None
         try:
-            run(training, lambda log: _count(counter, log.step + 1))
+            session.run(lambda log: _count(counter, log.step + 1))
         except DiskError:
             raise
         except DataError as error:
@@ -119,7 +116,7 @@ class Ensemble:
         self._publish(reason)
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _start(self) -> Training:
+    def _start(self) -> Session:
         sim = self.cells[0].sim
         config = {"sim": sim.model_dump(), "cells": {cell.name: cell.recipe.model_dump() for cell in self.cells}}
         resume = (self.path / "config.toml").is_file()
@@ -136,7 +133,7 @@ class Ensemble:
             partial = self.path / f"cell-{cell.name}"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            write_whole(partial / "config.toml", dump(settings(cell.recipe, cell.sim)))
+            write_whole(partial / "config.toml", dump(cell.settings()))
             for name, entries in logged.items():
                 lines = _columns(entries, slice(place * members, (place + 1) * members))
                 write_whole(partial / f"{name}.jsonl", "".join(lines))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firstorder.backends import export, extras, pair, training
+from firstorder.backends import export, extras, pair
 from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
@@ -381,5 +381,5 @@ def test_weights_of_another_model_are_named(command, folder, tmp_path, capsys):
 def test_parts_that_cannot_act_are_named():
     from firstorder.cli.api.compose import compose_engines
 
-    given = compose_engines("minirl-r3-n1", ["task.kind=sums"])
-    assert any("clip.kind = minirl" in line for line in training.inert(*given))
+    made = compose_engines("minirl-r3-n1", ["task.kind=sums"])
+    assert any("clip.kind = minirl" in line for line in made.inert())

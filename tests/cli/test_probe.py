@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from firstorder.backends import extras, parity, probe, training
+from firstorder.backends import checks, extras, parity, probe
 from firstorder.backends.folder import Shape, write_config
 from firstorder.cli.commands.probe import compose_points
 from firstorder.cli.main import run
@@ -37,10 +37,8 @@ def model(tmp_path, monkeypatch):
     folder.mkdir()
     write_config(folder, SHAPE, 1, 0)
     monkeypatch.setattr(extras, "find_spec", lambda name: object())
-    monkeypatch.setattr(
-        training, "open_tasks", lambda *given: None
-    )  # it reads the tokenizer, with the engines' packages
-    monkeypatch.setattr(training, "open_weights", lambda *given: None)  # there are none
+    monkeypatch.setattr(checks, "open_tasks", lambda *given: None)  # it reads the tokenizer, with the engines' packages
+    monkeypatch.setattr(checks, "open_weights", lambda *given: None)  # there are none
     return str(folder)
 
 

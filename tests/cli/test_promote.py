@@ -846,9 +846,10 @@ def test_a_file_of_settings_lies_between_the_recipe_and_assignments(tmp_path):
     file = tmp_path / "engines.toml"
     where = planned(models.shape_of())
     file.write_text(bundle.settings(*engines(), where))
-    recipe, titan, vllm, _ = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
-    assert recipe == recipe_of("minirl-r3-n2")
-    assert (titan.expert, titan.model) == (8, "m")
+    made = compose_engines("minirl-r3-n2", ["torchtitan.model=m", "vllm.tensor=2"], str(file))
+    vllm = made.vllm
+    assert made.recipe == recipe_of("minirl-r3-n2")
+    assert (made.torchtitan.expert, made.torchtitan.model) == (8, "m")
     assert (vllm.quantization, vllm.tensor, vllm.kv_cache_mib) == ("fp8_per_block", 2, where.kv_cache >> 20)
     with pytest.raises(ConfigError, match="no recipe or file"):
         compose_engines("minirl-r3-n2", [], str(tmp_path / "nowhere.toml"))

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from firstorder.cli.commands import train
+from firstorder.cli import track
 from firstorder.cli.main import run
 from firstorder.cli.track.tensorboard import TensorBoard
 from firstorder.core.runs.folder import RunFolder
@@ -269,7 +269,7 @@ def test_an_unknown_sink_is_refused_before_anything_is_written(sink, said, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sink", train.SINKS)
+@pytest.mark.parametrize("sink", track.SINKS)
 def test_without_its_library_the_extra_of_a_sink_is_named(sink, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, sink, None)
     assert run(command(tmp_path / "run", sink)) == 2

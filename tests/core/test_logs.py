@@ -5,8 +5,7 @@ import torch
 
 from firstorder.core.errors import DataError
 from firstorder.core.runs.folder import RunFolder
-from firstorder.core.runs.logs import cut, read, whole
-from firstorder.core.training.loop import StepLog
+from firstorder.core.runs.logs import StepLog, cut, read, whole
 
 FIVE = [b'{"step": %d, "kl": [0.5, null]}\n' % step for step in range(5)]
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from firstorder.core.runs.folder import RunFolder
-from firstorder.core.runs.logs import lines
+from firstorder.core.runs.logs import StepLog, lines
 from firstorder.core.runs.track import LAYERS, Tracker, bounded_quantities, hyper, summary
 from firstorder.core.training.diagnostics import QUANTITIES
-from firstorder.core.training.loop import StepLog
 from firstorder.core.training.replay import quantities
 
 CONFIG = {"about": {"name": "x"}, "clip": {"high": 0.2}, "optimizer": {"betas": (0.9, 0.95), "max_grad_norm": math.inf}}

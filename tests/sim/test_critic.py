@@ -20,7 +20,7 @@ from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.sampling.sequences import score
 from firstorder.sim.training import critic
 from firstorder.sim.training.backend import SimBackend
-from firstorder.sim.training.session import prepare, run
+from firstorder.sim.training.session import SimRun
 
 RTOL = 1e-10
 # eq. (4): the token ratio and the reward, no clip, nothing truncated
@@ -365,11 +365,11 @@ def test_a_resumed_critic_goes_on_bit_for_bit(tmp_path):
     method, sim = recipe("ppo-critic"), SIM.model_copy(update={"checkpoint_every": 2, "members": 2})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
-        run(prepare(method, sim, folder))
+        SimRun(recipe=method, sim=sim).prepare(folder).run()
     (cut / "checkpoints" / "step-0000004.pt").unlink()
-    again = prepare(method, sim, cut, resume=True)
+    again = SimRun(recipe=method, sim=sim).prepare(cut, resume=True)
     assert again.first == 2
-    run(again)
+    again.run()
     last = [
         torch.load(f / "checkpoints" / "step-0000004.pt", weights_only=True)["state"]["critic"] for f in (whole, cut)
     ]

@@ -9,7 +9,7 @@ from firstorder.cli.main import run
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
-from firstorder.core.training.loop import described, train
+from firstorder.core.training.loop import logged_quantities, train
 from firstorder.sim.config import Sim
 from firstorder.sim.training.backend import SimBackend
 
@@ -43,12 +43,12 @@ def test_a_name_means_one_thing():
     tables = [module.QUANTITIES for module in (diagnostics, loop, backend, replay, inert)]
     names = [name for table in (*tables, surrogate.RECEIPTS, EXACT) for name in table]
     assert len(names) == len(set(names))
-    whole = described(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
+    whole = logged_quantities(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
     assert set(names) == {name for name in whole if "_layer_" not in name}
 
 
 def test_alarms_are_those_of_a_named_source():
-    whole = described(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
+    whole = logged_quantities(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
     alarms = {name: (q.alarm, q.source) for name, q in whole.items() if q.alarm is not None}
     assert alarms == {
         "token_mult_prob_error": (1.05, "NeMo-RL"),

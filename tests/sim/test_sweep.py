@@ -8,6 +8,7 @@ import torch
 
 from firstorder.core.errors import DataError, DiskError, WorkerError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.runs.folder import RunFolder
 from firstorder.core.runs.logs import LOGS
 from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
@@ -15,7 +16,7 @@ from firstorder.sim.sweep import pool
 from firstorder.sim.sweep.ensemble import STOPPED, Cell, Ensemble
 from firstorder.sim.sweep.plan import PROCESS, ROWS, bytes_of, plan
 from firstorder.sim.sweep.pool import ATTEMPTS, run_all
-from firstorder.sim.training import session as training
+from firstorder.sim.training import session
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=3, horizon=3, prompts=2, pool=4, width=8, expert_width=8, evaluate_every=2, members=2, seed=5)
@@ -108,7 +109,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("place", range(4))
 def test_every_cell_is_the_run_alone(place, trained, tmp_path):
     out, four = trained
-    training.run(training.prepare(four[place].recipe, four[place].sim, tmp_path / "alone"))
+    four[place].prepare(tmp_path / "alone").run()
     agree(out / "cells" / four[place].name, tmp_path / "alone")
 
 
@@ -130,7 +131,7 @@ def test_an_ensemble_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     job = Ensemble(cells=tuple(cells((recipe("minirl"), frequent), (recipe("grpo"), frequent))), out=tmp_path / "a")
     whole = Ensemble(cells=job.cells, out=tmp_path / "b")
     whole.run(1)
-    steps, real = [], training.RunFolder.append
+    steps, real = [], RunFolder.append
 
     def killed(self, entry):
         steps.append(entry.step)
@@ -138,7 +139,7 @@ def test_an_ensemble_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(self, entry)
 
-    monkeypatch.setattr(training.RunFolder, "append", killed)
+    monkeypatch.setattr(RunFolder, "append", killed)
     with pytest.raises(KeyboardInterrupt):
         job.run(1)
     assert job.progress()[1] == 2
@@ -152,7 +153,7 @@ def test_an_ensemble_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
 def test_a_finished_cell_is_not_trained_again(trained, monkeypatch):
     out, four = trained
-    monkeypatch.setattr(training, "SimBackend", None)
+    monkeypatch.setattr(session, "SimBackend", None)
     Ensemble(cells=tuple(four), out=out).run(1)
 
 
@@ -236,7 +237,7 @@ def test_a_cell_that_cannot_be_trained_stops_no_other(tmp_path):
     assert [(tmp_path / "cells" / cell.name / STOPPED).is_file() for cell in chosen] == [False, True, False]
     assert len(log(tmp_path / "cells" / "0001")) < 4
     for cell in (chosen[0], chosen[2]):
-        training.run(training.prepare(cell.recipe, cell.sim, tmp_path / "alone" / cell.name))
+        cell.prepare(tmp_path / "alone" / cell.name).run()
         agree(tmp_path / "cells" / cell.name, tmp_path / "alone" / cell.name)
 
 

@@ -23,11 +23,11 @@ from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.scene import engines
-from firstorder.sim.model.policy import load
+from firstorder.sim.model.policy import load, unflatten
 from firstorder.sim.sampling.sequences import score
 from firstorder.sim.tasks import Sum
-from firstorder.sim.training import session as training
 from firstorder.sim.training.backend import SimBackend
+from firstorder.sim.training.session import SimRun
 
 SETTINGS = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 SIM = Sim(vocab=4, horizon=3, prompts=2, pool=6, width=8, expert_width=8, evaluate_every=2)
@@ -156,7 +156,7 @@ def test_the_first_update_moves_along_the_sampled_mean_of_the_weighted_scores():
 
     def objective(step):
         probe = SimBackend(SIM, arms, torch.tensor([5]))
-        probe._set(optimizer_vector(before) + step * moved)
+        probe.weights = unflatten(optimizer_vector(before) + step * moved, probe.weights)
         return float((weight * probe.score(batch)[0].logp_old).sum() / batch.rewards.shape[-1])
 
     slope = (objective(1e-4) - objective(-1e-4)) / 2e-4
@@ -278,11 +278,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_a_run_at_work_is_not_resumed_beside_itself(tmp_path):
-    held = training.prepare(recipe("minirl"), SIM, tmp_path / "run")
+    made = SimRun(recipe=recipe("minirl"), sim=SIM)
+    session = made.prepare(tmp_path / "run")
     with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on"):
-        training.prepare(recipe("minirl"), SIM, tmp_path / "run", resume=True)
-    training.run(held)
-    training.run(training.prepare(recipe("minirl"), SIM, tmp_path / "run", resume=True))
+        made.prepare(tmp_path / "run", resume=True)
+    session.run()
+    made.prepare(tmp_path / "run", resume=True).run()
 
 
 def test_a_checkpoint_of_other_members_is_refused():
@@ -343,11 +344,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_pa
     method = recipe("minirl", "optimizer.kind=sgd", "optimizer.max_grad_norm=inf")
     # what the range of optimizer.lr refuses
     wild = method.model_copy(update={"optimizer": method.optimizer.model_copy(update={"lr": 1e300})})
-    made = training.prepare(wild, SIM, tmp_path / "a")
+    session = SimRun(recipe=wild, sim=SIM).prepare(tmp_path / "a")
     with pytest.raises(
         NotFiniteError, match=r"step 0: `logp_theta` must be .*, the first nan .* lower optimizer.lr or bound .* no che"
     ):
-        training.run(made)
+        session.run()
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
 
 

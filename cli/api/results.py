@@ -1,0 +1,141 @@
+"""What the use cases return: values that print as their command does, with a table, a figure and a JSON document."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+WIDTH = 120  # columns of a result where there is no terminal
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Result(ABC):
+    """The result of a use case.
+
+    A subclass is a dataclass with the same arguments, so that it keeps the `repr`; it names its numbers as fields, and
+    says in `blocks`, `records` and `plot` how they are shown.
+
+    Args:
+        document: what the command writes with `--json`; numbers are exact, infinities are not replaced yet.
+    """
+
+    document: dict[str, Any] = field(repr=False)
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Table | Text]:
+        """What the command prints, from top to bottom."""
+
+    @abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_pandas`."""
+
+    @abstractmethod
+    def plot(self) -> Figure:
+        """A figure, in the look of the reports.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document that the command writes: NaN and infinities are None, tuples are lists."""
+        from firstorder.core.runs.files import to_json
+
+        plain: dict[str, Any] = json.loads(to_json(self.document))
+        return plain
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a table of pandas.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return require("pandas", "to_pandas", "notebook").DataFrame(self.records())
+
+    def print(self, console: Console | None = None) -> None:
+        """Print what the command prints."""
+        from rich.console import Console
+
+        console = console or Console()
+        for block in self.blocks():
+            console.print(block, highlight=_is_table(block))
+
+    def __str__(self) -> str:
+        from io import StringIO
+        from shutil import get_terminal_size
+
+        from rich.console import Console
+
+        text = StringIO()
+        width = get_terminal_size((WIDTH, 24)).columns
+        self.print(Console(file=text, width=width, color_system=None, force_jupyter=False, force_terminal=False))
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "\n".join(_table(block) if _is_table(block) else _paragraph(block) for block in self.blocks())
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """A library that does not come with the package.
+
+    Raises:
+        ConfigError: it is not installed, with the extra that brings it.
+    """
+    from firstorder.core.errors import ConfigError
+
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ConfigError(f"{what} needs {module}; pip install 'firstorder[{extra}]'") from None
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib; raises as `require` does."""
+    require("matplotlib", "plot", "report")
+
+
+def _is_table(block: Table | Text) -> bool:
+    return hasattr(block, "columns")
+
+
+def _table(block: Any) -> str:
+    """A table of rich as HTML."""
+    caption = f"<caption>{_words(block.title)}</caption>" if block.title else ""
+    columns = [column for column in block.columns if column.header]
+    heads = "".join(f'<th style="text-align: {column.justify}">{_words(column.header)}</th>' for column in columns)
+    rows = zip(*(list(column.cells) for column in columns), strict=True)
+    justify = [column.justify for column in columns]
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="text-align: {side}">{_words(cell)}</td>' for side, cell in zip(justify, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _paragraph(block: Any) -> str:
+    return f"<p>{escape(block.plain)}</p>"
+
+
+def _words(cell: Any) -> str:
+    """A cell without its markup."""
+    from rich.text import Text
+
+    return escape(cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain)
