@@ -15,16 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from firstorder.core.quantities import Quantity
+from firstorder.core.settings.toml import dump, parse
+from firstorder.core.training.loop import StepLog
+
 from . import checkpoint
 from .checkpoint import Checkpoint
-from firstorder.core.quantities import Quantity
-from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
+from .files import to_json, write_whole
 from .lock import NAME as LOCK
 from .lock import Lock
 from .logs import LOGS, Line, cut, described, lines, read
-from firstorder.core.training.loop import StepLog
-from .files import to_json, write_whole
-from firstorder.core.settings.toml import dump, parse
 
 log = logging.getLogger("firstorder")
 

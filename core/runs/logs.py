@@ -13,6 +13,7 @@ from torch import Tensor
 
 from firstorder.core.errors import DataError
 from firstorder.core.training.loop import StepLog
+
 from .files import write_whole
 
 LOGS = ("metrics", "receipts")

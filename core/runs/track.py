@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from firstorder.core.quantities import Quantity
-from .logs import Line
+
 from .files import write_whole
 from .folder import RunFolder, flat
+from .logs import Line
 
 Hyper = bool | int | float | str
 LAYERS = 8  # layers of which a sink shows each; of more it shows the extremes
