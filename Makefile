@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines check format lint types test test-engines test-gpu docs bench bench-engines
+.PHONY: venv engines check format lint types test test-engines test-gpu docs docs-tables bench bench-engines
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -36,6 +36,9 @@ test-gpu: ## tests that need a GPU, where .venv-engines holds the extra engines-
 
 docs: ## not --quiet, which hides warnings from --strict as well: it would never fail
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+docs-tables: ## tables and the picture of the rooms, from the code into the pages; a test sees that they are current
+	$(PYTHON) docs/generate.py
 
 bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, which are not installed here
 	$(PYTHON) -m pytest $(wildcard tests/benchmarks/*.py) --benchmark-enable -s $(ARGS)

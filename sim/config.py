@@ -36,15 +36,17 @@ class Numerics(Section):
     - `batch`: the reduction split of every product depends on the batch it ran in: random per call.
     """
 
-    kind: Literal["exact", "noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"] = "exact"
-    scale: float = within(0.1, NOISE, NOISE_WHY)
-    router_scale: float | None = within(None, NOISE, NOISE_WHY)
-    expert_scale: float | None = within(None, NOISE, NOISE_WHY)
-    granularity: Literal["tensor", "block"] = "tensor"
-    block: int = within(8, PIECES, PIECES_WHY)
-    split: int = within(4, PIECES, PIECES_WHY)
-    accumulate: Precision = "bf16"
-    seed: int = within(0, SEED, SEED_WHY)
+    kind: Literal["exact", "noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"] = Field(
+        "exact", description="how the engine departs from float64"
+    )
+    scale: float = within(0.1, NOISE, NOISE_WHY, "relative size of the noise; read by `noise`")
+    router_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on router logits; unset: `scale`")
+    expert_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on expert outputs; unset: `scale`")
+    granularity: Literal["tensor", "block"] = Field("tensor", description="what shares a scale; read by `fp8`")
+    block: int = within(8, PIECES, PIECES_WHY, "edge of a block; read by `fp8` with `granularity = block`")
+    split: int = within(4, PIECES, PIECES_WHY, "pieces that a product is summed in; read by `split`")
+    accumulate: Precision = Field("bf16", description="of partial sums; read by `split`, `gate_order` and `batch`")
+    seed: int = within(0, SEED, SEED_WHY, "of the noise, or of the draws; read by `noise` and `batch`")
 
     @model_validator(mode="after")
     def _accumulate_rounds(self) -> Self:
@@ -61,38 +63,49 @@ class Sim(Section):
     vocab: int = within(4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response")
     horizon: int = within(5, "[1, 1048576]", "every response is enumerated", "longest response")
     prompts: int = within(4, f"[1, {MAX_PROMPTS}]", SIZE_WHY, "prompts measured, equally likely")
-    prompt_length: int = within(2, "[1, 32]", "prompts are a table of every word of so many tokens")
+    prompt_length: int = within(
+        2, "[1, 32]", "prompts are a table of every word of so many tokens", "tokens of a prompt"
+    )
     layers: int = within(2, "[1, 1024]", SIZE_WHY, "MoE layers")
-    experts: int = within(8, f"[2, {MAX_EXPERTS}]", ROUTER_WHY)
-    top_k: int = within(2, ROUTER, ROUTER_WHY)
-    router: RouterKind = "softmax_topk"
-    groups: int = within(2, ROUTER, ROUTER_WHY, "expert groups of router = group_limited")
-    limited_groups: int = within(1, ROUTER, ROUTER_WHY)
-    width: int = within(16, SIZE, SIZE_WHY)
-    expert_width: int = within(16, SIZE, SIZE_WHY)
+    experts: int = within(8, f"[2, {MAX_EXPERTS}]", ROUTER_WHY, "experts of a layer")
+    top_k: int = within(2, ROUTER, ROUTER_WHY, "experts that a token visits")
+    router: RouterKind = Field("softmax_topk", description="how experts are chosen and their gates made")
+    groups: int = within(2, ROUTER, ROUTER_WHY, "expert groups; read by `router = group_limited`")
+    limited_groups: int = within(1, ROUTER, ROUTER_WHY, "groups that a token may use; read by `router = group_limited`")
+    width: int = within(16, SIZE, SIZE_WHY, "width of the residual stream")
+    expert_width: int = within(16, SIZE, SIZE_WHY, "hidden width of an expert")
     sharpness: float = within(
         1.5,
         "(0, 100]",
         "above it every token but one has probability 0 in float64",
-        "standard deviation of the initial logits",
+        "standard deviation of the initial output logits",
     )
-    temperature: float = within(1.0, "[0.01, 100]", "below it sampling is greedy, above it uniform")
-    seed: int = within(0, SEED, SEED_WHY, "weights")
-    task: Literal["sum", "program", "text", "guess"] = "sum"
+    temperature: float = within(
+        1.0, "[0.01, 100]", "below it sampling is greedy, above it uniform", "of sampling, in both engines"
+    )
+    seed: int = within(0, SEED, SEED_WHY, "of the weights; the noise of an engine has its own, `numerics.seed`")
+    task: Literal["sum", "program", "text", "guess"] = Field("sum", description="what is to be learnt")
     turn_length: int = within(
         1,
         "[1, 1048576]",
         "a turn is a part of sim.horizon",
-        "tokens of a turn of task = guess, whose environment then answers",
+        "tokens of a turn; read by `task = guess`, whose environment answers after each",
     )
-    reward: Literal["binary", "graded"] | None = Field(None, description="unset: binary for sum, graded for the others")
-    truncated: Literal["scored", "zero"] = Field("scored", description="what a response cut at the horizon earns")
-    numerics: Numerics = Numerics(kind="noise")
-    training_numerics: Numerics = Numerics(kind="exact")
+    reward: Literal["binary", "graded"] | None = Field(
+        None,
+        description="`binary`: all or nothing; `graded`: in part; unset: binary for `sum`, graded for the other tasks",
+    )
+    truncated: Literal["scored", "zero"] = Field(
+        "scored", description="a response cut at the horizon earns its reward (`scored`) or 0 (`zero`)"
+    )
+    numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
+    training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
     draws: int = within(
-        32, "[2, 65536]", "an interval needs two at least", "calls averaged over when numerics.kind = batch"
+        32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`"
     )
-    coldstart: Literal["none", "terse", "verbose", "roundabout"] = "none"
+    coldstart: Literal["none", "terse", "verbose", "roundabout"] = Field(
+        "none", description="`none`: random weights; the others: demonstrations of that style distilled into them first"
+    )
     coldstart_share: float = within(0.75, "(0, 1]", "it is a share", "share of the demonstrations that are correct")
     coldstart_steps: int = within(100, "[1, 1000000]", COUNT_WHY, "supervised steps on those demonstrations")
     coldstart_lr: float = within(0.01, "(0, 100]", STEP_WHY, "learning rate of those steps")
@@ -106,20 +119,24 @@ class Sim(Section):
         1,
         "[1, 1048576]",
         "they are trained in one batch",
-        "policies trained at once, their seeds counting up from `seed`",
+        "policies trained at once as one batched computation, their seeds counting up from `seed`",
     )
     checkpoint_every: int = within(20, "[1, 1000000000]", COUNT_WHY, "steps between checkpoints")
     evaluate_every: int = within(
-        10, "[0, 1000000000]", COUNT_WHY, "steps between exact evaluations while training; 0 for none"
+        10, "[0, 1000000000]", COUNT_WHY, "steps between exact evaluations of π and μ; 0 for none"
     )
     staleness: int = within(
         0,
         "[0, 10000]",
         "each is an exact gradient, and theta leaves theta_old",
-        "plain-SGD steps from theta_old to theta",
+        "gradient steps from θ_old to θ, on other prompts than those measured",
     )
     lr: float = within(0.1, "(0, 100]", "weights are of the order of 1", "step size of those steps")
-    direction: Literal["natural", "recipe"] = "natural"
+    direction: Literal["natural", "recipe"] = Field(
+        "natural",
+        description="of those steps: the exact ∇J_seq of the natural target, or the recipe's own expected update, "
+        "which `numerics.kind = batch` has none of",
+    )
 
     @property
     def routing(self) -> Router:

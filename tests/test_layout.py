@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import rooms
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("core", "sim", "backends", "cli")
 ALLOWED = {
@@ -24,7 +26,7 @@ def files(room):
 
 
 def imports(file):
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(rooms.parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -66,26 +68,11 @@ def test_no_file_has_outgrown_one_idea(room):
         assert len(file.read_text().splitlines()) <= 400, file
 
 
-def wing(module):
-    """The room of a folder that a module belongs to: its subfolder, or the module itself where it has none."""
-    return ".".join(module.split(".")[1:3])
+@pytest.mark.parametrize("folder", ROOMS)
+def test_the_rooms_of_a_folder_stand_on_each_other_in_one_direction(folder):
+    assert rooms.floors(rooms.graph(folder))
 
 
-def wings(room):
-    """Which room of a folder imports which, by the modules in them."""
-    found = {}
-    for file in files(room):
-        module = ["firstorder", *file.relative_to(ROOT).with_suffix("").parts]
-        here = wing(".".join(module))
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                base = ".".join(module[: -node.level]) if node.level else ""
-                name = ".".join(part for part in (base, node.module) if part)
-                there = {wing(f"{name}.{alias.name}" if name.count(".") < 2 else name) for alias in node.names}
-                found.setdefault(here, set()).update(w for w in there if w.split(".")[0] == room and w != here)
-    return found
-
-
-@pytest.mark.parametrize("room", ["core", "sim"])
-def test_the_wings_of_a_room_stand_on_each_other_in_one_direction(room):
-    list(graphlib.TopologicalSorter(wings(room)).static_order())
+def test_a_room_that_imports_in_a_circle_is_found():
+    with pytest.raises(graphlib.CycleError):
+        rooms.floors({"core.a": {"core.b"}, "core.b": {"core.a"}})

@@ -18,37 +18,48 @@ FILES: tuple[Kind, ...] = ("math", "code", "text")  # kinds whose problems are r
 class TaskSettings(Section):
     """The task. Its reward is in [0, 1]."""
 
-    kind: Kind = "reasoning-gym"
-    system: str | None = Field(None, description="instruction before every question; by kind unless given")
-    dataset: str = Field("basic_arithmetic", description="of reasoning-gym")
-    options: dict[str, Any] = Field({}, description="of the dataset of reasoning-gym, under its names")
-    files: tuple[Place, ...] = Field((), description="JSONL or Parquet files of problems: math, code, text")
-    prompt_column: str = Field("prompt", description="of the files")
-    answer_column: str = Field("answer", description="of the files: an answer, tests or references")
+    kind: Kind = Field("reasoning-gym", description="what is to be learnt")
+    system: str | None = Field(
+        None,
+        description="instruction before every question: the chat template's system message, or a paragraph above it; "
+        '"" for none; unset: by kind',
+    )
+    dataset: str = Field("basic_arithmetic", description="of `reasoning-gym`, any but `composite`")
+    options: dict[str, Any] = Field(
+        {},
+        description="of that dataset, under its own names, as `task.options.max_terms=3`; `size` and `seed` are 10,000 "
+        "and 0",
+    )
+    files: tuple[Place, ...] = Field((), description="JSONL or Parquet files of `math`, `code` and `text`")
+    prompt_column: str = Field("prompt", description="the files' column of questions")
+    answer_column: str = Field("answer", description="the files' column of answers, tests or references")
     held_out: float = within(
         0.1,
         "(0, 1)",
         "some problems are trained on and some are not",
-        "share of the problems that are never trained on",
+        "share of the problems that are never trained on, by a hash of the question; of `sums` always one in ten",
     )
-    truncated: Literal["zero", "scored"] = Field("zero", description="what a response cut at its limit earns")
-    turns: int = within(7, "[1, 10000]", "a conversation has to fit into a response", "guesses: guess")
+    truncated: Literal["zero", "scored"] = Field(
+        "zero",
+        description="a response cut at `vllm.max_tokens` earns 0 (`zero`) or is verified like any other (`scored`)",
+    )
+    turns: int = within(7, "[1, 10000]", "a conversation has to fit into a response", "guesses in `guess`")
     largest: int = within(
-        99, "[2, 1000000000]", "there has to be something to guess", "hidden numbers go from 1 to it: guess"
+        99, "[2, 1000000000]", "there has to be something to guess", "hidden numbers of `guess` go from 1 to it"
     )
     seconds: float = within(
         5.0,
         "[0.01, 86400]",
         "a process takes that long to start",
-        "of one unit test, or of the verifier of one response",
+        "of one unit test, or of the verifier of one response of `reasoning-gym` and `math`",
     )
     memory_mib: int = within(
         1024,
         "[64, 1048576]",
         "Python starts in no less, and no machine has 1 TiB for it",
-        "of one unit test, or of the verifier",
+        "of the same",
     )
-    isolation: Isolation = Field("full", description="of programs: code")
+    isolation: Isolation = Field("full", description="of programs, in `code`; `limits` does without Landlock")
 
     @field_validator("options")
     @classmethod

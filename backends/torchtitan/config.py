@@ -18,22 +18,33 @@ class Torchtitan(Section):
     """The training engine. Lengths are in tokens."""
 
     model: Place = Field(
-        "", description="folder with config.json, *.safetensors and a tokenizer, as Hugging Face saves it"
+        "", description="folder with config.json, safetensors and a tokenizer, as Hugging Face saves a Qwen3-MoE"
     )
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward and backward pass")
-    activation_checkpoint: Literal["none", "selective", "full"] = "none"
-    pack_length: int = within(256, "[2, 16777216]", POSITIONS_WHY, "responses are packed into rows of this length")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of the forward and backward pass; weights and optimizer are float32"
+    )
+    activation_checkpoint: Literal["none", "selective", "full"] = Field(
+        "none", description="which activations are computed again in the backward pass"
+    )
+    pack_length: int = within(
+        256,
+        "[2, 16777216]",
+        POSITIONS_WHY,
+        "responses are packed into rows of this length, a multiple of `tensor`",
+    )
     microbatch_rows: int = within(16, "[1, 1048576]", "no batch has more", "rows in one forward and backward")
     loss_chunks: int = within(1, POSITIONS, POSITIONS_WHY, "parts of a row whose logits are made one after the other")
-    compile: Literal["none", "aot_eager", "inductor"] = Field("none", description="torch.compile of each block")
-    shard: int = within(-1, "[-1, 65536]", DEGREE_WHY, "FSDP degree; -1 for all ranks that are left")
-    tensor: int = within(1, "[1, 65536]", DEGREE_WHY, "tensor parallel degree; divides `expert`")
-    expert: int = within(1, "[1, 65536]", DEGREE_WHY, "expert parallel degree")
-    timeout: float = within(1800.0, WEEK, WEEK_WHY, "seconds that a rank waits for the others, rollouts included")
+    compile: Literal["none", "aot_eager", "inductor"] = Field(
+        "none", description="torch.compile of each block, in bfloat16; `aot_eager` is quick to compile"
+    )
+    shard: int = within(-1, "[-1, 65536]", DEGREE_WHY, "FSDP2 degree; -1 for the ranks over `tensor`")
+    tensor: int = within(1, "[1, 65536]", DEGREE_WHY, "tensor parallel degree; divides `expert` and the heads")
+    expert: int = within(1, "[1, 65536]", DEGREE_WHY, "expert parallel degree; divides ranks and experts")
+    timeout: float = within(1800.0, WEEK, WEEK_WHY, "seconds that a rank waits for the others, rollouts too")
     warmup_steps: int = within(0, "[0, 1000000000]", COUNT_WHY, "updates of linear learning-rate warm-up")
     checkpoint_every: int = within(20, "[1, 1000000000]", COUNT_WHY, "steps between checkpoints")
     evaluate_every: int = within(
-        10, "[0, 1000000000]", COUNT_WHY, "steps between evaluations on held-out prompts; 0 for none"
+        10, "[0, 1000000000]", COUNT_WHY, "steps between evaluations on held-out prompts, `eval/reward`; 0 for none"
     )
     evaluate_prompts: int = within(64, "[1, 1048576]", "no batch holds more", "held-out prompts of an evaluation")
     seed: int = within(

@@ -28,43 +28,55 @@ def _is_address(server: str) -> bool:
 class Vllm(Section):
     """The rollout engine. There is no top-p and no top-k: π could not be scored under the same distribution."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("bfloat16", description="of weights and activations")
     quantization: Literal["none", "fp8_per_tensor", "fp8_per_block"] = Field(
         "none", description="of weights and activations, routers excluded; emulated on a CPU"
     )
-    kv_cache_dtype: Literal["auto", "fp8", "fp8_e5m2"] = Field("auto", description="auto is `dtype`")
-    batch_invariant: bool = Field(False, description="kernels whose results do not depend on the batch; for GPUs")
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e5m2"] = Field(
+        "auto", description="`auto` is `dtype`; `fp8` (e4m3) and `fp8_e5m2` are real on a CPU too"
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="kernels whose results do not depend on the batch; refused on a CPU, whose results do not anyway",
+    )
     temperature: float = within(
         1.0, "[0.01, 100]", "vLLM raises a lower one to 0.01 by itself", "of sampling; π is scored at the same"
     )
-    max_tokens: int = within(24, TOKENS, TOKENS_WHY, "longest response")
-    max_prompt: int = within(104, TOKENS, TOKENS_WHY, "longest prompt")
+    max_tokens: int = within(24, TOKENS, TOKENS_WHY, "longest response, or turn")
+    max_prompt: int = within(
+        104, TOKENS, TOKENS_WHY, "longest prompt; of several turns, longest of all that precedes a turn"
+    )
     max_sequences: int = within(256, "[1, 65536]", "each has a thread and a slot", "responses decoded together")
     max_batched_tokens: int | None = within(
         None, TOKENS, "no GPU runs more at once", "tokens run together; vLLM's own unless given"
     )
     kv_cache_mib: int = within(64, "[1, 16777216]", "no machine has 16 TiB for it", "memory of the KV cache")
-    prefix_caching: bool = True
+    prefix_caching: bool = Field(True, description="keep what was computed for a prefix that returns")
     chunked_prefill: bool | None = Field(
-        None, description="a prompt may be run in parts, beside responses; on GPUs unless given"
+        None,
+        description="a prompt may be run in parts, beside responses; on GPUs unless given; refused on a CPU, where "
+        "vLLM fails on a response with a seed whose prompt is in parts",
     )
     tensor: int = within(1, "[1, 1024]", "it is a number of GPUs", "tensor parallel degree of a server")
-    servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none for the same process")
+    servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none: in this process")
     timeout: float = within(
         600.0,
         "(0, 604800]",
         "a server that needs more than a week does not come",
-        "seconds that a server is waited for",
+        "seconds that a server is waited for, then asked again, before the run stops",
     )
     shared_folder: Place = Field(
-        "", description="where weights are written for servers; must be one that they can read"
+        "",
+        description="where weights are written for servers: a folder that they all can read, best in memory "
+        "(`/dev/shm`); unset: the system's temporary folder",
     )
     probe_prompts: int = within(8, "[1, 65536]", "one at least is compared", "responses that check each weight sync")
     probe_limit: float | None = within(
         None,
         "(0, 100]",
         "no two engines with the same weights are that far apart",
-        "largest mean |Δ log p| of a probe, nats; by dtype unless given",
+        "largest mean |Δ log p| of a probe, nats; unset: 0.001 in float32, 0.05 in float16, 0.2 in bfloat16, 0.5 with "
+        "fp8 weights or an fp8 KV cache",
     )
 
     @field_validator("servers")

@@ -1,0 +1,46 @@
+"""Write everything on the pages that is known to the code: tables between their markers, and the picture of the rooms.
+
+`make docs-tables` runs it; a test makes the same in memory and compares. A marker names its table and what it is of:
+
+    <!-- table: keys sim -->
+    <!-- end of table -->
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import results
+import rooms
+import tables
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+TABLES = {
+    "keys": tables.keys,
+    "quantities": tables.quantities,
+    "recipes": tables.recipes,
+    "options": tables.options,
+    "rooms": rooms.table,
+    "verdicts": results.verdicts,
+    "conditions": results.conditions,
+    "leads": results.leads,
+}
+
+
+def filled(page: str) -> str:
+    """A page with every marked table made anew."""
+
+    def made(place: re.Match[str]) -> str:
+        begin, name, of, end = place.groups()
+        return f"{begin}\n{TABLES[name](*of.split())}\n\n{end}"
+
+    return MARKED.sub(made, page)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+    rooms.PICTURE.write_text(rooms.picture())

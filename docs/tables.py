@@ -1,0 +1,153 @@
+"""Tables of settings, quantities, recipes and options, from the code that declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer.main
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from firstorder.backends import pair
+from firstorder.backends.tasks.config import TaskSettings
+from firstorder.backends.torchtitan.config import Torchtitan
+from firstorder.backends.vllm.config import Vllm
+from firstorder.cli.main import app
+from firstorder.core.method import surrogate, value
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.quantities import Quantity
+from firstorder.core.settings.toml import build, read, shipped
+from firstorder.core.training import backend, diagnostics, inert, loop, replay
+from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact import quantities as exact
+from firstorder.sim.training.backend import EXACT
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "sim": Sim,
+    "numerics": Numerics,
+    "torchtitan": Torchtitan,
+    "vllm": Vllm,
+    "task": TaskSettings,
+    **{name: field.annotation for name, field in Recipe.model_fields.items() if field.annotation},
+}
+TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
+WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
+
+
+def rows(heads: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *cells)]
+    first, *others = ("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([first, "|---" * len(lines[0]) + "|", *others])
+
+
+def keys(section: str, part: str = "") -> str:
+    """The settings of a section; of `sim` those that a measurement reads, or with `training` the others."""
+    fields = SECTIONS[section].model_fields.items()
+    wanted = [(key, field) for key, field in fields if section != "sim" or (key in TRAINING) == (part == "training")]
+    return rows(
+        ("key", "default", "takes", "meaning"),
+        ((f"`{key}`", _default(field.default), takes(field), field.description or "") for key, field in wanted),
+    )
+
+
+def _default(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return f"kind {default.model_dump()['kind']}"
+    if default is None:
+        return "unset"
+    if isinstance(default, str):
+        return f"`{default}`" if default else "none"
+    if default in ((), {}):
+        return "none"
+    return str(list(default) if isinstance(default, tuple) else default).lower()
+
+
+def takes(field: FieldInfo) -> str:
+    """The values of a setting: its type, its range and the reason for it."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind = _kind(field.annotation)
+    if interval := extra.get("interval"):
+        kind = f"{kind} in {interval}"
+    return f"{kind}: {extra['why']}" if "why" in extra else kind
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(annotation), [each for each in get_args(annotation) if each is not NoneType]
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return ", ".join(_kind(each) for each in inner)
+    if origin is tuple:
+        return f"list of {_kind(inner[0])}s" if inner[-1] is Ellipsis else f"{len(inner)} {_kind(inner[0])}s"
+    if hasattr(annotation, "__metadata__"):
+        return _kind(annotation.__origin__)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section"
+    return WORDS[origin or annotation]
+
+
+def groups() -> dict[str, Mapping[str, Quantity]]:
+    """Everything that is reported, by the table that it stands in; layers are one row, the layer being N."""
+    (layer,) = backend.layer_flips(1).values()
+    of_layers = {name: one for name, one in replay.quantities(1).items() if name not in replay.QUANTITIES}
+    flips = {"route/flip_rate_layer_N": replace(layer, formula=layer.formula.replace("layer 0", "layer N"))}
+    routes = {name: one for name, one in backend.QUANTITIES.items() if name.startswith("route/")}
+    updates = {name: one for name, one in backend.QUANTITIES.items() if name not in routes}
+    return {
+        "values": exact.VALUES,
+        "gradients": exact.GRADIENTS,
+        "engines": exact.ENGINES,
+        "sizes": exact.SIZES,
+        "batch": diagnostics.QUANTITIES | {"reward": loop.QUANTITIES["reward"]},
+        "routes": routes | flips | updates | {n: one for n, one in loop.QUANTITIES.items() if n != "reward"},
+        "exact": EXACT,
+        "critic": value.QUANTITIES,
+        "receipts": surrogate.RECEIPTS,
+        "replay": replay.QUANTITIES
+        | {
+            name.replace("layer_0", "layer_N"): replace(one, formula=one.formula.replace("layer 0", "layer N"))
+            for name, one in of_layers.items()
+        },
+        "inert": inert.QUANTITIES,
+        "pair": pair.QUANTITIES,
+    }
+
+
+def quantities(group: str) -> str:
+    """What is reported under which name."""
+    return rows(
+        ("name", "formula", "unit", "source"),
+        ((f"`{name}`", one.formula, one.unit, one.source) for name, one in groups()[group].items()),
+    )
+
+
+def recipes() -> str:
+    """The shipped recipes."""
+    return rows(("recipe", "scope", "weight", "summary", "source"), map(_recipe, shipped()))
+
+
+def _recipe(name: str) -> list[str]:
+    recipe = build(Recipe, read(name))
+    about = recipe.about
+    scopes = ("not run", "") if about.unsupported else (recipe.scope, recipe.weight_scope)
+    return [f"`{name}`", *scopes, about.summary, about.source]
+
+
+def options(command: str) -> str:
+    """The arguments and options of a command, as its `--help` has them."""
+    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    return rows(("option", "default", "meaning"), (_option(each) for each in known.params if each.name != "help"))
+
+
+def _option(given: Any) -> list[str]:
+    value = given.metavar or given.name.upper()
+    if given.param_type_name == "argument":
+        return [f"`{value}`", "required" if given.required else "", given.help]
+    standing = "" if given.is_flag or given.multiple or given.default is None else f"`{given.default}`"
+    flag = given.opts[0] if given.is_flag else f"{given.opts[0]} {value}"
+    return [f"`{flag}`", "required" if given.required else standing, given.help]
