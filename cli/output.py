@@ -1,10 +1,15 @@
-"""Where results go: a file written whole, or standard output."""
+"""Where results go: standard output, a file written whole, or a note on standard error."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstorder.cli.api.results import Result
 
 
 def check_target(target: str | None) -> None:
@@ -28,6 +33,25 @@ def check_target(target: str | None) -> None:
             check_place(path)
     except OSError as error:
         raise ConfigError(f"--json {target} cannot be written: {error.strerror}; give another file") from None
+
+
+def show(result: Result, target: str | None) -> None:
+    """Print a result, and write its document where `--json` says; `-` is standard output, which then holds no more."""
+    if target != "-":
+        result.print()  # first, so that a file that cannot be written takes no result with it
+    if target is not None:
+        write_json(target, result.document)
+
+
+@contextmanager
+def notes_told() -> Iterator[None]:
+    """An interruption says on stderr what it carries: how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        for note in getattr(interrupted, "__notes__", ()):
+            print(note, file=sys.stderr)
+        raise
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:

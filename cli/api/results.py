@@ -35,7 +35,7 @@ class Result(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Table | Text]:
-        """What the command prints, from top to bottom."""
+        """What the command prints, from top to bottom; a line with `no_wrap` stays one in a narrow terminal."""
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -67,10 +67,14 @@ class Result(ABC):
     def print(self, console: Console | None = None) -> None:
         """Print what the command prints."""
         from rich.console import Console
+        from rich.text import Text
 
         console = console or Console()
         for block in self.blocks():
-            console.print(block, highlight=_is_table(block))
+            if isinstance(block, Text):
+                console.print(block, highlight=False, soft_wrap=block.no_wrap or False)
+            else:
+                console.print(block)
 
     def __str__(self) -> str:
         from io import StringIO

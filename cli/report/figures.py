@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -29,6 +30,7 @@ COLUMNS = 3
 HEAVY = 30  # times the median
 LABEL = 48  # characters of a label in a figure
 
+METADATA: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}  # nothing that changes from day to day
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -49,23 +51,52 @@ STYLE: Any = {
 
 
 def draw(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> dict[str, bytes]:
+    """A figure of runs over their steps, as PNG and SVG, by suffix."""
+    return images(lambda: over_steps(plot, runs, curves))
+
+
+def over_steps(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     """A figure of runs over their steps."""
-    form = _together if len(runs) <= TOGETHER else _side_by_side
-    return images(lambda: form(plot, runs, curves))
+    return (_together if len(runs) <= TOGETHER else _side_by_side)(plot, runs, curves)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The look of every figure, whatever style the user has set elsewhere."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", message="Glyph")  # a folder's name may be in any script
+        yield
 
 
 def images(make: Callable[[], Figure]) -> dict[str, bytes]:
     """A figure, made in the house style, as PNG and SVG, by suffix; the same figure gives the same bytes."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever style the user has set elsewhere
-        matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", message="Glyph")  # a folder's name may be in any script
-        figure, found = make(), {}
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            file = io.BytesIO()
-            figure.savefig(file, format=suffix, metadata=metadata)
-            found[suffix] = file.getvalue()
-    return found
+    with house_style():
+        figure = make()
+        return {suffix: _encoded(figure, suffix) for suffix in METADATA}
+
+
+def drawn(make: Callable[[], Figure]) -> Figure:
+    """A figure, made in the house style, that a notebook shows without a graphical back end."""
+    with house_style():
+        figure = make()
+    figure.__class__ = Shown
+    return figure
+
+
+class Shown(Figure):
+    """A figure that a notebook shows as PNG, in the house style."""
+
+    def _repr_png_(self) -> bytes:
+        with house_style():
+            return _encoded(self, "png")
+
+
+def _encoded(figure: Figure, suffix: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=suffix, metadata=METADATA[suffix])
+    return file.getvalue()
 
 
 def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:

@@ -66,8 +66,13 @@ def varied(sweep: Sweep) -> list[str]:
 
 def diagram(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> dict[str, bytes]:
     """The phase diagram of an outcome as PNG and SVG, by suffix."""
+    return images(lambda: figure(sweep, wanted, found))
+
+
+def figure(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> Figure:
+    """The phase diagram of an outcome."""
     keys = varied(sweep)
-    return images(lambda: _line(sweep, keys[0], wanted, found) if len(keys) == 1 else _maps(sweep, wanted, found))
+    return _line(sweep, keys[0], wanted, found) if len(keys) == 1 else _maps(sweep, wanted, found)
 
 
 def _line(sweep: Sweep, key: str, wanted: Outcome, found: Sequence[Estimate]) -> Figure:

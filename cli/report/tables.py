@@ -46,20 +46,20 @@ def _steps(run: Run) -> Columns:
     """A row for each member and step: `seed`, `step`, and all that both logs hold, NaN where they do not."""
     logged = [series.steps for series in run.logged.values()]
     steps = np.unique(np.concatenate([*logged, np.empty(0, dtype=np.int64)]))
-    found: Columns = {"seed": np.repeat(_seeds(run), len(steps)), "step": np.tile(steps, run.members)}
+    found: Columns = {"seed": np.repeat(seeds(run), len(steps)), "step": np.tile(steps, run.members)}
     return found | {name: _filled(series, steps).T.ravel() for name, series in run.logged.items()}
 
 
 def _summary(cell: CellRun, run: Run) -> Columns:
     """A row for each member of a run."""
-    found: Columns = {"seed": _seeds(run), "steps": np.full(run.members, run.steps), "stopped": cell.stopped}
+    found: Columns = {"seed": seeds(run), "steps": np.full(run.members, run.steps), "stopped": cell.stopped}
     for each in OUTCOMES:
         values = outcome(cell, each)
         found[each.key] = np.full(run.members, np.nan) if values is None else values
     return found
 
 
-def _seeds(run: Run) -> NDArray[np.int64]:
+def seeds(run: Run) -> NDArray[np.int64]:
     """The seed of every member, `[M]`."""
     return np.arange(run.members, dtype=np.int64) + int(run.config["sim.seed"])
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from firstorder.cli import crash
-from firstorder.cli.commands import measure
+from firstorder.cli.api import measure
 from firstorder.cli.main import run
 
 START = [sys.executable, "-m", "firstorder.cli.entry"]

@@ -1,0 +1,201 @@
+"""One recipe's exact error, bias and variance in the simulator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from .compose import compose
+from .overrides import laid
+from .results import Result, require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+    from rich.text import Text
+
+    from firstorder.core.method.recipe import Recipe
+    from firstorder.sim.config import Sim
+    from firstorder.sim.exact.sampled import Interval
+
+    from .overrides import Overrides, Source
+
+SCHEMA = "firstorder.measure/1"
+
+# what the table shows, in order, with units; everything else is in the JSON
+ROWS = {
+    "j_seq": "reward, J of the recipe's target",
+    "j_mu": "reward, J of the rollout policy",
+    "j_token": "reward, eq. (3)",
+    "value_error": "reward, |J(pi) - J(mu) - E[R sum(rho - 1)]|",
+    "replay_bias": "reward, J(pi natural) - J(pi)",
+    "gradient_error": "relative, best-scaled, own target",
+    "gradient_error_raw": "relative, unscaled, own target",
+    "update_scale": "the best scale",
+    "cosine": "own target",
+    "gradient_error_natural": "relative, best-scaled, natural target",
+    "cosine_natural": "natural target",
+    "variance": "of a minibatch update, trace",
+    "kl_mu_old": "nats/token, live routes",
+    "kl_mu_old_replayed": "nats/token, the recipe's replay",
+    "entropy": "nats/token",
+    "flip_rate": "share of (token, layer)",
+    "tokens_flipped": "share of tokens",
+    "rows_replayed": "share of (token, layer), prompts included",
+    "rows_changed": "share of (token, layer) replayed with other experts than the live choice",
+}
+# what a figure shows, each with the unit of its axis
+PICTURED = {
+    "gradient_error_natural": "relative to the natural gradient",
+    "replay_bias": "reward",
+    "value_error": "reward",
+    "variance": "trace, one minibatch",
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class MeasureResult(Result):
+    """A measurement: every number under the name that `docs/measure.md` defines; None where it is not formed."""
+
+    recipe: Recipe
+    sim: Sim
+    j_seq: float
+    j_seq_natural: float
+    j_mu: float
+    j_mu_theta: float
+    j_token: float
+    value_error: float
+    value_error_natural: float
+    approximation_error: float
+    replay_bias: float
+    gradient_error: float | None
+    gradient_error_raw: float | None
+    gradient_error_natural: float | None
+    gradient_norm: float
+    update_scale: float
+    update_scale_natural: float
+    cosine: float | None
+    cosine_natural: float | None
+    variance: float | None
+    kl_mu_old: float
+    kl_mu_old_replayed: float
+    entropy: float
+    flip_rate: float
+    flip_rate_per_layer: list[float]
+    tokens_flipped: float
+    jaccard: float
+    gate_margin: float
+    mean_length: float
+    nodes: int
+    responses: int
+    parameters: int
+    bounds: Mapping[str, float]
+    diagnostics: Mapping[str, float]
+    receipts: Mapping[str, Mapping[str, float]]
+    replay: Mapping[str, Any]
+    intervals: Mapping[str, Interval]
+    inert: list[str]
+    notes: list[str]
+    seconds: float
+
+    def blocks(self) -> Iterator[Table | Text]:
+        """The table, then which parts are inert, then notes."""
+        from rich.table import Table
+        from rich.text import Text
+
+        about = f"{self.recipe.about.name}, scope {self.recipe.scope}: {self.nodes} prefixes, {self.seconds:.2f} s"
+        table = Table(title=about, title_justify="left", box=None, header_style="bold")
+        table.add_column("quantity")
+        table.add_column("value", justify="right")
+        table.add_column("95% interval" if self.intervals else "")
+        table.add_column("meaning", style="dim")
+        for row in self.records():
+            shown = "not formed" if row["value"] is None else f"{row['value']:.6g}"
+            interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+            table.add_row(row["quantity"], shown, interval, row["meaning"])
+        yield table
+        yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
+        yield from (Text(f"note: {line}", style="dim") for line in self.notes)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each quantity of the table: recipe, quantity, value, ends of its interval, meaning."""
+        return [self._record(name) | {"meaning": meaning} for name, meaning in ROWS.items()]
+
+    def plot(self, *others: MeasureResult) -> Figure:
+        """Gradient error, replay bias, value error and variance, beside those of other measurements."""
+        require_matplotlib()
+        from firstorder.cli.report.bars import Bar, bars
+
+        results = (self, *others)
+        names = _distinct(results)
+        rows = {
+            f"{quantity} [{unit}]": [
+                Bar(label=name, value=row["value"], low=row["low"], high=row["high"])
+                for name, row in zip(names, (each._record(quantity) for each in results), strict=True)
+            ]
+            for quantity, unit in PICTURED.items()
+        }
+        return bars(rows)
+
+    def _record(self, quantity: str) -> dict[str, Any]:
+        value = self.replay[quantity] if quantity in self.replay else getattr(self, quantity)
+        sampled = self.intervals.get(quantity)
+        low, high = (None, None) if sampled is None else (sampled.low, sampled.high)
+        return {"recipe": self.recipe.about.name, "quantity": quantity, "value": value, "low": low, "high": high}
+
+
+def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, **keys: Any) -> MeasureResult:
+    """Measure a recipe exactly in the simulator: error, bias and variance of its update.
+
+    Args:
+        recipe: a shipped name, a TOML file, or a recipe.
+        overrides: settings by dotted key, `{"clip.high": 0.3}`.
+        strict: refuse a recipe with parts that cannot act.
+        keys: `staleness=2`, a key of `[sim]`, or `clip={"high": 0.3}`, keys of a section.
+
+    Raises:
+        ConfigError: an unknown or contradictory setting, or a recipe that cannot be run.
+        SizeError: the tree does not fit in memory.
+        NotFiniteError: a result is NaN or infinite.
+    """
+    import torch
+
+    from firstorder import __version__
+    from firstorder.core.training.inert import check_strict
+    from firstorder.sim.exact import measure as exact
+    from firstorder.sim.exact.sampled import Interval
+
+    method, sim = compose(recipe, laid(overrides, keys))
+    if strict:
+        check_strict(exact.inert(method, sim))
+    started = time.perf_counter()
+    result = exact.measure(method, sim)
+    seconds = result["seconds"] = time.perf_counter() - started
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "seconds": seconds,
+        "torch": torch.__version__,
+        "recipe": method.model_dump(),
+        "sim": sim.model_dump(),
+        "result": result,
+    }
+    own = {each.name for each in fields(MeasureResult)}
+    numbers = {name: value for name, value in result.items() if name in own}
+    numbers["intervals"] = {name: Interval(**interval) for name, interval in result["intervals"].items()}
+    return MeasureResult(document=document, recipe=method, sim=sim, **numbers)
+
+
+def _distinct(results: tuple[MeasureResult, ...]) -> list[str]:
+    """A name for each: its recipe, and on a second line the settings that tell recipes of one name apart."""
+    from firstorder.core.runs.folder import flat
+
+    settings = [flat({**each.document["recipe"], "sim": each.document["sim"]}) for each in results]
+    differing = [key for key in settings[0] if any(each[key] != settings[0][key] for each in settings)]
+    names = [each.recipe.about.name for each in results]
+    keys = [key for key in differing if not key.startswith("about.")] if len(set(names)) < len(names) else []
+    return [
+        "\n".join([name, *(f"{key} = {each[key]}" for key in keys)]) for name, each in zip(names, settings, strict=True)
+    ]
