@@ -62,7 +62,7 @@ class Result(ABC):
         Raises:
             ConfigError: pandas is not installed.
         """
-        return require("pandas", "to_pandas", "notebook").DataFrame(self.records())
+        return require("pandas", "to_pandas needs", "notebook").DataFrame(self.records())
 
     def print(self, console: Console | None = None) -> None:
         """Print what the command prints."""
@@ -84,7 +84,7 @@ class Result(ABC):
 
         text = StringIO()
         width = get_terminal_size((WIDTH, 24)).columns
-        self.print(Console(file=text, width=width, color_system=None, force_jupyter=False, force_terminal=False))
+        self.print(Console(file=text, width=width, color_system=None, force_jupyter=False, force_terminal=True))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     __repr__ = __str__
@@ -104,12 +104,12 @@ def require(module: str, what: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise ConfigError(f"{what} needs {module}; pip install 'firstorder[{extra}]'") from None
+        raise ConfigError(f"{what} {module}; pip install 'firstorder[{extra}]'") from None
 
 
 def require_matplotlib() -> None:
     """Refuse to draw without matplotlib; raises as `require` does."""
-    require("matplotlib", "plot", "report")
+    require("matplotlib", "plot draws with", "report")
 
 
 def _is_table(block: Table | Text) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
+from firstorder.cli.api import coldstart as api
 from firstorder.cli.progress import shown
 
 
@@ -20,12 +19,6 @@ def coldstart(
     ),
 ) -> None:
     """Build a small Qwen3-MoE with its tokenizer and train it on generated demonstrations of a small task."""
-    from firstorder.backends.coldstart import coldstart as train
-    from firstorder.core.progress import tell
-
-    def done(step: int, total: int, loss: float) -> None:
-        tell("steps", step, total, f"loss {loss:.4g} nats/token")
-
     with shown("coldstart"):
-        loss = train(style, Path(out), steps, seed, done)
+        loss = api.coldstart(style, out=out, steps=steps, seed=seed)
     typer.echo(f"{out}: loss {loss:.4g} nats/token")

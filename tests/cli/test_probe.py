@@ -7,7 +7,7 @@ import pytest
 
 from firstorder.backends import checks, extras, parity, probe
 from firstorder.backends.folder import Shape, write_config
-from firstorder.cli.commands.probe import compose_points
+from firstorder.cli.api.probe import compose_points
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import typer
 
-from firstorder.cli.commands.probe import COLUMNS, _show
+from firstorder.cli.api.probe import COLUMNS, ProbeResult
 from firstorder.cli.commands.validate import cautions
 from firstorder.cli.main import app, run
 from firstorder.sim.claims.training import predictors
@@ -94,7 +94,8 @@ def test_a_table_of_a_probe_survives_a_terminal(columns, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     row = {"point": {"vllm.dtype": "bfloat16"}, "reward": 0.123456}
-    _show({"model": "small", "prompts": 1, "responses": 1, "grid": {"vllm.dtype": []}, "result": [row]})
+    document = {"model": "small", "prompts": 1, "responses": 1, "grid": {"vllm.dtype": []}, "result": [row]}
+    ProbeResult(document=document, points=[row]).print()
     out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert all(len(line) <= columns for line in out.splitlines())
     for head in ("vllm.dtype", *COLUMNS):
