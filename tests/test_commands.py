@@ -10,7 +10,7 @@ import typer.main
 
 from firstorder.backends.promote import models
 from firstorder.cli.api.compose import compose, compose_engines, grid
-from firstorder.cli.commands.promote import read_source
+from firstorder.cli.api.evidence import read_source
 from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
 from firstorder.core.settings.toml import shipped

@@ -190,7 +190,7 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
 
 def _distinct(results: tuple[MeasureResult, ...]) -> list[str]:
     """A name for each: its recipe, and on a second line the settings that tell recipes of one name apart."""
-    from firstorder.core.runs.folder import flat
+    from firstorder.core.settings.toml import flat
 
     settings = [flat({**each.document["recipe"], "sim": each.document["sim"]}) for each in results]
     differing = [key for key in settings[0] if any(each[key] != settings[0][key] for each in settings)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .overrides import Source
 
 DESCRIPTION = ("about.name", "about.summary", "about.source")  # which are no settings
 
@@ -35,26 +38,25 @@ def table() -> list[Listed]:
     return rows
 
 
-def resolve(recipe: str) -> dict[str, Any]:
+def resolve(recipe: Source) -> dict[str, Any]:
     """A recipe in full, as nested tables: what its file and its bases say, defaults for the rest.
 
     Sections of a backend are as the files have them. Written as TOML it reads back to the same recipe.
 
     Args:
-        recipe: a shipped name or a file.
+        recipe: a shipped name, a file, or a recipe.
 
     Raises:
         ConfigError: there is none, or it is not valid.
     """
-    from firstorder.core.settings.toml import read
-
     from .compose import split
+    from .overrides import tables
 
-    method, sections = split(read(recipe))
+    method, sections = split(tables(recipe))
     return method.model_dump() | {section: table for section, table in sections.items() if table}
 
 
-def diff(recipe: str, other: str) -> dict[str, tuple[Any, Any]]:
+def diff(recipe: Source, other: Source) -> dict[str, tuple[Any, Any]]:
     """The settings in which two resolved recipes differ, by dotted key: the one's and the other's, None where unset.
 
     What they are called and where they come from is no setting.

@@ -3,7 +3,7 @@
 import pytest
 
 from firstorder.backends.tasks.problems import read
-from firstorder.cli.commands.promote import read_evidence
+from firstorder.cli.api.evidence import read_evidence
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe

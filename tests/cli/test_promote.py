@@ -738,7 +738,7 @@ def test_a_run_of_another_recipe_is_no_evidence(other, capsys, tmp_path):
 
 
 def test_a_run_of_the_same_method_gives_its_kl_and_flips(other):
-    from firstorder.cli.commands.promote import wanted
+    from firstorder.cli.api.evidence import wanted
 
     lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     kl = sum(line["kl"] for line in lines) / 2
@@ -753,17 +753,19 @@ def test_a_run_of_the_same_method_gives_its_kl_and_flips(other):
 
 
 def test_a_run_folder_is_promoted_byte_for_byte(other):
-    from firstorder.cli.commands.promote import read_source
+    from firstorder.cli.api.evidence import read_source
+    from firstorder.cli.api.recipes import resolve
+    from firstorder.core.settings.toml import dump
 
     content, recipe, task = read_source(str(other))
     assert task == {}  # the simulator's is another
     assert content == (other / "config.toml").read_bytes()
     assert recipe.about.name == "minirl-r3-n2"
-    assert read_source("minirl-r3-n2")[0].decode() == source("minirl-r3-n2")
+    assert read_source("minirl-r3-n2")[0].decode() == dump(resolve("minirl-r3-n2"))
 
 
 def test_an_executable_is_one(tmp_path, shape, monkeypatch, capsys):
-    from firstorder.cli.commands import promote
+    from firstorder.cli.api import promote
 
     monkeypatch.setattr(promote, "figures", lambda runs: {})
     recipe = recipe_of("qwen3-30b-a3b-r2-n1")
@@ -816,7 +818,8 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch, capsys):
     assert "no GPU has confirmed it" in text
     assert "task.kind = `math`. Judged by: math-verify" in text
     assert "- `/data/problems.jsonl`" in text
-    promote.show(where, moved, whole, task, dry, gate, notes)
+    about = {"folder": out, "recipe": recipe, "task": task, "gate": gate, "notes": notes}
+    promote.PromoteResult(document={}, where=where, moved=moved, whole=whole, dry=dry, **about).print()
     shown = capsys.readouterr().out
     assert "task: math /data/problems.jsonl" in shown
     assert f"at most {whole.total / 3600:,.0f} h and {whole.gpu_hours:,.0f} GPU-hours: 500 steps" in shown
@@ -833,7 +836,7 @@ def test_every_kind_of_task_says_what_judges_it():
 
 
 def test_a_source_may_bring_its_task(tmp_path):
-    from firstorder.cli.commands.promote import read_source
+    from firstorder.cli.api.evidence import read_source
 
     file = tmp_path / "own.toml"
     file.write_text(source("minirl-r3-n2") + '\n[task]\nkind = "sums"\n')

@@ -1,0 +1,334 @@
+"""A recipe as a bundle for a cluster: evidence, settings, launchers, and a dry run without a GPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evidence import check_rehearsal, collapsed, read_evidence, read_source, tried, wanted
+from .overrides import assignments
+from .results import Result, require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+    from rich.text import Text
+
+    from firstorder.backends.folder import Shape
+    from firstorder.backends.promote.bundle import Job
+    from firstorder.backends.promote.dry import Dry
+    from firstorder.backends.promote.plan import Plan, Step
+    from firstorder.backends.promote.timing import Timing
+    from firstorder.backends.tasks.config import TaskSettings
+    from firstorder.backends.torchtitan.config import Torchtitan
+    from firstorder.backends.vllm.config import Vllm
+    from firstorder.core.method.recipe import Recipe
+
+    from .overrides import Overrides, Source
+
+SCHEMA = "firstorder.promote/1"
+
+log = logging.getLogger("firstorder")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class PromoteResult(Result):
+    """A bundle that was written, and what it rests on.
+
+    Args:
+        folder: the bundle.
+        recipe: what is promoted.
+        where: what runs on which node.
+        moved: one global step: what is moved, and the seconds of its parts.
+        whole: time and cost of the run.
+        task: what it is trained on.
+        dry: shardings and memory of the dry run.
+        gate: evidence of the simulator, as `evidence/gate.json` has it.
+        notes: what must not be missed.
+    """
+
+    folder: Path
+    recipe: Recipe
+    where: Plan
+    moved: Step
+    whole: Timing
+    task: TaskSettings
+    dry: Dry
+    gate: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """The bundle in a line."""
+        return f"{self.folder}: {self.recipe.about.name} on {self.where.num_ranks} x {self.where.gpu.name}"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def blocks(self) -> Iterator[Table | Text]:
+        """Shardings, memory, task, time, cost and evidence, and where the bundle is."""
+        from rich.table import Table
+        from rich.text import Text
+
+        from firstorder.backends.promote.dry import layers_folded
+
+        table = Table(title="shardings", title_justify="left", box=None, header_style="bold")
+        for column in ("parameter", "whole", "local", "mesh", "placement"):
+            table.add_column(column)
+        for one in layers_folded(self.dry.shardings):
+            lists = (", ".join(map(str, one[key])) for key in ("whole", "local", "mesh", "placements"))
+            table.add_row(one["name"], *lists)
+        yield table
+        for name, line in self._lines().items():
+            yield Text(f"{name}: {line}", no_wrap=True)
+        for note in self.notes:
+            yield Text(f"note: {note}", style="yellow", no_wrap=True)
+        yield Text(self.title, no_wrap=True)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each trial: share of collapsed seeds and final reward with their intervals, worst exact errors."""
+        return [
+            {"trial": name}
+            | {
+                f"{key}{end}": trial[key][part]
+                for key in ("collapsed", "final_j_pi")
+                for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+            }
+            | {f"worst_{key}": value for key, value in trial["worst"].items()}
+            for name, trial in self.gate["trials"].items()
+        ]
+
+    def plot(self) -> Figure:
+        """Collapsed seeds and final reward of the recipe's twin and of its neighbours, with 95% intervals."""
+        require_matplotlib()
+        from firstorder.cli.report.bars import Bar, bars
+
+        trials = self.gate["trials"].items()
+        titles = {"collapsed": "collapsed [share of seeds]", "final_j_pi": "final J of π [reward]"}
+        return bars(
+            {
+                title: [
+                    Bar(label=name, value=each[key]["value"], low=each[key]["low"], high=each[key]["high"])
+                    for name, each in trials
+                ]
+                for key, title in titles.items()
+            }
+        )
+
+    def _lines(self) -> dict[str, str]:
+        """What a reader wants to know, each under its head."""
+        from firstorder.backends.promote.dry import PARTS
+        from firstorder.backends.promote.hardware import GIB
+
+        where, moved, whole, task, found = self.where, self.moved, self.whole, self.task, self.dry
+        parts = ", ".join(f"{part} {found.memory[part] / GIB:.2f}" for part in PARTS)
+        return {
+            "trainer": f"{found.peak / GIB:.1f} of {where.gpu.usable / GIB:.1f} GiB a GPU ({parts}); on a small model "
+            f"the estimate is {found.error:+.2%} off",
+            "rollout": f"{where.engines} engines, KV cache {where.kv_cache / GIB:.1f} GiB, {where.sequences} full "
+            "responses together",
+            "routes": f"at most {moved.routes / GIB:.1f} GiB a step on the wire",
+            "step": f"at most {moved.tokens:,} tokens in {moved.seconds:,.0f} s at stated rates",
+            "task": " ".join([task.kind, *([task.dataset] if task.kind == "reasoning-gym" else []), *task.files]),
+            "run": f"at most {whole.total / 3600:,.0f} h and {whole.gpu_hours:,.0f} GPU-hours: {whole.steps:,} steps, "
+            f"all responses as long as they may be, {whole.gpus} GPUs; saved every {whole.lost / 60:,.0f} min",
+            "dry run": f"{found.seconds:.0f} s of a processor, {found.resident / GIB:.2f} GiB",
+            "gate": f"{'stable' if self.gate['stable'] else 'UNSTABLE'}, {collapsed(self.gate):.0%} of seeds collapse; "
+            f"safest: {self.gate['safest']}",
+        }
+
+
+def promote(
+    source: Source,
+    overrides: Overrides = (),
+    *,
+    world: int,
+    out: str | os.PathLike[str],
+    gpu: str = "h100",
+    match: str | os.PathLike[str] | None = None,
+    evidence: str | os.PathLike[str] | None = None,
+    rehearse: str | os.PathLike[str] | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    time: str | None = None,
+    force: bool = False,
+    **sections: Any,
+) -> PromoteResult:
+    """Turn a recipe into a bundle for a cluster: evidence, settings, launchers, and a dry run without a GPU.
+
+    Args:
+        source: a run folder, a shipped recipe, a TOML file, or a recipe.
+        overrides: settings of `[torchtitan]`, `[vllm]` and `[task]` by dotted key.
+        world: GPUs of the trainer.
+        out: a new or empty folder for the bundle.
+        gpu: of every node: a100-80gb, h100, h200, b200.
+        match: a run of this recipe on real engines, whose KL and flip rate are taken.
+        evidence: the gate.json of an earlier bundle, in place of another trial.
+        rehearse: a small model, on which the bundle's launchers run for a step.
+        account, partition, time: of a SLURM job; placeholders unless given.
+        force: promote a recipe that the simulator shows unstable.
+        sections: keys of a section, `task={"kind": "sums"}`.
+
+    Raises:
+        ConfigError: a setting, the evidence or the folder is refused, or the recipe is unstable; nothing is written.
+    """
+    from firstorder.backends.extras import require
+    from firstorder.backends.promote import dry, models, plan, timing
+    from firstorder.backends.promote.bundle import Job
+    from firstorder.backends.promote.hardware import gpu as known_gpu
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.runs.files import check_folder
+
+    assigned = assignments(overrides, sections)
+    match, evidence, rehearse = (None if each is None else os.fspath(each) for each in (match, evidence, rehearse))
+    content, recipe, given = read_source(source)
+    check_folder(Path(out))
+    card = known_gpu(gpu)
+    shape = models.shape_of()
+    job = Job(**{key: value for key, value in (("account", account), ("partition", partition)) if value is not None})
+    allotted = None if time is None else timing.seconds(time)
+    titan, vllm, task = models.engines(assigned, given)
+    where = plan.plan(shape, recipe, titan, vllm, world, card)
+    moved = plan.step(shape, recipe, titan, vllm, where)
+    titan, vllm = timing.patient(titan, vllm, moved, assigned)
+    whole = timing.timing(recipe, titan, where, moved, allotted)
+    target = wanted(recipe, match)
+    gate = None if evidence is None else read_evidence(recipe, evidence)
+    if rehearse is not None:
+        check_rehearsal(Path(rehearse))
+    require("torchtitan")
+    log.info("dry run: %d layers over %d ranks", shape.num_hidden_layers, world)
+    found = dry.dry_run(shape, titan, recipe, world)
+    if found.peak > card.usable:
+        plan.check_memory(found.peak, dry.per_position(shape, titan, recipe, world, found.peak), titan, card)
+    with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
+        if gate is None:
+            log.info("gate: the recipe's twin and its neighbours in the simulator")
+            gate = tried(recipe, target, Path(work, "gate"))
+        if not gate["stable"] and not force:
+            raise ConfigError(
+                f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "
+                f"the safest neighbour is {gate['safest']}, or give --force"
+            )
+        notes = [*remarks(recipe, where, moved, whole), *([] if gate["stable"] else ["Promoted with --force."])]
+        sections_of = titan, vllm, task
+        files = contents(recipe, content, shape, where, moved, whole, found, gate, notes, sections=sections_of, job=job)
+        manifest = write(Path(out), files, Path(work), recipe, rehearse, gate)
+    return PromoteResult(
+        document=manifest | {"gate": gate, "dryrun": json.loads(files["evidence/dryrun.json"]), "notes": notes},
+        folder=Path(out),
+        recipe=recipe,
+        where=where,
+        moved=moved,
+        whole=whole,
+        task=task,
+        dry=found,
+        gate=gate,
+        notes=notes,
+    )
+
+
+def remarks(recipe: Recipe, where: Plan, moved: Step, whole: Timing) -> list[str]:
+    """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
+    from firstorder.backends.promote.timing import LOST
+    from firstorder.core.training.inert import inert_parts
+
+    notes = [f"Inert: {line}." for line in inert_parts(recipe, stale=recipe.schedule.minibatches > 1)]
+    if moved.host > where.gpu.host:
+        share = where.gpu.host / moved.host
+        notes.append(
+            f"Routes of a rollout fit into the host memory of a node while responses are on average shorter than "
+            f"{share:.0%} of the longest."
+        )
+    if whole.step > LOST:
+        notes.append(f"A step takes up to {whole.step / 60:.0f} min, so a kill without notice loses as much.")
+    return notes
+
+
+def contents(
+    recipe: Recipe,
+    content: bytes,
+    shape: Shape,
+    where: Plan,
+    moved: Step,
+    whole: Timing,
+    found: Dry,
+    gate: dict[str, Any],
+    notes: list[str],
+    *,
+    sections: tuple[Torchtitan, Vllm, TaskSettings],
+    job: Job,
+) -> dict[str, bytes]:
+    """The files of a bundle but for figures, rehearsal and manifest."""
+    from firstorder.backends.promote import bundle, environment, readme
+    from firstorder.core.runs.files import to_json
+
+    name, wheel = recipe.about.name, environment.wheel_name()
+    about = readme.readme(name, where, moved, whole, found, gate, notes, sections=sections, wheel=wheel)
+    texts = bundle.launchers(name, where, moved, whole, sections[1], job) | {
+        "engines.toml": bundle.settings(*sections, where),
+        "environment.lock": environment.lock(),
+        "README.md": about,
+        "evidence/gate.json": to_json(gate),
+        "evidence/dryrun.json": to_json(readme.plain(shape, where, moved, whole, found)),
+    }
+    written = {file: text.encode() for file, text in texts.items()}
+    return {"recipe.toml": content, wheel: environment.wheel()} | written
+
+
+def write(
+    out: Path, files: dict[str, bytes], work: Path, recipe: Recipe, rehearsed: str | None, gate: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the bundle whole, after its launchers have run if a rehearsal was asked for; returns its manifest.
+
+    Raises:
+        ConfigError: the rehearsal fails, or the folder cannot be written; nothing is left behind.
+    """
+    from firstorder import __version__
+    from firstorder.backends.promote import bundle
+    from firstorder.backends.promote.rehearse import rehearse
+    from firstorder.core.runs.files import to_json, whole_folder
+
+    with whole_folder(out) as partial:
+        for name, content in (files | figures(work / "gate")).items():
+            file = partial / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            if file.suffix == ".sh":
+                file.chmod(0o755)
+        if rehearsed is not None:
+            log.info("rehearsal: the bundle's launchers on a small model")
+            acted = rehearse(partial, Path(rehearsed), recipe, work)
+            (partial / "evidence/rehearsal.json").write_text(to_json(acted), encoding="utf-8")
+        about = {"schema": SCHEMA, "version": __version__, "recipe": gate["recipe"], "stable": gate["stable"]}
+        manifest = about | {"sha256": bundle.manifest(partial)}
+        (partial / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
+    return manifest
+
+
+def figures(runs: Path) -> dict[str, bytes]:
+    """Figures of the twin and its neighbours with their data, and their logs, by file name; none of reused evidence.
+
+    Without matplotlib there are the logs alone.
+    """
+    from importlib.util import find_spec
+
+    cells = sorted((runs / "cells").glob("*"))
+    found = {
+        f"evidence/runs/{cell.name}/{file.name}": file.read_bytes()
+        for cell in cells
+        for file in sorted(cell.iterdir())
+        if file.is_file()
+    }
+    if cells and find_spec("matplotlib") is not None:
+        from firstorder.cli.report.files import run_report
+        from firstorder.cli.report.runs import read_runs
+
+        found |= {f"evidence/report/{name}": data for name, data in run_report(read_runs(cells)).items()}
+    return found
