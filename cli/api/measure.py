@@ -167,7 +167,8 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
     from firstorder.sim.exact import measure as exact
     from firstorder.sim.exact.sampled import Interval
 
-    method, sim = compose(recipe, laid(overrides, keys))
+    run = compose(recipe, laid(overrides, keys))
+    method, sim = run.recipe, run.sim
     if strict:
         check_strict(exact.inert(method, sim))
     started = time.perf_counter()

@@ -140,7 +140,7 @@ def sweep(
     """
     from firstorder.cli.report.sweeps import GRID, read_sweep
     from firstorder.cli.report.tables import check_parquet, write_tables
-    from firstorder.core.runs.folder import claim
+    from firstorder.core.runs.folder import reserve
     from firstorder.sim.sweep.plan import train
     from firstorder.sim.sweep.pool import check_executor, open_executor
 
@@ -151,7 +151,7 @@ def sweep(
     if strict:
         _check_strict(cells)
     folder = Path(out or f"sweeps/{named(recipe)}").resolve()
-    with claim(folder / GRID, _config(recipe, axes, cells), resume=resume):
+    with reserve(folder / GRID, _config(recipe, axes, cells), resume=resume):
         _tell_inert(cells)
         missing = [cell for cell in cells if not cell.finished(folder)]
         try:
@@ -172,18 +172,14 @@ def sweep(
 
 def _config(recipe: Source, axes: Axes, cells: Sequence[Cell]) -> dict[str, Any]:
     """What a sweep's folder belongs to: the axes, and all settings of the first cell of each recipe."""
-    from firstorder.sim.training.session import settings
-
     base = recipe if isinstance(recipe, str) else named(recipe)
-    first = {cell.point.get(RECIPE, base): settings(cell.recipe, cell.sim) for cell in reversed(cells)}
+    first = {cell.point.get(RECIPE, base): cell.settings() for cell in reversed(cells)}
     return {"grid": dict(axes), "first": dict(reversed(first.items()))}
 
 
 def _tell_inert(cells: Sequence[Cell]) -> None:
     """Every part that cannot act, once, with the number of cells."""
-    from firstorder.sim.training.session import inert
-
-    counts = Counter(line for cell in cells for line in inert(cell.recipe, cell.sim))
+    counts = Counter(line for cell in cells for line in cell.inert())
     for line, count in counts.items():
         log.info("inert in %d of %d cells: %s", count, len(cells), line)
 
@@ -191,10 +187,9 @@ def _tell_inert(cells: Sequence[Cell]) -> None:
 def _check_strict(cells: Sequence[Cell]) -> None:
     """Refuse the first cell with a part that cannot act."""
     from firstorder.core.training.inert import check_strict
-    from firstorder.sim.training.session import inert
 
     for cell in cells:
-        check_strict(inert(cell.recipe, cell.sim), f"{cell.title}: ")
+        check_strict(cell.inert(), f"{cell.title}: ")
 
 
 def _stopped(stopped: Sequence[CellRun], cells: Sequence[Cell], folder: Path) -> FirstOrderError:
