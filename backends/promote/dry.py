@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from firstorder.backends.folder import Shape
@@ -17,7 +17,7 @@ PARTS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dry:
+class DryRun:
     """What `backends.torchtitan.dryrun` reported.
 
     Args:
@@ -40,31 +40,25 @@ class Dry:
         return sum(self.memory[part] for part in PARTS)
 
 
-def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int) -> Dry:
+def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int) -> DryRun:
     """Run one update of a model over fake ranks.
 
     Raises:
         ConfigError: the layout does not fit, or the process failed, with its last line.
     """
-    given = {
+    specification = {
         "shape": vars(shape),
         "torchtitan": titan.model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json"),
         "num_ranks": num_ranks,
     }
     command = [sys.executable, "-W", "ignore", "-m", "firstorder.backends.torchtitan.dryrun"]
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise ConfigError(lines[-1] if done.returncode == 2 else f"the dry run failed: {lines[-1]}")
-    found = json.loads(done.stdout)
-    return Dry(
-        memory=found["memory"],
-        shardings=found["shardings"],
-        error=found["error"],
-        seconds=found["seconds"],
-        resident=found["resident"],
-    )
+    process = subprocess.run(command, input=json.dumps(specification), capture_output=True, text=True, check=False)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"it ended with code {process.returncode}"]
+        raise ConfigError(lines[-1] if process.returncode == 2 else f"the dry run failed: {lines[-1]}")
+    report = json.loads(process.stdout)
+    return DryRun(**{field.name: report[field.name] for field in fields(DryRun)})
 
 
 def per_position(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int, peak: int) -> float:
@@ -76,13 +70,12 @@ def per_position(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int
 
 def layers_folded(shardings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Shardings with the layers that are alike as one, its number replaced by a star."""
-    found: dict[str, dict[str, Any]] = {}
-    for each in shardings:
-        parts = ["*" if part.isdigit() else part for part in each["name"].split(".")]
-        name = ".".join(parts)
-        one = found.setdefault(name, each | {"name": name, "layers": 0})
-        if any(one[key] != each[key] for key in ("whole", "local", "mesh", "placements")):
-            found[each["name"]] = each | {"layers": 1}
+    folded: dict[str, dict[str, Any]] = {}
+    for sharding in shardings:
+        name = ".".join("*" if part.isdigit() else part for part in sharding["name"].split("."))
+        first = folded.setdefault(name, sharding | {"name": name, "layers": 0})
+        if any(first[key] != sharding[key] for key in ("whole", "local", "mesh", "placements")):
+            folded[sharding["name"]] = sharding | {"layers": 1}
         else:
-            one["layers"] += 1
-    return list(found.values())
+            first["layers"] += 1
+    return list(folded.values())

@@ -46,7 +46,7 @@ def engines(
     for assignment in assignments:
         if assignment.partition(".")[0].strip() not in ENGINES:
             raise ConfigError(
-                f"--set {assignment} would change the recipe, which is promoted byte for byte; "
+                f"--set {assignment} would change the recipe, which is promoted as it is; "
                 f"set keys of {', '.join(f'[{engine}]' for engine in ENGINES)}, or edit the recipe"
             )
     tree = override(read(str(folder(name) / "engines.toml")) | {"task": dict(task or {})}, assignments)

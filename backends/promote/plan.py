@@ -21,6 +21,7 @@ from .hardware import GIB, GPUS_PER_NODE, Gpu
 TRAINING = 0.30  # of FLOP/s
 DECODING = 0.50  # of memory bandwidth
 SHARED = 5e9  # bytes/s that a node reads from or writes to the shared folder
+CHECKPOINTS = 3  # that torchtitan keeps, the newest ones
 SERVING = 6 * GIB  # of a rollout engine beside weights and KV cache: activations and workspaces
 RATES = {
     "training, share of peak FLOP/s": TRAINING,
@@ -97,6 +98,11 @@ class Step:
     def seconds(self) -> float:
         """The parts follow one another."""
         return float(sum(getattr(self, part) for part in PARTS))
+
+    @property
+    def disk(self) -> int:
+        """Bytes of a run: the checkpoints that are kept, two weight syncs while one replaces the other, the model."""
+        return CHECKPOINTS * self.checkpoint + 2 * self.weights + self.weights // 2
 
 
 def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, num_ranks: int, gpu: Gpu) -> Plan:

@@ -6,20 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from firstorder.backends.folder import Shape
 from firstorder.backends.tasks.config import TaskSettings
-from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.vllm.config import Vllm
 
-from . import plan, timing
-from .bundle import CHECKPOINTS, disk
-from .dry import PARTS, Dry, layers_folded
+from .dry import PARTS as MEMORY_PARTS
+from .dry import layers_folded
+from .environment import wheel_name
 from .hardware import GIB
-from .plan import RATES, Plan, Step
-from .timing import Timing, clock
+from .plan import CHECKPOINTS, RATES
+from .plan import PARTS as STEP_PARTS
+from .promotion import Promotion
+from .timing import LOST, NOTICE, SLACK, SPARE, START, clock
 
 FILES = {
-    "recipe.toml": "the recipe, byte for byte",
+    "recipe.toml": "the recipe, resolved: all keys",
     "engines.toml": "settings of torchtitan, vLLM and the task, all keys",
     "settings.env": "what differs from cluster to cluster; edit it, or set the variables in the job",
     "install.sh, environment.lock, {wheel}": "the environment: packages from an index, firstorder from the wheel",
@@ -49,75 +48,59 @@ MEANING = {
 }
 
 
-def plain(shape: Shape, where: Plan, moved: Step, run: Timing, dry: Dry) -> dict[str, Any]:
-    """The dry run as plain numbers: sizes in bytes, times in seconds."""
+def plain(promotion: Promotion) -> dict[str, Any]:
+    """The plan and the dry run as plain numbers: sizes in bytes, times in seconds."""
+    timing, plan, step, dry_run = promotion.timing, promotion.plan, promotion.step, promotion.dry_run
     return {
-        "shape": vars(shape),
-        "run": asdict(run) | {"seconds": run.total, "gpu_hours": run.gpu_hours, "lost": run.lost},
-        "plan": asdict(where) | {"world": where.num_ranks, "engines": where.engines, "usable": where.gpu.usable},
+        "shape": vars(promotion.shape),
+        "run": asdict(timing) | {"seconds": timing.total, "gpu_hours": timing.gpu_hours, "lost": timing.lost},
+        "plan": asdict(plan) | {"world": plan.num_ranks, "engines": plan.engines, "usable": plan.gpu.usable},
         "rates": RATES,
-        "step": asdict(moved) | {"seconds": moved.seconds},
-        "trainer": dry.memory | {"peak": dry.peak, "error": dry.error},
-        "shardings": dry.shardings,
-        "seconds": dry.seconds,
-        "resident": dry.resident,
+        "step": asdict(step) | {"seconds": step.seconds},
+        "trainer": dry_run.memory | {"peak": dry_run.peak, "error": dry_run.error},
+        "shardings": dry_run.shardings,
+        "seconds": dry_run.seconds,
+        "resident": dry_run.resident,
     }
 
 
-def readme(
-    name: str,
-    where: Plan,
-    moved: Step,
-    run: Timing,
-    dry: Dry,
-    gate: dict[str, Any],
-    notes: Sequence[str],
-    *,
-    sections: tuple[Torchtitan, Vllm, TaskSettings],
-    wheel: str,
-) -> str:
-    """README.md of a bundle.
-
-    Args:
-        name: of the recipe.
-        where, moved, run, dry: the plan, a step of it, the whole run, and what the dry run found.
-        gate: the evidence, as plain numbers.
-        notes: sentences that a reader must not miss.
-        sections: settings of the engines and the task.
-        wheel: file name of the package.
-    """
-    titan, vllm, task = sections
+def readme(promotion: Promotion) -> str:
+    """README.md of a bundle."""
+    plan, step, dry_run, gate = promotion.plan, promotion.step, promotion.dry_run, promotion.gate
     verdict = "stable" if gate["stable"] else "UNSTABLE, and promoted with --force"
     parts = [
-        f"# {name} on {where.num_ranks} x {where.gpu.name}",
-        f"{where.nodes} nodes train, {where.rollout_nodes} nodes serve {where.engines} rollout engines. "
+        f"# {promotion.recipe.about.name} on {plan.num_ranks} x {plan.gpu.name}",
+        f"{plan.nodes} nodes train, {plan.rollout_nodes} nodes serve {plan.engines} rollout engines. "
         f"The simulator calls the recipe {verdict}.",
-        *(f"- {note}" for note in notes),
+        *(f"- {note}" for note in promotion.notes),
         "## What is trained",
-        *trained(task),
+        *trained(promotion.task),
         "## What it takes",
-        *costs(moved, run, titan, vllm),
+        *costs(promotion),
         "## Run it",
         STEPS,
-        "Servers do what whoever reaches their ports asks: keep those within the cluster's private network. A job that "
-        "is started again goes on from the newest checkpoint.",
-        table(("file", "content"), [(file.format(wheel=wheel), what) for file, what in FILES.items()]),
+        "Servers obey whoever reaches their ports: keep those within the cluster's private network. A job that is "
+        "started again resumes from the newest checkpoint.",
+        table(("file", "content"), [(file.format(wheel=wheel_name()), what) for file, what in FILES.items()]),
         "## Memory of a trainer's GPU",
-        table(("part", "GiB", "what"), [(part, f"{dry.memory[part] / GIB:.2f}", MEANING[part]) for part in PARTS]),
-        f"Together {dry.peak / GIB:.1f} GiB of {where.gpu.usable / GIB:.1f} usable ones. For a small model on one rank "
-        f"the same estimate is {dry.error:+.2%} off what an update really allocates. It assumes full rows, experts "
-        "that take equally many tokens, and fused attention.",
+        table(
+            ("part", "GiB", "what"),
+            [(part, f"{dry_run.memory[part] / GIB:.2f}", MEANING[part]) for part in MEMORY_PARTS],
+        ),
+        f"Together {dry_run.peak / GIB:.1f} GiB, of {plan.gpu.usable / GIB:.1f} that are usable. For a small model on "
+        f"one rank the same estimate is {dry_run.error:+.2%} off what an update really allocates. It assumes full "
+        "rows, experts that take equally many tokens, and fused attention.",
         "## A rollout engine's GPU and the wire",
-        f"KV cache {where.kv_cache / GIB:.1f} GiB, {where.sequences} responses of full length together. Routes of a "
-        f"rollout are at most {moved.routes / GIB:.1f} GiB on the wire and, with margins, {moved.host / GIB:.0f} GiB "
-        f"in the host memory of a node of the trainer, which has {where.gpu.host / GIB:.0f}.",
+        f"KV cache {plan.kv_cache / GIB:.1f} GiB, {plan.sequences} responses of full length together. Routes of a "
+        f"rollout are at most {step.routes / GIB:.1f} GiB on the wire and, with margins, {step.host / GIB:.0f} GiB "
+        f"in the host memory of a node of the trainer, which has {plan.gpu.host / GIB:.0f}.",
         "## A step",
-        f"At most {moved.responses:,} responses and {moved.tokens:,} tokens. Estimated, not measured, for responses as "
+        f"At most {step.responses:,} responses and {step.tokens:,} tokens. Estimated, not measured, for responses as "
         "long as they may be and nothing overlapped, from the peaks of "
-        f"{where.gpu.source} and these rates: {', '.join(f'{what} {rate:g}' for what, rate in RATES.items())}.",
-        table(("part", "seconds"), [(part, f"{getattr(moved, part):.0f}") for part in plan.PARTS]),
-        f"A rank exchanges {moved.exchanged / GIB:.0f} GiB, a weight sync writes {moved.weights / GIB:.0f} GiB, a "
-        f"checkpoint {moved.checkpoint / GIB:.0f} GiB.",
+        f"{plan.gpu.source} and these rates: {', '.join(f'{what} {rate:g}' for what, rate in RATES.items())}.",
+        table(("part", "seconds"), [(part, f"{getattr(step, part):.0f}") for part in STEP_PARTS]),
+        f"A rank exchanges {step.exchanged / GIB:.0f} GiB, a weight sync writes {step.weights / GIB:.0f} GiB, a "
+        f"checkpoint {step.checkpoint / GIB:.0f} GiB.",
         "## Evidence",
         _evidence(gate),
         "## Shardings",
@@ -125,7 +108,7 @@ def readme(
             ("parameter", "whole", "local", "mesh", "placement"),
             [
                 (f"`{s['name']}`", s["whole"], s["local"], ", ".join(s["mesh"]), ", ".join(s["placements"]))
-                for s in layers_folded(dry.shardings)
+                for s in layers_folded(dry_run.shardings)
             ],
         ),
     ]
@@ -166,49 +149,45 @@ def trained(task: TaskSettings) -> list[str]:
     return lines
 
 
-def costs(moved: Step, run: Timing, titan: Torchtitan, vllm: Vllm) -> list[str]:
+def costs(promotion: Promotion) -> list[str]:
     """Time and GPU-hours of the whole run, what a kill costs, and the time-outs, with their assumptions."""
+    titan, vllm, step, run = promotion.titan, promotion.vllm, promotion.step, promotion.timing
     jobs = (
         f"in {run.jobs} jobs of {clock(run.allotted)}"
         if run.allotted is not None
         else "in one job, as --time was not given"
     )
+    minutes = titan.checkpoint_every * step.seconds / 60
+    rows = [
+        (
+            "checkpoint",
+            f"every {titan.checkpoint_every} steps, {minutes:,.0f} min",
+            f"a kill without notice costs at most {LOST / 60:.0f} min, or a step where that is longer",
+        ),
+        (
+            "torchtitan.timeout",
+            f"{titan.timeout:,.0f} s",
+            f"{SLACK:g} x a rollout of {step.rollout:,.0f} s, and vllm.timeout",
+        ),
+        (
+            "vllm.timeout",
+            f"{vllm.timeout:,.0f} s",
+            f"{SLACK:g} x the longest response, {step.response:,.0f} s, and no less than a start takes",
+        ),
+        ("notice of SIGTERM", f"{run.notice:,} s", f"{NOTICE:g} x a step, so that it is finished and saved"),
+        (
+            "disk",
+            f"{step.disk / GIB:,.0f} GiB",
+            f"{CHECKPOINTS} checkpoints, 2 weight syncs, the trained model",
+        ),
+        ("starts after the first", f"{run.restarts}", f"{run.jobs - 1} by time, {SPARE} after faults"),
+    ]
     return [
         f"At most **{run.total / 3600:,.0f} hours and {run.gpu_hours:,.0f} GPU-hours** of {run.gpus} GPUs, {jobs}: "
         f"{run.steps:,} steps of {run.step:,.0f} s, evaluations of {run.evaluating:,.0f} s together, and "
-        f"{timing.START:,.0f} s for the start of a job. That is for responses as long as they may be, at the rates of "
+        f"{START:,.0f} s for the start of a job. That is for responses as long as they may be, at the rates of "
         '"A step"; shorter ones take less, and no GPU has confirmed it.',
-        table(
-            ("what", "value", "follows from"),
-            [
-                (
-                    "checkpoint",
-                    f"every {titan.checkpoint_every} steps, {titan.checkpoint_every * moved.seconds / 60:,.0f} min",
-                    f"a kill without notice costs at most {timing.LOST / 60:.0f} min, or a step where that is longer",
-                ),
-                (
-                    "torchtitan.timeout",
-                    f"{titan.timeout:,.0f} s",
-                    f"{timing.SLACK:g} x a rollout of {moved.rollout:,.0f} s, and vllm.timeout",
-                ),
-                (
-                    "vllm.timeout",
-                    f"{vllm.timeout:,.0f} s",
-                    f"{timing.SLACK:g} x the longest response, {moved.response:,.0f} s, and no less than a start takes",
-                ),
-                (
-                    "notice of SIGTERM",
-                    f"{run.notice:,} s",
-                    f"{timing.NOTICE:g} x a step, so that it is finished and saved",
-                ),
-                (
-                    "disk",
-                    f"{disk(moved) / GIB:,.0f} GiB",
-                    f"{CHECKPOINTS} checkpoints, 2 weight syncs, the trained model",
-                ),
-                ("starts after the first", f"{run.restarts}", f"{run.jobs - 1} by time, {timing.SPARE} after faults"),
-            ],
-        ),
+        table(("what", "value", "follows from"), rows),
     ]
 
 
@@ -219,7 +198,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _evidence(gate: dict[str, Any]) -> str:
-    target, found = gate["target"], gate["calibration"]
+    target, calibration = gate["target"], gate["calibration"]
     rows = [
         (
             name,
@@ -232,6 +211,7 @@ def _evidence(gate: dict[str, Any]) -> str:
     columns = ("trial", "collapsed", "final J", "low", "high", "gradient error", "natural", "replay bias")
     return (
         f"Target: KL {target['kl']:.3g} nats a token, {target['flip_rate']:.1%} of routes flipped; {target['source']}. "
-        f"The simulated engines have {found['kl']:.3g} and {found['flip_rate']:.1%}. Errors are exact, the largest "
-        f"mean over seeds of any evaluation. Rule: {gate['rule']}. Safest: {gate['safest']}.\n\n{table(columns, rows)}"
+        f"The simulated engines have {calibration['kl']:.3g} and {calibration['flip_rate']:.1%}. Errors are exact, the "
+        f"largest mean over seeds of any evaluation. Rule: {gate['rule']}. Safest: {gate['safest']}."
+        f"\n\n{table(columns, rows)}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -20,15 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from firstorder.backends.folder import Shape
-    from firstorder.backends.promote.bundle import Job
-    from firstorder.backends.promote.dry import Dry
-    from firstorder.backends.promote.plan import Plan, Step
-    from firstorder.backends.promote.timing import Timing
-    from firstorder.backends.tasks.config import TaskSettings
-    from firstorder.backends.torchtitan.config import Torchtitan
-    from firstorder.backends.vllm.config import Vllm
-    from firstorder.core.method.recipe import Recipe
+    from firstorder.backends.promote.promotion import Promotion
 
     from .overrides import Overrides, Source
 
@@ -43,30 +34,17 @@ class PromoteResult(Result):
 
     Args:
         folder: the bundle.
-        recipe: what is promoted.
-        where: what runs on which node.
-        moved: one global step: what is moved, and the seconds of its parts.
-        whole: time and cost of the run.
-        task: what it is trained on.
-        dry: shardings and memory of the dry run.
-        gate: evidence of the simulator, as `evidence/gate.json` has it.
-        notes: what must not be missed.
+        promotion: what is promoted, where it will run, and the evidence for it.
     """
 
     folder: Path
-    recipe: Recipe
-    where: Plan
-    moved: Step
-    whole: Timing
-    task: TaskSettings
-    dry: Dry
-    gate: dict[str, Any]
-    notes: list[str]
+    promotion: Promotion
 
     @property
     def title(self) -> str:
         """The bundle in a line."""
-        return f"{self.folder}: {self.recipe.about.name} on {self.where.num_ranks} x {self.where.gpu.name}"
+        plan = self.promotion.plan
+        return f"{self.folder}: {self.promotion.recipe.about.name} on {plan.num_ranks} x {plan.gpu.name}"
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -81,13 +59,13 @@ class PromoteResult(Result):
         table = Table(title="shardings", title_justify="left", box=None, header_style="bold")
         for column in ("parameter", "whole", "local", "mesh", "placement"):
             table.add_column(column)
-        for one in layers_folded(self.dry.shardings):
+        for one in layers_folded(self.promotion.dry_run.shardings):
             lists = (", ".join(map(str, one[key])) for key in ("whole", "local", "mesh", "placements"))
             table.add_row(one["name"], *lists)
         yield table
         for name, line in self._lines().items():
             yield Text(f"{name}: {line}", no_wrap=True)
-        for note in self.notes:
+        for note in self.promotion.notes:
             yield Text(f"note: {note}", style="yellow", no_wrap=True)
         yield Text(self.title, no_wrap=True)
 
@@ -101,7 +79,7 @@ class PromoteResult(Result):
                 for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             }
             | {f"worst_{key}": value for key, value in trial["worst"].items()}
-            for name, trial in self.gate["trials"].items()
+            for name, trial in self.promotion.gate["trials"].items()
         ]
 
     def plot(self) -> Figure:
@@ -109,7 +87,7 @@ class PromoteResult(Result):
         require_matplotlib()
         from firstorder.cli.report.bars import Bar, bars
 
-        trials = self.gate["trials"].items()
+        trials = self.promotion.gate["trials"].items()
         titles = {"collapsed": "collapsed [share of seeds]", "final_j_pi": "final J of π [reward]"}
         return bars(
             {
@@ -126,21 +104,23 @@ class PromoteResult(Result):
         from firstorder.backends.promote.dry import PARTS
         from firstorder.backends.promote.hardware import GIB
 
-        where, moved, whole, task, found = self.where, self.moved, self.whole, self.task, self.dry
-        parts = ", ".join(f"{part} {found.memory[part] / GIB:.2f}" for part in PARTS)
+        promotion = self.promotion
+        plan, step, timing, task = promotion.plan, promotion.step, promotion.timing, promotion.task
+        dry_run, gate = promotion.dry_run, promotion.gate
+        parts = ", ".join(f"{part} {dry_run.memory[part] / GIB:.2f}" for part in PARTS)
         return {
-            "trainer": f"{found.peak / GIB:.1f} of {where.gpu.usable / GIB:.1f} GiB a GPU ({parts}); on a small model "
-            f"the estimate is {found.error:+.2%} off",
-            "rollout": f"{where.engines} engines, KV cache {where.kv_cache / GIB:.1f} GiB, {where.sequences} full "
+            "trainer": f"{dry_run.peak / GIB:.1f} of {plan.gpu.usable / GIB:.1f} GiB a GPU ({parts}); on a small model "
+            f"the estimate is {dry_run.error:+.2%} off",
+            "rollout": f"{plan.engines} engines, KV cache {plan.kv_cache / GIB:.1f} GiB, {plan.sequences} full "
             "responses together",
-            "routes": f"at most {moved.routes / GIB:.1f} GiB a step on the wire",
-            "step": f"at most {moved.tokens:,} tokens in {moved.seconds:,.0f} s at stated rates",
+            "routes": f"at most {step.routes / GIB:.1f} GiB a step on the wire",
+            "step": f"at most {step.tokens:,} tokens in {step.seconds:,.0f} s at stated rates",
             "task": " ".join([task.kind, *([task.dataset] if task.kind == "reasoning-gym" else []), *task.files]),
-            "run": f"at most {whole.total / 3600:,.0f} h and {whole.gpu_hours:,.0f} GPU-hours: {whole.steps:,} steps, "
-            f"all responses as long as they may be, {whole.gpus} GPUs; saved every {whole.lost / 60:,.0f} min",
-            "dry run": f"{found.seconds:.0f} s of a processor, {found.resident / GIB:.2f} GiB",
-            "gate": f"{'stable' if self.gate['stable'] else 'UNSTABLE'}, {collapsed(self.gate):.0%} of seeds collapse; "
-            f"safest: {self.gate['safest']}",
+            "run": f"at most {timing.total / 3600:,.0f} h and {timing.gpu_hours:,.0f} GPU-hours: {timing.steps:,} "
+            f"steps, all responses as long as they may be, {timing.gpus} GPUs; saved every {timing.lost / 60:,.0f} min",
+            "dry run": f"{dry_run.seconds:.0f} s of a processor, {dry_run.resident / GIB:.2f} GiB",
+            "gate": f"{'stable' if gate['stable'] else 'UNSTABLE'}, {collapsed(gate):.0%} of seeds collapse; safest: "
+            f"{gate['safest']}",
         }
 
 
@@ -180,8 +160,8 @@ def promote(
     """
     from firstorder.backends.extras import require
     from firstorder.backends.promote import dry, models, plan, timing
-    from firstorder.backends.promote.bundle import Job
     from firstorder.backends.promote.hardware import gpu as known_gpu
+    from firstorder.backends.promote.promotion import Job, Promotion
     from firstorder.core.errors import ConfigError
     from firstorder.core.runs.files import check_folder
 
@@ -216,75 +196,26 @@ def promote(
                 f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "
                 f"the safest neighbour is {gate['safest']}, or give --force"
             )
-        notes = [*remarks(recipe, where, moved, whole), *([] if gate["stable"] else ["Promoted with --force."])]
-        sections_of = titan, vllm, task
-        files = contents(recipe, content, shape, where, moved, whole, found, gate, notes, sections=sections_of, job=job)
-        manifest = write(Path(out), files, Path(work), recipe, rehearse, gate)
-    return PromoteResult(
-        document=manifest | {"gate": gate, "dryrun": json.loads(files["evidence/dryrun.json"]), "notes": notes},
-        folder=Path(out),
-        recipe=recipe,
-        where=where,
-        moved=moved,
-        whole=whole,
-        task=task,
-        dry=found,
-        gate=gate,
-        notes=notes,
-    )
-
-
-def remarks(recipe: Recipe, where: Plan, moved: Step, whole: Timing) -> list[str]:
-    """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
-    from firstorder.backends.promote.timing import LOST
-    from firstorder.core.training.inert import inert_parts
-
-    notes = [f"Inert: {line}." for line in inert_parts(recipe, stale=recipe.schedule.minibatches > 1)]
-    if moved.host > where.gpu.host:
-        share = where.gpu.host / moved.host
-        notes.append(
-            f"Routes of a rollout fit into the host memory of a node while responses are on average shorter than "
-            f"{share:.0%} of the longest."
+        promotion = Promotion(
+            recipe=recipe,
+            source=content,
+            shape=shape,
+            titan=titan,
+            vllm=vllm,
+            task=task,
+            plan=where,
+            step=moved,
+            timing=whole,
+            dry_run=found,
+            gate=gate,
+            job=job,
         )
-    if whole.step > LOST:
-        notes.append(f"A step takes up to {whole.step / 60:.0f} min, so a kill without notice loses as much.")
-    return notes
+        manifest = write(Path(out), promotion, Path(work), rehearse)
+    document = manifest | {"gate": gate, "notes": promotion.notes}
+    return PromoteResult(document=document, folder=Path(out), promotion=promotion)
 
 
-def contents(
-    recipe: Recipe,
-    content: bytes,
-    shape: Shape,
-    where: Plan,
-    moved: Step,
-    whole: Timing,
-    found: Dry,
-    gate: dict[str, Any],
-    notes: list[str],
-    *,
-    sections: tuple[Torchtitan, Vllm, TaskSettings],
-    job: Job,
-) -> dict[str, bytes]:
-    """The files of a bundle but for figures, rehearsal and manifest."""
-    from firstorder.backends.promote import bundle, environment, readme
-    from firstorder.core.runs.files import to_json
-
-    name, wheel = recipe.about.name, environment.wheel_name()
-    about = readme.readme(name, where, moved, whole, found, gate, notes, sections=sections, wheel=wheel)
-    texts = bundle.launchers(name, where, moved, whole, sections[1], job) | {
-        "engines.toml": bundle.settings(*sections, where),
-        "environment.lock": environment.lock(),
-        "README.md": about,
-        "evidence/gate.json": to_json(gate),
-        "evidence/dryrun.json": to_json(readme.plain(shape, where, moved, whole, found)),
-    }
-    written = {file: text.encode() for file, text in texts.items()}
-    return {"recipe.toml": content, wheel: environment.wheel()} | written
-
-
-def write(
-    out: Path, files: dict[str, bytes], work: Path, recipe: Recipe, rehearsed: str | None, gate: dict[str, Any]
-) -> dict[str, Any]:
+def write(out: Path, promotion: Promotion, work: Path, rehearsed: str | None) -> dict[str, Any]:
     """Write the bundle whole, after its launchers have run if a rehearsal was asked for; returns its manifest.
 
     Raises:
@@ -296,7 +227,7 @@ def write(
     from firstorder.core.runs.files import to_json, whole_folder
 
     with whole_folder(out) as partial:
-        for name, content in (files | figures(work / "gate")).items():
+        for name, content in (bundle.contents(promotion) | figures(work / "gate")).items():
             file = partial / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
@@ -304,8 +235,9 @@ def write(
                 file.chmod(0o755)
         if rehearsed is not None:
             log.info("rehearsal: the bundle's launchers on a small model")
-            acted = rehearse(partial, Path(rehearsed), recipe, work)
-            (partial / "evidence/rehearsal.json").write_text(to_json(acted), encoding="utf-8")
+            rehearsal = rehearse(partial, Path(rehearsed), promotion.recipe, work)
+            (partial / "evidence/rehearsal.json").write_text(to_json(rehearsal), encoding="utf-8")
+        gate = promotion.gate
         about = {"schema": SCHEMA, "version": __version__, "recipe": gate["recipe"], "stable": gate["stable"]}
         manifest = about | {"sha256": bundle.manifest(partial)}
         (partial / "manifest.json").write_text(to_json(manifest), encoding="utf-8")

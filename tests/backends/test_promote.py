@@ -108,7 +108,7 @@ def test_every_recipe_of_the_grid_runs_dry(shipped):
 @pytest.mark.parametrize("name", [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)])
 def test_every_recipe_of_the_grid_becomes_a_bundle(name, shipped, monkeypatch, tmp_path, capsys):
     one = shipped[name]
-    found = dry.Dry(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
+    found = dry.DryRun(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
     monkeypatch.setattr(dry, "dry_run", lambda *given: found)
     (tmp_path / "gate.json").write_text(json.dumps(evidence(name, True)))
     words = [*TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out", str(tmp_path / "out")]
@@ -120,7 +120,7 @@ def test_every_recipe_of_the_grid_becomes_a_bundle(name, shipped, monkeypatch, t
 
 def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp_path, capsys):
     one = shipped[NAME]
-    found = dry.Dry(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
+    found = dry.DryRun(error=0.0, **{key: one[key] for key in ("memory", "shardings", "seconds", "resident")})
     monkeypatch.setattr(dry, "dry_run", lambda *given: found)
     (tmp_path / "gate.json").write_text(json.dumps(evidence(NAME, False)))
     words = ["promote", NAME, *TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out"]
@@ -134,7 +134,7 @@ def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp
 
 def test_memory_follows_the_length_of_a_row(monkeypatch):
     titan = models.engines(TASK[1:])[0].model_copy(update={"pack_length": 1024})
-    half = dry.Dry(memory=dict.fromkeys(dry.PARTS, 100), shardings=[], error=0.0, seconds=0.0, resident=0)
+    half = dry.DryRun(memory=dict.fromkeys(dry.PARTS, 100), shardings=[], error=0.0, seconds=0.0, resident=0)
     monkeypatch.setattr(dry, "dry_run", lambda shape, settings, *rest: half if settings.pack_length == 512 else None)
     assert dry.per_position(None, titan, None, 1, 600 + 512) == 1.0
 
