@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from firstorder.core.progress import Watcher, watched
 
@@ -29,6 +29,15 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[None]:
     else:
         with _logged(), _bars(what) if sys.stderr.isatty() else _lines(what):
             yield
+
+
+def progress(what: str = "firstorder") -> AbstractContextManager[None]:
+    """Show how far the work in the block is, as the commands do; without it nothing is shown.
+
+    Example:
+        with firstorder.progress(): firstorder.measure("minirl-r3")
+    """
+    return shown(what)
 
 
 @contextmanager

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .overrides import laid, tables
+from .results import Printed
+
 if TYPE_CHECKING:
-    from .overrides import Source
+    from rich.table import Table
+    from rich.text import Text
+
+    from firstorder.core.method.recipe import Recipe
+
+    from .overrides import Overrides, Source
 
 DESCRIPTION = ("about.name", "about.summary", "about.source")  # which are no settings
 
@@ -20,6 +29,58 @@ class Listed:
     weight_scope: str | None
     summary: str
     source: str
+
+
+@dataclass(frozen=True, repr=False)
+class RecipesResult(Printed):
+    """The shipped recipes, by name."""
+
+    rows: tuple[Listed, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """What `recipe`, `measure` and the others take."""
+        return [row.name for row in self.rows]
+
+    def __iter__(self) -> Iterator[Listed]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def blocks(self) -> Iterator[Table | Text]:
+        """A row for each recipe."""
+        from rich.table import Table
+
+        shown = Table(box=None, header_style="bold")
+        for column in ("recipe", "scope", "summary", "source"):
+            shown.add_column(column)
+        for row in self.rows:
+            shown.add_row(row.name, row.scope or "not run", row.summary, row.source)
+        yield shown
+
+
+def recipe(recipe: Source, overrides: Overrides = (), **sections: Any) -> Recipe:
+    """A recipe as a value, checked.
+
+    Args:
+        recipe: a shipped name, a TOML file, or a recipe; sections of a backend are left out.
+        overrides: settings by dotted key, `{"clip.high": 0.3}`.
+        sections: keys of a section, `clip={"high": 0.3}`.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
+    from firstorder.core.settings.toml import assign
+
+    from .compose import split
+
+    return split(assign(tables(recipe), laid(overrides, sections, simulated=False)))[0]
+
+
+def recipes() -> RecipesResult:
+    """The shipped recipes: name, scope, summary and source of each."""
+    return RecipesResult(tuple(table()))
 
 
 def table() -> list[Listed]:
@@ -50,7 +111,6 @@ def resolve(recipe: Source) -> dict[str, Any]:
         ConfigError: there is none, or it is not valid.
     """
     from .compose import split
-    from .overrides import tables
 
     method, sections = split(tables(recipe))
     return method.model_dump() | {section: table for section, table in sections.items() if table}

@@ -20,22 +20,57 @@ if TYPE_CHECKING:
 WIDTH = 120  # columns of a result where there is no terminal
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Result(ABC):
-    """The result of a use case.
+class Printed(ABC):
+    """What prints as its command does, in a terminal and in a notebook.
 
-    A subclass is a dataclass with the same arguments, so that it keeps the `repr`; it names its numbers as fields, and
-    says in `blocks`, `records` and `plot` how they are shown.
-
-    Args:
-        document: what the command writes with `--json`; numbers are exact, infinities are not replaced yet.
+    A subclass that is a dataclass says `repr=False`, so that it keeps this one.
     """
-
-    document: dict[str, Any] = field(repr=False)
 
     @abstractmethod
     def blocks(self) -> Iterator[Table | Text]:
-        """What the command prints, from top to bottom; a line with `no_wrap` stays one in a narrow terminal."""
+        """What is printed, from top to bottom; a line with `no_wrap` stays one in a narrow terminal."""
+
+    def print(self, console: Console | None = None) -> None:
+        """Print what the command prints."""
+        from rich.console import Console
+        from rich.text import Text
+
+        console = console or Console()
+        for block in self.blocks():
+            if isinstance(block, Text):
+                console.print(block, highlight=False, soft_wrap=block.no_wrap or False)
+            else:
+                console.print(block)
+
+    def __str__(self) -> str:
+        from io import StringIO
+        from shutil import get_terminal_size
+
+        from rich.console import Console
+
+        text = StringIO()
+        width = get_terminal_size((WIDTH, 24)).columns
+        self.print(Console(file=text, width=width, color_system=None, force_jupyter=False, force_terminal=True))
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "\n".join(_table(block) if hasattr(block, "columns") else _paragraph(block) for block in self.blocks())
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Result(Printed):
+    """The result of a use case.
+
+    A subclass is a dataclass with the same arguments; it names its numbers as fields, and says in `blocks`, `records`
+    and `plot` how they are shown.
+
+    Args:
+        document: what the command writes with `--json`, before NaN and infinities are replaced.
+    """
+
+    document: dict[str, Any] = field(repr=False)
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -64,34 +99,6 @@ class Result(ABC):
         """
         return require("pandas", "to_pandas needs", "notebook").DataFrame(self.records())
 
-    def print(self, console: Console | None = None) -> None:
-        """Print what the command prints."""
-        from rich.console import Console
-        from rich.text import Text
-
-        console = console or Console()
-        for block in self.blocks():
-            if isinstance(block, Text):
-                console.print(block, highlight=False, soft_wrap=block.no_wrap or False)
-            else:
-                console.print(block)
-
-    def __str__(self) -> str:
-        from io import StringIO
-        from shutil import get_terminal_size
-
-        from rich.console import Console
-
-        text = StringIO()
-        width = get_terminal_size((WIDTH, 24)).columns
-        self.print(Console(file=text, width=width, color_system=None, force_jupyter=False, force_terminal=True))
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return "\n".join(_table(block) if _is_table(block) else _paragraph(block) for block in self.blocks())
-
 
 def require(module: str, what: str, extra: str) -> Any:
     """A library that does not come with the package.
@@ -110,10 +117,6 @@ def require(module: str, what: str, extra: str) -> Any:
 def require_matplotlib() -> None:
     """Refuse to draw without matplotlib; raises as `require` does."""
     require("matplotlib", "plot draws with", "report")
-
-
-def _is_table(block: Table | Text) -> bool:
-    return hasattr(block, "columns")
 
 
 def _table(block: Any) -> str:

@@ -16,7 +16,7 @@ from firstorder.cli.track import openers
 
 from .compose import compose, compose_engines
 from .overrides import laid, named
-from .results import Result
+from .results import Result, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ log = logging.getLogger("firstorder")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class TrainedRun(Result):
+class TrainResult(Result):
     """A finished run: its folder, and what it logged.
 
     Args:
@@ -60,12 +60,15 @@ class TrainedRun(Result):
         """What the command prints."""
         return f"{self.folder}: {self.settings['schedule']['steps']} steps"
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def blocks(self) -> Iterator[Table | Text]:
         """The folder, what the run started and ended with, and the parts that cannot act."""
         from rich.table import Table
         from rich.text import Text
 
-        yield Text(self.title)
+        yield Text(self.title, no_wrap=True)
         table = Table(box=None, header_style="bold")
         table.add_column("quantity")
         for head in ("first", "last"):
@@ -82,13 +85,31 @@ class TrainedRun(Result):
         """One row a step."""
         return self.steps
 
-    def plot(self) -> Figure:
-        """The curves of the run.
+    def plot(self, *others: str | os.PathLike[str], figure: str = "reward") -> Figure:
+        """A figure of the report over the steps, beside the curves of other runs.
+
+        Args:
+            others: other results, or folders of runs.
+            figure: its name in the report, such as reward, errors, kl, entropy or flips.
 
         Raises:
-            ConfigError: matplotlib is not installed.
+            ConfigError: there is no such figure of these runs, or matplotlib is not installed.
         """
-        raise NotImplementedError
+        require_matplotlib()
+        from firstorder.cli.report.catalogue import plots
+        from firstorder.cli.report.curves import curve
+        from firstorder.cli.report.figures import drawn, over_steps
+        from firstorder.cli.report.runs import read_runs
+        from firstorder.core.errors import ConfigError
+        from firstorder.core.settings.toml import nearest
+
+        runs = read_runs([Path(each) for each in (self, *others)])
+        known = {plot.name: plot for plot in plots(runs)}
+        if figure not in known:
+            raise ConfigError(f"no figure {figure!r}; {nearest(figure, known)}figures: {', '.join(known)}")
+        chosen = known[figure]
+        curves = [found for panel in chosen.panels for run in runs if (found := curve(run, panel)) is not None]
+        return drawn(lambda: over_steps(chosen, runs, curves))
 
 
 def train(
@@ -102,7 +123,7 @@ def train(
     strict: bool = False,
     track: Sequence[str] = (),
     **keywords: Any,
-) -> TrainedRun:
+) -> TrainResult:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step.
 
     The parts that cannot act, where a sink shows the run and why one stopped are logged under `firstorder`. Ctrl-C and
@@ -192,12 +213,12 @@ def _heard(name: str) -> None:
     os.write(2, f"\nfirstorder: {name}: the step is finished and saved first{again}\n".encode())
 
 
-def _result(folder: Path, run: Run, inert: Sequence[str]) -> TrainedRun:
+def _result(folder: Path, run: Run, inert: Sequence[str]) -> TrainResult:
     from firstorder import __version__
     from firstorder.core.runs.logs import history
 
     settings, steps = run.settings(), list(history(folder))
-    return TrainedRun(
+    return TrainResult(
         document={
             "schema": SCHEMA,
             "version": __version__,

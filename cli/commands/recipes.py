@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import typer
 
+from firstorder.cli.api import recipes as api
+
 
 def recipes(
     name: str | None = typer.Argument(None, help="Print this recipe, shipped or a file, in full as TOML."),
     other: str | None = typer.Option(None, "--diff", help="Print where the recipe and this one differ instead."),
 ) -> None:
     """List the shipped recipes, or print one as TOML with its bases and defaults filled in."""
-    from firstorder.cli.api.recipes import diff, resolve
     from firstorder.core.errors import ConfigError
     from firstorder.core.settings.toml import dump, literal
 
     if name is None:
         if other is not None:
             raise ConfigError("--diff compares two recipes, got one; give `firstorder recipes NAME --diff OTHER`")
-        _list()
+        api.recipes().print()
     elif other is None:
-        typer.echo(dump(resolve(name)), nl=False)
+        typer.echo(dump(api.resolve(name)), nl=False)
     else:
-        for key, pair in diff(name, other).items():
+        for key, pair in api.diff(name, other).items():
             before, after = ("unset" if value is None else literal(value) for value in pair)
             typer.echo(f"{key}: {before} -> {after}")
-
-
-def _list() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from firstorder.cli.api.recipes import table
-
-    shown = Table(box=None, header_style="bold")
-    for column in ("recipe", "scope", "summary", "source"):
-        shown.add_column(column)
-    for row in table():
-        shown.add_row(row.name, row.scope or "not run", row.summary, row.source)
-    Console().print(shown)

@@ -16,7 +16,7 @@ from pydantic import model_validator
 from firstorder.core.errors import ConfigError
 from firstorder.core.settings.overrides import pairs
 from firstorder.core.settings.section import Section
-from firstorder.core.settings.toml import assign, build
+from firstorder.core.settings.toml import assign, build, dump
 
 from .contradictions import contradictions
 from .parts import (
@@ -128,6 +128,9 @@ class Recipe(Section):
     def scope(self) -> Scope:
         """As `weight_scope`, the advantage included: a group baseline reads the group."""
         return _widest(self.parts.values())
+
+    def __str__(self) -> str:
+        return dump(self.model_dump(exclude_unset=True))
 
     def with_(self, overrides: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:
         """A copy with keys of its sections laid over, checked as a recipe that is read.

@@ -1,3 +1,101 @@
-"""firstorder: stable reinforcement learning of Mixture-of-Experts language models, exact before it is large."""
+"""firstorder: stable reinforcement learning of Mixture-of-Experts language models, exact before it is large.
+
+    import firstorder as fo
+    fo.measure("minirl-r3", staleness=2)
+
+Each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstorder.cli.api.coldstart import coldstart
+    from firstorder.cli.api.measure import MeasureResult, measure
+    from firstorder.cli.api.probe import ProbeResult, probe
+    from firstorder.cli.api.promote import PromoteResult, promote
+    from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
+    from firstorder.cli.api.report import ReportResult, report
+    from firstorder.cli.api.sweep import SweepResult, sweep
+    from firstorder.cli.api.train import TrainResult, train
+    from firstorder.cli.progress import progress
+    from firstorder.core.errors import (
+        ConfigError,
+        DataError,
+        DiskError,
+        FirstOrderError,
+        NotFiniteError,
+        ReplayError,
+        SizeError,
+        WorkerError,
+    )
+    from firstorder.core.method.recipe import Recipe
+    from firstorder.core.training.interrupt import Interrupted
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DiskError",
+    "FirstOrderError",
+    "Interrupted",
+    "MeasureResult",
+    "NotFiniteError",
+    "ProbeResult",
+    "PromoteResult",
+    "Recipe",
+    "RecipesResult",
+    "ReplayError",
+    "ReportResult",
+    "SizeError",
+    "SweepResult",
+    "TrainResult",
+    "WorkerError",
+    "coldstart",
+    "measure",
+    "probe",
+    "progress",
+    "promote",
+    "recipe",
+    "recipes",
+    "report",
+    "sweep",
+    "train",
+]
+
+_HOMES = {
+    "cli.api.coldstart": ["coldstart"],
+    "cli.api.measure": ["MeasureResult", "measure"],
+    "cli.api.probe": ["ProbeResult", "probe"],
+    "cli.api.promote": ["PromoteResult", "promote"],
+    "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],
+    "cli.api.report": ["ReportResult", "report"],
+    "cli.api.sweep": ["SweepResult", "sweep"],
+    "cli.api.train": ["TrainResult", "train"],
+    "cli.progress": ["progress"],
+    "core.errors": [
+        "ConfigError",
+        "DataError",
+        "DiskError",
+        "FirstOrderError",
+        "NotFiniteError",
+        "ReplayError",
+        "SizeError",
+        "WorkerError",
+    ],
+    "core.method.recipe": ["Recipe"],
+    "core.training.interrupt": ["Interrupted"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"firstorder.{home}"), name)
+            return value
+    raise AttributeError(f"module 'firstorder' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
