@@ -9,7 +9,7 @@ import torch
 
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import engines, grow
 from firstorder.sim.exact.tree import reach
@@ -28,7 +28,7 @@ def figures(sim: Sim, policies: int) -> list[float]:
     chance = reach(logp, tree)
     length = chance.sum(-1)
     entropy = (chance * -(logp.exp() * logp).sum(-1)).sum(-1) / length
-    return [float(x.mean()) for x in (exact.value(logp, tree, rewards), entropy, length)]
+    return [float(x.mean()) for x in (objectives.value(logp, tree, rewards), entropy, length)]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from torch import Tensor
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.exact.scene import Scene, token_stats
+from firstorder.sim.exact.fit import compare
+from firstorder.sim.exact.measurement import token_stats, update
+from firstorder.sim.exact.objectives import gradient
+from firstorder.sim.exact.scene import Scene
 from firstorder.sim.exact.staleness import path
-from firstorder.sim.exact.updates import compare, gradient, update
 from firstorder.sim.trials.budget import Budget, Verdict
 from firstorder.sim.trials.statistics import Estimate, mean, ratio_of_means, slope
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from firstorder.core.routing import flips
 from firstorder.sim.config import Numerics, Sim
+from firstorder.sim.exact.fit import compare
+from firstorder.sim.exact.measurement import update
+from firstorder.sim.exact.objectives import gradient
 from firstorder.sim.exact.scene import MODES, Scene
 from firstorder.sim.exact.staleness import path
-from firstorder.sim.exact.updates import compare, gradient, update
 from firstorder.sim.trials.budget import Budget, Verdict
 from firstorder.sim.trials.statistics import Estimate, mean
 

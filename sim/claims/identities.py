@@ -11,10 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from firstorder.sim.exact.measurement import update
+from firstorder.sim.exact.objectives import direction, gradient, value, values
 from firstorder.sim.exact.scene import MODES, Mode, Scene
 from firstorder.sim.exact.staleness import path
 from firstorder.sim.exact.tree import gather
-from firstorder.sim.exact.updates import direction, gradient, update, value, values
 from firstorder.sim.trials.budget import Budget
 
 from .claim import EXACT, Claim, Outcome, theorem

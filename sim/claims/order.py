@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from firstorder.sim.exact.updates import compare, gradient, update, values
+from firstorder.sim.exact.fit import compare
+from firstorder.sim.exact.measurement import update
+from firstorder.sim.exact.objectives import gradient, values
 from firstorder.sim.trials.budget import Budget, Verdict
 from firstorder.sim.trials.statistics import Estimate, slope
 

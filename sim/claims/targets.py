@@ -7,9 +7,9 @@ import torch
 
 from firstorder.core.routing import flips
 from firstorder.sim.exact.bounds import bounds, sequence_total_variation
+from firstorder.sim.exact.objectives import gradient, values
 from firstorder.sim.exact.scene import MODES, Scene
 from firstorder.sim.exact.tree import gather
-from firstorder.sim.exact.updates import gradient, values
 from firstorder.sim.trials.budget import Budget
 
 from .claim import EXACT, Claim, Outcome, theorem

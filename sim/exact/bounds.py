@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .scene import Mode, Scene, kl
-from .tree import reach
+from .edges import kl
+from .scene import Mode, Scene
 
 
 def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
@@ -29,13 +29,12 @@ def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
     pi, mu, tree = scene.target[mode].logp.detach(), scene.mu_old.logp, scene.tree
     total_variation = 0.5 * (pi.exp() - mu.exp()).abs().sum(-1)
     divergence = kl(mu, pi).clamp(min=0)
-    weight = reach(mu, tree)
     steps = torch.arange(1, tree.horizon + 1, dtype=torch.float64)
     horizon = float(tree.horizon)
     eps = total_variation.amax(-1, keepdim=True)
     delta = divergence.amax(-1, keepdim=True)
-    mean_tv = _by_level(weight * total_variation, tree.levels)
-    mean_kl = _by_level(weight * divergence, tree.levels).sum(-1)
+    mean_tv = _by_level(scene.reached * total_variation, tree.levels)
+    mean_kl = _by_level(scene.reached * divergence, tree.levels).sum(-1)
     one = torch.ones(())
     half = (delta / 2).sqrt()
     left = horizon - steps

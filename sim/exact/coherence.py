@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .updates import compare
+from .fit import compare
 
 MEMORY = 0.9  # an evaluation counts 0.9 as much as the next: a window of about ten
 

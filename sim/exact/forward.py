@@ -5,51 +5,14 @@ Shapes: M members, N contexts, S tokens of a lead, L MoE layers, K experts a tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from firstorder.sim.model.chunks import chunked_step
-from firstorder.sim.model.policy import Model, Step, Weights, initial_state
+from firstorder.sim.model.policy import Model, Step, initial_state
 
+from .edges import Pass, Routes
 from .tree import Tree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routes:
-    """Experts at every token that an engine runs, int16.
-
-    `contexts` `[M, N, L, K]` holds the last token of each context, `leads`, one `[M, S_t - 1, N_t, L, K]` a level, the
-    tokens before it in its lead: all but the last of the prompt, and a response token that an environment answers.
-    """
-
-    contexts: Tensor
-    leads: tuple[Tensor, ...]
-
-    def equal(self, other: Routes) -> bool:
-        """Whether every token visits the same experts, in the same order."""
-        pairs = zip((self.contexts, *self.leads), (other.contexts, *other.leads), strict=True)
-        return all(torch.equal(a, b) for a, b in pairs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """What an engine says about every context.
-
-    Args:
-        logp: `[M, N, V]` nats, log-probs of the next token; carries the gradient if the weights do.
-        routes: the experts it used.
-        live: those that its routers would have chosen without replay.
-        margin: `[M, N, L]`, distance of each live choice from flipping.
-        router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
-    """
-
-    logp: Tensor
-    routes: Routes
-    live: Routes
-    margin: Tensor
-    router_logp: Tensor
 
 
 def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
@@ -101,20 +64,6 @@ def states(model: Model, tree: Tree, replay: Routes | None = None) -> Tensor:
     with torch.no_grad():
         levels, *_ = walk(model, tree, replay)
         return torch.cat([level.state for level in levels], dim=1)
-
-
-def vjp(done: Pass, edges: Tensor, weights: Weights) -> Tensor:
-    """Σ_edges a_edge ∇ log π(edge) for each member, `[M, parameters]`; the graph is kept.
-
-    Args:
-        done: a pass whose weights require grad.
-        edges: `[M, N, V]` coefficients.
-        weights: the leaves.
-    """
-    leaves = [w for w in weights.values() if w.requires_grad]
-    # of a scalar: given `grad_outputs`, autograd imports sympy first
-    grads = torch.autograd.grad((edges * done.logp).sum(), leaves, retain_graph=True, materialize_grads=True)
-    return torch.cat([g.flatten(1) for g in grads], dim=1)
 
 
 def along(routes: Routes, tree: Tree) -> Tensor:

@@ -12,20 +12,22 @@ from firstorder.core import memory, progress
 from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.method.surrogate import receipts
-from firstorder.core.quantities import means
+from firstorder.core.quantities import Moments, add, means
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.training.diagnostics import finalise, moments
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim, check_replay
 
-from . import agree, replay
-from . import updates as exact
+from . import agree, objectives, replay
 from .bounds import bounds
+from .edges import entropy, kl
+from .fit import fits
+from .measurement import Batch, Measurement
 from .memory import check_memory
 from .sampled import Interval, jackknife, sampled_fits
-from .scene import Scene, build, engines, grow, kl, token_share, token_stats
+from .scene import Scene, build, engines, grow
 from .staleness import path
-from .tree import check_size, reach
+from .tree import check_size
 from .variance import group_variance
 
 SATURATED = (
@@ -55,21 +57,19 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     members = sim.draws if sim.numerics.kind == "batch" else 1
     check_memory(sim, members, memory.available())
     check_size(sim, members, memory.available())
-    scene = _scene(recipe, sim, members)
-    mode = recipe.router_replay.mode
-    u, g = exact.update(scene, recipe), exact.gradient(scene, mode)
-    natural = exact.gradient(scene, "disabled") if mode != "disabled" else g
-    draws = _values(scene, recipe) | _routes(scene, recipe)
-    result, intervals = summarise(draws, u, g, natural)
+    measurement = Measurement(scene=_scene(recipe, sim, members), recipe=recipe)
+    scene, mode = measurement.scene, measurement.mode
+    u, targets = measurement.update, (measurement.gradient, measurement.natural_gradient)
+    result, intervals = summarise(_values(measurement) | _engines(measurement), u, *targets)
     if members == 1 and recipe.weight_scope == "batch":
-        intervals = sampled_fits(scene, recipe, g, natural)
+        intervals = sampled_fits(measurement)
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.tree.contexts, "responses": len(scene.tree.path), "parameters": u.shape[1]}
-    result["variance"] = _variance(scene, recipe, sim, u)
-    result["bounds"] = {name: _mean(bound) for name, bound in bounds(scene, mode).items()}
-    result |= _tokens(scene, recipe)
+    result["variance"] = _variance(measurement)
+    result["bounds"] = _averaged(bounds(scene, mode))
+    result |= _tokens(measurement)
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
-    for name in _without_gradient(g, natural):
+    for name in _without_gradient(*targets):
         result[name] = None
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
@@ -127,7 +127,7 @@ def summarise(
         means = {name: value[kept].mean() for name, value in draws.items()}
         error, bias = means["approximation_error"], means["replay_bias"]
         means |= {"value_error": error.abs(), "value_error_natural": (error + bias).abs()}
-        return means | exact.fits(u[kept].mean(0), g[kept].mean(0), natural[kept].mean(0))
+        return means | fits(u[kept].mean(0), g[kept].mean(0), natural[kept].mean(0))
 
     count = len(u)
     everyone = torch.ones(count, dtype=torch.bool)
@@ -139,69 +139,66 @@ def summarise(
     return result, {n: jackknife(value, torch.stack([one[n] for one in left_out])) for n, value in whole.items()}
 
 
-def _values(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
-    v = exact.values(scene, recipe.router_replay.mode)
-    names = ("j_seq", "j_seq_natural", "j_mu", "j_mu_theta", "j_token", "replay_bias")
-    return {name: getattr(v, name) for name in names} | {"approximation_error": v.error}
+def _values(measurement: Measurement) -> dict[str, Tensor]:
+    values = vars(objectives.values(measurement.scene, measurement.mode)).copy()
+    error = values.pop("error")
+    return values | {"approximation_error": error}
 
 
-def _routes(scene: Scene, recipe: Recipe) -> dict[str, Tensor]:
-    mode = recipe.router_replay.mode
+def _engines(measurement: Measurement) -> dict[str, Tensor]:
+    """How far the engines are apart, and the entropy: means over the response tokens that μ_old draws."""
+    scene = measurement.scene
     mu, old = scene.mu_old, scene.old["disabled"]
-    share = token_share(scene)
 
     def per_token(x: Tensor) -> Tensor:
-        return (share * x).sum(-1)
+        return (scene.share * x).sum(-1)
 
     flipped = flips(old.routes.contexts, mu.routes.contexts)
-    p = scene.target[mode].logp.detach()
     return {
-        "kl_mu_old": per_token(kl(mu.logp, old.logp.detach())),
-        "kl_mu_old_replayed": per_token(kl(mu.logp, scene.old[mode].logp.detach())),
-        "entropy": per_token(-(p.exp() * p).sum(-1)),
+        "kl_mu_old": per_token(kl(mu.logp, old.logp)),
+        "kl_mu_old_replayed": per_token(kl(mu.logp, scene.old[measurement.mode].logp)),
+        "entropy": per_token(entropy(measurement.target.logp.detach())),
         "flip_rate": per_token(flipped.double().mean(-1)),
         "tokens_flipped": per_token(flipped.any(-1).double()),
         "jaccard": per_token(jaccard(old.routes.contexts, mu.routes.contexts).mean(-1)),
         "gate_margin": per_token(old.margin.mean(-1)),
-        "mean_length": reach(mu.logp, scene.tree).sum(-1),
+        "mean_length": scene.reached.sum(-1),
     }
 
 
 def _flips_per_layer(scene: Scene) -> list[float]:
     flipped = flips(scene.old["disabled"].routes.contexts, scene.mu_old.routes.contexts).double()
-    rates = (token_share(scene)[..., None] * flipped).sum(1)
+    rates = (scene.share[..., None] * flipped).sum(1)
     return [float(rate) for rate in rates.mean(0)]
 
 
-def _tokens(scene: Scene, recipe: Recipe) -> dict[str, Any]:
+def _tokens(measurement: Measurement) -> dict[str, Any]:
     """Diagnostics and receipts: sums over the responses, divided at the end."""
-    table = exact.advantage_table(scene, recipe)
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-    for part in exact.weighed_parts(scene, recipe):
-        stats = token_stats(part, recipe)
-        found = moments(stats)
-        weights = exact.signed_weights(part, stats, recipe, table)
-        for name, sign, chance, acted in zip(
-            ("positive", "negative"), (1.0, -1.0), table.of(part), weights, strict=True
-        ):
-            counts = receipts(stats.with_advantage(sign * (chance > 0).double()), acted, recipe)
-            found |= {f"{name}.{key}": pair for key, pair in counts.items()}
-        for key, (above, below) in found.items():
-            before = sums.get(key, (torch.zeros(()), torch.zeros(())))
-            sums[key] = (before[0] + above, before[1] + below)
-    told = {
-        sign: {key.split(".")[1]: _mean(value) for key, value in means(sums).items() if key.startswith(f"{sign}.")}
-        for sign in ("positive", "negative")
+    of_tokens: Moments = {}
+    of_parts: dict[str, Moments] = {"positive": {}, "negative": {}}
+    for batch in measurement.batches():
+        of_tokens = add(of_tokens, moments(batch.stats))
+        for sign, counts in _receipts(batch, measurement.recipe).items():
+            of_parts[sign] = add(of_parts[sign], counts)
+    return {
+        "diagnostics": _averaged(finalise(of_tokens)),
+        "receipts": {sign: _averaged(means(counts)) for sign, counts in of_parts.items()},
     }
-    return {"diagnostics": {name: _mean(value) for name, value in finalise(sums).items()}, "receipts": told}
 
 
-def _variance(scene: Scene, recipe: Recipe, sim: Sim, u: Tensor) -> float | None:
+def _receipts(batch: Batch, recipe: Recipe) -> dict[str, Moments]:
+    """What each part of a recipe did where an advantage can be positive, and where it can be negative."""
+    positive = batch.stats.with_advantage((batch.plus > 0).double())
+    negative = batch.stats.with_advantage(-(batch.minus > 0).double())
+    return {"positive": receipts(positive, batch.up, recipe), "negative": receipts(negative, batch.down, recipe)}
+
+
+def _variance(measurement: Measurement) -> float | None:
     """Variance of a minibatch's update: that of one group over the number of groups."""
-    if u.shape[0] > 1 or len(scene.tree.path) > VARIANCE_RESPONSES:
+    if len(measurement.update) > 1 or len(measurement.scene.tree.path) > VARIANCE_RESPONSES:
         return None
-    groups = recipe.schedule.prompts // recipe.schedule.minibatches
-    return float(group_variance(scene, recipe, sim, u)) / groups
+    schedule = measurement.recipe.schedule
+    return float(group_variance(measurement)) / (schedule.prompts // schedule.minibatches)
 
 
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
@@ -224,5 +221,6 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _mean(x: Tensor) -> float:
-    return float(x.mean())
+def _averaged(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over members."""
+    return {name: float(value.mean()) for name, value in values.items()}

@@ -17,9 +17,9 @@ from firstorder.core.quantities import Moments, means
 from firstorder.core.routing import replay_rows
 from firstorder.core.training import replay
 
-from .forward import Routes
+from .edges import Routes
 from .scene import Mode, Scene
-from .tree import Tree, reach
+from .tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def moments(scene: Scene, mode: Mode) -> Moments:
 def _weights(scene: Scene) -> Tensor:
     """How likely each row is run, `[M, N]`."""
     tree = scene.tree
-    levels = torch.split(reach(scene.mu_old.logp, tree), list(tree.levels), dim=1)
+    levels = torch.split(scene.reached, list(tree.levels), dim=1)
     each = [level[:, None].expand(-1, len(lead), -1) for level, lead in zip(levels, tree.leads, strict=True)]
     return torch.cat([one.flatten(1) for one in each], dim=1)
 

@@ -7,19 +7,19 @@ converges to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from firstorder.core.method.advantage import advantage
-from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import token_weights
 
-from .forward import vjp
-from .scene import Scene, token_stats
-from .updates import advantage_table, fits
+from .edges import vjp
+from .fit import fits
+from .measurement import Measurement
+from .scene import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,90 +37,68 @@ def sample_responses(scene: Scene, groups: int, group_size: int, batches: int, g
     count = len(tree.prompts)
     prompt = torch.randint(count, (batches, groups), generator=generator)
     chance = scene.measure[0] * count
-    found = torch.empty(batches, groups, group_size, dtype=torch.int64)
+    picks = torch.empty(batches, groups, group_size, dtype=torch.int64)
     for x in range(count):
-        mine = (tree.prompt == x).nonzero()[:, 0]
-        wanted = prompt == x
-        total = int(wanted.sum()) * group_size
+        answers, asked = (tree.prompt == x).nonzero()[:, 0], prompt == x
+        total = int(asked.sum()) * group_size
         if total:
-            drawn = torch.multinomial(chance[mine], total, replacement=True, generator=generator)
-            found[wanted] = mine[drawn].view(-1, group_size)
-    return found
+            drawn = torch.multinomial(chance[answers], total, replacement=True, generator=generator)
+            picks[asked] = answers[drawn].view(-1, group_size)
+    return picks
 
 
-def sampled_edges(scene: Scene, recipe: Recipe, picks: Tensor) -> Tensor:
+def sampled_edges(measurement: Measurement, picks: Tensor) -> Tensor:
     """Mean token weights of sampled batches, added up on their edges: `[batches, N · V]`.
 
     Args:
-        scene: of one member.
-        recipe: the method.
+        measurement: of one member.
         picks: int64 `[batches, groups, G]`, from `sample_responses`.
     """
-    batch = sampled_stats(scene, recipe, picks)
-    weight = token_weights(batch, recipe).weight * batch.weights[..., None]
-    flat = picks.flatten(1)
-    edges = torch.zeros(len(picks), scene.tree.contexts * scene.tree.vocab, dtype=torch.float64)
-    edges.scatter_add_(1, scene.tree.path[flat].flatten(1).long(), weight.flatten(1))
-    return edges
+    tree, stats = measurement.scene.tree, sampled_stats(measurement, picks)
+    weight = token_weights(stats, measurement.recipe).weight * stats.weights[..., None]
+    edges = torch.zeros(len(picks), tree.contexts * tree.vocab, dtype=torch.float64)
+    return edges.scatter_add_(1, tree.path[picks.flatten(1)].flatten(1).long(), weight.flatten(1))
 
 
-def sampled_stats(scene: Scene, recipe: Recipe, picks: Tensor) -> TokenStats:
+def sampled_stats(measurement: Measurement, picks: Tensor) -> TokenStats:
     """Sampled batches as a recipe sees them, `[batches, groups · G, T]`, with their own advantages."""
-    full, flat = token_stats(scene, recipe), picks.flatten(1)
-
-    def pick(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[0][flat]
-
-    return replace(
-        full,
-        logp_theta=full.logp_theta[0][flat],
-        logp_old=full.logp_old[0][flat],
-        logp_mu=full.logp_mu[0][flat],
-        mask=scene.tree.mask[flat],
-        advantage=_advantage(scene, recipe, picks),
-        measure=None,
-        kl_mu=pick(full.kl_mu),
-        router_shift=pick(full.router_shift),
-        rewards=scene.rewards[flat],
-    )
+    rows = picks.flatten(1)
+    fields = {name: x[0][rows] for name, x in vars(measurement.batch.stats).items() if x is not None}
+    return TokenStats(**fields | {"advantage": _advantage(measurement, picks), "measure": None})
 
 
-def _advantage(scene: Scene, recipe: Recipe, picks: Tensor) -> Tensor:
+def _advantage(measurement: Measurement, picks: Tensor) -> Tensor:
     """A of every picked response over its group, or of every token under a perfect critic."""
-    if not recipe.has_critic:
-        return advantage(scene.rewards[picks], recipe.advantage).flatten(1)
-    plus, minus = advantage_table(scene, recipe).of(scene)
-    return (plus - minus)[0][picks.flatten(1)]
+    batch, recipe = measurement.batch, measurement.recipe
+    if recipe.has_critic:
+        return (batch.plus - batch.minus)[0][picks.flatten(1)]
+    return advantage(batch.scene.rewards[picks], recipe.advantage).flatten(1)
 
 
 def sampled_fits(
-    scene: Scene, recipe: Recipe, g: Tensor, natural: Tensor, *, blocks: int = 16, batches: int = 16, seed: int = 0
+    measurement: Measurement, *, blocks: int = 16, batches: int = 16, seed: int = 0
 ) -> dict[str, Interval]:
     """How a recipe's update at its own minibatch size compares with the gradients, by jackknife over blocks.
 
     Args:
-        scene: of one member.
-        recipe: its schedule says how many groups of how many responses make a minibatch.
-        g, natural: `[1, P]`, the gradients of its own and of the natural target.
+        measurement: of one member; the recipe's schedule says how many groups of how many responses make a minibatch.
         blocks: independent blocks, one VJP each.
         batches: minibatches averaged within a block.
         seed: of the sampler.
 
     Returns:
-        The comparisons of `exact.fits`, but for the norm of g, which is exact.
+        The comparisons of `fit.fits`, but for the norm of g, which is exact.
     """
-    generator = torch.Generator().manual_seed(seed)
-    schedule = recipe.schedule
-    rows = []
+    generator, scene, schedule = torch.Generator().manual_seed(seed), measurement.scene, measurement.recipe.schedule
+    groups, size = schedule.prompts // schedule.minibatches, schedule.group_size
+    updates = []
     for _ in range(blocks):
-        picks = sample_responses(
-            scene, schedule.prompts // schedule.minibatches, schedule.group_size, batches, generator
-        )
-        edges = sampled_edges(scene, recipe, picks).mean(0).view(1, scene.tree.contexts, scene.tree.vocab)
-        rows.append(vjp(scene.target[recipe.router_replay.mode], edges, scene.weights))
-    u = torch.cat(rows)
-    whole = fits(u.mean(0), g[0], natural[0])
-    left_out = [fits((u.sum(0) - one) / (blocks - 1), g[0], natural[0]) for one in u]
+        edges = sampled_edges(measurement, sample_responses(scene, groups, size, batches, generator)).mean(0)
+        updates.append(vjp(measurement.target, edges.view(1, scene.tree.contexts, scene.tree.vocab), scene.weights))
+    u = torch.cat(updates)
+    targets = measurement.gradient[0], measurement.natural_gradient[0]
+    whole = fits(u.mean(0), *targets)
+    left_out = [fits((u.sum(0) - one) / (blocks - 1), *targets) for one in u]
     return {
         name: jackknife(value, torch.stack([one[name] for one in left_out]))
         for name, value in whole.items()

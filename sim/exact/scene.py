@@ -7,14 +7,13 @@ at every token of the context, prompt included, π^R2 uses the experts that π_o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.method.stats import TokenStats
 from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
@@ -22,8 +21,9 @@ from firstorder.sim.model.policy import Weights, leaves, load
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
 
-from .forward import Pass, Routes, run
-from .tree import Tree, chunks, episodes, gather, gather_contexts, plant, reach, responses
+from .edges import Pass, Routes
+from .forward import run
+from .tree import Tree, chunks, episodes, gather, plant, reach, responses
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
@@ -62,15 +62,27 @@ class Scene:
     target: Mapping[Mode, Pass]
     stale: bool
 
-    @property
+    @cached_property
     def measure(self) -> Tensor:
         """μ_old(y|x) / P of every response, `[M, B]`, summing to 1."""
         return gather(self.mu_old.logp, self.tree).sum(-1).exp() / len(self.tree.prompts)
 
-    def parts(self) -> Iterator[Scene]:
+    @cached_property
+    def reached(self) -> Tensor:
+        """Probability that a response of μ_old comes to each context, `[M, N]`."""
+        return reach(self.mu_old.logp, self.tree)
+
+    @cached_property
+    def share(self) -> Tensor:
+        """Share of each context among the response tokens that μ_old draws, `[M, N]` summing to 1."""
+        return self.reached / self.reached.sum(-1, keepdim=True)
+
+    def parts(self) -> list[Scene]:
         """The same contexts with the responses a chunk at a time, so that sums over responses take little memory."""
-        for cut in chunks(self.tree, len(self.mu_old.logp)):
-            yield replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut])
+        cuts = chunks(self.tree, len(self.mu_old.logp))
+        if len(cuts) == 1:
+            return [self]
+        return [replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut]) for cut in cuts]
 
     def replay(self, mode: Mode) -> Routes | None:
         """The routes that a mode replays; None where π routes live."""
@@ -126,14 +138,14 @@ def build(
         mu_old = run(load(theta_old, pair.mu, sim), tree)
         mu = run(load(weights, pair.mu, sim), tree) if stale else mu_old
         trainer_old = load(theta_old, pair.pi, sim)
-        old_live = run(trainer_old, tree) if stale else frozen(target["disabled"])
+        old_live = run(trainer_old, tree) if stale else target["disabled"].frozen()
     for mode in MODES[1:]:
         if mode in wanted:
             target[mode] = run(trainer, tree, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
     if "R3" in wanted:
         with torch.no_grad():
-            old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else frozen(target["R3"])
+            old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else target["R3"].frozen()
     return Scene(
         tree=tree,
         rewards=rewards,
@@ -145,49 +157,3 @@ def build(
         target=target,
         stale=stale,
     )
-
-
-def frozen(done: Pass) -> Pass:
-    """The same pass without its graph."""
-    return replace(done, logp=done.logp.detach())
-
-
-def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
-    """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
-    mode, tree = recipe.router_replay.mode, scene.tree
-    target, old = scene.target[mode], scene.old[mode]
-    kl_mu = router_shift = None
-    if recipe.correction.kind in ("max_kl", "mean_kl"):
-        kl_mu = gather_contexts(kl(scene.mu_old.logp, target.logp.detach()), tree)
-    if recipe.ratio.router_floor is not None:
-        router_shift = gather_contexts(_router_shift(target, old), tree)
-    logp_mu = gather(scene.mu_old.logp, tree)
-    return TokenStats(
-        logp_theta=gather(target.logp.detach(), tree),
-        logp_old=gather(old.logp.detach(), tree),
-        logp_mu=logp_mu,
-        mask=tree.mask.expand(logp_mu.shape),
-        advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
-        measure=scene.measure,
-        kl_mu=kl_mu,
-        router_shift=router_shift,
-        rewards=scene.rewards.expand(logp_mu.shape[:-1]),
-    )
-
-
-def token_share(scene: Scene) -> Tensor:
-    """Share of each context among the response tokens that μ_old draws, `[M, N]` summing to 1."""
-    weight = reach(scene.mu_old.logp, scene.tree)
-    return weight / weight.sum(-1, keepdim=True)
-
-
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) of two arrays of log-probs over the last axis, nats."""
-    return (p.exp() * (p - q)).sum(-1)
-
-
-def _router_shift(target: Pass, old: Pass) -> Tensor:
-    """Mean over layers and the experts that π_old used of |log router_θ - log router_old|, `[M, N]`."""
-    used = old.routes.contexts.long()
-    shift = target.router_logp.gather(-1, used) - old.router_logp.gather(-1, used)
-    return shift.abs().mean((-2, -1))

@@ -12,9 +12,10 @@ from firstorder.sim.config import Sim
 from firstorder.sim.model.policy import Weights, flatten, leaves, load, unflatten
 
 from .forward import run
+from .measurement import update
+from .objectives import sequence_gradient
 from .scene import Engines, build, grow
 from .tree import Tree
-from .updates import sequence_gradient, update
 
 
 def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe | None = None) -> Iterator[Weights]:

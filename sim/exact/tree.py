@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -129,10 +128,10 @@ def episodes(tree: Tree) -> Episodes:
     return converse(tree.task, tree.rows[tree.prompt], tree.tokens, tree.mask)
 
 
-def chunks(tree: Tree, members: int) -> Iterator[slice]:
+def chunks(tree: Tree, members: int) -> list[slice]:
     """Slices of the responses, small enough for M members that sums over them take little memory."""
     size = max(1, CHUNK_TOKENS // (tree.horizon * members))
-    return (slice(start, start + size) for start in range(0, len(tree.path), size))
+    return [slice(start, start + size) for start in range(0, len(tree.path), size)]
 
 
 def gather(edges: Tensor, tree: Tree) -> Tensor:

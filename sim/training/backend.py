@@ -28,10 +28,12 @@ from firstorder.core.training.batch import RolloutBatch, check_rewards
 from firstorder.sim import optimizer
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import coherence
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import coherence, objectives
 from firstorder.sim.exact.agree import mismatch
+from firstorder.sim.exact.edges import entropy_gradient
+from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.forward import states
+from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.tree import Tree
 from firstorder.sim.model import noise
@@ -221,20 +223,21 @@ class SimBackend:
         pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
         scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
-        values, u = exact.values(scene, mode), exact.update(scene, recipe, self._values(recipe, cut, scene))
-        natural = exact.gradient(scene, "disabled")
-        own = natural if mode == "disabled" else exact.gradient(scene, mode)
+        measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
+        u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)
-        found = {
+        errors = {
             "exact/j_pi": values.j_seq_natural,
             "exact/j_mu": values.j_mu,
             "exact/value_error": values.error.abs(),
             "exact/replay_bias": values.replay_bias,
-            "exact/gradient_error": exact.compare(u, own).error,
-            "exact/gradient_error_natural": exact.compare(u, natural).error,
-            "exact/bias_entropy": coherence.cosine(bias, exact.entropy_gradient(scene)),
+            "exact/gradient_error": compare(u, measurement.gradient).error,
+            "exact/gradient_error_natural": compare(u, natural).error,
+            "exact/bias_entropy": coherence.cosine(
+                bias, entropy_gradient(scene.target["disabled"], scene.share, scene.weights)
+            ),
         }
-        return found, bias
+        return errors, bias
 
     def _values(self, recipe: Recipe, cut: slice, scene: Scene) -> Tensor | None:
         """What the critics of an arm say of every context of a scene, `[members, N]`."""

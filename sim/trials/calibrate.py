@@ -17,7 +17,8 @@ from torch import Tensor
 from firstorder.core.routing import flips
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Numerics, Sim
-from firstorder.sim.exact.scene import Mode, build, engines, grow, kl, token_share
+from firstorder.sim.exact.edges import kl
+from firstorder.sim.exact.scene import Mode, build, engines, grow
 
 PUBLISHED_KL = 1.5e-3  # nats a token
 PUBLISHED_FLIPS = 0.10  # of (token, layer)
@@ -52,7 +53,7 @@ def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, 
     tree, rewards = grow(sim)
     with torch.no_grad():
         scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
-    share = token_share(scene)
+    share = scene.share
     pi, mu = scene.old["disabled"], scene.mu_old
     flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)
     return (share * kl(mu.logp, scene.old[mode].logp)).sum(-1), (share * flipped).sum(-1)

@@ -11,9 +11,10 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build as build_recipe
 from firstorder.core.settings.toml import read
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import scene
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives, scene
+from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.forward import run
+from firstorder.sim.exact.measurement import update
 from firstorder.sim.model import policy
 
 SIM = Sim(vocab=5, horizon=6, prompts=4)
@@ -44,7 +45,7 @@ def world():
 def objective_of_tree(world):
     tree, rewards, leaves, pair = world
     done = run(policy.load(leaves, pair.pi, SIM), tree)
-    return exact.value(done.logp, tree, rewards).sum()
+    return objectives.value(done.logp, tree, rewards).sum()
 
 
 def sequences(world, chosen, together):
@@ -108,11 +109,11 @@ def test_ten_recipes_beside_a_bare_forward_and_backward(in_turns, world):
 
     def together():
         built = scene.build(SIM, tree, rewards, pair, leaves)
-        gradients = {mode: exact.gradient(built, mode) for mode in scene.MODES}
+        gradients = {mode: objectives.gradient(built, mode) for mode in scene.MODES}
         for recipe in recipes:
             mode = recipe.router_replay.mode
-            exact.values(built, mode)
-            exact.compare(exact.update(built, recipe), gradients[mode])
+            objectives.values(built, mode)
+            compare(update(built, recipe), gradients[mode])
 
     in_turns(rounds=7, bare_forward_and_backward=bare, ten_recipes=together)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.bounds import bounds, sequence_total_variation
 from firstorder.sim.exact.scene import MODES
 
@@ -85,7 +85,7 @@ def test_every_bound_holds_in_every_simulator(small, make_scene, drawn):
         drawn = drawn | {"vocab": 4}
     scene = make_scene(small(**drawn))
     for mode in MODES:
-        found = exact.values(scene, mode)
+        found = objectives.values(scene, mode)
         error = float(found.error.abs())
         for name, bound in bounds(scene, mode).items():
             assert error <= float(bound) * (1 + 1e-9) + 1e-14, name

@@ -3,8 +3,9 @@ import torch
 
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import coherence
-from firstorder.sim.exact import updates as exact
 from firstorder.sim.exact.coherence import begin, bias, follow
+from firstorder.sim.exact.edges import entropy_gradient
+from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.scene import build, engines, grow
 from firstorder.sim.exact.tree import reach
 from firstorder.sim.model.policy import initial_weights
@@ -50,7 +51,7 @@ def test_the_bias_is_what_no_step_size_removes():
     u, g = vectors(2)
     b = bias(u, g)
     torch.testing.assert_close((b * u).sum(-1), torch.zeros(3, dtype=torch.float64), **EXACT)
-    torch.testing.assert_close(b.norm(dim=-1) / g.norm(dim=-1), exact.compare(u, g).error, **EXACT)
+    torch.testing.assert_close(b.norm(dim=-1) / g.norm(dim=-1), compare(u, g).error, **EXACT)
 
 
 def test_no_bias_and_no_update_are_no_direction():
@@ -67,7 +68,7 @@ def test_the_gradient_of_the_entropy_is_its_slope(name):
     tree, rewards = grow(sim)
     weights = initial_weights(sim, seeds)
     scene = build(sim, tree, rewards, engines(sim, seeds), weights, modes=[])
-    found = exact.entropy_gradient(scene)
+    found = entropy_gradient(scene.target["disabled"], scene.share, scene.weights)
     start = sum(w.numel() for w in list(weights.values())[: list(weights).index(name)])
     h, at = 1e-5, 3
 

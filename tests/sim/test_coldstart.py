@@ -12,7 +12,7 @@ from firstorder.core.training.arms import Arm
 from firstorder.sim import coldstart, optimizer
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.scene import engines, grow
@@ -36,7 +36,9 @@ def figures(sim, weights):
         logp = run(load(weights, engines(sim, torch.arange(1)).pi, sim), tree).logp
     chance = reach(logp, tree)[0]
     entropy = -(logp.exp() * logp).sum(-1)[0]
-    return torch.stack([exact.value(logp, tree, rewards)[0], (chance * entropy).sum() / chance.sum(), chance.sum()])
+    return torch.stack(
+        [objectives.value(logp, tree, rewards)[0], (chance * entropy).sum() / chance.sum(), chance.sum()]
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,10 +11,13 @@ from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import train
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
+from firstorder.sim.exact.advantages import advantage_table
+from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.forward import states
 from firstorder.sim.exact.measure import measure
-from firstorder.sim.exact.scene import MODES, build, engines, grow, token_stats
+from firstorder.sim.exact.measurement import token_stats, update
+from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import gather, gather_contexts, reach
 from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.sampling.sequences import score
@@ -49,7 +52,7 @@ def token_gradient(make_recipe):
 
     def of(scene, mode):
         plain = make_recipe("minirl-critic", *TOKEN, "advantage.baseline=none", f"router_replay.mode={mode}")
-        return exact.update(scene, plain)[0]
+        return update(scene, plain)[0]
 
     return of
 
@@ -61,7 +64,7 @@ def any_values(scene, seed=0):
 
 
 def perfect(scene):
-    return exact.state_values(scene.mu_old.logp, scene.tree, scene.rewards)
+    return objectives.state_values(scene.mu_old.logp, scene.tree, scene.rewards)
 
 
 def ratios(scene, mode):
@@ -83,7 +86,7 @@ def test_the_value_of_a_context_is_the_mean_reward_of_what_follows(changes, smal
 def test_a_context_that_is_never_reached_has_no_value(stale):
     never = torch.full_like(stale.mu_old.logp, -math.inf)
     never[..., 0] = 0.0  # every response ends at once
-    found = exact.state_values(never, stale.tree, stale.rewards)[0]
+    found = objectives.state_values(never, stale.tree, stale.rewards)[0]
     first = stale.tree.levels[0]
     assert torch.equal(found[:first], stale.rewards[stale.tree.mask.sum(-1) == 1])
     assert (found[first:] == 0).all()
@@ -92,7 +95,7 @@ def test_a_context_that_is_never_reached_has_no_value(stale):
 @pytest.mark.parametrize("mode", MODES)
 def test_at_lambda_one_any_value_leaves_the_gradient_of_the_token_objective(mode, stale, valued, token_gradient, same):
     for seed in range(3):
-        same(exact.update(stale, valued(1.0, mode), any_values(stale, seed))[0], token_gradient(stale, mode), RTOL)
+        same(update(stale, valued(1.0, mode), any_values(stale, seed))[0], token_gradient(stale, mode), RTOL)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_at_lambda_one_any_value_leaves_the_gradient_of_the_token_objective(mode
 )
 def test_a_mask_a_truncation_a_missing_factor_or_a_length_lets_the_value_in(breaks, stale, valued):
     recipe = valued(1.0, "disabled", *breaks)
-    one, other = (exact.update(stale, recipe, any_values(stale, seed)) for seed in (0, 1))
+    one, other = (update(stale, recipe, any_values(stale, seed)) for seed in (0, 1))
     assert float((one - other).norm()) > 1e-3 * float(one.norm())
 
 
@@ -116,15 +119,15 @@ def test_a_mask_a_truncation_a_missing_factor_or_a_length_lets_the_value_in(brea
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.95])
 def test_below_one_the_value_of_the_rollout_policy_leaves_it_too(mode, lam, stale, valued, token_gradient, same):
     expected = token_gradient(stale, mode)
-    same(exact.update(stale, valued(lam, mode), perfect(stale))[0], expected, RTOL)
-    same(exact.update(stale, valued(lam, mode))[0], expected, RTOL)  # what a measurement assumes
-    target = exact.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
-    off = exact.update(stale, valued(lam, mode), target)[0] - expected
+    same(update(stale, valued(lam, mode), perfect(stale))[0], expected, RTOL)
+    same(update(stale, valued(lam, mode))[0], expected, RTOL)  # what a measurement assumes
+    target = objectives.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
+    off = update(stale, valued(lam, mode), target)[0] - expected
     assert float(off.norm()) > 1e-3 * float(expected.norm())  # the value of π is not that of μ
 
 
 def test_at_lambda_zero_a_perfect_value_gives_the_advantage_of_every_token(stale, valued, same):
-    plus, minus = exact.advantage_table(stale, valued(0.0)).of(stale)
+    plus, minus = advantage_table(stale, valued(0.0)).of(stale)
     tree, v = stale.tree, perfect(stale)
     # Q^μ(c, y) from the responses that take the edge, V^μ(c) from those that reach the context
     edge = tree.path.long()
@@ -140,7 +143,7 @@ def test_the_spread_of_an_advantage_grows_with_lambda_as_its_residuals_are_uncor
     """E[Σ_t A_t²] = Σ_l λ^{2l} E[Σ_t d_{t+l}²] under a perfect value."""
 
     def second_moment(lam):
-        plus, minus = exact.advantage_table(stale, valued(lam)).of(stale)
+        plus, minus = advantage_table(stale, valued(lam)).of(stale)
         return (stale.measure[..., None] * (plus - minus).square()).sum((0, 1))
 
     by_token, horizon = second_moment(0.0).tolist(), stale.tree.horizon  # E d_t² of each token
@@ -157,14 +160,14 @@ def bias(scene, mode, lam, error):
         for t in range(length):
             ahead = sum(lam**i * float(e[row, t + 1 + i]) for i in range(length - t - 1))
             weight[0, row, t] = scene.measure[0, row] * rho[row, t] * (1 - lam) * ahead
-    return exact.direction(scene, mode, weight)[0]
+    return objectives.direction(scene, mode, weight)[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lam", [0.0, 0.6, 0.95, 1.0])
 def test_the_error_of_a_value_enters_the_update_by_its_formula(mode, lam, stale, valued, token_gradient, same):
     error = any_values(stale)
-    found = exact.update(stale, valued(lam, mode), perfect(stale) + error)[0]
+    found = update(stale, valued(lam, mode), perfect(stale) + error)[0]
     expected = bias(stale, mode, lam, error)
     same(found, token_gradient(stale, mode) + expected, RTOL)
     assert (float(expected.norm()) == 0) == (lam == 1)
@@ -175,25 +178,25 @@ def test_the_target_s_own_value_at_lambda_zero_closes_one_half_of_the_gap_and_a_
     mode, stale, valued, token_gradient, same
 ):
     """A_t = Q^π - V^π stands where eq. (4) has Q^μ; with Π_{s≤t} ρ_s for ρ_t nothing is left."""
-    rho, g = ratios(stale, mode), exact.gradient(stale, mode)[0]
-    own = exact.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
+    rho, g = ratios(stale, mode), objectives.gradient(stale, mode)[0]
+    own = objectives.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
     future = torch.flip(torch.flip(torch.where(stale.tree.mask, rho, 1.0), [1]).cumprod(1), [1]) / rho
     weight = stale.measure[..., None] * stale.rewards[:, None] * torch.where(stale.tree.mask, rho * (future - 1), 0.0)
-    half = exact.direction(stale, mode, weight)[0]
-    found = exact.update(stale, valued(0.0, mode), own)[0]
+    half = objectives.direction(stale, mode, weight)[0]
+    found = update(stale, valued(0.0, mode), own)[0]
     same(found, token_gradient(stale, mode) + half, 1e-9)
     assert float(half.norm()) > 1e-3 * float(g.norm())
     prefix = valued(0.0, mode, "ratio.span=prefix", "about.scope=sequence")
-    same(exact.update(stale, prefix, own)[0], g, 1e-9)
+    same(update(stale, prefix, own)[0], g, 1e-9)
 
 
 def test_the_bias_is_of_first_order_in_the_error_and_stays_where_the_engines_agree(small, make_scene, valued, same):
     scene = make_scene(small(numerics={"kind": "exact"}))
     assert (ratios(scene, "disabled")[scene.tree.mask] == 1).all()
-    error, g = any_values(scene), exact.gradient(scene, "disabled")[0]
+    error, g = any_values(scene), objectives.gradient(scene, "disabled")[0]
 
     def off(scale):
-        return exact.update(scene, valued(0.5), perfect(scene) + scale * error)[0] - g
+        return update(scene, valued(0.5), perfect(scene) + scale * error)[0] - g
 
     same(off(1e-3), 1e-3 * off(1.0), 1e-8)
     assert float(off(0.1).norm()) > 1e-2 * float(g.norm())
@@ -204,11 +207,11 @@ def test_an_optimistic_value_rewards_tokens_that_go_on(stale, valued, token_grad
     lam, lengths = 0.7, stale.tree.lengths
     left = (lengths[:, None] - 1 - torch.arange(stale.tree.horizon)).clamp(min=0).double()
     weight = stale.measure[..., None] * ratios(stale, "disabled") * 0.2 * (1 - lam**left)
-    found = exact.update(stale, valued(lam), perfect(stale) + 0.2)[0] - token_gradient(stale, "disabled")
-    same(found, exact.direction(stale, "disabled", weight)[0], 1e-9)
+    found = update(stale, valued(lam), perfect(stale) + 0.2)[0] - token_gradient(stale, "disabled")
+    same(found, objectives.direction(stale, "disabled", weight)[0], 1e-9)
     # a step along it makes responses longer: the derivative of E_π|y| is positive
     longer = stale.probability("disabled") * lengths
-    slope = exact.direction(stale, "disabled", longer[..., None].expand(-1, -1, stale.tree.horizon))[0]
+    slope = objectives.direction(stale, "disabled", longer[..., None].expand(-1, -1, stale.tree.horizon))[0]
     assert float(found @ slope) > 0
 
 
@@ -227,7 +230,7 @@ def test_a_perfect_critic_measures_without_bias_and_with_less_variance(small, ma
 def test_a_critic_is_scored_token_by_token(stale, make_recipe):
     """The clip reads the sign of each token's own advantage, so a response can be cut on both sides."""
     stats = token_stats(stale, make_recipe("ppo-critic"))
-    plus, minus = exact.advantage_table(stale, make_recipe("ppo-critic")).of(stale)
+    plus, minus = advantage_table(stale, make_recipe("ppo-critic")).of(stale)
     assert plus.shape == stats.logp_theta.shape
     assert ((plus > 0).any(-1) & (minus > 0).any(-1)).any()
 
@@ -268,9 +271,9 @@ def test_a_critic_that_knows_nothing_decays_the_reward_along_the_response(make_s
     scene = make_scene(sim)
     left = (scene.tree.lengths[:, None] - 1 - torch.arange(sim.horizon)).clamp(min=0).double()
     weight = scene.measure[..., None] * ratios(scene, "disabled") * scene.rewards[:, None] * 0.5**left
-    fit = exact.compare(exact.direction(scene, "disabled", weight), exact.gradient(scene, "disabled"))
+    fit = compare(objectives.direction(scene, "disabled", weight), objectives.gradient(scene, "disabled"))
     same(backend.evaluate(0)["exact/gradient_error"], fit.error, 1e-9)
-    blunt = exact.compare(exact.update(scene, method), exact.gradient(scene, "disabled")).error
+    blunt = compare(update(scene, method), objectives.gradient(scene, "disabled")).error
     assert float(fit.error) > float(blunt) + 0.01
 
 

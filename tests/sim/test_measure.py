@@ -9,7 +9,7 @@ from firstorder.core.runs.files import to_json
 from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import measure as module
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.tree import count
 
@@ -242,7 +242,7 @@ def test_members_that_a_measurement_does_not_read_are_said(small, make_recipe):
 def test_a_fit_knows_the_best_scale_the_raw_error_and_the_angle():
     u = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     g = torch.tensor([[1.0, 1.0], [3.0, 4.0], [-2.0, -2.0]], dtype=torch.float64)
-    fit = exact.compare(u, g)
+    fit = compare(u, g)
     assert fit.scale.tolist() == pytest.approx([0.5, 0.0, -2.0])
     assert fit.error.tolist() == pytest.approx([0.5**0.5, 1.0, 0.0])
     assert fit.raw.tolist() == pytest.approx([1.0, 1.0, 1.5])

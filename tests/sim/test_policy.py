@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from firstorder.sim.config import Numerics, Sim
-from firstorder.sim.exact import updates as exact
-from firstorder.sim.exact.forward import Routes, run, vjp
+from firstorder.sim.exact import objectives
+from firstorder.sim.exact.edges import Routes, vjp
+from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import gather, plant
 from firstorder.sim.model import chunks
@@ -49,8 +50,8 @@ def test_the_probabilities_of_all_responses_add_up_to_one_for_every_prompt(route
 def test_the_score_function_has_mean_zero_under_its_own_policy(mode, small, make_scene):
     scene = make_scene(small(staleness=1))
     weight = scene.probability(mode)[..., None].expand(-1, -1, scene.tree.horizon)
-    size = exact.gradient(scene, mode).norm()
-    assert float(exact.direction(scene, mode, weight).norm()) < 1e-12 * float(size)
+    size = objectives.gradient(scene, mode).norm()
+    assert float(objectives.direction(scene, mode, weight).norm()) < 1e-12 * float(size)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -90,7 +91,7 @@ def test_a_member_is_the_same_alone_and_in_an_ensemble(kind, router, small, same
         assert torch.equal(whole.mu_old.routes.contexts[member], alone.mu_old.routes.contexts[0])
         same(whole.mu_old.logp[member], alone.mu_old.logp[0])
         for mode in MODES:
-            same(exact.gradient(whole, mode)[member], exact.gradient(alone, mode)[0])
+            same(objectives.gradient(whole, mode)[member], objectives.gradient(alone, mode)[0])
 
 
 def test_members_with_other_seeds_are_other_policies(small):
@@ -131,7 +132,7 @@ def test_a_fresh_target_that_replays_its_own_routes_is_the_natural_one_in_any_pr
     scene = make_scene(small(training_numerics={"kind": kind}))
     for mode in ("disabled", "R2"):
         assert torch.equal(scene.target[mode].logp.detach(), scene.old["disabled"].logp)
-    assert torch.equal(exact.gradient(scene, "R2"), exact.gradient(scene, "disabled"))
+    assert torch.equal(objectives.gradient(scene, "R2"), objectives.gradient(scene, "disabled"))
 
 
 def test_rows_of_minus_one_route_live(small):
@@ -286,11 +287,11 @@ def test_a_direction_is_a_derivative_of_j_along_itself(small, make_scene, same):
     scene = make_scene(sim)
     routes = {"disabled": None, "R3": scene.mu_old.routes}
     for mode, given in routes.items():
-        g = exact.gradient(scene, mode)
+        g = objectives.gradient(scene, mode)
         v = g / g.norm()
 
         def j(step, given=given, v=v):
             moved = unflatten(flatten(scene.weights).detach() + step * v, scene.weights)
-            return exact.value(run(exact_model(sim, moved), scene.tree, given).logp, scene.tree, scene.rewards)
+            return objectives.value(run(exact_model(sim, moved), scene.tree, given).logp, scene.tree, scene.rewards)
 
         same((j(1e-5) - j(-1e-5)) / 2e-5, g.norm()[None], 1e-7)

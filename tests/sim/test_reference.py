@@ -4,9 +4,10 @@ import torch
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import receipts, token_weights
 from firstorder.core.settings import toml
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.measure import measure
-from firstorder.sim.exact.scene import MODES, token_stats
+from firstorder.sim.exact.measurement import token_stats, update
+from firstorder.sim.exact.scene import MODES
 from firstorder.sim.exact.tree import gather
 
 RTOL = 1e-10
@@ -71,7 +72,7 @@ def test_rewards_and_the_measure_are_those_of_the_responses(both, pairs_of, same
 @pytest.mark.parametrize("mode", MODES)
 def test_the_sequence_gradient_is_that_of_j(both, mode, same):
     _, lab, scene = both
-    same(exact.gradient(scene, mode)[0], lab.gradient(mode), RTOL)
+    same(objectives.gradient(scene, mode)[0], lab.gradient(mode), RTOL)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,7 +114,7 @@ def advantages(stale):
 def test_the_expected_update_of_every_shipped_recipe_is_that_of_all_groups(name, stale, advantages, acting, same):
     lab, scene = stale
     recipe = acting(name, "schedule.group_size=3")
-    found = exact.update(scene, recipe)[0]
+    found = update(scene, recipe)[0]
     assert float(found.norm()) > 0
     same(found, lab.update(recipe, advantages(recipe.advantage)), RTOL)
 
@@ -123,7 +124,7 @@ def test_a_bound_over_the_batch_meets_the_signs_of_every_baseline(baseline, stal
     lab, scene = stale
     changes = ["advantage.std=false", "schedule.group_size=2", f'advantage.baseline="{baseline}"']
     recipe = acting("m2po", *changes, *(["advantage.gae_lambda=0.5"] if baseline == "value" else []))
-    same(exact.update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 2)), RTOL)
+    same(update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 2)), RTOL)
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
@@ -137,7 +138,7 @@ def test_a_baseline_over_several_reward_levels_is_that_of_all_groups(
     )
     lab, scene = make_lab(sim), make_scene(sim)
     assert len(set(lab.reward.values())) == 3
-    same(exact.update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 3)), RTOL)
+    same(update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 3)), RTOL)
 
 
 def test_every_part_acts_in_the_settings_of_the_reference(stale, acting):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from firstorder.core.training.diagnostics import diagnose, remainder_moment
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
+from firstorder.sim.exact.measurement import Measurement, token_stats
 from firstorder.sim.exact.sampled import sample_responses, sampled_stats
-from firstorder.sim.exact.scene import token_stats
 
 RECIPES = {"disabled": "minirl", "R2": "minirl-r2", "R3": "minirl-r3"}
 ROUNDING = 1e-9  # of a difference of values of order 1 that is itself a hundred to a million times smaller
@@ -37,7 +37,7 @@ def test_the_remainder_is_the_second_order_term_of_the_exact_value_error(
     second = float(above / below)
     assert float(below) == pytest.approx(1.0, rel=1e-12)
     assert second == pytest.approx(elementary(stats, stats.logp_theta, 2), rel=1e-11)
-    error = float(exact.values(scene, mode).error)
+    error = float(objectives.values(scene, mode).error)
     # three tokens at most: what is left is the third order, and nothing else
     assert error == pytest.approx(second + elementary(stats, stats.logp_theta, 3), rel=ROUNDING)
     assert abs(error) > 1e-6
@@ -48,7 +48,7 @@ def test_the_diagnostics_of_an_exhaustive_batch_are_exact(mode, small, make_scen
     scene = make_scene(small())
     stats = token_stats(scene, make_recipe(RECIPES[mode]))
     found = diagnose(stats)
-    values = exact.values(scene, mode)
+    values = objectives.values(scene, mode)
     assert float(found["reward_pi"]) == pytest.approx(float(values.j_seq), rel=1e-12)
     assert float(found["second_order_remainder"]) == pytest.approx(elementary(stats, stats.logp_old, 2), rel=1e-11)
 
@@ -59,7 +59,7 @@ def test_the_remainder_takes_over_as_the_engines_approach_each_other(small, make
     for scale in (0.1, 0.001):
         scene = make_scene(small(numerics={"kind": "noise", "scale": scale}))
         second = float(diagnose(token_stats(scene, recipe))["second_order_remainder"])
-        error = float(exact.values(scene, "R3").error)
+        error = float(objectives.values(scene, "R3").error)
         gaps.append(abs(error - second) / abs(error))
     assert gaps[1] < 0.03 * gaps[0] < 0.03
 
@@ -68,7 +68,7 @@ def test_the_remainder_takes_over_as_the_engines_approach_each_other(small, make
 def test_sampled_batches_estimate_the_remainder_and_the_reward_of_pi(mode, small, make_scene, make_recipe):
     scene, recipe = make_scene(small()), make_recipe(RECIPES[mode], "schedule.group_size=4")
     picks = sample_responses(scene, 400, 4, 60, torch.Generator().manual_seed(3))
-    batches = sampled_stats(scene, recipe, picks)
+    batches = sampled_stats(Measurement(scene=scene, recipe=recipe), picks)
     exhaustive = diagnose(token_stats(scene, recipe))
     found = diagnose(batches)
     for name in ("second_order_remainder", "reward_pi"):
@@ -82,7 +82,7 @@ def test_the_moment_of_two_parts_adds_up_to_the_whole(small, make_scene, make_re
     scene, recipe = make_scene(small()), make_recipe("minirl", "schedule.group_size=4")
     picks = sample_responses(scene, 8, 4, 1, torch.Generator().manual_seed(3))
     names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "rewards")
-    whole = sampled_stats(scene, recipe, picks)
+    whole = sampled_stats(Measurement(scene=scene, recipe=recipe), picks)
     parts = [replace(whole, **{n: getattr(whole, n)[:, cut] for n in names}) for cut in (slice(0, 12), slice(12, 32))]
     sums = [remainder_moment(part, part.logp_old) for part in parts]
     together = remainder_moment(whole, whole.logp_old)

@@ -4,7 +4,9 @@ from scipy import stats as scipy_stats
 
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
+from firstorder.sim.exact.fit import compare
+from firstorder.sim.exact.measurement import Measurement, update
 from firstorder.sim.exact.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
 from firstorder.sim.exact.tree import scatter
 
@@ -38,10 +40,10 @@ def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections
     # a weight that reads its batch has its limit where batches are large; the others are unbiased at any size
     groups, batches = (800, 30) if recipe.weight_scope == "batch" else (4, 3000)
     along = projections[recipe.router_replay.mode]
-    weights = exact.expected_weights(stale, recipe, exact.advantage_table(stale, recipe))
-    limit = scatter(weights, stale.tree).flatten() @ along
+    measurement = Measurement(scene=stale, recipe=recipe)
+    limit = scatter(measurement.batch.expected, stale.tree).flatten() @ along
     picks = sample_responses(stale, groups, 4, batches, torch.Generator().manual_seed(1))
-    found = sampled_edges(stale, recipe, picks) @ along
+    found = sampled_edges(measurement, picks) @ along
     error = found.std(0, correction=1) / batches**0.5
     assert ((found.mean(0) - limit).abs() < 5 * error).all()
     assert (error < 0.2 * limit.abs().max()).all()
@@ -70,7 +72,7 @@ def test_the_same_generator_draws_the_same_batches(stale):
 def test_a_sampled_batch_is_the_rows_of_the_exhaustive_one(stale, make_recipe):
     recipe = make_recipe("rspo")
     picks = sample_responses(stale, 3, 4, 2, torch.Generator().manual_seed(0))
-    batch = sampled_stats(stale, recipe, picks)
+    batch = sampled_stats(Measurement(scene=stale, recipe=recipe), picks)
     assert batch.measure is None
     assert batch.logp_theta.shape == (2, 12, 3)
     assert torch.equal(batch.mask, stale.tree.mask[picks.flatten(1)])
@@ -95,9 +97,9 @@ def test_the_jackknife_removes_the_bias_of_a_variance():
 @pytest.mark.parametrize("name", ["dapo", "m2po"])
 def test_the_interval_of_a_batch_recipe_closes_in_on_its_limit(name, stale, acting):
     recipe = acting(name, "schedule.prompts=2000")
-    g = exact.gradient(stale, "disabled")
-    limit = exact.compare(exact.update(stale, recipe), g)
-    found = sampled_fits(stale, recipe, g, g, blocks=12, batches=2)
+    g = objectives.gradient(stale, "disabled")
+    limit = compare(update(stale, recipe), g)
+    found = sampled_fits(Measurement(scene=stale, recipe=recipe), blocks=12, batches=2)
     for key, exactly in (("gradient_error", limit.error), ("update_scale", limit.scale)):
         interval = found[key]
         width = interval.high - interval.low

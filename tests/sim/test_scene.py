@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from firstorder.sim.exact import tree
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact.advantages import reward_levels
 from firstorder.sim.exact.forward import Routes
 from firstorder.sim.exact.measure import measure
-from firstorder.sim.exact.scene import MODES, token_stats
+from firstorder.sim.exact.measurement import token_stats
+from firstorder.sim.exact.scene import MODES
 
 
 def numbers(result, prefix=""):
@@ -87,7 +88,7 @@ def test_the_batch_of_a_scene_is_exhaustive_and_carries_what_its_recipe_reads(sm
 
 def test_reward_levels_and_chances_are_those_of_the_rollout_policy(small, make_scene, same):
     found = make_scene(small(reward="graded", vocab=4, horizon=2))
-    levels, chance = exact.reward_levels(found)
+    levels, chance = reward_levels(found)
     assert levels.tolist() == [0.0, 0.5, 1.0]
     for x in range(2):
         for n, level in enumerate(levels):

@@ -2,7 +2,8 @@ import itertools
 
 import torch
 
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
+from firstorder.sim.exact.measurement import update
 from firstorder.sim.exact.scene import build, engines, grow
 from firstorder.sim.exact.staleness import advance, path
 from firstorder.sim.model.policy import flatten, initial_weights
@@ -27,7 +28,7 @@ def test_each_step_is_plain_ascent_along_the_natural_gradient_of_the_other_promp
     measured, _ = grow(sim)
     assert not any((row == measured.prompts).all(-1).any() for row in other.prompts)
     for before, after in itertools.pairwise(found):
-        g = exact.gradient(build(sim, other, rewards, pair, theta_old, before), "disabled")
+        g = objectives.gradient(build(sim, other, rewards, pair, theta_old, before), "disabled")
         same(flatten({n: after[n] - before[n] for n in after if n != "bias"}), 0.7 * g, 1e-10)
         assert torch.equal(after["bias"], theta_old["bias"])
 
@@ -39,7 +40,7 @@ def test_the_path_raises_the_reward_of_the_prompts_it_walks_on(small):
     earned = []
     for theta in path(sim, pair, theta_old, 3):
         done = build(sim, other, rewards, pair, theta_old, theta, []).target["disabled"]
-        earned.append(exact.value(done.logp.detach(), other, rewards))
+        earned.append(objectives.value(done.logp.detach(), other, rewards))
     assert (torch.stack(earned).diff(dim=0) > 0).all()
 
 
@@ -58,7 +59,7 @@ def test_a_recipe_s_path_follows_its_own_update_at_the_policies_it_would_see(sma
         recipe = make_recipe(name, "schedule.group_size=3")
         found = list(path(sim, pair, theta_old, 2, recipe))
         for before, after in itertools.pairwise(found):
-            u = exact.update(build(sim, other, rewards, pair, theta_old, before), recipe)
+            u = update(build(sim, other, rewards, pair, theta_old, before), recipe)
             same(flatten({n: after[n] - before[n] for n in after}), 0.7 * u, 1e-10)
 
 

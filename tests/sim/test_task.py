@@ -11,9 +11,10 @@ from firstorder.core.tasks import Answer, Episodes
 from firstorder.core.training.diagnostics import moments
 from firstorder.sim import tasks
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import updates as exact
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.bounds import bounds
-from firstorder.sim.exact.scene import MODES, build, engines, grow, token_stats
+from firstorder.sim.exact.measurement import Measurement
+from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import answers, episodes, reach
 from firstorder.sim.model.policy import initial_weights
 from firstorder.sim.tasks import TASKS, Guess, Program, Text, task_of
@@ -161,14 +162,14 @@ def test_how_many_tokens_an_environment_says_enters_no_denominator(name, of_coun
     for count in (1, 3):
         scene = of_count(count)
         assert [len(lead) for lead in scene.tree.leads] == [2, 1 + count, 1 + count]
-        stats, table = token_stats(scene, recipe), exact.advantage_table(scene, recipe)
-        signed = stats.with_advantage(table.plus[:, scene.tree.prompt, 0] + 1)
+        measurement = Measurement(scene=scene, recipe=recipe)
+        signed = measurement.batch.stats.with_advantage(measurement.advantages.plus[:, scene.tree.prompt, 0] + 1)
         numbers = {
-            "weights": exact.expected_weights(scene, recipe, table),
+            "weights": measurement.batch.expected,
             "reach": reach(scene.mu_old.logp, scene.tree),
         }
-        numbers |= vars(exact.values(scene, recipe.router_replay.mode)) | bounds(scene, recipe.router_replay.mode)
-        for pairs in (moments(stats), receipts(signed, token_weights(signed, recipe), recipe)):
+        numbers |= vars(objectives.values(scene, recipe.router_replay.mode)) | bounds(scene, recipe.router_replay.mode)
+        for pairs in (moments(measurement.batch.stats), receipts(signed, token_weights(signed, recipe), recipe)):
             numbers |= {key: torch.stack(pair) for key, pair in pairs.items()}
         found.append(numbers)
     assert float(found[0]["weights"].abs().max()) > 0

@@ -4,9 +4,8 @@ import math
 import pytest
 import torch
 
-from firstorder.sim.exact import updates as exact
-from firstorder.sim.exact import variance
-from firstorder.sim.exact.scene import token_stats
+from firstorder.sim.exact import objectives, variance
+from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.variance import group_variance
 
 SETTINGS = {
@@ -48,7 +47,7 @@ RECIPES = {
 @pytest.fixture(scope="module", params=SETTINGS)
 def both(request, small, make_lab, make_scene):
     sim = small(**SETTINGS[request.param])
-    return request.param, sim, make_lab(sim), make_scene(sim)
+    return request.param, make_lab(sim), make_scene(sim)
 
 
 def enumerated(lab, reference, recipe, size):
@@ -78,13 +77,13 @@ def enumerated(lab, reference, recipe, size):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_variance_of_a_group_is_that_over_all_groups(both, size, reference, make_recipe, same):
-    setting, sim, lab, scene = both
+    setting, lab, scene = both
     for name in RECIPES[setting] if size == 2 else RECIPES[setting][:2]:
         recipe = make_recipe(name, f"schedule.group_size={size}")
-        u = exact.update(scene, recipe)
+        measurement = Measurement(scene=scene, recipe=recipe)
         mean, expected = enumerated(lab, reference, recipe, size)
-        same(u[0], mean, 1e-10)
-        assert float(group_variance(scene, recipe, sim, u)) == pytest.approx(expected, rel=1e-9)
+        same(measurement.update[0], mean, 1e-10)
+        assert float(group_variance(measurement)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_group_of_one_has_the_variance_of_a_response(small, make_lab, make_scene, make_recipe, reference):
@@ -92,25 +91,25 @@ def test_a_group_of_one_has_the_variance_of_a_response(small, make_lab, make_sce
     lab, scene = make_lab(sim), make_scene(sim)
     recipe = make_recipe("reinforce", "schedule.group_size=1")
     _, expected = enumerated(lab, reference, recipe, 1)
-    assert float(group_variance(scene, recipe, sim, exact.update(scene, recipe))) == pytest.approx(expected, rel=1e-9)
+    assert float(group_variance(Measurement(scene=scene, recipe=recipe))) == pytest.approx(expected, rel=1e-9)
 
 
 def test_chunks_of_responses_change_nothing(small, make_scene, make_recipe, monkeypatch, same):
     sim = small(staleness=1)
     scene, recipe = make_scene(sim), make_recipe("minirl-r3")
-    whole = group_variance(scene, recipe, sim, exact.update(scene, recipe))
+    whole = group_variance(Measurement(scene=scene, recipe=recipe))
     monkeypatch.setattr(variance, "CHUNK", 7)
-    same(group_variance(scene, recipe, sim, exact.update(scene, recipe)), whole)
+    same(group_variance(Measurement(scene=scene, recipe=recipe)), whole)
 
 
 def test_norms_are_those_of_each_response_s_own_gradient(small, make_scene, make_recipe, same):
     sim = small(staleness=1, lr=2.0)
     scene, recipe = make_scene(sim), make_recipe("minirl-r3")
-    table = exact.advantage_table(scene, recipe)
-    up, down = (parts.weight for parts in exact.signed_weights(scene, token_stats(scene, recipe), recipe, table))
-    found = variance.response_norms(scene, recipe, sim, torch.cat([up, down]))
+    measurement = Measurement(scene=scene, recipe=recipe)
+    up, down = measurement.batch.up.weight, measurement.batch.down.weight
+    found = variance.response_norms(measurement, torch.cat([up, down]))
     for row in range(0, len(scene.tree.path), 4):
         only = torch.zeros_like(up)
         only[:, row] = 1
-        alone = [exact.direction(scene, "R3", only * w).square().sum() for w in (up, down)]
+        alone = [objectives.direction(scene, "R3", only * w).square().sum() for w in (up, down)]
         same(found[row], torch.stack(alone), 1e-11)

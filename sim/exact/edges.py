@@ -1,0 +1,100 @@
+"""What an engine says of every context and next token, and sums over them: of any world, whatever its contexts are.
+
+Shapes: M members, N contexts, V vocabulary, L MoE layers, K experts a token, E experts, P parameters.
+
+An *edge* is a context and its next token. However responses are enumerated or contexts merge, an expected update is
+one vector-Jacobian product with a coefficient an edge, and what holds for a response token is a mean over contexts,
+each by its share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from firstorder.sim.model.policy import Weights, gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """Experts at every token that an engine runs, int16.
+
+    `contexts` `[M, N, L, K]` holds the last token of each context, `leads`, one `[M, S_t - 1, N_t, L, K]` a level, the
+    tokens before it in its lead: all but the last of the prompt, and a response token that an environment answers.
+    """
+
+    contexts: Tensor
+    leads: tuple[Tensor, ...]
+
+    def equal(self, other: Routes) -> bool:
+        """Whether every token visits the same experts, in the same order."""
+        pairs = zip((self.contexts, *self.leads), (other.contexts, *other.leads), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What an engine says about every context.
+
+    Args:
+        logp: `[M, N, V]` nats, log-probs of the next token; carries the gradient if the weights do.
+        routes: the experts it used.
+        live: those that its routers would have chosen without replay.
+        margin: `[M, N, L]`, distance of each live choice from flipping.
+        router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
+    """
+
+    logp: Tensor
+    routes: Routes
+    live: Routes
+    margin: Tensor
+    router_logp: Tensor
+
+    def frozen(self) -> Pass:
+        """The same without its graph."""
+        return replace(self, logp=self.logp.detach())
+
+
+def vjp(target: Pass, coefficients: Tensor, weights: Weights) -> Tensor:
+    """Σ_edges a_edge ∇ log π(edge) for each member, `[M, P]`; the graph is kept.
+
+    Args:
+        target: a pass whose weights require grad.
+        coefficients: `[M, N, V]`, a.
+        weights: the leaves.
+    """
+    # of a scalar: given `grad_outputs`, autograd would import sympy first
+    return gradient((coefficients * target.logp).sum(), weights, keep=True)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) of two arrays of log-probs over the last axis, nats."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """Entropy of log-probs over the last axis, nats."""
+    return -(logp.exp() * logp).sum(-1)
+
+
+def entropy_gradient(target: Pass, share: Tensor, weights: Weights) -> Tensor:
+    """∇ of the mean entropy of π_θ over contexts that are held fixed, nats a response token, `[M, P]`.
+
+    Each context c adds -Σ_v π(v|c) log π(v|c) ∇ log π(v|c).
+
+    Args:
+        target: π_θ, whose weights require grad.
+        share: `[M, N]`, how much each context counts.
+        weights: the leaves.
+    """
+    logp = target.logp.detach()
+    return vjp(target, -share[..., None] * logp.exp() * logp, weights)
+
+
+def router_shift(target: Pass, old: Pass) -> Tensor:
+    """Mean over layers and the experts that π_old used of |log router_θ - log router_old|, `[M, N]`."""
+    used = old.routes.contexts.long()
+    shift = target.router_logp.gather(-1, used) - old.router_logp.gather(-1, used)
+    return shift.abs().mean((-2, -1))

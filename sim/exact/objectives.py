@@ -1,0 +1,101 @@
+"""Objectives and their gradients, exact: sums over every response of a tree.
+
+Shapes: M members, B responses, T tokens, N contexts, V vocabulary, P parameters.
+Nothing is sampled; every gradient is one vector-Jacobian product through the tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firstorder.sim.model.policy import Weights
+
+from .edges import Pass, vjp
+from .scene import Mode, Scene
+from .tree import Tree, chunks, gather, responses, scatter
+
+
+def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
+    """J = E_x Σ_y p(y|x) R(x, y) of a policy with edge log-probs `[M, N, V]`; eq. (1); `[M]`."""
+    return (gather(logp, tree).sum(-1).exp() * rewards).sum(-1) / len(tree.prompts)
+
+
+def state_values(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
+    """V(c) = E[R | c] of a policy with edge log-probs `[M, N, V]`, `[M, N]`; 0 at contexts that it cannot reach."""
+    earned = reached = torch.zeros((), dtype=torch.float64)
+    for cut in chunks(tree, len(logp)):
+        part = responses(tree, cut)
+        chance = gather(logp, part).sum(-1).exp()
+        earned = earned + scatter(_every_token(chance * rewards[cut], part), part).sum(-1)
+        reached = reached + scatter(_every_token(chance, part), part).sum(-1)
+    return torch.where(reached > 0, earned / reached, 0.0)
+
+
+def gradient(scene: Scene, mode: Mode) -> Tensor:
+    """∇J_seq of a target, `[M, P]`; eq. (2)."""
+    return sequence_gradient(scene.target[mode], scene.tree, scene.rewards, scene.weights)
+
+
+def sequence_gradient(target: Pass, tree: Tree, rewards: Tensor, weights: Weights) -> Tensor:
+    """∇J_seq of the policy of a pass, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
+    logp = target.logp.detach()
+    edges = torch.zeros((), dtype=torch.float64)
+    for cut in chunks(tree, len(logp)):
+        part = responses(tree, cut)
+        chance = gather(logp, part).sum(-1).exp() / len(tree.prompts)
+        edges = edges + scatter(_every_token(chance * rewards[cut], part), part)
+    return vjp(target, edges, weights)
+
+
+def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
+    """Σ_y Σ_t weight · ∇ log π_θ(y_t | c_t) of a target for `[M, B, T]` weights, probability included; `[M, P]`."""
+    return vjp(scene.target[mode], scatter(weight, scene.tree), scene.weights)
+
+
+def _every_token(x: Tensor, tree: Tree) -> Tensor:
+    """A number of each response, `[M, B]`, at each of its tokens, `[M, B, T]`."""
+    return x[..., None].expand(-1, -1, tree.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Objectives of one target, each `[M]` in units of reward.
+
+    `error` = J(π) - J(μ_old) - E_μ[R Σ_t (ρ_t - 1)], signed, with π the target itself: the part of the sequence-level
+    objective that its first-order expansion misses. `replay_bias` = J(π natural) - J(π).
+    """
+
+    j_seq: Tensor
+    j_seq_natural: Tensor
+    j_mu: Tensor
+    j_mu_theta: Tensor
+    j_token: Tensor
+    error: Tensor
+    replay_bias: Tensor
+
+
+def values(scene: Scene, mode: Mode) -> Values:
+    """J of the target, of the natural target and of both inference policies; eq. (3); the error of its premise."""
+    target, natural = scene.target[mode].logp.detach(), scene.target["disabled"].logp.detach()
+    policies = (target, natural, scene.mu_old.logp, scene.mu.logp)
+    sums = torch.zeros(6, target.shape[0], dtype=torch.float64)
+    for part in scene.parts():
+        rho = (gather(target, part.tree) - gather(scene.mu_old.logp, part.tree)).exp()
+        weighted = part.measure * part.rewards
+        j = [value(logp, part.tree, part.rewards) for logp in policies]
+        j_token = (weighted * torch.where(part.tree.mask, rho, 0.0).sum(-1)).sum(-1)
+        linear = (weighted * torch.where(part.tree.mask, rho - 1, 0.0).sum(-1)).sum(-1)
+        sums = sums + torch.stack([*j, j_token, linear])
+    j_seq, j_natural, j_mu, j_mu_theta, j_token, linear = sums
+    return Values(
+        j_seq=j_seq,
+        j_seq_natural=j_natural,
+        j_mu=j_mu,
+        j_mu_theta=j_mu_theta,
+        j_token=j_token,
+        error=j_seq - j_mu - linear,
+        replay_bias=j_natural - j_seq,
+    )
