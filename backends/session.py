@@ -33,7 +33,7 @@ log = logging.getLogger("firstorder")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRun:
-    """A recipe on the real engines: a `core.training.session.Run`.
+    """A recipe on the real engines: a `core.training.session.TrainingRun`.
 
     Args:
         recipe: method, schedule and optimiser.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,18 +24,21 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from firstorder.core.method.recipe import Recipe
     from firstorder.core.runs.logs import Line, StepLog
     from firstorder.core.runs.track import Opener
-    from firstorder.core.training.session import Run, Session
+    from firstorder.core.training.session import Session, TrainingRun
 
     from .overrides import Overrides, Source
 
 SCHEMA = "firstorder.train/1"
-BACKENDS: Mapping[str, Callable[[Source, Overrides, str | None], Run]] = {"sim": compose, "torchtitan": compose_engines}
-NOTED = ("reward", "kl", "update/entropy")  # shown beside the progress
-
-# what a run is summed up by, where it was logged
-SHOWN = ("reward", "eval/reward", "exact/j_pi", "exact/j_mu", "kl", "route/flip_rate", "update/entropy")
+BACKENDS: Mapping[str, Callable[[Source, Overrides, str | None], TrainingRun]] = {
+    "sim": compose,
+    "torchtitan": compose_engines,
+}
+NOTED = ("reward", "kl", "update/entropy")  # beside the progress
+# what sums a run up, where it was logged
+SUMMED = ("reward", "eval/reward", "exact/j_pi", "exact/j_mu", "kl", "route/flip_rate", "update/entropy")
 
 log = logging.getLogger("firstorder")
 
@@ -44,45 +48,44 @@ class TrainResult(Result):
     """A finished run: its folder, and what it logged.
 
     Args:
-        folder: the run folder, with checkpoints, logs and what the logged names mean.
-        settings: the resolved configuration, nested tables.
-        inert: the parts of the recipe that cannot act, one sentence each.
-        steps: one a step: `step`, and by name its metrics and receipts, a list of numbers with several members.
+        folder: the run folder, with the configuration, logs and checkpoints.
+        recipe: as resolved.
+        inert: the parts of it that cannot act, one sentence each.
+        steps: one a step: `step`, and its metrics and receipts by name, a list of numbers with several members.
     """
 
     folder: Path
-    settings: dict[str, Any]
-    inert: tuple[str, ...]
+    recipe: Recipe
+    inert: list[str]
     steps: list[Line]
 
     @property
     def title(self) -> str:
-        """What the command prints."""
-        return f"{self.folder}: {self.settings['schedule']['steps']} steps"
+        """The run in a line."""
+        return f"{self.folder}: {self.recipe.schedule.steps} steps"
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     def blocks(self) -> Iterator[Table | Text]:
-        """The folder, what the run started and ended with, and the parts that cannot act."""
+        """Where it is, what it began and ended with (the mean over members), and the parts that cannot act."""
         from rich.table import Table
         from rich.text import Text
 
         yield Text(self.title, no_wrap=True)
         table = Table(box=None, header_style="bold")
         table.add_column("quantity")
-        for head in ("first", "last"):
-            table.add_column(head, justify="right")
-        for name in SHOWN:
-            values = [_mean(line[name]) for line in self.steps if name in line]
-            if values:
-                table.add_row(name, f"{values[0]:.6g}", f"{values[-1]:.6g}")
+        table.add_column("first", justify="right")
+        table.add_column("last", justify="right")
+        for name in SUMMED:
+            means = [_mean(line[name]) for line in self.steps if name in line]
+            if means:
+                table.add_row(name, f"{means[0]:.6g}", f"{means[-1]:.6g}")
         yield table
-        for line in self.inert:
-            yield Text(f"inert: {line}")
+        yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
 
     def records(self) -> list[dict[str, Any]]:
-        """One row a step."""
+        """A row for each step: its metrics and receipts."""
         return self.steps
 
     def plot(self, *others: str | os.PathLike[str], figure: str = "reward") -> Figure:
@@ -108,7 +111,7 @@ class TrainResult(Result):
         if figure not in known:
             raise ConfigError(f"no figure {figure!r}; {nearest(figure, known)}figures: {', '.join(known)}")
         chosen = known[figure]
-        curves = [found for panel in chosen.panels for run in runs if (found := curve(run, panel)) is not None]
+        curves = [line for panel in chosen.panels for run in runs if (line := curve(run, panel)) is not None]
         return drawn(lambda: over_steps(chosen, runs, curves))
 
 
@@ -122,73 +125,65 @@ def train(
     resume: bool = False,
     strict: bool = False,
     track: Sequence[str] = (),
-    **keywords: Any,
+    **keys: Any,
 ) -> TrainResult:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step.
 
-    The parts that cannot act, where a sink shows the run and why one stopped are logged under `firstorder`. Ctrl-C and
-    SIGTERM let the step finish and save it first.
+    Parts that cannot act, and where sinks show the run, are logged. Ctrl-C and SIGTERM let the step finish and save it.
 
     Args:
-        recipe: a shipped name, a TOML file, or the object.
-        overrides: `{"sim.staleness": 2}` or `{"sim": {"staleness": 2}}`, or `a.b=value` assignments.
-        backend: `sim`, or `torchtitan` with vLLM rollouts.
+        recipe: a shipped name, a TOML file, or a recipe.
+        overrides: settings by dotted key, `{"clip.high": 0.3}`.
+        backend: sim, or torchtitan (with vLLM rollouts).
         settings: a TOML file whose sections are laid over the recipe's, before the overrides.
         out: the run folder; `runs/NAME` unless given.
         resume: go on from the folder's newest checkpoint.
         strict: refuse a recipe with parts that cannot act.
         track: sinks that show the run as well: tensorboard, wandb, trackio.
-        keywords: sections, and in the simulator keys of `[sim]`: `staleness=2`, `clip={"high": 0.3}`.
+        keys: `members=8`, a key of `[sim]` if that is the backend, or `schedule={"steps": 50}`, keys of a section.
 
     Raises:
-        ConfigError: a setting, the recipe, the folder or a sink is refused; nothing is left behind.
+        ConfigError: a setting, the recipe, a sink or the folder is refused; nothing is written.
+        SizeError: the responses to the measured prompts are too many to enumerate.
         DataError: a step failed; the folder stays resumable.
         Interrupted: a signal asked the run to stop; the step is saved.
     """
     from firstorder.core.training.inert import check_strict
 
+    started = time.perf_counter()
     sinks = openers(track)
     over = None if settings is None else os.fspath(settings)
-    run = composed(backend, recipe, laid(overrides, keywords, simulated=backend == "sim"), over)
+    run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
     inert = run.inert()
     if strict:
         check_strict(inert)
-    folder = run_folder(recipe, out)
+    folder = Path(out or f"runs/{named(recipe)}")
     session = run.prepare(folder, resume=resume)
     if session.ranks.is_rank0():
         for line in inert:
             log.warning("inert: %s", line)
-    carry_out(session, sinks)
-    return _result(folder, run, inert)
+    _run(session, sinks)
+    return _result(folder, run, inert, time.perf_counter() - started)
 
 
-def composed(backend: str, recipe: Source, overrides: Overrides, settings: str | None) -> Run:
-    """What is trained where.
-
-    Raises:
-        ConfigError: no such backend, or anything unknown, out of range or contradictory.
-    """
+def _composed(backend: str) -> Callable[[Source, Overrides, str | None], TrainingRun]:
+    """What resolves the settings of a backend."""
     from firstorder.core.errors import ConfigError
 
     if backend not in BACKENDS:
         raise ConfigError(f"--backend must be {' or '.join(BACKENDS)}, got {backend!r}")
-    return BACKENDS[backend](recipe, overrides, settings)
+    return BACKENDS[backend]
 
 
-def run_folder(recipe: Source, out: str | os.PathLike[str] | None) -> Path:
-    """The run folder: `out`, or one that is called like the recipe."""
-    return Path(out or f"runs/{named(recipe)}")
-
-
-def carry_out(session: Session, sinks: Mapping[str, Opener]) -> None:
-    """Run a session to its end, shown in sinks, by rank 0; a signal lets the step finish."""
+def _run(session: Session, sinks: Mapping[str, Opener]) -> None:
+    """Run a session to its end, shown in the sinks by rank 0; an interruption carries a note that says how to go on."""
     from firstorder.core.progress import tell
     from firstorder.core.runs.logs import lines
     from firstorder.core.runs.track import Tracker
     from firstorder.core.training.interrupt import Interrupted, deferred
     from firstorder.core.training.loop import logged_quantities
 
-    rank0 = session.ranks.is_rank0()
+    rank0, folder = session.ranks.is_rank0(), session.folder.path
     tracker = Tracker(session.folder, sinks if rank0 else {}, logged_quantities(session.backend), log.warning)
     for name, sink in tracker.sinks.items():
         log.info("%s: %s", name, sink.place)
@@ -203,8 +198,13 @@ def carry_out(session: Session, sinks: Mapping[str, Opener]) -> None:
     try:
         with closing(tracker), deferred(_heard if rank0 else lambda name: None) as asked:
             session.run(done, asked)
-    except Interrupted:
+    except Interrupted as stopped:
         session.ranks.all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
+        if rank0:
+            stopped.add_note(f"{folder}: {stopped.name} after step {stopped.step - 1}, saved; go on with --resume")
+        raise
+    except KeyboardInterrupt as interrupted:
+        interrupted.add_note(f"{folder}: go on with --resume")
         raise
 
 
@@ -213,28 +213,24 @@ def _heard(name: str) -> None:
     os.write(2, f"\nfirstorder: {name}: the step is finished and saved first{again}\n".encode())
 
 
-def _result(folder: Path, run: Run, inert: Sequence[str]) -> TrainResult:
+def _result(folder: Path, run: TrainingRun, inert: list[str], seconds: float) -> TrainResult:
     from firstorder import __version__
     from firstorder.core.runs.logs import history
 
-    settings, steps = run.settings(), list(history(folder))
-    return TrainResult(
-        document={
-            "schema": SCHEMA,
-            "version": __version__,
-            "folder": str(folder),
-            "settings": settings,
-            "inert": list(inert),
-            "steps": steps,
-        },
-        folder=folder,
-        settings=settings,
-        inert=tuple(inert),
-        steps=steps,
-    )
+    steps = list(history(folder))
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "seconds": seconds,
+        "folder": str(folder),
+        "settings": run.settings(),
+        "inert": inert,
+        "steps": steps,
+    }
+    return TrainResult(document=document, folder=folder, recipe=run.recipe, inert=inert, steps=steps)
 
 
 def _mean(value: Any) -> float:
-    """Over members; NaN where one has none."""
+    """Over members; NaN where one has no value."""
     members = value if isinstance(value, list) else [value]
     return math.nan if None in members else fmean(members)

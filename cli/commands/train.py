@@ -6,6 +6,7 @@ import os
 
 import typer
 
+from firstorder.cli import output
 from firstorder.cli.api import train as api
 from firstorder.cli.progress import shown
 from firstorder.cli.track import SINKS
@@ -28,28 +29,20 @@ def train(
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
     from firstorder.core.training.interrupt import Interrupted
 
-    folder = api.run_folder(recipe, out)
-    quiet = os.environ.get("RANK", "0") != "0"  # of the ranks that torchrun starts the first one speaks
+    quiet = os.environ.get("RANK", "0") != "0"  # of the ranks that torchrun starts only the first one speaks
     try:
-        with shown("train", quiet=quiet):
-            run = api.train(
+        with output.notes_told(), shown("train", quiet=quiet):
+            result = api.train(
                 recipe,
                 set_,
                 backend=backend,
                 settings=settings,
-                out=folder,
+                out=out,
                 resume=resume,
                 strict=strict,
                 track=track,
             )
     except Interrupted as stopped:
-        said, code = f"{folder}: {stopped.name} after step {stopped.step - 1}, saved; go on with --resume", stopped.code
-    except KeyboardInterrupt:
-        if not (folder / "config.toml").is_file():  # before there was a run
-            raise
-        said, code = f"{folder}: go on with --resume", 130
-    else:
-        said, code = run.title, 0
+        raise typer.Exit(stopped.code) from None
     if not quiet:
-        typer.echo(said, err=code != 0)
-    raise typer.Exit(code)
+        typer.echo(result.title)

@@ -160,7 +160,7 @@ def opened(
         raise
 
 
-class Run(Protocol):
+class TrainingRun(Protocol):
     """A recipe and where it trains, every setting resolved."""
 
     @property

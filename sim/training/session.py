@@ -27,7 +27,7 @@ from .backend import SimBackend
 
 @dataclass(frozen=True, kw_only=True)
 class SimRun:
-    """A recipe in the simulator: a `core.training.session.Run`.
+    """A recipe in the simulator: a `core.training.session.TrainingRun`.
 
     Args:
         recipe: method, schedule and optimiser.

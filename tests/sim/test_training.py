@@ -286,6 +286,18 @@ def test_a_run_at_work_is_not_resumed_beside_itself(tmp_path):
     made.prepare(tmp_path / "run", resume=True).run()
 
 
+def test_a_start_that_fails_leaves_no_new_folder_and_keeps_an_old_one(tmp_path, monkeypatch):
+    made = SimRun(recipe=recipe("minirl", "schedule.steps=1"), sim=SIM)
+    made.prepare(tmp_path / "old").run()
+    kept = sorted(path.name for path in (tmp_path / "old").iterdir())
+    monkeypatch.setattr(SimBackend, "__init__", lambda *given: (_ for _ in ()).throw(NotFiniteError("cold")))
+    for name, resume in (("new", False), ("old", True)):
+        with pytest.raises(NotFiniteError, match="cold"):
+            made.prepare(tmp_path / name, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == kept
+
+
 def test_a_checkpoint_of_other_members_is_refused():
     one, two = (SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=m),), torch.arange(m)) for m in (1, 2))
     with pytest.raises(DataError, match=r"does not fit this run, state\.weights\.\w+ is \[2, .* where \[1, "):
