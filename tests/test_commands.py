@@ -11,9 +11,9 @@ import typer.main
 from firstorder.backends.promote import models
 from firstorder.cli.api.compose import compose, compose_engines, grid
 from firstorder.cli.api.evidence import read_source
+from firstorder.cli.api.recipes import resolve
 from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
-from firstorder.core.settings.toml import shipped
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
 
@@ -96,7 +96,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "validate":
             assert set(given["only"]) <= {claim.id for claim in (TRAINING if given["training"] else CLAIMS)}
         case "recipes":
-            assert given["name"] is None or given["name"] in shipped()
+            for each in (given["name"], given["other"]):
+                assert each is None or resolve(each)
         case _:
             assert name in ("coldstart", "report")
 

@@ -12,7 +12,7 @@ from firstorder.backends.vllm.arguments import ROUTERS
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, fingerprint
-from firstorder.core.settings.toml import build, read, source
+from firstorder.core.settings.toml import build, read
 
 NAME = "qwen3-30b-a3b-r3-n2"
 TASK = ["--set", "task.kind=reasoning-gym"]
@@ -82,7 +82,7 @@ def test_the_bundle_is_whole_and_says_so(promoted):
     manifest = json.loads((promoted / "manifest.json").read_text())["sha256"]
     held = bundle.manifest(promoted)
     assert manifest == {name: value for name, value in held.items() if name != "manifest.json"}
-    assert (promoted / "recipe.toml").read_text() == source(NAME)
+    assert build(Recipe, read(str(promoted / "recipe.toml"))) == build(Recipe, read(NAME))
     assert [path.name for path in promoted.parent.iterdir() if path.name.startswith(".")] == []
 
 
@@ -113,7 +113,7 @@ def test_every_recipe_of_the_grid_becomes_a_bundle(name, shipped, monkeypatch, t
     (tmp_path / "gate.json").write_text(json.dumps(evidence(name, True)))
     words = [*TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out", str(tmp_path / "out")]
     assert run(["promote", name, *words]) == 0
-    assert (tmp_path / "out/recipe.toml").read_text() == source(name)
+    assert build(Recipe, read(str(tmp_path / "out/recipe.toml"))) == build(Recipe, read(name))
     inert = "Inert: clip.kind = minirl" in (tmp_path / "out/README.md").read_text()
     assert inert == name.endswith("n1")
 

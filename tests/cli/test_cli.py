@@ -2,14 +2,12 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from firstorder.cli.main import run
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings.toml import build, shipped
+from firstorder.core.settings.toml import shipped
 from firstorder.sim.trials import runs
 
 ROOT = Path(__file__).parents[2]
@@ -176,11 +174,6 @@ def test_the_table_of_a_measurement_shows_what_replay_did(capsys, tmp_path):
         {name: found[name] for name in ("rows_replayed", "rows_changed")}, rel=1e-5
     )
     assert found["rows_changed"] > 0
-
-
-def test_a_recipe_prints_as_toml_that_loads(capsys):
-    assert run(["recipes", "gspo"]) == 0
-    assert build(Recipe, tomllib.loads(capsys.readouterr().out)).about.name == "gspo"
 
 
 def test_every_shipped_recipe_is_listed(capsys, monkeypatch):

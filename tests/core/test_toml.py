@@ -40,14 +40,81 @@ def test_none_is_left_out_and_infinity_is_kept():
 
 def test_a_shipped_recipe_is_read_by_name_and_a_file_by_path(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text(toml.source("grpo"), encoding="utf-8")
-    assert toml.read(str(file)) == toml.read("grpo")
+    file.write_text(toml.source("minirl"), encoding="utf-8")
+    assert toml.read(str(file)) == toml.read("minirl")
     assert toml.shipped() == sorted(toml.shipped())
 
 
 def test_a_misspelt_recipe_names_the_nearest():
     with pytest.raises(ConfigError, match="no recipe or file 'minirll'; did you mean 'minirl'"):
         toml.read("minirll")
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return lambda name: toml.read(str(folder / f"{name}.toml"))
+
+
+def test_a_child_says_what_differs_from_its_base_and_from_the_base_of_that(tmp_path):
+    (tmp_path / "lab").mkdir()
+    write(tmp_path, ours='base = "minirl-r3"\n[clip]\nhigh = 0.5\n[sim]\nvocab = 4\n[sim.numerics]\nkind = "fp8"')
+    child = write(tmp_path / "lab", mine='base = "../ours.toml"\n[clip]\nlow = 0.1\n[sim.numerics]\nscale = 0.2')(
+        "mine"
+    )
+    assert child["sim"] == {"vocab": 4, "numerics": {"kind": "fp8", "scale": 0.2}}
+    assert child["clip"] == {"kind": "minirl", "low": 0.1, "high": 0.5}
+    assert child["router_replay"] == {"mode": "R3"}
+    assert "base" not in child
+
+
+def test_a_child_has_its_own_description_and_is_as_unsupported_as_its_base(tmp_path):
+    read = write(
+        tmp_path, mine='base = "minirl"\n[about]\nsummary = "mine"', other='base = "pr2"', bare='base="mine.toml"'
+    )
+    assert read("mine")["about"] == {"summary": "mine"}
+    assert "about" not in read("bare")
+    assert read("other")["about"] == {"unsupported": toml.read("pr2")["about"]["unsupported"]}
+
+
+def test_a_mistake_in_a_base_is_refused_where_the_child_is_built(tmp_path):
+    read = write(
+        tmp_path, a="about = 3\n[clip]\nhihg = 1", b='base = "a.toml"\n[about]\nname = "b"', c='base = "a.toml"'
+    )
+    with pytest.raises(ConfigError, match=r"unknown key 'clip\.hihg'"):
+        toml.build(Recipe, read("b"))
+    with pytest.raises(ConfigError, match=r"about: .* got 3"):
+        toml.build(Recipe, read("c"))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ('"minrl"', r"base of .*mine\.toml: no recipe or file 'minrl'; did you mean 'minirl'"),
+        ('"lab"', r"base of .*mine\.toml: '.*lab' is a folder and a recipe is a file"),
+        ('"broken.toml"', r"broken\.toml is not valid TOML"),
+        ("3", r"base of .*mine\.toml must be the name of a shipped recipe or of a file, got 3"),
+        ('"mine.toml"', r"the bases of .*mine\.toml go round in a circle, .*mine\.toml -> .*mine\.toml; drop one"),
+        ('"lab/back.toml"', r"go round in a circle, .*mine\.toml -> .*back\.toml -> .*mine\.toml; drop one"),
+    ],
+)
+def test_a_base_that_is_none_is_refused_in_one_line(tmp_path, base, message):
+    (tmp_path / "lab").mkdir()
+    write(tmp_path / "lab", back='base = "../mine.toml"')
+    with pytest.raises(ConfigError, match=message) as caught:
+        write(tmp_path, broken="a = ", mine=f"base = {base}")("mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", toml.shipped())
+def test_a_shipped_recipe_stands_on_shipped_ones_and_repeats_nothing_of_them(name):
+    own = tomllib.loads(toml.source(name))
+    if "base" not in own:
+        return
+    assert own["base"] in toml.shipped()
+    base = toml.flat(toml.read(own.pop("base")))
+    repeated = {key for key, value in toml.flat(own).items() if base.get(key) == value}
+    assert {key for key in repeated if not key.startswith("about.")} == set()
 
 
 @pytest.mark.parametrize("content", [b"a = ", b"[a\n", b"a = '\xff'"])
