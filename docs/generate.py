@@ -23,6 +23,7 @@ TABLES = {
     "quantities": tables.quantities,
     "recipes": tables.recipes,
     "options": tables.options,
+    "parts": tables.parts,
     "rooms": rooms.table,
     "verdicts": results.verdicts,
     "conditions": results.conditions,

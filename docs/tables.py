@@ -16,6 +16,7 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import app
+from firstorder.core.method import parts as method_parts
 from firstorder.core.method import surrogate, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
@@ -136,6 +137,25 @@ def _recipe(name: str) -> list[str]:
     about = recipe.about
     scopes = ("not run", "") if about.unsupported else (recipe.scope, recipe.weight_scope)
     return [f"`{name}`", *scopes, about.summary, about.source]
+
+
+def parts(section: str) -> str:
+    """The kinds of a part of the weight."""
+    named = {"of": "`ratio.of`" if section == "clips" else "its `of`", None: ""}
+    return rows(
+        ("kind", "makes", "keys", "compares", "scope", "source"),
+        (
+            (
+                f"`{kind}`",
+                part.formula,
+                ", ".join(f"`{key}`" for key in part.keys),
+                named.get(part.compares, f"`{part.compares}`"),
+                part.scope,
+                part.source,
+            )
+            for kind, part in getattr(method_parts, section.upper()).items()
+        ),
+    )
 
 
 def options(command: str) -> str:
