@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.routing import (
     Router,
+    RouterKind,
     check_router,
     check_routes,
     flips,
@@ -27,6 +29,10 @@ ROUTERS = {
 }
 EVERY = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
 BIASED = pytest.mark.parametrize("router", [ROUTERS["sigmoid_bias"], ROUTERS["group_limited"]], ids=lambda r: r.kind)
+
+
+def test_every_kind_of_router_has_its_rule_here():
+    assert {router.kind for router in ROUTERS.values()} == set(get_args(RouterKind))
 
 
 def normal(*shape, seed=0):

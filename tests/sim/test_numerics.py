@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,7 +12,7 @@ from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.tasks import task_of
 
 SIZES = {"vocab": 4, "horizon": 2, "width": 8, "expert_width": 6, "experts": 4, "layers": 2, "prompts": 4}
-KINDS = ["noise", "bf16", "fp16", "fp8", "int8", "split", "gate_order", "batch"]
+KINDS = [kind for kind in get_args(Numerics.model_fields["kind"].annotation) if kind != "exact"]
 ROWS = torch.arange(4)
 
 
