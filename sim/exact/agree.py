@@ -36,8 +36,9 @@ def mismatch(sim: Sim) -> bool:
     Settings alone do not say it: a scale that a kind does not read changes nothing, nor does the order of one gate.
     """
     seed = torch.zeros(1, dtype=torch.int64)
-    weights, pair = initial_weights(sim, seed), engines(sim, seed)
+    weights, arithmetics = initial_weights(sim, seed), engines(sim, seed)
     keys = noise.mix(torch.arange(SEQUENCES * TOKENS)).view(1, SEQUENCES, TOKENS)
     with torch.no_grad():
-        pi, mu = (score(load(weights, each, sim), keys % sim.vocab).logp for each in (pair.pi, pair.mu))
+        both = (load(weights, arithmetic, sim) for arithmetic in (arithmetics.pi, arithmetics.mu))
+        pi, mu = (score(engine, keys % sim.vocab).logp for engine in both)
     return not torch.equal(pi, mu)

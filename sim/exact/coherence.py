@@ -51,11 +51,11 @@ def follow(trail: Trail, b: Tensor) -> tuple[Trail, dict[str, Tensor]]:
     """
     norm = b.norm(dim=-1)
     total, length = MEMORY * trail.total + b, MEMORY * trail.length + norm
-    found = {
+    heading = {
         "exact/bias_cosine": cosine(trail.last, b),
         "exact/bias_coherence": _over(total.norm(dim=-1), length),
     }
-    return Trail(last=b, total=total, length=length), found
+    return Trail(last=b, total=total, length=length), heading
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

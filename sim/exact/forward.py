@@ -48,14 +48,14 @@ def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[S
         if depth:
             state = state.repeat_interleave(tree.vocab - 1, dim=1)
         ids, live = [], []
-        for place, given in enumerate(_replayed(replay, tree, depth)):
-            done = chunked_step(model, state, tokens[place], keys[place], given)
-            state = done.state
-            ids.append(done.ids)
-            live.append(done.live)
+        for place, routes in enumerate(_of_level(replay, tree, depth)):
+            step = chunked_step(model, state, tokens[place], keys[place], routes)
+            state = step.state
+            ids.append(step.ids)
+            live.append(step.live)
         leads.append(torch.stack(ids, dim=1)[:, :-1])
         lives.append(torch.stack(live, dim=1)[:, :-1])
-        levels.append(done)
+        levels.append(step)
     return levels, leads, lives
 
 
@@ -73,20 +73,19 @@ def along(routes: Routes, tree: Tree) -> Tensor:
     """
     layout, context = tree.task.layout, tree.path.long() // tree.vocab
     members, _, *layers = routes.contexts.shape
-    found = routes.contexts.new_full((members, len(tree.path), layout.length, *layers), -1)
+    experts = routes.contexts.new_full((members, len(tree.path), layout.length, *layers), -1)
     start = 0
     for depth, count in enumerate(tree.levels):
-        there = tree.mask[:, depth].nonzero()[:, 0]
-        node, end = context[there, depth] - start, layout.before(depth)
-        lead = routes.leads[depth]
-        found[:, there, end - 1] = routes.contexts[:, start + node]
+        longer = tree.mask[:, depth].nonzero()[:, 0]
+        node, last, lead = context[longer, depth] - start, layout.before(depth) - 1, routes.leads[depth]
+        experts[:, longer, last] = routes.contexts[:, start + node]
         for place in range(lead.shape[1]):
-            found[:, there, end - 1 - lead.shape[1] + place] = lead[:, place, node]
+            experts[:, longer, last - lead.shape[1] + place] = lead[:, place, node]
         start += count
-    return found
+    return experts
 
 
-def _replayed(replay: Routes | None, tree: Tree, depth: int) -> list[Tensor | None]:
+def _of_level(replay: Routes | None, tree: Tree, depth: int) -> list[Tensor | None]:
     """The experts given to each token of a level's leads; None routes live."""
     if replay is None:
         return [None] * len(tree.leads[depth])

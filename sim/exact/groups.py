@@ -72,8 +72,8 @@ def expected_products(levels: Tensor, chance: Tensor, rule: Advantage, group_siz
     two = _signed(_groups(levels, 2, max(shared - 2, 0)), rule)
     first, second = two[..., 0].view(2, n, n, -1), two[..., 1].view(2, n, n, -1)
     weight = _multinomial(_compositions(n, max(shared - 2, 0)), chance)
-    pair = torch.einsum("xc,snmc,tnmc->xnsmt", weight, first, second)
-    return own, pair.reshape(len(chance), 2 * n, 2 * n)
+    cross = torch.einsum("xc,snmc,tnmc->xnsmt", weight, first, second)
+    return own, cross.reshape(len(chance), 2 * n, 2 * n)
 
 
 def _groups(levels: Tensor, own: int, rest: int) -> Tensor:

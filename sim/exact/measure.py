@@ -98,15 +98,15 @@ def inert(recipe: Recipe, sim: Sim) -> list[str]:
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
     theta_old = starting_weights(sim, torch.tensor([sim.seed]).expand(members))
-    pair = engines(sim, torch.arange(members))
+    arithmetics = engines(sim, torch.arange(members))
     mover = recipe if sim.direction == "recipe" else None
-    *_, theta = path(sim, pair, theta_old, sim.staleness, mover)
+    *_, theta = path(sim, arithmetics, theta_old, sim.staleness, mover)
     tree, rewards = grow(sim)
     return build(
         sim,
         tree,
         rewards,
-        pair,
+        arithmetics,
         theta_old,
         theta if sim.staleness else None,
         modes=[recipe.router_replay.mode],
@@ -123,11 +123,11 @@ def summarise(
         u, g, natural: `[M, P]` vectors that are averaged before they are compared.
     """
 
-    def scalars(kept: Tensor) -> dict[str, Tensor]:
-        means = {name: value[kept].mean() for name, value in draws.items()}
+    def scalars(used: Tensor) -> dict[str, Tensor]:
+        means = {name: value[used].mean() for name, value in draws.items()}
         error, bias = means["approximation_error"], means["replay_bias"]
         means |= {"value_error": error.abs(), "value_error_natural": (error + bias).abs()}
-        return means | fits(u[kept].mean(0), g[kept].mean(0), natural[kept].mean(0))
+        return means | fits(u[used].mean(0), g[used].mean(0), natural[used].mean(0))
 
     count = len(u)
     everyone = torch.ones(count, dtype=torch.bool)

@@ -2,8 +2,8 @@
 
 Shapes: M members, B responses, T tokens, N contexts, P parameters.
 
-Every shipped weight is homogeneous in the advantage, so E[w] = E[A⁺] w(+1) + E[A⁻] w(-1): see `groups`. So each
-response is weighed twice, once for either sign, and whatever is reported reads these two.
+Every shipped weight is homogeneous in the advantage, so that E[w] = E[A⁺] w(+1) + E[A⁻] w(-1): see `groups`. A response
+is weighed twice, once for either sign, and all that is reported reads these two.
 """
 
 from __future__ import annotations
@@ -90,13 +90,17 @@ class Measurement:
         parts = [self.scene] if self.recipe.weight_scope == "batch" else self.scene.parts()
         return (self.batch if len(parts) == 1 else self._weighed(part) for part in parts)
 
-    @cached_property
-    def update(self) -> Tensor:
-        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update, `[M, P]`."""
+    def coefficients(self) -> Tensor:
+        """E_μ[Σ_t w_t] over the tokens that take each edge, `[M, N, V]`."""
         edges = torch.zeros((), dtype=torch.float64)
         for batch in self.batches():
             edges = edges + scatter(batch.expected, batch.scene.tree)
-        return vjp(self.target, edges, self.scene.weights)
+        return edges
+
+    @cached_property
+    def update(self) -> Tensor:
+        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update, `[M, P]`."""
+        return vjp(self.target, self.coefficients(), self.scene.weights)
 
     @cached_property
     def gradient(self) -> Tensor:

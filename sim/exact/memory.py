@@ -29,7 +29,7 @@ def check_memory(sim: Sim, members: int, available: int, schedule: Schedule | No
     Raises:
         SizeError: what was estimated, its bytes, and which settings to lower.
     """
-    wanted = {
+    estimates = {
         f"the weights of {members:,} x {parameters(sim):,} parameters": (
             8 * COPIES * parameters(sim) * members,
             "sim.width, sim.expert_width, sim.experts, sim.layers or sim.vocab" + (", or sim.members" * (members > 1)),
@@ -42,11 +42,11 @@ def check_memory(sim: Sim, members: int, available: int, schedule: Schedule | No
     }
     if schedule is not None:
         responses = members * schedule.prompts * schedule.group_size
-        wanted[f"a step of {responses:,} responses"] = (
+        estimates[f"a step of {responses:,} responses"] = (
             batch_bytes(sim, schedule, members),
             "schedule.prompts, schedule.group_size, sim.horizon or sim.members",
         )
-    for what, (needed, remedy) in wanted.items():
+    for what, (needed, remedy) in estimates.items():
         if needed > available:
             raise SizeError(
                 f"{what} would take about {needed / 2**30:,.1f} GiB, but {available / 2**30:.1f} GiB are free; "
@@ -65,8 +65,8 @@ def demonstration_bytes(sim: Sim) -> int:
     if sim.coldstart == "none":
         return 0
     states = {"sum": sim.vocab, "program": sim.vocab**2, "text": sim.prompt_length + 1}
-    held = sim.training_prompts * states.get(sim.task, 2 * sim.turn_length + 2)
-    return 8 * held * (TABLES * (sim.vocab - 1) + sim.horizon)
+    rows = sim.training_prompts * states.get(sim.task, 2 * sim.turn_length + 2)
+    return 8 * rows * (TABLES * (sim.vocab - 1) + sim.horizon)
 
 
 def reward_bytes(sim: Sim, schedule: Schedule | None) -> int:

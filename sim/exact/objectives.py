@@ -41,13 +41,17 @@ def gradient(scene: Scene, mode: Mode) -> Tensor:
 
 def sequence_gradient(target: Pass, tree: Tree, rewards: Tensor, weights: Weights) -> Tensor:
     """∇J_seq of the policy of a pass, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
-    logp = target.logp.detach()
+    return vjp(target, slopes(target.logp.detach(), tree, rewards), weights)
+
+
+def slopes(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
+    """∂J/∂log π(edge), `[M, N, V]`: π(y) R of all responses that take the edge."""
     edges = torch.zeros((), dtype=torch.float64)
     for cut in chunks(tree, len(logp)):
         part = responses(tree, cut)
         chance = gather(logp, part).sum(-1).exp() / len(tree.prompts)
         edges = edges + scatter(_every_token(chance * rewards[cut], part), part)
-    return vjp(target, edges, weights)
+    return edges
 
 
 def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:

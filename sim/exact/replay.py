@@ -32,22 +32,23 @@ class Rows:
 
 def rows(scene: Scene, mode: Mode) -> dict[str, float | list[float]]:
     """The receipts of a measurement, means over members: each over all layers, and `NAME_per_layer`."""
-    found = {name: float(value.mean()) for name, value in means(moments(scene, mode)).items()}
-    layers = scene.mu_old.margin.shape[-1]
-    plain: dict[str, float | list[float]] = {}
+    shares = {name: float(value.mean()) for name, value in means(moments(scene, mode)).items()}
+    layers = range(scene.mu_old.margin.shape[-1])
+    receipts: dict[str, float | list[float]] = {}
     for name in replay.QUANTITIES:
         key = name.removeprefix(replay.PREFIX)
-        plain[key] = found[name]
-        plain[f"{key}_per_layer"] = [found[f"{name}{replay.LAYER}{i}"] for i in range(layers)]
-    return plain
+        receipts[key] = shares[name]
+        receipts[f"{key}_per_layer"] = [shares[f"{name}{replay.LAYER}{i}"] for i in layers]
+    return receipts
 
 
 def moments(scene: Scene, mode: Mode) -> Moments:
     """Expectations under μ_old, for one response, of the rows that training counts; see `core.training.replay`."""
     weight = _weights(scene)
     sent, live = (_rows(routes, scene.tree) for routes in (scene.mu_old.routes, scene.target[mode].live))
-    given = torch.full_like(live.ids, -1) if mode == "disabled" else _rows(scene.target[mode].routes, scene.tree).ids
-    counts = replay_rows(given, live.ids, weight)
+    used = _rows(scene.target[mode].routes, scene.tree).ids
+    replayed = torch.full_like(used, -1) if mode == "disabled" else used
+    counts = replay_rows(replayed, live.ids, weight)
     return replay.replayed(counts, scene.tree.task.layout.length) | replay.arrivals(sent.ids, sent.before, weight)
 
 

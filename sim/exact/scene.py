@@ -114,7 +114,7 @@ def build(
     sim: Sim,
     tree: Tree,
     rewards: Tensor,
-    pair: Engines,
+    arithmetics: Engines,
     theta_old: Weights,
     theta: Weights | None = None,
     modes: Iterable[Mode] = MODES,
@@ -124,33 +124,32 @@ def build(
     Args:
         sim: sizes and temperature.
         tree, rewards: from `grow`.
-        pair: the two arithmetics.
+        arithmetics: those of the two engines.
         theta_old: weights at rollout.
         theta: weights being optimised; None means θ = θ_old.
         modes: replay modes whose targets are wanted; `disabled` is always there.
     """
-    stale = theta is not None
+    stale, modes = theta is not None, set(modes)
     weights = leaves(theta or theta_old)
-    wanted = {"disabled", *modes}
-    trainer = load(weights, pair.pi, sim)
+    trainer = load(weights, arithmetics.pi, sim)
     target = {"disabled": run(trainer, tree)}
     with torch.no_grad():
-        mu_old = run(load(theta_old, pair.mu, sim), tree)
-        mu = run(load(weights, pair.mu, sim), tree) if stale else mu_old
-        trainer_old = load(theta_old, pair.pi, sim)
+        mu_old = run(load(theta_old, arithmetics.mu, sim), tree)
+        mu = run(load(weights, arithmetics.mu, sim), tree) if stale else mu_old
+        trainer_old = load(theta_old, arithmetics.pi, sim)
         old_live = run(trainer_old, tree) if stale else target["disabled"].frozen()
     for mode in MODES[1:]:
-        if mode in wanted:
+        if mode in modes:
             target[mode] = run(trainer, tree, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
-    if "R3" in wanted:
+    if "R3" in modes:
         with torch.no_grad():
             old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else target["R3"].frozen()
     return Scene(
         tree=tree,
         rewards=rewards,
         weights=weights,
-        pi=pair.pi,
+        pi=arithmetics.pi,
         mu_old=mu_old,
         mu=mu,
         old=old,

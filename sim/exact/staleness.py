@@ -18,7 +18,9 @@ from .scene import Engines, build, grow
 from .tree import Tree
 
 
-def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe | None = None) -> Iterator[Weights]:
+def path(
+    sim: Sim, arithmetics: Engines, theta_old: Weights, steps: int, recipe: Recipe | None = None
+) -> Iterator[Weights]:
     """θ after 0, 1, ..., `steps` steps of size `sim.lr`.
 
     Each step goes along the exact ∇J_seq of the natural target, so that every recipe is compared at the same θ;
@@ -31,18 +33,18 @@ def path(sim: Sim, pair: Engines, theta_old: Weights, steps: int, recipe: Recipe
     theta = theta_old
     for _ in progress.steps("staleness", range(steps)):
         if recipe is None:
-            slope = _natural(sim, tree, rewards, pair, theta)
+            slope = _natural(sim, tree, rewards, arithmetics, theta)
         else:
-            scene = build(sim, tree, rewards, pair, theta_old, theta, modes=[recipe.router_replay.mode])
+            scene = build(sim, tree, rewards, arithmetics, theta_old, theta, modes=[recipe.router_replay.mode])
             slope = update(scene, recipe)
         theta = advance(theta, slope, sim.lr)
         yield theta
 
 
-def _natural(sim: Sim, tree: Tree, rewards: Tensor, pair: Engines, theta: Weights) -> Tensor:
+def _natural(sim: Sim, tree: Tree, rewards: Tensor, arithmetics: Engines, theta: Weights) -> Tensor:
     """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
     weights = leaves(theta)
-    return sequence_gradient(run(load(weights, pair.pi, sim), tree), tree, rewards, weights)
+    return sequence_gradient(run(load(weights, arithmetics.pi, sim), tree), tree, rewards, weights)
 
 
 def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:

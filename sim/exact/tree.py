@@ -155,12 +155,12 @@ def reach(logp: Tensor, tree: Tree) -> Tensor:
     """Probability of each context under a policy with edge log-probs `[M, N, V]`, prompts equally likely; `[M, N]`."""
     size = tree.levels[0]
     level = torch.full((logp.shape[0], size), -math.log(size), dtype=torch.float64)
-    found, offset = [level], 0
+    levels, offset = [level], 0
     for n in tree.levels[:-1]:
         level = (level[..., None] + logp[:, offset : offset + n, 1:]).flatten(1)
-        found.append(level)
+        levels.append(level)
         offset += n
-    return torch.cat(found, dim=1).exp()
+    return torch.cat(levels, dim=1).exp()
 
 
 def check_size(sim: Sim, members: int, available: int) -> None:
@@ -202,11 +202,11 @@ def bytes_needed(sim: Sim, members: int) -> int:
     """
     contexts, experts = count(sim), sim.experts * sim.expert_width
     tokens = contexts + answers(sim)
-    kept = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
-    held = 8 * 10 * sim.layers * sim.width * tokens
+    passes = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
+    states = 8 * 10 * sim.layers * sim.width * tokens
     response = 5 * sim.horizon + 16
     working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
-    return contexts * (members * kept + sim.vocab * response) + members * held + working
+    return contexts * (members * passes + sim.vocab * response) + members * states + working
 
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
@@ -252,15 +252,15 @@ def _leads(task: SimTask, rows: Tensor, levels: tuple[int, ...]) -> tuple[Tensor
 
 def _keys(leads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The hash of the prefix that ends in each token of `leads`."""
-    key, found = None, []
+    key, keys = None, []
     for lead in leads:
         key = None if key is None else key.repeat_interleave(lead.shape[1] // len(key))
         row = []
         for tokens in lead:
             key = noise.extend(key, tokens)
             row.append(key)
-        found.append(torch.stack(row))
-    return tuple(found)
+        keys.append(torch.stack(row))
+    return tuple(keys)
 
 
 def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, tokens: Tensor) -> Tensor:

@@ -114,6 +114,6 @@ def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     scene, routes = measurement.scene, measurement.scene.replay(measurement.mode)
     tree = responses(scene.tree, cut)
     model = load(copies, scene.pi.repeat(len(tree.path)), tree.task.sim)
-    given = None if routes is None else along(routes, tree)[0][:, None]
-    logp = score(model, episodes(tree).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
+    experts = None if routes is None else along(routes, tree)[0][:, None]
+    logp = score(model, episodes(tree).tokens[:, None], experts).logp[:, 0, tree.task.layout.places]
     return torch.where(tree.mask, logp, 0.0)

@@ -20,8 +20,8 @@ def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, repl
     chunks = []
     for start in range(0, tokens.shape[-1], size):
         cut = slice(start, start + size)
-        given = None if replay is None else replay[:, cut]
-        chunks.append(_checkpointed(model, state[:, cut], tokens[..., cut], keys[..., cut], given))
+        routes = None if replay is None else replay[:, cut]
+        chunks.append(_checkpointed(model, state[:, cut], tokens[..., cut], keys[..., cut], routes))
     return Step(**{name: torch.cat([getattr(c, name) for c in chunks], dim=1) for name in vars(chunks[0])})
 
 

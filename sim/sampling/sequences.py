@@ -70,22 +70,22 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     for position in range(layout.length - 1):
         now = tokens[..., position]
         hashed = noise.extend(hashed, now)
-        done = chunked_step(model, state, now, hashed, None)
-        state = done.state
-        ids.append(done.ids)
+        step = chunked_step(model, state, now, hashed, None)
+        state = step.state
+        ids.append(step.ids)
         depth = depth_at.get(position + 1)
         if depth is None:
             continue
-        drawn = _draw(done.logp, noise.uniform(noise.combine(keys, position)))
-        chosen = done.logp.gather(-1, drawn[..., None])[..., 0]
+        drawn = _draw(step.logp, noise.uniform(noise.combine(keys, position)))
+        logp_drawn = step.logp.gather(-1, drawn[..., None])[..., 0]
         tokens[..., position + 1] = torch.where(running, drawn, 0)
         mask[..., position + 1] = running
-        logp[..., position + 1] = torch.where(running, chosen, 0.0)
+        logp[..., position + 1] = torch.where(running, logp_drawn, 0.0)
         running = running & (drawn != 0)
         if layout.answered(depth + 1):
-            said = position + 2
-            answer = heard(task, rows, tokens[..., :said], mask[..., :said])
-            tokens[..., said : said + layout.answer] = torch.where(running[..., None], answer, 0)
+            end = position + 2
+            answer = heard(task, rows, tokens[..., :end], mask[..., :end])
+            tokens[..., end : end + layout.answer] = torch.where(running[..., None], answer, 0)
     lengths = ends(mask)
     routes = torch.stack([*ids, torch.full_like(ids[0], -1)], dim=2)
     used = torch.arange(layout.length) < (lengths - 1)[..., None]
@@ -103,26 +103,25 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
         replay: `[M, B, L, N, K]` experts to use, -1 where live.
     """
     state, hashed = initial_state(model, tokens.shape[1]), None
-    logps, entropies, rows, lives, margins = [torch.zeros(tokens.shape[:2], dtype=torch.float64)], [], [], [], []
-    entropies.append(logps[0])
-    states = [state]
+    nothing = torch.zeros(tokens.shape[:2], dtype=torch.float64)
+    logps, entropies, states, ids, lives, margins = [nothing], [nothing], [state], [], [], []
     for position in range(tokens.shape[2] - 1):
         now = tokens[..., position]
         hashed = noise.extend(hashed, now)
-        done = chunked_step(model, state, now, hashed, None if replay is None else replay[:, :, position])
-        state = done.state
-        logps.append(done.logp.gather(-1, tokens[..., position + 1, None])[..., 0])
+        step = chunked_step(model, state, now, hashed, None if replay is None else replay[:, :, position])
+        state = step.state
+        logps.append(step.logp.gather(-1, tokens[..., position + 1, None])[..., 0])
         with torch.no_grad():
-            entropies.append(-(done.logp.exp() * done.logp).sum(-1))
-        rows.append(done.ids)
-        lives.append(done.live)
-        margins.append(done.margin)
+            entropies.append(-(step.logp.exp() * step.logp).sum(-1))
+        ids.append(step.ids)
+        lives.append(step.live)
+        margins.append(step.margin)
         states.append(state.detach())
     return Scores(
         logp=torch.stack(logps, dim=2),
         entropy=torch.stack(entropies, dim=2),
-        routes=torch.stack([*rows, torch.full_like(rows[0], -1)], dim=2),
-        live=torch.stack([*lives, torch.full_like(rows[0], -1)], dim=2),
+        routes=torch.stack([*ids, torch.full_like(ids[0], -1)], dim=2),
+        live=torch.stack([*lives, torch.full_like(ids[0], -1)], dim=2),
         margin=torch.stack([*margins, torch.zeros_like(margins[0])], dim=2),
         state=torch.stack(states, dim=2),
     )

@@ -68,8 +68,8 @@ class Demonstrator:
         longest = torch.where(possible, length, -1).amax(-1)
         rank = possible.cumsum(-1)
         wanted = {"terse": rank == 1, "verbose": length == longest[:, None], "roundabout": rank == 2}[self.style]
-        found = torch.where(wanted & possible, length, -1).amax(-1)
-        return torch.where(found < 0, longest, found)
+        chosen = torch.where(wanted & possible, length, -1).amax(-1)
+        return torch.where(chosen < 0, longest, chosen)
 
     def draw(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Demonstrations, `[..., T]`: tokens, token 0 at the end, and the mask of what is said.
@@ -80,7 +80,7 @@ class Demonstrator:
         """
         horizon, length, state = len(self.shares), self.lengths[rows], self.automaton.start[rows]
         right = noise.uniform(noise.combine(keys, -1)) < self.correct
-        said = []
+        words = []
         for place in range(horizon - 1):
             follow = self.automaton.follow[rows, state]
             left = (length - place - 1).clamp(min=0)
@@ -90,8 +90,8 @@ class Demonstrator:
             chance = torch.where(right[..., None], chance, 1.0)
             drawn = _pick(chance, noise.uniform(noise.combine(keys, place)))
             state = follow.gather(-1, drawn[..., None])[..., 0]
-            said.append(torch.where(place < length, drawn + 1, 0))
-        tokens = torch.stack([*said, torch.zeros_like(length)], dim=-1)
+            words.append(torch.where(place < length, drawn + 1, 0))
+        tokens = torch.stack([*words, torch.zeros_like(length)], dim=-1)
         return tokens, torch.arange(horizon) <= length[..., None]
 
 
@@ -104,14 +104,14 @@ def demonstrator(automaton: Automaton, horizon: int, style: Style, correct: floa
     shares, flat = [automaton.accept.double()], automaton.follow.flatten(1)
     for _ in range(horizon - 1):
         shares.append(shares[-1].gather(-1, flat).view(automaton.follow.shape).mean(-1))
-    found = Demonstrator(automaton=automaton, shares=torch.stack(shares), style=style, correct=correct)
-    without = int((found.lengths < 0).sum())
+    shown = Demonstrator(automaton=automaton, shares=torch.stack(shares), style=style, correct=correct)
+    without = int((shown.lengths < 0).sum())
     if without:
         raise ConfigError(
             f"sim.coldstart shows correct responses, but {without} of {len(automaton.start)} training prompts "
             f"have none of at most sim.horizon = {horizon} tokens; raise sim.horizon"
         )
-    return found
+    return shown
 
 
 def _pick(chance: Tensor, u: Tensor) -> Tensor:

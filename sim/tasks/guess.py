@@ -30,8 +30,8 @@ class Guess(SimTask):
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """More for an earlier hit, or 1 for any; see `SimTask.earned`."""
         turns = self.sim.horizon // self.sim.turn_length
-        said = response[..., : turns * self.sim.turn_length].reshape(*response.shape[:-1], turns, -1)
-        hit = (said == self.hidden(prompts)[..., None, :]).all(-1)
+        guesses = response[..., : turns * self.sim.turn_length].reshape(*response.shape[:-1], turns, -1)
+        hit = (guesses == self.hidden(prompts)[..., None, :]).all(-1)
         late = torch.arange(turns).double() / turns
         return (hit * (1.0 - late if self.sim.graded else torch.ones_like(late))).amax(-1)
 
@@ -46,8 +46,8 @@ class Guess(SimTask):
     def answer(self, episodes: Episodes) -> Answer:
         """What `reply` says to the turn that has just ended."""
         sim, tokens = self.sim, episodes.tokens
-        said = self.reply(tokens[..., : sim.prompt_length], tokens[..., -sim.turn_length :])
-        return Answer(tokens=said, lengths=torch.full(said.shape[:-1], said.shape[-1]))
+        answer = self.reply(tokens[..., : sim.prompt_length], tokens[..., -sim.turn_length :])
+        return Answer(tokens=answer, lengths=torch.full(answer.shape[:-1], answer.shape[-1]))
 
     def reply(self, prompts: Tensor, turn: Tensor) -> Tensor:
         """Whether the hidden number is lower, equal or higher than a turn `[..., τ]`; `[..., answer_length]`."""

@@ -140,16 +140,16 @@ def converse(task: SimTask, rows: Tensor, response: Tensor, mask: Tensor) -> Epi
     """
     layout = task.layout
     tokens = torch.zeros(*rows.shape, layout.length, dtype=torch.int64)
-    said = torch.zeros(tokens.shape, dtype=torch.bool)
+    policy = torch.zeros(tokens.shape, dtype=torch.bool)  # True on the tokens that the policy says
     tokens[..., : layout.prompt] = task.prompts(rows).tokens
     tokens[..., layout.places] = torch.where(mask, response, 0)
-    said[..., layout.places] = mask
+    policy[..., layout.places] = mask
     for depth in filter(layout.answered, range(layout.horizon)):
         end = layout.before(depth)
         start = end - layout.answer
-        answer = heard(task, rows, tokens[..., :start], said[..., :start])
+        answer = heard(task, rows, tokens[..., :start], policy[..., :start])
         tokens[..., start:end] = torch.where(mask[..., depth, None], answer, 0)
-    return Episodes(tokens=tokens, mask=said, lengths=ends(said), prompt=rows)
+    return Episodes(tokens=tokens, mask=policy, lengths=ends(policy), prompt=rows)
 
 
 def ends(mask: Tensor) -> Tensor:

@@ -137,16 +137,17 @@ class SimBackend:
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            done = sample(engine, self.task, groups, keys)
-        episodes = Episodes(tokens=done.tokens, mask=done.mask, lengths=done.lengths, prompt=groups)
+            sampled = sample(engine, self.task, groups, keys)
+        tokens, mask, lengths = sampled.tokens, sampled.mask, sampled.lengths
+        episodes = Episodes(tokens=tokens, mask=mask, lengths=lengths, prompt=groups)
         batch = RolloutBatch(
-            tokens=done.tokens,
-            mask=done.mask,
-            lengths=done.lengths,
-            logp_mu=done.logp,
+            tokens=tokens,
+            mask=mask,
+            lengths=lengths,
+            logp_mu=sampled.logp,
             rewards=self.task.verify(episodes),
             groups=groups,
-            routes=done.routes,
+            routes=sampled.routes,
         )
         check_rewards(batch, *RANGE)
         return batch
@@ -162,8 +163,8 @@ class SimBackend:
             live = score(trainer, batch.tokens)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
-            given = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
-            replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in given])
+            members = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
+            replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in members])
             used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used.state)
@@ -190,11 +191,11 @@ class SimBackend:
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self.weights = unflatten(vector, self.weights)
         one = torch.ones_like(norm)
-        found = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
-            found |= fitted
-        return found | _replayed(minibatch, scores)
+            sums |= fitted
+        return sums | _replayed(minibatch, scores)
 
     def sync_weights(self) -> None:
         """μ takes the trainer's weights."""
@@ -206,23 +207,23 @@ class SimBackend:
         if not every or (step % every and step != self.schedule.steps):
             return {}
         tree, rewards = grow(self.sim)
-        found, biases, start = [], [], 0
+        errors, biases, start = [], [], 0
         for arm in self.arms:
             cut = slice(start, start + (arm.members or 1))
-            one, bias = self._exact(arm.recipe, cut, tree, rewards)
-            found.append(one)
+            of_arm, bias = self._exact(arm.recipe, cut, tree, rewards)
+            errors.append(of_arm)
             biases.append(bias)
             start = cut.stop
         self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]} | heading
+        return {name: torch.cat([of_arm[name] for of_arm in errors]) for name in errors[0]} | heading
 
     def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
         the natural target; `[members]`, and `[members, P]`."""
         mode = recipe.router_replay.mode
-        pair = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
+        arithmetics = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
-        scene = build(self.sim, tree, rewards, pair, weights, modes=[mode])
+        scene = build(self.sim, tree, rewards, arithmetics, weights, modes=[mode])
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
         u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)
@@ -245,8 +246,8 @@ class SimBackend:
             return None
         replay = scene.replay(recipe.router_replay.mode)
         carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
-        mine = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
-        return critic.value(self.critic.phi[mine], carried)
+        of_arm = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
+        return critic.value(self.critic.phi[of_arm], carried)
 
     def state(self) -> dict[str, Any]:
         """Weights, critics, optimisers and where the bias has pointed; everything random is a hash of (seed, step)."""

@@ -54,9 +54,9 @@ def start(recipes: list[Recipe], sim: Sim) -> Critic | None:
 
 def value(phi: Tensor, state: Tensor) -> Tensor:
     """V of contexts, `[C, ...]`, from `phi` `[C, F]` and the states `[C, ..., N, D]` that the policy carries there."""
-    seen = state.detach().flatten(-2)
-    flat = seen.flatten(1, -2)
-    return (torch.einsum("cxf,cf->cx", flat, phi[:, :-1]) + phi[:, -1:]).view(seen.shape[:-1])
+    features = state.detach().flatten(-2)
+    flat = features.flatten(1, -2)
+    return (torch.einsum("cxf,cf->cx", flat, phi[:, :-1]) + phi[:, -1:]).view(features.shape[:-1])
 
 
 def values(critic: Critic, state: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Momen
     """
     assert minibatch.returns is not None
     phi = critic.phi.detach().requires_grad_()
-    found = value(phi, state[critic.members])
-    loss = value_loss(found, minibatch.returns[critic.members], minibatch.batch.mask[critic.members])
+    predicted = value(phi, state[critic.members])
+    loss = value_loss(predicted, minibatch.returns[critic.members], minibatch.batch.mask[critic.members])
     (gradient,) = torch.autograd.grad(loss.sum(), phi)
     if not torch.isfinite(gradient).all():
         raise NotFiniteError("the gradient of the value loss is not finite; lower critic.lr")
@@ -95,8 +95,8 @@ def load(critic: Critic, state: dict[str, Any]) -> Critic:
     return replace(critic, phi=state["phi"], optimizer=OptimizerState(**state["optimizer"]))
 
 
-def _spread(held: Tensor, critic: Critic, members: int) -> Tensor:
-    """What the members with a critic hold, among all: `[C, ...]` to `[M, ...]`."""
-    whole = held.new_full((members, *held.shape[1:]), torch.nan)
-    whole[critic.members] = held
+def _spread(x: Tensor, critic: Critic, members: int) -> Tensor:
+    """A number of each member with a critic, among all, NaN for the others: `[C, ...]` to `[M, ...]`."""
+    whole = x.new_full((members, *x.shape[1:]), torch.nan)
+    whole[critic.members] = x
     return whole

@@ -11,7 +11,7 @@ from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import gather, plant
 from firstorder.sim.model import chunks
 from firstorder.sim.model.numerics import arithmetic
-from firstorder.sim.model.policy import flatten, initial_state, initial_weights, load, step, unflatten
+from firstorder.sim.model.policy import flatten, initial_state, initial_weights, load, step, trainable, unflatten
 from firstorder.sim.tasks import task_of
 
 ROUTERS = {
@@ -194,6 +194,10 @@ def test_weights_survive_being_flattened(small):
     again = unflatten(flatten(weights), weights)
     assert list(again) == list(weights)
     assert all(torch.equal(again[n], weights[n]) for n in weights)
+    assert set(weights) - set(trainable(weights)) == {"bias"}
+    moved = unflatten(flatten(weights) + 1, weights)
+    assert torch.equal(moved["bias"], weights["bias"])
+    assert all(torch.equal(moved[n], weights[n] + 1) for n in trainable(weights))
 
 
 def test_logits_start_at_their_documented_sizes():
