@@ -145,11 +145,11 @@ def train(
         DataError: a step failed; the folder stays resumable.
         Interrupted: a signal asked the run to stop; the step is saved.
     """
-    from firstorder.core.training.inert import check_strict
-
     sinks = openers(track)
     over = None if settings is None else os.fspath(settings)
     run = composed(backend, recipe, laid(overrides, keywords, simulated=backend == "sim"), over)
+    from firstorder.core.training.inert import check_strict
+
     inert = run.inert()
     if strict:
         check_strict(inert)

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.router import Router, check_router
 from firstorder.core.routing import (
-    Router,
-    check_router,
     check_routes,
     flips,
     jaccard,
