@@ -161,7 +161,7 @@ def train(
     session = run.prepare(folder, resume=resume)
     if session.ranks.is_rank0():
         for line in inert:
-            log.warning("inert: %s", line)
+            log.info("inert: %s", line)
     _run(session, sinks)
     return _result(folder, run, inert, time.perf_counter() - started)
 
