@@ -55,7 +55,7 @@ class Point:
         )
 
     def check(self) -> Tasks:
-        """The tasks; what cannot be opened is refused, see `training.check`."""
+        """The tasks; what cannot be opened is refused, see `checks.check`."""
         return check(self.recipe, self.titan, self.vllm, self.task)
 
 
