@@ -127,22 +127,22 @@ class EnginePair:
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)
-        found = agreement(batch, live.routes, live.margin, used.entropy)
+        moments = agreement(batch, live.routes, live.margin, used.entropy)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
-            found["rollout/emulated"] = one, one
+            moments["rollout/emulated"] = one, one
         if self._flips[1]:
             apart, count = torch.tensor(self._flips, dtype=torch.float64)
-            found["route/turn_flip_rate"] = apart, count
-        return scored, found
+            moments["route/turn_flip_rate"] = apart, count
+        return scored, moments
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of the trainer."""
-        done = self.trainer.update(minibatch, weight_fn)
+        updated = self.trainer.update(minibatch, weight_fn)
         one = torch.ones((), dtype=torch.float64)
-        found = {"update/grad_norm": (one * done.grad_norm, one), "update/loss": (one * done.loss, one)}
-        rows = {name: torch.tensor(each, dtype=torch.float64) for name, each in done.rows.items()}
-        return found | replays.replayed(rows, minibatch.batch.tokens.numel())
+        moments = {"update/grad_norm": (one * updated.grad_norm, one), "update/loss": (one * updated.loss, one)}
+        rows = {name: torch.tensor(each, dtype=torch.float64) for name, each in updated.rows.items()}
+        return moments | replays.replayed(rows, minibatch.batch.tokens.numel())
 
     def sync_weights(self) -> None:
         """Send the trainer's weights to the rollout engine and see by a probe that it uses them.
@@ -151,8 +151,8 @@ class EnginePair:
             StaleWeightsError: the engines' log-probs differ by more than the limit.
         """
         weights = self.trainer.weights()  # gathered by all ranks, sent by the first
-        held = [pair for pair in weights if is_rank0()]
-        broadcast_from_rank0(lambda: self.engine.sync(held, self._next))
+        sent = [pair for pair in weights if is_rank0()]
+        broadcast_from_rank0(lambda: self.engine.sync(sent, self._next))
         self._synced = True
         self.check()
 
@@ -232,10 +232,10 @@ class EnginePair:
 
     def _sample(self, task: Task, rows: list[int], seeds: list[int], groups: list[int]) -> RolloutBatch:
         """One response of μ to each row of a task, verified; `groups` numbers the prompts."""
-        found = broadcast_from_rank0(lambda: converse(self.engine, task, rows, seeds, self.settings.longest))
+        sampled = broadcast_from_rank0(lambda: converse(self.engine, task, rows, seeds, self.settings.longest))
         shape = self.trainer.shape
-        self._flips = found.flips
+        self._flips = sampled.flips
         sizes = shape.num_hidden_layers, shape.num_experts_per_tok, shape.num_experts
-        batch = collate(found.prompts, found.responses, found.rewards.tolist(), groups, *sizes)
+        batch = collate(sampled.prompts, sampled.responses, sampled.rewards.tolist(), groups, *sizes)
         check_rewards(batch, *RANGE)
         return batch

@@ -55,7 +55,7 @@ class Point:
         )
 
     def check(self) -> Tasks:
-        """The tasks; what cannot be opened is refused, see `training.check`."""
+        """The tasks; what cannot be opened is refused, see `checks.check`."""
         return check(self.recipe, self.titan, self.vllm, self.task)
 
 
@@ -84,7 +84,7 @@ def parity(pair: EnginePair) -> dict[str, Any]:
     seconds, tokens = time.perf_counter() - started, int(batch.mask.sum())
     live, replayed = pair.trainer.score(batch), pair.trainer.score(batch, batch.routes)
     routes = means(agreement(batch, live.routes, live.margin, live.entropy))
-    found = {
+    measured = {
         "tokens": tokens,
         "reward": float(batch.rewards.mean()),
         "tokens_per_second": tokens / seconds,
@@ -93,15 +93,15 @@ def parity(pair: EnginePair) -> dict[str, Any]:
         "live": _distance(batch, live.logp),
         "R3": _distance(batch, replayed.logp),
     }
-    check_finite(found, "the weights of the model, or what the engines make of them, are not numbers")
-    return found
+    check_finite(measured, "the weights of the model, or what the engines make of them, are not numbers")
+    return measured
 
 
 def _distance(batch: RolloutBatch, logp: Tensor) -> dict[str, float]:
     pi = logp.where(batch.mask, 0.0)
     stats = TokenStats(logp_theta=pi, logp_old=pi, logp_mu=batch.logp_mu, mask=batch.mask, advantage=batch.rewards)
-    found = {name: float(value) for name, value in diagnose(stats).items()}
-    return found | {
+    distance = {name: float(value) for name, value in diagnose(stats).items()}
+    return distance | {
         "mean_abs_d": float((pi - batch.logp_mu)[batch.mask].abs().mean()),
-        "one_minus_ess": 1.0 - found["token_eff_sample_size"],
+        "one_minus_ess": 1.0 - distance["token_eff_sample_size"],
     }

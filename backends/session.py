@@ -80,16 +80,14 @@ class EngineRun:
         from .torchtitan.adapter import start_process_group
 
         start_process_group(self.torchtitan.timeout)
+        config = self.settings()
         changeable = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
         with detect_lost_rank():
             if self.vllm.servers:
                 from .vllm.replicas import check_servers
 
                 broadcast_from_rank0(lambda: check_servers(self.vllm, self.torchtitan.model))
-            with opened(out, self.settings(), resume=resume, changeable=changeable, ranks=ranks) as (
-                folder,
-                checkpoint,
-            ):
+            with opened(out, config, resume=resume, changeable=changeable, ranks=ranks) as (folder, checkpoint):
                 pair = open_pair(self.recipe, self.torchtitan, self.vllm, tasks, out / "checkpoints")
                 broadcast_from_rank0(lambda: folder.describe(logged_quantities(pair)))
                 if checkpoint is None:

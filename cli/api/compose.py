@@ -164,10 +164,10 @@ def grid(recipe: Source, overrides: Overrides, given: Overrides) -> tuple[Axes, 
         config = flat(run.settings())
         resolved = {key: config.get(key, each) for key, each in point.items()}
         cells.append(Cell(name=f"{number:04d}", point=resolved, recipe=run.recipe, sim=run.sim))
-    found = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
-    for key, values in found.items():
+    resolved_axes = {key: [_first(key, each, places, cells) for each in values] for key, values in wanted.items()}
+    for key, values in resolved_axes.items():
         check_distinct(key, values)
-    return found, cells
+    return resolved_axes, cells
 
 
 def _label(recipe: Any) -> Any:
@@ -181,8 +181,8 @@ def graft(base: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
     """The method of a named recipe in the experiment of a base."""
     from firstorder.core.settings.toml import overlay
 
-    kept = {key: base[key] for key in EXPERIMENT if key in base}
-    return overlay(kept, named)
+    experiment = {key: base[key] for key in EXPERIMENT if key in base}
+    return overlay(experiment, named)
 
 
 def undeclared(tree: dict[str, Any]) -> dict[str, Any]:

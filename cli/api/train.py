@@ -161,7 +161,7 @@ def train(
     session = run.prepare(folder, resume=resume)
     if session.ranks.is_rank0():
         for line in inert:
-            log.warning("inert: %s", line)
+            log.info("inert: %s", line)
     _run(session, sinks)
     return _result(folder, run, inert, time.perf_counter() - started)
 
@@ -188,7 +188,7 @@ def _run(session: Session, sinks: Mapping[str, Opener]) -> None:
     for name, sink in tracker.sinks.items():
         log.info("%s: %s", name, sink.place)
 
-    def done(step: StepLog) -> None:
+    def show(step: StepLog) -> None:
         metrics, receipts = lines(step)
         tracker.log(metrics | receipts)
         note = "  ".join(f"{name} {float(step.metrics[name].mean()):.4g}" for name in NOTED)
@@ -197,7 +197,7 @@ def _run(session: Session, sinks: Mapping[str, Opener]) -> None:
     tell("train", session.first, session.steps)
     try:
         with closing(tracker), deferred(_heard if rank0 else lambda name: None) as asked:
-            session.run(done, asked)
+            session.run(show, asked)
     except Interrupted as stopped:
         session.ranks.all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
         if rank0:

@@ -100,18 +100,18 @@ class RunFolder:
         Raises:
             DataError: there are checkpoints, and none is whole; the logs are untouched.
         """
-        found = checkpoint.newest(self.path / "checkpoints")
-        step = 0 if found is None else found.step
-        if found is None and (self.path / "metrics.jsonl").is_file():
+        newest = checkpoint.newest(self.path / "checkpoints")
+        step = 0 if newest is None else newest.step
+        if newest is None and (self.path / "metrics.jsonl").is_file():
             log.warning("%s holds no checkpoint yet; the run starts again at step 0", self.path)
         for name in LOGS:
-            held = read(self.path / f"{name}.jsonl", step)
-            if held.faults:
+            logged = read(self.path / f"{name}.jsonl", step)
+            if logged.faults:
                 log.warning(
-                    "%s: %s; the run goes on from step %d without them", held.path, described(held.faults), step
+                    "%s: %s; the run goes on from step %d without them", logged.path, described(logged.faults), step
                 )
-            cut(held, step)
-        return found
+            cut(logged, step)
+        return newest
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -124,8 +124,8 @@ class RunFolder:
 
     def stopped(self, error: NotFiniteError, step: int) -> NotFiniteError:
         """An error of a step with where it happened and where the run can be taken up."""
-        kept = checkpoint.paths(self.path / "checkpoints")
-        where = f"the newest checkpoint before it is {kept[-1]}" if kept else "there is no checkpoint before it"
+        whole = checkpoint.paths(self.path / "checkpoints")
+        where = f"the newest checkpoint before it is {whole[-1]}" if whole else "there is no checkpoint before it"
         return NotFiniteError(f"step {step}: {error}; {where}")
 
 

@@ -40,11 +40,11 @@ def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tens
         tokens = rows.to(entropy) if of is None else torch.where(rows, of, 0.0)
         return torch.where(rows, x, 0.0).sum((-2, -1)), tokens.sum((-2, -1))
 
-    found = {
+    moments = {
         "route/flip_rate": per_token(flipped.mean(-1), sent.mean(-1)),
         "route/tokens_flipped": per_token(flipped.amax(-1), sent.amax(-1)),
         "route/gate_margin": per_token(margin[..., :-1, :].mean(-1)),
         "update/entropy": per_token(entropy[..., 1:]),
     }
     layers = range(flipped.shape[-1])
-    return found | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i], sent[..., i]) for i in layers}
+    return moments | {f"route/flip_rate_layer_{i}": per_token(flipped[..., i], sent[..., i]) for i in layers}

@@ -163,7 +163,7 @@ def take(scored: Scored, rows: slice) -> Scored:
     """Some of the responses of a scored batch, whatever the axes behind them."""
     where = (slice(None),) * (scored.batch.rewards.ndim - 1) + (rows,)
 
-    def cut(held: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: x[where] for name, x in held.items() if isinstance(x, Tensor)}
+    def cut(fields: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: x[where] for name, x in fields.items() if isinstance(x, Tensor)}
 
     return replace(scored, batch=replace(scored.batch, **cut(vars(scored.batch))), **cut(vars(scored)))

@@ -50,20 +50,20 @@ def deferred(say: Callable[[str], None] = lambda name: None) -> Iterator[Asked]:
     Yields:
         What tells the number of the signal, 0 before one arrives.
     """
-    found: list[int] = []
+    arrived: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT in found:
+        if number == signal.SIGINT in arrived:
             raise KeyboardInterrupt
-        if not found:
+        if not arrived:
             say(signal.Signals(number).name)
-        found.append(number)
+        arrived.append(number)
 
     main = threading.current_thread() is threading.main_thread()
-    held = [n for n in SIGNALS if main and signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in held}
+    deferrable = [n for n in SIGNALS if main and signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in deferrable}
     try:
-        yield lambda: found[0] if found else 0
+        yield lambda: arrived[0] if arrived else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -42,7 +42,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def train(
-    arms: tuple[Arm, ...], backend: Backend, first: int = 0, done: Callable[[StepLog], None] = lambda log: None
+    arms: tuple[Arm, ...], backend: Backend, first: int = 0, on_step: Callable[[StepLog], None] = lambda log: None
 ) -> None:
     """Run the global steps `first`, ..., `schedule.steps` - 1.
 
@@ -50,7 +50,7 @@ def train(
         arms: the recipes; they share one schedule.
         backend: the engines.
         first: where to go on.
-        done: called after each step, once the weights are sent.
+        on_step: called after each step, once the weights are sent.
 
     Raises:
         ConfigError: the arms' schedules differ.
@@ -79,7 +79,7 @@ def train(
             _finalise(add(sums, weight_fn.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
         )
         acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
-        done(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
+        on_step(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
 
 
 def check_trainable(recipe: Recipe) -> None:

@@ -123,12 +123,12 @@ def check_given(scored: Scored, arms: Sequence[Arm]) -> None:
         raise ReplayError(f"router_replay.mode = {mode} is on, and no row is given to replay in {where}; {lost}")
 
 
-def check_replayed(minibatch: Scored, done: Moments, arms: Sequence[Arm], *, fresh: bool) -> None:
+def check_replayed(minibatch: Scored, updated: Moments, arms: Sequence[Arm], *, fresh: bool) -> None:
     """Refuse to go on from an update whose replay did not take place, or changed nothing where the engines differ.
 
     Args:
         minibatch: what the update was given.
-        done: what it reported.
+        updated: what it reported.
         arms: the recipes.
         fresh: θ = θ_old, so that a row at which the engines differ must have changed under R3.
 
@@ -138,21 +138,21 @@ def check_replayed(minibatch: Scored, done: Moments, arms: Sequence[Arm], *, fre
     given = _given(minibatch)
     if given is None:
         return
-    took, changed = (_of_layers(done, name, given) for name in ("rows_replayed", "rows_changed"))
+    took, changed = (_of_layers(updated, name, given) for name in ("rows_replayed", "rows_changed"))
     apart = torch.zeros(len(given)) if minibatch.differs is None else minibatch.differs.sum(-1).reshape(-1)
     for place, mode in enumerate(_modes(arms)):
         if mode == "disabled":
             continue
-        said = f"router_replay.mode = {mode} is on, and of {int(given[place].sum())} rows given to replay"
+        demand = f"router_replay.mode = {mode} is on, and of {int(given[place].sum())} rows given to replay"
         if (took[place] != given[place]).any():
             raise ReplayError(
-                f"{said} {int(took[place].sum())} were replayed, with rows lost in "
+                f"{demand} {int(took[place].sum())} were replayed, with rows lost in "
                 f"{_layers(took[place] != given[place])}; a router that was replaced after replay was installed, a "
                 "fused one that returns before it, or ids that were dropped on their way do this"
             )
         if mode == "R3" and fresh and apart[place] >= FEWEST and not changed[place].any():
             raise ReplayError(
-                f"{said} none changed the router's choice, though the engines' routes differ at {int(apart[place])} "
+                f"{demand} none changed the router's choice, though the engines' routes differ at {int(apart[place])} "
                 "of them; the trainer's own routes in place of the rollout engine's, or a choice that is made again "
                 "after the replay, do this"
             )
@@ -160,11 +160,11 @@ def check_replayed(minibatch: Scored, done: Moments, arms: Sequence[Arm], *, fre
 
 def _by_layer(shares: Mapping[str, tuple[Tensor, Tensor]]) -> Moments:
     """Of each (rows, total) `[..., M]` those of all layers together, and of each layer."""
-    found: Moments = {}
+    moments: Moments = {}
     for name, (rows, total) in shares.items():
-        found[PREFIX + name] = rows.sum(-1), total.sum(-1)
-        found |= {f"{PREFIX}{name}{LAYER}{i}": (rows[..., i], total[..., i]) for i in range(rows.shape[-1])}
-    return found
+        moments[PREFIX + name] = rows.sum(-1), total.sum(-1)
+        moments |= {f"{PREFIX}{name}{LAYER}{i}": (rows[..., i], total[..., i]) for i in range(rows.shape[-1])}
+    return moments
 
 
 def _given(scored: Scored) -> Tensor | None:
@@ -176,11 +176,11 @@ def _given(scored: Scored) -> Tensor | None:
     return (there & run[..., None]).sum(-2).double().reshape(-1, there.shape[-1])
 
 
-def _of_layers(done: Moments, name: str, like: Tensor) -> Tensor:
+def _of_layers(moments: Moments, name: str, like: Tensor) -> Tensor:
     """The rows of a moment by layer, laid out as `like`; 0 where none was reported."""
     none = torch.zeros(len(like), dtype=like.dtype)
     keys = [f"{PREFIX}{name}{LAYER}{i}" for i in range(like.shape[-1])]
-    return torch.stack([done[key][0].reshape(-1) if key in done else none for key in keys], dim=-1)
+    return torch.stack([moments[key][0].reshape(-1) if key in moments else none for key in keys], dim=-1)
 
 
 def _modes(arms: Sequence[Arm]) -> list[str]:

@@ -97,8 +97,8 @@ class Session:
         """Global steps of the schedule."""
         return self.arms[0].recipe.schedule.steps
 
-    def run(self, done: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
-        """Train and record; `done` is called after each recorded step.
+    def run(self, on_step: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
+        """Train and record; `on_step` is called after each recorded step.
 
         Raises:
             NotFiniteError: a gradient, weights or a metric are not numbers; the step and the newest checkpoint are
@@ -115,7 +115,7 @@ class Session:
             after, signal = log.step + 1, self.ranks.all_reduce_max(asked())  # one rank's signal is every rank's
             if signal or after % self.checkpoint_every == 0 or after == self.steps:
                 self._save(after)
-            done(log)
+            on_step(log)
             if signal and after < self.steps:
                 raise Interrupted(signal, after)
 

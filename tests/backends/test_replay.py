@@ -221,7 +221,7 @@ def trained_once(engines, name, *more, n=1):
     )
     pair, logs = EnginePair(held, type("Engine", (), {"emulated": False}), None, run), []
     pair.rollout, pair.sync_weights = lambda step: batch, lambda: None
-    train((Arm(recipe=recipe),), pair, done=logs.append)
+    train((Arm(recipe=recipe),), pair, on_step=logs.append)
     return {key: float(value) for key, value in logs[0].receipts.items()}
 
 

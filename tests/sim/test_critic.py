@@ -246,7 +246,7 @@ def recipe(name, *more):
 
 def trained(arms, seeds, sim=SIM):
     logs, backend = [], SimBackend(sim, arms, torch.tensor(seeds))
-    train(arms, backend, done=logs.append)
+    train(arms, backend, on_step=logs.append)
     return backend, logs
 
 

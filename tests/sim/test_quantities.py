@@ -64,7 +64,7 @@ def recipe(name, *more):
 def logged(name, *more):
     logs = []
     arms = (Arm(recipe=recipe(name, *more), members=3),)
-    train(arms, SimBackend(SIM, arms, torch.tensor([5, 6, 7])), done=logs.append)
+    train(arms, SimBackend(SIM, arms, torch.tensor([5, 6, 7])), on_step=logs.append)
     return logs
 
 

@@ -63,7 +63,7 @@ def test_what_a_run_records_is_what_the_exact_receipts_expect(make_recipe):
     backend = SimBackend(sim.model_copy(update={"evaluate_every": 0}), arms, torch.zeros(15, dtype=torch.int64))
     backend.seeds = torch.arange(15)
     logs = []
-    train(arms, backend, done=logs.append)
+    train(arms, backend, on_step=logs.append)
     exact = measure(method, sim)["replay"]
     assert exact["rows_changed"] > 0.05
     for name in QUANTITIES:
@@ -101,7 +101,7 @@ SIM = Sim(vocab=4, horizon=4, prompts=2, pool=6, width=8, expert_width=8, evalua
 def logged(*names, sim=SIM, minibatches=1):
     arms = tuple(Arm(recipe=recipe(n, f"schedule.minibatches={minibatches}"), members=2) for n in names)
     logs = []
-    train(arms, SimBackend(sim, arms, torch.arange(2).repeat(len(names))), done=logs.append)
+    train(arms, SimBackend(sim, arms, torch.arange(2).repeat(len(names))), on_step=logs.append)
     return logs
 
 

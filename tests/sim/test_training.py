@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import token_weights
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, with_advantages
+from firstorder.core.training.interrupt import Interrupted
 from firstorder.core.training.loop import train
 from firstorder.sim import optimizer
 from firstorder.sim.coldstart import starting_weights
@@ -41,7 +44,7 @@ def recipe(name, *more):
 def trained(arms, seeds, sim=SIM):
     logs = []
     backend = SimBackend(sim, arms, torch.tensor(seeds))
-    train(arms, backend, done=logs.append)
+    train(arms, backend, on_step=logs.append)
     return backend, logs
 
 
@@ -296,6 +299,38 @@ def test_a_start_that_fails_leaves_no_new_folder_and_keeps_an_old_one(tmp_path, 
             made.prepare(tmp_path / name, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == kept
+
+
+class SecondRank:
+    """One of two ranks, whose first was asked to stop."""
+
+    def is_rank0(self):
+        return False
+
+    def broadcast_from_rank0(self, make):
+        return None
+
+    def all_reduce_max(self, number):
+        return max(number, signal.SIGTERM)
+
+
+def test_a_rank_that_was_not_asked_stops_with_the_others_and_writes_nothing(tmp_path):
+    session = SimRun(recipe=recipe("minirl"), sim=SIM).prepare(tmp_path / "run")
+    ended = []
+
+    @contextmanager
+    def around():
+        try:
+            yield
+        except Interrupted as stopped:
+            ended.append(stopped.step)
+            raise
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; step 1 follows"):
+        replace(session, ranks=SecondRank(), around=around).run()
+    assert ended == [1]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_a_checkpoint_of_other_members_is_refused():
