@@ -149,6 +149,16 @@ class Recipe(Section):
         tree = self.model_dump(exclude_unset=True)
         return build(Recipe, assign(tree, pairs(overrides or {}) + pairs(sections)))
 
+    @property
+    def needs(self) -> set[str]:
+        """The fields of `TokenStats` that a weight reads and no rollout carries."""
+        return {part.needs for part in self.parts.values() if part.needs is not None}
+
+    @property
+    def reads_signs(self) -> bool:
+        """Whether a weight reads the signs of other responses' advantages."""
+        return any(part.signs for part in self.parts.values())
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         for broken, what in contradictions(self):
