@@ -113,7 +113,7 @@ class Recipe(Section):
     @property
     def over_group(self) -> bool:
         """Whether advantages are taken against the other responses of a prompt."""
-        return self.parts["advantage.baseline"].scope == "group"
+        return self.advantage.over_group
 
     @property
     def weight_scope(self) -> Scope:
