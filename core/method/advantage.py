@@ -9,7 +9,6 @@ from torch import Tensor
 
 from firstorder.core.errors import ConfigError, DataError
 
-from .parts import BASELINES
 from .sections import Advantage
 from .stats import check_rewards_finite, real
 
@@ -42,7 +41,7 @@ def advantage(rewards: Tensor, rule: Advantage) -> Tensor:
         raise ConfigError(
             f"baseline {rule.baseline} is learned for every context; make its advantages with core.method.value.gae"
         )
-    if rule.std and BASELINES[rule.baseline].scope != "group":
+    if rule.std and not rule.over_group:
         raise ConfigError(
             f"advantage.std needs a group baseline, got {rule.baseline}; choose group_mean or leave_one_out"
         )
@@ -81,7 +80,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def _centred(rewards: Tensor, rule: Advantage) -> Tensor:
     """R less its baseline; 0 where a group that it is taken over agrees."""
     centred = rewards - FUNCTIONS[rule.baseline](rewards)
-    if BASELINES[rule.baseline].scope != "group":
+    if not rule.over_group:
         return centred
     agree = (rewards == rewards[..., :1]).all(-1, keepdim=True)
     return torch.where(agree, 0.0, centred)  # their mean may round, and the spread divides by what is left

@@ -114,14 +114,14 @@ def capped(v: Tensor, m: Tensor, budget: float) -> Tensor:
     """
     v, order = v.sort(-1)
     m = m.expand_as(v).gather(-1, order)
-    whole, wanted = m.sum(-1, keepdim=True), budget * m.sum(-1, keepdim=True)
-    below, left = torch.where(m > 0, m * v, 0.0).cumsum(-1), whole - m.cumsum(-1)
+    total, target = m.sum(-1, keepdim=True), budget * m.sum(-1, keepdim=True)
+    below, left = torch.where(m > 0, m * v, 0.0).cumsum(-1), total - m.cumsum(-1)
     at = below + torch.where(left > 0, v * left, 0.0)  # Σ m min(v, v_k), which grows with k
-    first = torch.searchsorted(at.contiguous(), wanted).clamp(max=v.shape[-1] - 1)
-    back = (first - 1).clamp(min=0)
-    before = torch.where(first > 0, below.gather(-1, back), 0.0)
-    cap = (wanted - before) / torch.where(first > 0, left.gather(-1, back), whole)
-    return torch.where(at[..., -1:] <= wanted, torch.inf, cap)[..., 0]
+    first = torch.searchsorted(at.contiguous(), target).clamp(max=v.shape[-1] - 1)
+    before_first = (first - 1).clamp(min=0)
+    before = torch.where(first > 0, below.gather(-1, before_first), 0.0)
+    cap = (target - before) / torch.where(first > 0, left.gather(-1, before_first), total)
+    return torch.where(at[..., -1:] <= target, torch.inf, cap)[..., 0]
 
 
 def ctpo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
@@ -143,8 +143,8 @@ def gmpo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
     r̂ holds log r at most `high` where A > 0 and at least -`low` where A < 0; a token that is held has no gradient.
     """
     a, log = stats.token_advantage, torch.where(stats.mask, r, 1.0).log()
-    held = torch.where(a > 0, log.clamp(max=c.high), torch.where(a < 0, log.clamp(min=-c.low), log))
-    mean = (held.sum(-1) / stats.lengths).exp()[..., None]
+    clamped = torch.where(a > 0, log.clamp(max=c.high), torch.where(a < 0, log.clamp(min=-c.low), log))
+    mean = (clamped.sum(-1) / stats.lengths).exp()[..., None]
     return mean * sign_aware(a, log > c.high, log < -c.low)
 
 

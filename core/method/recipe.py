@@ -113,7 +113,7 @@ class Recipe(Section):
     @property
     def over_group(self) -> bool:
         """Whether advantages are taken against the other responses of a prompt."""
-        return self.parts["advantage.baseline"].scope == "group"
+        return self.advantage.over_group
 
     @property
     def weight_scope(self) -> Scope:
@@ -148,6 +148,16 @@ class Recipe(Section):
         """
         tree = self.model_dump(exclude_unset=True)
         return build(Recipe, assign(tree, pairs(overrides or {}) + pairs(sections)))
+
+    @property
+    def needs(self) -> set[str]:
+        """The fields of `TokenStats` that a weight reads and no rollout carries."""
+        return {part.needs for part in self.parts.values() if part.needs is not None}
+
+    @property
+    def reads_signs(self) -> bool:
+        """Whether a weight reads the signs of other responses' advantages."""
+        return any(part.signs for part in self.parts.values())
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -57,6 +57,11 @@ class Advantage(Section):
         1.0, "[0, 1]", "λ weighs the sampled reward", "λ of baseline `value`; 1 keeps the sampled reward"
     )
 
+    @property
+    def over_group(self) -> bool:
+        """Whether the baseline is taken over the responses of one prompt."""
+        return BASELINES[self.baseline].scope == "group"
+
 
 class Ratio(Section):
     """The importance ratio that multiplies the advantage: `core.method.ratio`."""

@@ -86,8 +86,8 @@ class TokenStats:
 
     def members(self, cut: slice) -> TokenStats:
         """Some members of an ensemble, the leading axis."""
-        held = {name: t[cut] for name, t in vars(self).items() if t is not None}
-        return replace(self, **held)
+        tensors = {name: t[cut] for name, t in vars(self).items() if t is not None}
+        return replace(self, **tensors)
 
 
 def real(x: Tensor) -> Tensor:
@@ -163,10 +163,10 @@ def _check_shapes(s: TokenStats) -> None:
     expected = dict.fromkeys(("logp_old", "logp_mu", "mask", "kl_mu", "router_shift"), whole)
     expected |= dict.fromkeys(("measure", "rewards"), whole[:-1])
     for name, shape in expected.items():
-        held = getattr(s, name)
-        if held is not None and tuple(held.shape) != shape:
+        tensor = getattr(s, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
             raise DataError(
-                f"`{name}` must be {list(shape)} beside a `logp_theta` of {list(whole)}, got {list(held.shape)}"
+                f"`{name}` must be {list(shape)} beside a `logp_theta` of {list(whole)}, got {list(tensor.shape)}"
             )
     if tuple(s.advantage.shape) not in (whole, whole[:-1]):
         raise DataError(
@@ -181,7 +181,7 @@ def _check_values(s: TokenStats) -> None:
     a = torch.where(s.mask, s.token_advantage, 0.0)
     check_all(a.isfinite(), a, "`advantage` must be finite", "; check rewards and critic")
     for name in ("kl_mu", "router_shift"):
-        held: Tensor | None = getattr(s, name)
-        if held is not None:
-            x = torch.where(s.mask, held, 0.0)
+        distance: Tensor | None = getattr(s, name)
+        if distance is not None:
+            x = torch.where(s.mask, distance, 0.0)
             check_all(x >= (0 if name == "router_shift" else -torch.inf), x, f"`{name}` must be a distance and no NaN")

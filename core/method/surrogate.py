@@ -59,8 +59,8 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
     norm = normaliser(stats, recipe.aggregation)
-    held = torch.minimum(factor, BOUND / clipped)  # the product of two ratios is a ratio, and held as one
-    weight = stats.token_advantage * clipped * held / norm
+    bounded = torch.minimum(factor, BOUND / clipped)  # the product of two ratios is a ratio, and held as one
+    weight = stats.token_advantage * clipped * bounded / norm
     weight = torch.where(_scored(stats), weight, 0.0).to(stats.logp_theta.dtype).detach()
     return TokenWeights(weight=weight, ratio=r, clipped=clipped, correction=factor, norm=norm)
 
@@ -111,7 +111,7 @@ RECEIPTS: dict[str, Quantity] = {
 }
 
 
-def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str, tuple[Tensor, Tensor]]:
+def receipts(stats: TokenStats, factors: TokenWeights, recipe: Recipe) -> dict[str, tuple[Tensor, Tensor]]:
     """What each part of a recipe did to this batch, as (tokens acted on, response tokens) `[...]`; see `RECEIPTS`.
 
     A truncated span of a whole response is counted in responses. Each counts by its response's measure, or 1 in a
@@ -119,21 +119,23 @@ def receipts(stats: TokenStats, parts: TokenWeights, recipe: Recipe) -> dict[str
     """
     # a clip that gives every token of a response one ratio has clipped what it dropped
     merged = recipe.parts["clip.kind"].scope == "sequence"
-    clipped = parts.clipped == 0 if merged else parts.clipped != parts.ratio
-    bounded = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
+    clipped = factors.clipped == 0 if merged else factors.clipped != factors.ratio
+    truncates = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),
         "clip_lower": clipped & (stats.token_advantage < 0),
-        "truncated": bounded & (parts.correction == recipe.correction.high),
-        "masked": parts.correction == 0,
-        "corrected": parts.correction != 1,
-        "ratio_not_one": parts.ratio != 1,
-        "saturated": saturated(parts.ratio) | saturated(parts.correction) | saturated(parts.clipped * parts.correction),
+        "truncated": truncates & (factors.correction == recipe.correction.high),
+        "masked": factors.correction == 0,
+        "corrected": factors.correction != 1,
+        "ratio_not_one": factors.ratio != 1,
+        "saturated": saturated(factors.ratio)
+        | saturated(factors.correction)
+        | saturated(factors.clipped * factors.correction),
     }
     weight = stats.counts
     tokens = (weight * stats.mask.sum(-1)).sum(-1)
-    found = {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}
+    counts = {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}
     if recipe.correction.span in ("sequence", "geometric"):  # one factor a response, which verl counts once
-        held = (acted["truncated"] & stats.mask).any(-1)
-        found["truncated"] = (weight * held).sum(-1), (weight * stats.mask.any(-1)).sum(-1)
-    return found
+        truncated = (acted["truncated"] & stats.mask).any(-1)
+        counts["truncated"] = (weight * truncated).sum(-1), (weight * stats.mask.any(-1)).sum(-1)
+    return counts

@@ -55,13 +55,13 @@ def lambda_returns(values: Tensor, rewards: Tensor, mask: Tensor, lam: float) ->
         [[0.0, 0.75, 1.0]]
     """
     later = value = rewards.to(values).expand(values.shape[:-1])  # G and V of the next response token
-    found = torch.zeros_like(values)
+    returns = torch.zeros_like(values)
     for t in reversed(range(values.shape[-1])):
         on = mask[..., t]
         later = torch.where(on, value.lerp(later, lam), later)
         value = torch.where(on, values[..., t], value)
-        found[..., t] = torch.where(on, later, 0.0)
-    return found
+        returns[..., t] = torch.where(on, later, 0.0)
+    return returns
 
 
 def gae(values: Tensor, rewards: Tensor, mask: Tensor, lam: float) -> Tensor:
@@ -107,9 +107,6 @@ def explained_variance(reduced: Mapping[str, Tensor]) -> dict[str, Tensor]:
     m = reduced
     if "vf_return" not in m:
         return {}
-    left, whole = (m[f"{name}_square"] - m[name].square() for name in ("vf_left", "vf_return"))
-    rounding = (
-        16 * torch.finfo(whole.dtype).eps * m["vf_return_square"]
-    )  # what is left of a difference that should be 0
-    whole = torch.where(whole > rounding, whole, 0.0)
-    return {"critic/vf_explained_var": 1 - left / whole}
+    left, total = (m[f"{name}_square"] - m[name].square() for name in ("vf_left", "vf_return"))
+    rounding = 16 * torch.finfo(total.dtype).eps * m["vf_return_square"]  # what a difference that should be 0 leaves
+    return {"critic/vf_explained_var": 1 - left / torch.where(total > rounding, total, 0.0)}

@@ -34,15 +34,15 @@ def axes(given: Iterable[Any] | Mapping[str, Any]) -> Axes:
         >>> axes({"clip": {"high": (0.2, 0.3)}})
         {'clip.high': [0.2, 0.3]}
     """
-    found: Axes = {}
+    by_key: Axes = {}
     for key, values in map(_listed, pairs(given)) if isinstance(given, Mapping) else map(_parsed, given):
-        if key in found:
+        if key in by_key:
             raise ConfigError(f"axis {key!r} is given twice; give all its values at once, as {key}=v1,v2")
-        found[key] = values
-    cells = math.prod(len(values) for values in found.values())
+        by_key[key] = values
+    cells = math.prod(len(values) for values in by_key.values())
     if cells > MOST:
         raise ConfigError(f"the axes make {cells:,} points, more than {MOST:,}; give fewer values, or several grids")
-    return found
+    return by_key
 
 
 def _listed(pair: tuple[str, Any]) -> tuple[str, list[Any]]:

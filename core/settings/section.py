@@ -66,10 +66,10 @@ def within(default: T, interval: str, why: str, description: str | None = None) 
 def _bounds(interval: str) -> dict[str, Any]:
     """An interval in the words of pydantic."""
     low, high = (_number(end) for end in interval[1:-1].split(","))
-    found: dict[str, Any] = {"gt" if interval[0] == "(" else "ge": low}
+    bounds: dict[str, Any] = {"gt" if interval[0] == "(" else "ge": low}
     if high == float("inf"):
-        return found | {"allow_inf_nan": True}
-    return found | {"lt" if interval[-1] == ")" else "le": high}
+        return bounds | {"allow_inf_nan": True}
+    return bounds | {"lt" if interval[-1] == ")" else "le": high}
 
 
 def _number(text: str) -> float:

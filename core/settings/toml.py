@@ -286,15 +286,15 @@ REASONED = (*OUTSIDE, "string_pattern_mismatch", "finite_number")
 
 def _field(model: type[BaseModel], path: list[str]) -> FieldInfo | None:
     """The field that a path leads to, or the one of the tuple that it ends in."""
-    found = None
+    field = None
     for part in path:
         if part not in model.model_fields:
             break
-        found = model.model_fields[part]
-        if not (isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel)):
+        field = model.model_fields[part]
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             break
-        model = found.annotation
-    return found
+        model = field.annotation
+    return field
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

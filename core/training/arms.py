@@ -45,16 +45,16 @@ class RecipeWeights:
 
     def __call__(self, stats: TokenStats) -> Tensor:
         """w `[..., B, T]` of every arm for its own members."""
-        parts = [token_weights(piece, arm.recipe) for arm, piece in self._pieces(stats)]
+        factors = [token_weights(piece, arm.recipe) for arm, piece in self._pieces(stats)]
         acted = [
-            receipts(piece, done, arm.recipe) for (arm, piece), done in zip(self._pieces(stats), parts, strict=True)
+            receipts(piece, made, arm.recipe) for (arm, piece), made in zip(self._pieces(stats), factors, strict=True)
         ]
         joined = {name: (_join([a[name][0] for a in acted]), _join([a[name][1] for a in acted])) for name in acted[0]}
         self.receipts = add(self.receipts, joined)
         if stats.rewards is not None:
             moment = remainder_moment(stats, stats.logp_theta)
             self.moments = add(self.moments, {"update/second_order_remainder": moment})
-        return _join([done.weight for done in parts])
+        return _join([made.weight for made in factors])
 
     def _pieces(self, stats: TokenStats) -> Iterator[tuple[Arm, TokenStats]]:
         return ((arm, stats.members(mine)) for arm, mine in _cuts(self.arms))

@@ -66,13 +66,15 @@ def receipts(arms: Sequence[Arm], mismatch: bool) -> dict[str, Tensor]:
         arms: the recipes.
         mismatch: whether the two engines differ.
     """
-    held = [inert_by_part(a.recipe, stale=a.recipe.schedule.minibatches > 1, mismatch=mismatch) for a in arms]
+    idle_parts = [inert_by_part(a.recipe, stale=a.recipe.schedule.minibatches > 1, mismatch=mismatch) for a in arms]
     single = arms[0].members is None
-    found = {}
+    logged = {}
     for part in PARTS:
-        flags = [float(part in idle) for arm, idle in zip(arms, held, strict=True) for _ in range(arm.members or 1)]
-        found[f"inert/{part}"] = torch.tensor(flags[0] if single else flags, dtype=torch.float64)
-    return found
+        flags = [
+            float(part in idle) for arm, idle in zip(arms, idle_parts, strict=True) for _ in range(arm.members or 1)
+        ]
+        logged[f"inert/{part}"] = torch.tensor(flags[0] if single else flags, dtype=torch.float64)
+    return logged
 
 
 def check_strict(idle: Sequence[str], where: str = "") -> None:

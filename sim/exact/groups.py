@@ -35,7 +35,7 @@ def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: 
     Raises:
         ConfigError: too many compositions to sum over.
     """
-    rest = 0 if rule.baseline == "none" else group_size - 1
+    rest = group_size - 1 if rule.over_group else 0
     probability = _multinomial(_compositions(len(levels), rest), chance)
     plus, minus = _signed(_groups(levels, 1, rest), rule)[..., 0]
     return probability @ plus.T, probability @ minus.T
@@ -43,7 +43,7 @@ def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: 
 
 def sign_chances(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
     """P(A > 0 | R = level) and P(A < 0 | R = level) over the rest of the group, `[..., n]`; as `expected_parts`."""
-    rest = 0 if rule.baseline == "none" else group_size - 1
+    rest = group_size - 1 if rule.over_group else 0
     probability = _multinomial(_compositions(len(levels), rest), chance)
     plus, minus = (_signed(_groups(levels, 1, rest), rule)[..., 0] > 0).to(chance)
     return probability @ plus.T, probability @ minus.T
@@ -62,8 +62,7 @@ def expected_products(levels: Tensor, chance: Tensor, rule: Advantage, group_siz
         E[(A±)² | R = level], `[X, n, 2]`; and E[A_i^s A_j^s' | R_i, R_j] for two responses of a group,
         `[X, 2n, 2n]` with (level, sign) flattened.
     """
-    n, baseline = len(levels), rule.baseline
-    shared = 0 if baseline == "none" else group_size
+    n, shared = len(levels), group_size if rule.over_group else 0
     single = _signed(_groups(levels, 1, max(shared - 1, 0)), rule)[..., :1]
     weight = _multinomial(_compositions(n, max(shared - 1, 0)), chance)
     own = torch.einsum("xc,sncr->xns", weight, single.square().view(2, n, -1, 1))

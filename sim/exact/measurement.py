@@ -129,9 +129,9 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     mode, tree = recipe.router_replay.mode, scene.tree
     target, old = scene.target[mode], scene.old[mode]
     kl_mu = shift = None
-    if recipe.correction.kind in ("max_kl", "mean_kl"):
+    if "kl_mu" in recipe.needs:
         kl_mu = gather_contexts(kl(scene.mu_old.logp, target.logp.detach()), tree)
-    if recipe.ratio.router_floor is not None:
+    if "router_shift" in recipe.needs:
         shift = gather_contexts(router_shift(target, old), tree)
     logp_mu = gather(scene.mu_old.logp, tree)
     return TokenStats(
@@ -154,7 +154,7 @@ def signed_weights(
 
     A clip that reads the signs of the whole batch meets each response with either, as often as the advantages say.
     """
-    if recipe.clip.kind == "m2po":
+    if recipe.reads_signs:
         return _weights_among_signs(scene, stats, recipe, advantages)
     return token_weights(stats, recipe), token_weights(stats.with_advantage(-stats.advantage), recipe)
 

@@ -118,5 +118,5 @@ def check_baseline(recipe: Recipe, sim: Sim) -> None:
     Raises:
         ConfigError: the measured prompts have too many reward levels for the group's size.
     """
-    if recipe.advantage.baseline != "none":
+    if recipe.over_group:
         check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
