@@ -56,8 +56,8 @@ def converse(engine: Engine, task: Task, rows: Sequence[int], seeds: Sequence[in
     """
     start = task.prompts(torch.tensor(rows))
     prompts = [tokens[:length] for tokens, length in zip(start.tokens.tolist(), start.lengths.tolist(), strict=True)]
-    if (found := max(map(len, prompts))) > longest:
-        raise DataError(f"a prompt has {found} tokens, and vllm.max_prompt is {longest}; raise it")
+    if (longest_prompt := max(map(len, prompts))) > longest:
+        raise DataError(f"a prompt has {longest_prompt} tokens, and vllm.max_prompt is {longest}; raise it")
     said = list(engine.generate(prompts, seeds))
     flips, turn, speaking = torch.zeros(2, dtype=torch.int64), 1, list(range(len(rows)))
     while speaking := [i for i in speaking if said[i].ended]:

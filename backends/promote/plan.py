@@ -213,12 +213,12 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
     passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
     again = 1 if titan.activation_checkpoint == "full" else 0
     ahead = 0 if recipe.weight_scope == "token" else 1
-    held = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
+    weight_bytes = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
     kv = memory.kv_bytes(shape, vllm.kv_cache_dtype) / vllm.tensor * length / 2
 
     def decode(together: int) -> float:
         """Seconds of that many of the longest responses in an engine: every token reads weights and caches."""
-        return vllm.max_tokens * (held + together * kv) / (gpu.bandwidth * DECODING)
+        return vllm.max_tokens * (weight_bytes + together * kv) / (gpu.bandwidth * DECODING)
 
     waves = -(-responses // (where.engines * where.sequences))
     weights = 4 * memory.parameters(shape)

@@ -70,8 +70,8 @@ def judge(settings: TaskSettings) -> Judge:
 
     def earned(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         answers = [conclusion(text) for text in texts]
-        found = worker((*source, p.reference, answer) for p, answer in zip(problems, answers, strict=True))
-        return [reward or 0.0 for reward in found]
+        rewards = worker((*source, p.reference, answer) for p, answer in zip(problems, answers, strict=True))
+        return [reward or 0.0 for reward in rewards]
 
     return earned
 

@@ -334,7 +334,7 @@ def test_replay_ends_with_its_block_even_after_an_error(plain, batch):
     ids = torch.zeros(*batch.tokens.shape, 4, 2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, ids):
         raise RuntimeError("out of memory")
-    assert all(router.given is None for router in replay.routers(plain))
+    assert all(router.replay_ids is None for router in replay.routers(plain))
 
 
 def config_of(kind, shape):
