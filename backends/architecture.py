@@ -112,7 +112,7 @@ def _is_supported(raw: Mapping[str, Any], file: str) -> None:
     names = raw.get("architectures")
     if names != [ARCHITECTURE]:
         listed = ", ".join(map(str, names))[:60] if isinstance(names, list) and names else "no architecture"
-        raise ConfigError(f"{file} holds {listed}, and {ARCHITECTURE} is supported; give another torchtitan.model")
+        raise ConfigError(f"{file} holds {listed}, and only {ARCHITECTURE} is supported; give another torchtitan.model")
     if "model_type" not in raw:
         raise ConfigError(f"{file} lacks model_type, without which vLLM cannot load it; add {MODEL_TYPE!r}")
     for key, values in ONLY.items():
@@ -153,7 +153,7 @@ def _theta(raw: Mapping[str, Any], file: str) -> Any:
     """The base of the rotary frequencies; any scaling of them is refused."""
     tables = {key: raw[key] for key in ROPE if raw.get(key)}
     if len(tables) > 1:
-        raise ConfigError(f"{file} has both {' and '.join(tables)}, of which one would go unread; remove one")
+        raise ConfigError(f"{file} has both {' and '.join(tables)}, of which only one would be read; remove the other")
     thetas = [raw["rope_theta"]] if "rope_theta" in raw else []
     for key, table in tables.items():
         if not isinstance(table, Mapping):
@@ -179,7 +179,7 @@ def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any], file: str) -> i
         width, rest = divmod(values["hidden_size"], values["num_attention_heads"])
         if rest:
             raise ConfigError(
-                f"{file} has no head_dim, and hidden_size = {values['hidden_size']} is no multiple of "
+                f"{file} has no head_dim, and hidden_size = {values['hidden_size']} is not a multiple of "
                 f"num_attention_heads = {values['num_attention_heads']}; add head_dim"
             )
     if type(width) is not int or width < 2 or width % 2:
@@ -195,8 +195,8 @@ def _fits_together(values: Mapping[str, Any], file: str) -> None:
         )
     if values["num_attention_heads"] % values["num_key_value_heads"]:
         raise ConfigError(
-            f"{file} has num_attention_heads = {values['num_attention_heads']}, no multiple of num_key_value_heads = "
-            f"{values['num_key_value_heads']}; correct one of them"
+            f"{file} has num_attention_heads = {values['num_attention_heads']}, not a multiple of "
+            f"num_key_value_heads = {values['num_key_value_heads']}; correct one of them"
         )
 
 

@@ -82,8 +82,8 @@ def converse(engine: Engine, task: Task, rows: Sequence[int], seeds: Sequence[in
     count = (int(flips[0]), int(flips[1]))
     if count[0] > LARGEST_FLIP_RATE * count[1]:
         raise DataError(
-            f"the routes of {count[0] / count[1]:.0%} of (token, layer) of earlier turns differ in the next request: "
-            "the rollout engine's rows are of other tokens or other weights; restart it with --resume"
+            f"{count[0] / count[1]:.0%} of the routes of earlier turns differ in the next request: the rollout engine "
+            "returned rows of other tokens, or ran other weights; restart it, then go on with --resume"
         )
     rewards = task.verify(episodes(rows, prompts, said))
     return Conversations(prompts=prompts, responses=said, rewards=rewards, flips=count)

@@ -165,7 +165,7 @@ def _headers(folder: Path) -> dict[str, Header]:
     for name in names:
         unread = name.endswith(UNREAD) and not name.startswith(OF_A_TRAINER)
         if unread or name.startswith("adapter_"):
-            raise ConfigError(f"{folder} holds {name}, which would go unread; remove it, or merge it into the model")
+            raise ConfigError(f"{folder} holds {name}, which would not be read; remove it, or merge it into the model")
     files = [name for name in names if name.endswith(".safetensors")]
     if not files:
         raise _other(folder, "there is no *.safetensors")
@@ -210,7 +210,7 @@ def _header(file: Path) -> dict[str, Header]:
         reason = getattr(error, "strerror", None) or "it is no safetensors file"
         raise ConfigError(f"cannot read {file}: {reason}; copy it again") from None
     if end != size:
-        raise ConfigError(f"{file} has {size} bytes, and its header speaks of {end}; copy it again")
+        raise ConfigError(f"{file} has {size} bytes, and its header promises {end}; copy it again")
     for name, one in header.items():
         if one.dtype in FLOATS and math.prod(one.size) * FLOATS[one.dtype] != spans[name]:
             raise ConfigError(

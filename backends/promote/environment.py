@@ -104,7 +104,9 @@ def _holds(requirement: Requirement, extras: frozenset[str]) -> bool:
 def _own() -> metadata.Distribution:
     distribution = installed(PACKAGE)
     if distribution is None:
-        raise ConfigError("firstorder is not installed here, so a bundle cannot hold it; pip install it, then promote")
+        raise ConfigError(
+            "firstorder is not installed here, so it cannot go into the bundle; pip install it, then promote"
+        )
     return distribution
 
 

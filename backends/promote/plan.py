@@ -163,7 +163,7 @@ def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, num_ranks: int) 
     check_degrees(titan, num_ranks)
     if titan.tensor > 1:
         raise ConfigError(
-            f"torchtitan.tensor = {titan.tensor}: what its ranks exchange is not priced yet; set torchtitan.tensor = 1 "
+            f"torchtitan.tensor = {titan.tensor}: its communication cannot be estimated yet; set torchtitan.tensor = 1 "
             "and raise torchtitan.loss_chunks where memory is short"
         )
     for size, what in ((GPUS_PER_NODE, "the GPUs of a node"), (shape.num_attention_heads, "attention heads")):
@@ -193,8 +193,8 @@ def check_memory(peak: int, per_position: float, titan: Torchtitan, gpu: Gpu) ->
     largest = titan.pack_length - (peak - gpu.usable) / per_position
     if largest < 128:
         raise ConfigError(
-            f"an update takes {peak / GIB:.1f} GiB a GPU and {gpu.name} has {gpu.usable / GIB:.1f} usable, whatever "
-            "the context; raise --world, or choose a larger --gpu"
+            f"an update takes {peak / GIB:.1f} GiB a GPU and {gpu.name} has {gpu.usable / GIB:.1f} usable, "
+            "however short the rows; raise --world, or choose a larger --gpu"
         )
     raise ConfigError(
         f"an update with torchtitan.pack_length = {titan.pack_length} takes {peak / GIB:.1f} GiB a GPU and {gpu.name} "

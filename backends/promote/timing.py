@@ -137,7 +137,7 @@ def patient(titan: Torchtitan, vllm: Vllm, moved: Step, assignments: Sequence[st
             what = "a response" if key == "vllm.timeout" else "a rollout"
             raise ConfigError(
                 f"{key} = {timeouts[key]:g} s is below the {least[key]:.0f} s that {what} may take at the stated "
-                f"rates; leave it out for {SLACK:g} times that, or raise it"
+                f"rates; raise it, or leave it out to get {SLACK:g} times that"
             )
     if "vllm.timeout" not in assigned:
         vllm = vllm.model_copy(update={"timeout": server})
@@ -161,7 +161,7 @@ def seconds(text: str) -> int:
     """
     match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text)
     if match is None:
-        raise ConfigError(f"--time must be like 24:00:00 or 2-12:00:00, got {text!r}")
+        raise ConfigError(f"--time must look like 24:00:00 or 2-12:00:00, got {text!r}")
     days, *rest = match.groups()
     parts = [int(one) for one in rest if one is not None]
     scale = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)

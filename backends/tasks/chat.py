@@ -99,8 +99,8 @@ class Chat:
         unused = [character for character in map(chr, PRIVATE) if character not in used][:count]
         if len(unused) < count:
             raise DataError(
-                f"a text of the task has all of the {len(PRIVATE)} private-use characters U+E000 to U+F8FF, and one "
-                "has to stand for it in the chat template; leave one out"
+                f"a text of the task uses all {len(PRIVATE)} private-use characters U+E000 to U+F8FF, of which the "
+                "chat template needs one as a placeholder; remove one"
             )
         return unused
 
@@ -114,8 +114,8 @@ class Chat:
         spelling = [text for text in texts if self._spells(text)]
         if len(rest) != len(spelling):
             raise DataError(
-                f"the chat template of {self.folder} says {len(rest)} of {len(spelling)} texts that spell a special "
-                "token; each has to be said once: correct the template or the task's texts"
+                f"the chat template of {self.folder} contains {len(rest)} of {len(spelling)} texts that spell a "
+                "special token, and must contain each once; correct the template or the task's texts"
             )
         ids = self._encode(first, special=False)
         for text, after in zip(spelling, rest, strict=True):
@@ -138,7 +138,7 @@ class Chat:
         if self._unknown.intersection(ids):
             lost = next((c for c in text if self._unknown.intersection(self._plain(c))), text)
             raise DataError(
-                f"the tokenizer of {self.folder} has no token for {lost!r}, which the task says; give a model that "
+                f"the tokenizer of {self.folder} has no token for {lost!r}, which the task uses; give a model that "
                 "knows it, or another task.kind (the small model of `firstorder coldstart` knows task.kind = sums)"
             )
         return ids
@@ -210,7 +210,7 @@ def _ends(folder: Path, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
     ends = tuple(declared) if isinstance(declared, list) else (declared,)
     if not all(isinstance(end, int) and 0 <= end < vocab_size for end in ends) or not ends:
         raise ConfigError(
-            f"the end token of {folder} is {declared!r}, which is none of its model; set eos_token_id in its "
+            f"the end token of {folder} is {declared!r}, which the model does not have; set eos_token_id in its "
             "generation_config.json"
         )
     return ends

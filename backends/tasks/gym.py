@@ -60,7 +60,7 @@ def made(name: str, options: dict[str, Any]) -> Any:
     try:
         return reasoning_gym.create_dataset(name, **options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"task.options: {name} of reasoning-gym refuses them: {error}") from None
+        raise ConfigError(f"task.options: {name} of reasoning-gym rejects them: {error}") from None
 
 
 def judge(settings: TaskSettings) -> Judge:

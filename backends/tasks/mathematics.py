@@ -30,7 +30,7 @@ def problems(settings: TaskSettings) -> tuple[Listed, Listed]:
     listed = [Problem(p.question, spelled(p.reference)) for p in read(*columns, _wrong)]
     unequal = _unequal(dict.fromkeys(p.reference for p in listed), settings)
     if unequal is not None:  # read once more, for its row
-        what = "is no answer that math-verify finds equal to itself"
+        what = "is not an answer that math-verify finds equal to itself"
         read(*columns, lambda answer: f"{what}: {answer!r}; correct it" if spelled(answer) == unequal else "")
     return split(listed, settings.held_out)
 
@@ -162,5 +162,5 @@ def _apart(expected: Any, parsed: Any) -> bool:
 def _wrong(answer: Any) -> str:
     fine = isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and bool(str(answer).strip())
     if fine and NO_NUMBER.fullmatch(str(answer).strip()):  # which is how floats are spelled that are not finite, too
-        return f"must be a number that there is, got {answer!r}; correct it"
+        return f"must be a finite number, got {answer!r}; correct it"
     return "" if fine else f"must be a text or a number, got {answer!r}"

@@ -123,7 +123,7 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) 
     started = time.process_time()
     if settings.dtype != "bfloat16":
         raise ConfigError(
-            f"a dry run prices torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
+            f"a dry run covers only torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
         )
     adapter.dist_utils.init_fake_mode(num_ranks)
     try:

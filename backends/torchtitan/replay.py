@@ -154,7 +154,7 @@ def recording(model: Any) -> Iterator[Recorded]:
         if silent or not layers:
             raise DataError(
                 f"the routers of MoE layers {', '.join(silent) or '(none was found)'} record no routes: they were "
-                "replaced after replay was installed, or return before it; start with torchtitan's own"
+                "replaced after replay was installed, or return before it; use torchtitan's own routers"
             )
         record.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
         record.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)

@@ -285,7 +285,7 @@ def optimizer(section: Optimizer, trained: Any) -> Any:
         ConfigError: it is none of torchtitan's optimizers.
     """
     if section.kind != "adamw":
-        raise ConfigError(f"optimizer.kind = {section.kind} is not one of torchtitan's; set optimizer.kind = adamw")
+        raise ConfigError(f"torchtitan has no optimizer.kind = {section.kind}; set optimizer.kind = adamw")
     config = adapter.default_adamw(
         lr=section.lr, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
     )

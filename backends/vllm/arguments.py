@@ -38,8 +38,8 @@ def check_device(settings: Vllm) -> None:
         )
     if settings.batch_invariant and ON_CPU:
         raise ConfigError(
-            "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for a CPU, where its results "
-            "do not depend on the batch without it; set it to false"
+            "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for CPUs, where its results "
+            "do not depend on the batch anyway; set it to false"
         )
 
 
@@ -112,7 +112,9 @@ def prepare(settings: Vllm) -> None:
     check_device(settings)
     variables = environment(settings)
     if "vllm" in sys.modules and any(os.environ.get(name, "0") != value for name, value in variables.items()):
-        raise ConfigError("vllm.batch_invariant is read when vLLM is imported, and it was; start another process")
+        raise ConfigError(
+            "vllm.batch_invariant is read when vLLM is imported, which has happened; start another process"
+        )
     for name, value in (IN_PROCESS | (IN_PROCESS_ON_CPU if ON_CPU else {})).items():
         os.environ.setdefault(name, value)
     os.environ.update(variables)

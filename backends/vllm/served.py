@@ -70,7 +70,7 @@ class ServedEngine:
                 return responses
             before = after
         raise ServerError(
-            f"vLLM servers were started anew {RESTARTS} times while they answered {len(prompts)} prompts; see why they "
+            f"vLLM servers restarted {RESTARTS} times while they answered {len(prompts)} prompts; see why they "
             "stop, then go on with --resume"
         )
 

@@ -47,7 +47,7 @@ def read_conditions(folder: Path) -> dict[str, list[Run]]:
         condition = path.name.removesuffix(f"-{run.recipe}")
         conditions.setdefault(condition, []).append(run)
     if not conditions:
-        raise ConfigError(f"{folder} holds no finished run yet; let validate --training go on there")
+        raise ConfigError(f"{folder} holds no finished run yet; give it to validate --training --out again")
     return conditions
 
 

@@ -97,13 +97,13 @@ def newest(folder: Path) -> Checkpoint | None:
             damaged[path] = str(error)
             continue
         for aside, reason in damaged.items():
-            log.warning("%s; going on from step %d, with %s set aside", reason, checkpoint.step, aside.name)
+            log.warning("%s; resuming from step %d, with %s set aside", reason, checkpoint.step, aside.name)
             aside.rename(aside.with_suffix(".damaged"))
         return checkpoint
     if damaged:
         raise DataError(
-            f"no checkpoint is whole: {'; '.join(damaged.values())}; put a copy of one back, or start again in a new "
-            "--out"
+            f"every checkpoint is damaged: {'; '.join(damaged.values())}; restore one from a copy, or start again in a "
+            "new --out"
         )
     return None
 
@@ -128,7 +128,7 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(checkpoint, dict) or checkpoint.get("step") != int(path.stem.removeprefix("step-")):
         raise DamagedError(f"{path} does not hold the step that its name says")
     if not isinstance(checkpoint.get("state"), dict) or not checkpoint["state"]:
-        raise DamagedError(f"{path} holds no state to go on from")
+        raise DamagedError(f"{path} holds no state to resume from")
     return Checkpoint(step=checkpoint["step"], state=checkpoint["state"])
 
 

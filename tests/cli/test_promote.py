@@ -121,7 +121,7 @@ REFUSED = {
         ["minirl", "--set", "task.kind=math", "--set", 'task.files=["problems.jsonl"]'],
         "task.files: problems.jsonl is relative, and nodes run elsewhere",
     ),
-    "no time": (["minirl", "--time", "a day"], "--time must be like 24:00:00"),
+    "no time": (["minirl", "--time", "a day"], "--time must look like 24:00:00"),
     "too short a time": (["minirl", "--time", "1:00:00", "--set", "task.kind=sums"], "ends before a step does"),
     "an account": (
         ["minirl", "--account", "a b"],

@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
     newest = damaged / "checkpoints" / "step-0000030.pt"
     newest.write_bytes(damage(newest.read_bytes()))
     assert run(train_command(damaged, "--resume")) == 0
-    assert "step-0000030.pt is damaged; going on from step 2" in caplog.text
+    assert "step-0000030.pt is damaged; resuming from step 2" in caplog.text
     assert logs_of(damaged) == logs_of(whole)
 
 
