@@ -283,13 +283,13 @@ FAULTS = {
     "off": (
         not_replaying,
         ("R2", "R3"),
-        "0 were replayed, with rows lost in all 4 MoE layers; a router that was replaced",
+        "0 were replayed, with rows lost in all 4 MoE layers; was a router replaced",
     ),
-    "a router unpatched": (unpatched, ("R2", "R3"), "with rows lost in MoE layer 1; a router that was replaced"),
+    "a router unpatched": (unpatched, ("R2", "R3"), "with rows lost in MoE layer 1; was a router replaced"),
     "routes dropped": (
         dropped,
         ("R3",),
-        "no row is given to replay in all 4 MoE layers; the routes of the rollout engine",
+        "no rows were given to replay in all 4 MoE layers; the routes of the rollout engine",
     ),
     "wrong routes": (mistaken, ("R3",), "none changed the router's choice, though the engines' routes differ at"),
 }
@@ -302,7 +302,7 @@ def test_replay_that_does_not_take_place_stops_the_run(fault, mode, engines, mon
     with pytest.raises(ReplayError) as raised:
         trained_once(engines, f"minirl-{mode.lower()}", n=2)
     assert said in str(raised.value)
-    assert str(raised.value).startswith(f"router_replay.mode = {mode} is on, and ")
+    assert str(raised.value).startswith(f"router_replay.mode = {mode} is on, ")
     assert (raised.value.code, str(raised.value).count("\n")) == (1, 0)
 
 

@@ -439,7 +439,7 @@ WIDE = ("trm", "trm-avg", "rspo")  # they read whole distributions or the router
 @pytest.mark.parametrize("name", WIDE)
 def test_a_weight_that_rollouts_cannot_feed_is_refused_before_the_run(name, capsys, tmp_path):
     assert run(["train", name, "--out", str(tmp_path / "a")]) == 2
-    assert "`firstorder measure` judges it" in capsys.readouterr().err
+    assert "see `firstorder measure` for it" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
