@@ -81,25 +81,25 @@ def meaning(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
             supported or makes no sense.
     """
     _is_supported(raw, file)
-    found: dict[str, Any] = {name: _named(raw, name, default, file) for name, default in SIZES.items()}
-    for name, size in found.items():
+    values: dict[str, Any] = {name: _named(raw, name, default, file) for name, default in SIZES.items()}
+    for name, size in values.items():
         if type(size) is not int or size < 1:
             raise ConfigError(
                 f"{file} has {name} = {_short(size)}, and it must be an integer of at least 1; correct it"
             )
-    found |= {name: raw.get(name, default) for name, default in SWITCHES.items()}
+    values |= {name: raw.get(name, default) for name, default in SWITCHES.items()}
     for name in SWITCHES:
-        if type(found[name]) is not bool:
-            raise ConfigError(f"{file} has {name} = {_short(found[name])}, and it must be true or false; correct it")
-    found |= {"rms_norm_eps": raw.get("rms_norm_eps", NUMBERS["rms_norm_eps"]), "rope_theta": _theta(raw, file)}
+        if type(values[name]) is not bool:
+            raise ConfigError(f"{file} has {name} = {_short(values[name])}, and it must be true or false; correct it")
+    values |= {"rms_norm_eps": raw.get("rms_norm_eps", NUMBERS["rms_norm_eps"]), "rope_theta": _theta(raw, file)}
     for name in NUMBERS:
-        number = found[name]
+        number = values[name]
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 < number < math.inf:
             raise ConfigError(f"{file} has {name} = {_short(number)}, and it must be a positive number; correct it")
-        found[name] = float(number)
-    found["head_dim"] = _head_dim(raw, found, file)
-    _fits_together(found, file)
-    return found
+        values[name] = float(number)
+    values["head_dim"] = _head_dim(raw, values, file)
+    _fits_together(values, file)
+    return values
 
 
 def _is_supported(raw: Mapping[str, Any], file: str) -> None:
@@ -111,8 +111,8 @@ def _is_supported(raw: Mapping[str, Any], file: str) -> None:
             )
     names = raw.get("architectures")
     if names != [ARCHITECTURE]:
-        held = ", ".join(map(str, names))[:60] if isinstance(names, list) and names else "no architecture"
-        raise ConfigError(f"{file} holds {held}, and {ARCHITECTURE} is supported; give another torchtitan.model")
+        listed = ", ".join(map(str, names))[:60] if isinstance(names, list) and names else "no architecture"
+        raise ConfigError(f"{file} holds {listed}, and only {ARCHITECTURE} is supported; give another torchtitan.model")
     if "model_type" not in raw:
         raise ConfigError(f"{file} lacks model_type, without which vLLM cannot load it; add {MODEL_TYPE!r}")
     for key, values in ONLY.items():
@@ -140,22 +140,22 @@ def _named(raw: Mapping[str, Any], name: str, default: Any, file: str) -> Any:
         ConfigError: two names have two values.
     """
     names = [name, *(alias for alias, meant in ALIASES.items() if meant == name)]
-    found = [(key, raw[key]) for key in names if key in raw]
-    if len(found) > 1 and found[0][1] != found[1][1]:
-        (one, first), (other, second) = found
+    pairs = [(key, raw[key]) for key in names if key in raw]
+    if len(pairs) > 1 and pairs[0][1] != pairs[1][1]:
+        (one, first), (other, second) = pairs
         raise ConfigError(
             f"{file} has {one} = {_short(first)} and {other} = {_short(second)}, which mean the same; remove one"
         )
-    return found[0][1] if found else default
+    return pairs[0][1] if pairs else default
 
 
 def _theta(raw: Mapping[str, Any], file: str) -> Any:
     """The base of the rotary frequencies; any scaling of them is refused."""
-    found = {key: raw[key] for key in ROPE if raw.get(key)}
-    if len(found) > 1:
-        raise ConfigError(f"{file} has both {' and '.join(found)}, of which one would go unread; remove one")
-    given = [raw["rope_theta"]] if "rope_theta" in raw else []
-    for key, table in found.items():
+    tables = {key: raw[key] for key in ROPE if raw.get(key)}
+    if len(tables) > 1:
+        raise ConfigError(f"{file} has both {' and '.join(tables)}, of which only one would be read; remove the other")
+    thetas = [raw["rope_theta"]] if "rope_theta" in raw else []
+    for key, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{file} has {key} = {_short(table)}, and it must be a table; correct it")
         for name in table:
@@ -167,36 +167,36 @@ def _theta(raw: Mapping[str, Any], file: str) -> Any:
         named = {f"{key}.{name}": value for name, value in table.items()}
         for name, values in ROPE_ONLY.items():
             _only(named, f"{key}.{name}", values, file)
-        given += [table["rope_theta"]] if "rope_theta" in table else []
-    if any(theta != given[0] for theta in given):
-        raise ConfigError(f"{file} has more than one rope_theta: {', '.join(map(_short, given))}; remove all but one")
-    return given[0] if given else NUMBERS["rope_theta"]
+        thetas += [table["rope_theta"]] if "rope_theta" in table else []
+    if any(theta != thetas[0] for theta in thetas):
+        raise ConfigError(f"{file} has more than one rope_theta: {', '.join(map(_short, thetas))}; remove all but one")
+    return thetas[0] if thetas else NUMBERS["rope_theta"]
 
 
-def _head_dim(raw: Mapping[str, Any], found: Mapping[str, Any], file: str) -> int:
+def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any], file: str) -> int:
     width: Any = raw.get("head_dim")
     if width is None:
-        width, rest = divmod(found["hidden_size"], found["num_attention_heads"])
+        width, rest = divmod(values["hidden_size"], values["num_attention_heads"])
         if rest:
             raise ConfigError(
-                f"{file} has no head_dim, and hidden_size = {found['hidden_size']} is no multiple of "
-                f"num_attention_heads = {found['num_attention_heads']}; add head_dim"
+                f"{file} has no head_dim, and hidden_size = {values['hidden_size']} is not a multiple of "
+                f"num_attention_heads = {values['num_attention_heads']}; add head_dim"
             )
     if type(width) is not int or width < 2 or width % 2:
         raise ConfigError(f"{file} has head_dim = {_short(width)}, and it must be an even number; correct it")
     return width
 
 
-def _fits_together(found: Mapping[str, Any], file: str) -> None:
-    if found["num_experts_per_tok"] > found["num_experts"]:
+def _fits_together(values: Mapping[str, Any], file: str) -> None:
+    if values["num_experts_per_tok"] > values["num_experts"]:
         raise ConfigError(
-            f"{file} has num_experts_per_tok = {found['num_experts_per_tok']} above num_experts = "
-            f"{found['num_experts']}; correct one of them"
+            f"{file} has num_experts_per_tok = {values['num_experts_per_tok']} above num_experts = "
+            f"{values['num_experts']}; correct one of them"
         )
-    if found["num_attention_heads"] % found["num_key_value_heads"]:
+    if values["num_attention_heads"] % values["num_key_value_heads"]:
         raise ConfigError(
-            f"{file} has num_attention_heads = {found['num_attention_heads']}, no multiple of num_key_value_heads = "
-            f"{found['num_key_value_heads']}; correct one of them"
+            f"{file} has num_attention_heads = {values['num_attention_heads']}, not a multiple of "
+            f"num_key_value_heads = {values['num_key_value_heads']}; correct one of them"
         )
 
 

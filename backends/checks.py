@@ -58,13 +58,11 @@ def check_method(recipe: Recipe) -> None:
     check_trainable(recipe)
     if recipe.has_critic:
         raise ConfigError(
-            "advantage.baseline = value wants a critic, which torchtitan's models lack; set another baseline, or train "
+            "advantage.baseline = value needs a critic, which torchtitan's models lack; set another baseline, or train "
             "with --backend sim"
         )
     if recipe.optimizer.kind != "adamw":
-        raise ConfigError(
-            f"optimizer.kind = {recipe.optimizer.kind} is not one of torchtitan's; set optimizer.kind = adamw"
-        )
+        raise ConfigError(f"torchtitan has no optimizer.kind = {recipe.optimizer.kind}; set optimizer.kind = adamw")
 
 
 def check_lengths(titan: Torchtitan, vllm: Vllm) -> None:

@@ -95,24 +95,24 @@ def initial_weights(shape: Shape, seed: int) -> dict[str, Tensor]:
     def normal(*size: int, std: float = 0.02) -> Tensor:
         return torch.randn(*size, generator=generator) * std
 
-    found = {"model.embed_tokens.weight": normal(shape.vocab_size, width), "model.norm.weight": torch.ones(width)}
+    weights = {"model.embed_tokens.weight": normal(shape.vocab_size, width), "model.norm.weight": torch.ones(width)}
     head = normal(shape.vocab_size, width)
     if not shape.tie_word_embeddings:
-        found["lm_head.weight"] = head
+        weights["lm_head.weight"] = head
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     for layer in range(layers):
         here, attention = f"model.layers.{layer}", f"model.layers.{layer}.self_attn"
-        found |= {f"{attention}.q_proj.weight": normal(queries, width)}
-        found |= {f"{attention}.{name}_proj.weight": normal(keys, width) for name in ("k", "v")}
-        found |= {f"{attention}.o_proj.weight": normal(width, queries, std=residual)}
-        found |= {f"{attention}.{name}_norm.weight": torch.ones(shape.head_dim) for name in ("q", "k")}
-        found |= {f"{here}.{name}_layernorm.weight": torch.ones(width) for name in ("input", "post_attention")}
-        found |= {f"{here}.mlp.gate.weight": normal(shape.num_experts, width)}
+        weights |= {f"{attention}.q_proj.weight": normal(queries, width)}
+        weights |= {f"{attention}.{name}_proj.weight": normal(keys, width) for name in ("k", "v")}
+        weights |= {f"{attention}.o_proj.weight": normal(width, queries, std=residual)}
+        weights |= {f"{attention}.{name}_norm.weight": torch.ones(shape.head_dim) for name in ("q", "k")}
+        weights |= {f"{here}.{name}_layernorm.weight": torch.ones(width) for name in ("input", "post_attention")}
+        weights |= {f"{here}.mlp.gate.weight": normal(shape.num_experts, width)}
         for expert in range(shape.num_experts):
             mlp = f"{here}.mlp.experts.{expert}"
-            found |= {f"{mlp}.{name}_proj.weight": normal(hidden, width) for name in ("gate", "up")}
-            found |= {f"{mlp}.down_proj.weight": normal(width, hidden, std=residual)}
-    return found
+            weights |= {f"{mlp}.{name}_proj.weight": normal(hidden, width) for name in ("gate", "up")}
+            weights |= {f"{mlp}.down_proj.weight": normal(width, hidden, std=residual)}
+    return weights
 
 
 def demonstrations(style: sums.Style, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:

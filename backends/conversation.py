@@ -56,8 +56,8 @@ def converse(engine: Engine, task: Task, rows: Sequence[int], seeds: Sequence[in
     """
     start = task.prompts(torch.tensor(rows))
     prompts = [tokens[:length] for tokens, length in zip(start.tokens.tolist(), start.lengths.tolist(), strict=True)]
-    if (found := max(map(len, prompts))) > longest:
-        raise DataError(f"a prompt has {found} tokens, and vllm.max_prompt is {longest}; raise it")
+    if (longest_prompt := max(map(len, prompts))) > longest:
+        raise DataError(f"a prompt has {longest_prompt} tokens, and vllm.max_prompt is {longest}; raise it")
     said = list(engine.generate(prompts, seeds))
     flips, turn, speaking = torch.zeros(2, dtype=torch.int64), 1, list(range(len(rows)))
     while speaking := [i for i in speaking if said[i].ended]:
@@ -82,8 +82,8 @@ def converse(engine: Engine, task: Task, rows: Sequence[int], seeds: Sequence[in
     count = (int(flips[0]), int(flips[1]))
     if count[0] > LARGEST_FLIP_RATE * count[1]:
         raise DataError(
-            f"the routes of {count[0] / count[1]:.0%} of (token, layer) of earlier turns differ in the next request: "
-            "the rollout engine's rows are of other tokens or other weights; restart it with --resume"
+            f"{count[0] / count[1]:.0%} of the routes of earlier turns differ in the next request: the rollout engine "
+            "returned rows of other tokens, or ran other weights; restart it, then go on with --resume"
         )
     rewards = task.verify(episodes(rows, prompts, said))
     return Conversations(prompts=prompts, responses=said, rewards=rewards, flips=count)

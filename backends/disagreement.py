@@ -30,8 +30,8 @@ def distribution(mu: Tensor, score: Callable[[float], Tensor], temperature: floa
     if float(difference.clamp(max=0.0).abs().mean()) <= EXPLAINED / 10 * size:
         mass = math.exp(-float(difference.mean()))
         return f"each is higher, as where the tokens sampled from (top-k, top-p, min-p) have a mass of {mass:.2g}"
-    found, left = _temperature(mu, score, temperature)
-    return f"they are those at a temperature of {found:.3g}" if left <= EXPLAINED * size else None
+    fitted, left = _temperature(mu, score, temperature)
+    return f"they are those at a temperature of {fitted:.3g}" if left <= EXPLAINED * size else None
 
 
 def _temperature(mu: Tensor, score: Callable[[float], Tensor], about: float) -> tuple[float, float]:

@@ -60,15 +60,15 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """
     file = folder / name
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__} and no table")
+        table = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(table, dict):
+            raise ValueError(f"it holds a {type(table).__name__} and no table")
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cannot read {file}: {reason}; give a model folder, e.g. from `firstorder coldstart`"
         ) from None
-    return found
+    return table
 
 
 def write_config(folder: Path, shape: Shape, eos: int, pad: int) -> None:
@@ -112,15 +112,15 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]], limit: in
 
     parts: list[list[str]] = []
     total = 0
-    for held in _parts(weights, limit):
-        save_file(held, folder / f"{len(parts)}.part", metadata={"format": "pt"})
-        parts.append(list(held))
-        total += sum(tensor.nbytes for tensor in held.values())
+    for shard in _parts(weights, limit):
+        save_file(shard, folder / f"{len(parts)}.part", metadata={"format": "pt"})
+        parts.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
     place: dict[str, str] = {}
     for number, names in enumerate(parts):
-        of = f"-{number + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
-        (folder / f"{number}.part").rename(folder / f"model{of}.safetensors")
-        place |= dict.fromkeys(names, f"model{of}.safetensors")
+        suffix = f"-{number + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        (folder / f"{number}.part").rename(folder / f"model{suffix}.safetensors")
+        place |= dict.fromkeys(names, f"model{suffix}.safetensors")
     if len(parts) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": place}
         write_whole(folder / "model.safetensors.index.json", to_json(index))
@@ -128,12 +128,12 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]], limit: in
 
 def _parts(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
     """Weights in their order, `limit` bytes at a time."""
-    held: dict[str, Tensor] = {}
+    shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in weights:
-        if held and size + tensor.nbytes > limit:
-            yield held
-            held, size = {}, 0
-        held[name] = tensor.detach().cpu().contiguous().clone()
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().cpu().contiguous().clone()
         size += tensor.nbytes
-    yield held
+    yield shard

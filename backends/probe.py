@@ -20,11 +20,11 @@ from firstorder.core.errors import DataError, FirstOrderError, WorkerError
 from .parity import Point, measure
 from .vllm.arguments import ON_CPU, environment
 
-Found = dict[str, Any] | FirstOrderError
+Outcome = dict[str, Any] | FirstOrderError
 PATIENCE = 20.0  # seconds for a process to release what it holds
 
 
-def measure_all(points: Sequence[Point]) -> Generator[Found, None, None]:
+def measure_all(points: Sequence[Point]) -> Generator[Outcome, None, None]:
     """What was measured at each point, or why it could not be, in order.
 
     Whoever stops asking stops the engines.
@@ -36,11 +36,11 @@ def measure_all(points: Sequence[Point]) -> Generator[Found, None, None]:
                 if process is not None:
                     process.stop()
                 process = Process(point)
-            found = process.ask(point)
-            if isinstance(found, WorkerError):
+            outcome = process.ask(point)
+            if isinstance(outcome, WorkerError):
                 process.stop()
                 process = None
-            yield found
+            yield outcome
     finally:
         if process is not None:
             process.stop()
@@ -66,19 +66,19 @@ class Process:
         """Whether it can measure a further point."""
         return self._asked == 0 or (ON_CPU and self._variables == environment(point.vllm))
 
-    def ask(self, point: Point) -> Found:
+    def ask(self, point: Point) -> Outcome:
         """What it measures, or why it cannot."""
         self._asked, self._at_work = self._asked + 1, True
         try:
             self._here.send(point)
-            found: Found = self._here.recv()
+            outcome: Outcome = self._here.recv()
         except (EOFError, OSError):
             self._process.join()
             lines = self._written.read().decode(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "nothing"
             return WorkerError(f"the engines' process ended with code {self._process.exitcode}; its last word: {last}")
         self._at_work = False
-        return found
+        return outcome
 
     def stop(self) -> None:
         """End it: by itself when it is idle, at once when it is at work."""
@@ -99,10 +99,10 @@ def _work(there: Any, written: str) -> None:
         while True:
             point = there.recv()
             try:
-                found: Found = measure(point)
+                outcome: Outcome = measure(point)
             except FirstOrderError as error:
-                found = error
+                outcome = error
             except Exception as error:  # of an engine; its kinds are many
                 text = str(error).strip().splitlines()
-                found = DataError(f"the engines fail: {text[-1] if text else type(error).__name__}")
-            there.send(found)
+                outcome = DataError(f"the engines fail: {text[-1] if text else type(error).__name__}")
+            there.send(outcome)

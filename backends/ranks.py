@@ -102,5 +102,5 @@ def detect_lost_rank() -> Iterator[None]:
             raise
         raise LostRankError(
             f"rank {distributed.get_rank()} lost another rank, which was killed, failed, or was silent for longer than "
-            "torchtitan.timeout; see what it said last, then start all ranks again with --resume"
+            "torchtitan.timeout; see its last message, then start all ranks again with --resume"
         ) from None

@@ -111,7 +111,7 @@ def _check(response: Response, rows: int, layers: int, top_k: int, experts: int)
     if len(response.logp) != len(response.tokens):
         raise DataError(
             f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "
-            "return that of every sampled token"
+            "return one for every sampled token"
         )
     kind = response.routes.dtype
     if kind.is_floating_point or kind is torch.bool:

@@ -34,7 +34,7 @@ Size = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class Header:
     """Where a tensor lies, and what it is."""
 
     file: Path
@@ -47,12 +47,12 @@ class Weights:
     """The tensors of a folder, which are those of its config.json.
 
     Args:
-        held: by name, as the files have them.
+        headers: by name, as the files have them.
         joined: the experts of a layer lie in one tensor, [E, 2F, D] and [E, D, F].
         shape: of the model.
     """
 
-    held: Mapping[str, Held]
+    headers: Mapping[str, Header]
     joined: bool
     shape: Shape
     _open: dict[Path, Any] = field(default_factory=dict)
@@ -64,9 +64,9 @@ class Weights:
             ConfigError: it has values that are not finite.
         """
         where = [slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)]
-        found = EXPERT.fullmatch(name)
-        if self.joined and found is not None:
-            stem, expert, which = found.groups()
+        match = EXPERT.fullmatch(name)
+        if self.joined and match is not None:
+            stem, expert, which = match.groups()
             up = self.shape.moe_intermediate_size if which == "up" else 0
             where = [slice(where[0].start + up, where[0].stop + up), where[1]]
             part = self._slice(f"{stem}.{'down' if which == 'down' else 'gate_up'}_proj")[(int(expert), *where)]
@@ -80,13 +80,13 @@ class Weights:
     def _slice(self, name: str) -> Any:
         from safetensors import safe_open
 
-        file = self.held[name].file
+        file = self.headers[name].file
         if file not in self._open:
             self._open[file] = safe_open(file, "pt")
         return self._open[file].get_slice(name)
 
     def _file(self, name: str) -> Path:
-        return self.held[name].file if name in self.held else next(iter(self.held.values())).file.parent
+        return self.headers[name].file if name in self.headers else next(iter(self.headers.values())).file.parent
 
 
 def expected(shape: Shape, *, joined: bool = False) -> dict[str, Size]:
@@ -96,9 +96,9 @@ def expected(shape: Shape, *, joined: bool = False) -> dict[str, Size]:
     """
     width, hidden, experts = shape.hidden_size, shape.moe_intermediate_size, shape.num_experts
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    found: dict[str, Size] = {EMBEDDING: (shape.vocab_size, width), "model.norm.weight": (width,)}
+    sizes: dict[str, Size] = {EMBEDDING: (shape.vocab_size, width), "model.norm.weight": (width,)}
     if not shape.tie_word_embeddings:
-        found[HEAD] = (shape.vocab_size, width)
+        sizes[HEAD] = (shape.vocab_size, width)
     one: dict[str, Size] = {"gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden)}
     layer: dict[str, Size] = {
         "self_attn.q_proj.weight": (queries, width),
@@ -117,8 +117,8 @@ def expected(shape: Shape, *, joined: bool = False) -> dict[str, Size]:
     else:
         layer |= {f"mlp.experts.{e}.{name}.weight": size for e in range(experts) for name, size in one.items()}
     for number in range(shape.num_hidden_layers):
-        found |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
-    return found
+        sizes |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
+    return sizes
 
 
 def open_weights(folder: Path, shape: Shape) -> Weights:
@@ -128,23 +128,23 @@ def open_weights(folder: Path, shape: Shape) -> Weights:
         ConfigError: a tensor is missing, of another shape, no float or not the model's; a file is damaged, is not
             what the index says, or would go unread.
     """
-    held = _headers(folder)
-    joined = any(name.endswith(".mlp.experts.gate_up_proj") for name in held)
-    wanted = expected(shape, joined=joined)
-    optional = {HEAD: wanted[EMBEDDING]} if shape.tie_word_embeddings else {}
-    for what, names in (("lacks", wanted.keys() - held), ("also holds", held.keys() - wanted - optional.keys())):
+    headers = _headers(folder)
+    joined = any(name.endswith(".mlp.experts.gate_up_proj") for name in headers)
+    sizes = expected(shape, joined=joined)
+    optional = {HEAD: sizes[EMBEDDING]} if shape.tie_word_embeddings else {}
+    for what, names in (("lacks", sizes.keys() - headers), ("also holds", headers.keys() - sizes - optional.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise _other(folder, f"it {what} {min(names)}{more}")
-    for name, size in (wanted | optional).items():
-        if name in held and held[name].size != size:
-            raise _other(folder, f"{name} is {list(held[name].size)} and not {list(size)}")
-        if name in held and held[name].dtype not in FLOATS:
-            raise _other(folder, f"{name} is {held[name].dtype} and none of {', '.join(FLOATS)}")
-    found = Weights(held=held, joined=joined, shape=shape)
-    if HEAD in optional and HEAD in held and not torch.equal(_all(found, HEAD), _all(found, EMBEDDING)):
+    for name, size in (sizes | optional).items():
+        if name in headers and headers[name].size != size:
+            raise _other(folder, f"{name} is {list(headers[name].size)} and not {list(size)}")
+        if name in headers and headers[name].dtype not in FLOATS:
+            raise _other(folder, f"{name} is {headers[name].dtype} and none of {', '.join(FLOATS)}")
+    weights = Weights(headers=headers, joined=joined, shape=shape)
+    if HEAD in optional and HEAD in headers and not torch.equal(_all(weights, HEAD), _all(weights, EMBEDDING)):
         raise _other(folder, f"tie_word_embeddings is true, and {HEAD} is not {EMBEDDING}")
-    return found
+    return weights
 
 
 def _all(weights: Weights, name: str) -> Tensor:
@@ -156,7 +156,7 @@ def _other(folder: Path, why: str) -> ConfigError:
     return ConfigError(f"{folder} does not hold the weights of its config.json: {why}; give a complete model folder")
 
 
-def _headers(folder: Path) -> dict[str, Held]:
+def _headers(folder: Path) -> dict[str, Header]:
     """Every tensor in the safetensors of a folder; nothing that may be weights lies beside them."""
     try:
         names = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -165,33 +165,33 @@ def _headers(folder: Path) -> dict[str, Held]:
     for name in names:
         unread = name.endswith(UNREAD) and not name.startswith(OF_A_TRAINER)
         if unread or name.startswith("adapter_"):
-            raise ConfigError(f"{folder} holds {name}, which would go unread; remove it, or merge it into the model")
+            raise ConfigError(f"{folder} holds {name}, which would not be read; remove it, or merge it into the model")
     files = [name for name in names if name.endswith(".safetensors")]
     if not files:
         raise _other(folder, "there is no *.safetensors")
-    held: dict[str, Held] = {}
+    headers: dict[str, Header] = {}
     for name in files:
-        for tensor, found in _header(folder / name).items():
-            if tensor in held:
-                raise _other(folder, f"{tensor} is in {held[tensor].file.name} and in {name}")
-            held[tensor] = found
+        for tensor, header in _header(folder / name).items():
+            if tensor in headers:
+                raise _other(folder, f"{tensor} is in {headers[tensor].file.name} and in {name}")
+            headers[tensor] = header
     for index in (name for name in names if name.endswith(".safetensors.index.json")):
-        _agrees(folder, index, held)
-    return held
+        _agrees(folder, index, headers)
+    return headers
 
 
-def _agrees(folder: Path, index: str, held: Mapping[str, Held]) -> None:
+def _agrees(folder: Path, index: str, headers: Mapping[str, Header]) -> None:
     """Refuse an index that is not of these files."""
     place = read_config(folder, index).get("weight_map")
     if not isinstance(place, dict):
         raise _other(folder, f"{index} has no weight_map")
-    for name in sorted(place.keys() | held.keys()):
-        said, found = place.get(name, "nowhere"), held[name].file.name if name in held else "nowhere"
-        if said != found:
-            raise _other(folder, f"{index} has {name} in {said}, and it is in {found}")
+    for name in sorted(place.keys() | headers.keys()):
+        listed, actual = place.get(name, "nowhere"), headers[name].file.name if name in headers else "nowhere"
+        if listed != actual:
+            raise _other(folder, f"{index} has {name} in {listed}, and it is in {actual}")
 
 
-def _header(file: Path) -> dict[str, Held]:
+def _header(file: Path) -> dict[str, Header]:
     """What a safetensors file says of its tensors, whose bytes must be there.
 
     Reference:
@@ -203,17 +203,17 @@ def _header(file: Path) -> dict[str, Held]:
             length = int.from_bytes(f.read(8), "little")
             table = dict(json.loads(f.read(min(length, size)).decode()))
         table.pop("__metadata__", None)
-        found = {name: Held(file=file, dtype=one["dtype"], size=tuple(one["shape"])) for name, one in table.items()}
+        header = {name: Header(file=file, dtype=one["dtype"], size=tuple(one["shape"])) for name, one in table.items()}
         end = 8 + length + max((one["data_offsets"][1] for one in table.values()), default=0)
         spans = {name: one["data_offsets"][1] - one["data_offsets"][0] for name, one in table.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is no safetensors file"
         raise ConfigError(f"cannot read {file}: {reason}; copy it again") from None
     if end != size:
-        raise ConfigError(f"{file} has {size} bytes, and its header speaks of {end}; copy it again")
-    for name, one in found.items():
+        raise ConfigError(f"{file} has {size} bytes, and its header promises {end}; copy it again")
+    for name, one in header.items():
         if one.dtype in FLOATS and math.prod(one.size) * FLOATS[one.dtype] != spans[name]:
             raise ConfigError(
                 f"{file} is damaged: {name} of shape {list(one.size)} has {spans[name]} bytes; copy it again"
             )
-    return found
+    return header

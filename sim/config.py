@@ -169,7 +169,7 @@ class Sim(Section):
         check_router(self.routing)
         if self.seed + self.members - 1 > MAX_SEED:
             raise ValueError(
-                f"sim.seed = {self.seed} and sim.members = {self.members} count up to more than 63 bits; lower sim.seed"
+                f"sim.seed = {self.seed} and sim.members = {self.members} do not fit into 63 bits; lower sim.seed"
             )
         available = self.available
         if available > MAX_PROMPTS:

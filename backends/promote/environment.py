@@ -28,24 +28,24 @@ def lock() -> str:
     CUDA build of its version. What the builds of torch and vLLM need in turn is theirs to say: they pin what they
     must, and otherwise than their CPU builds do.
     """
-    wanted, found, seen = [Requirement(f"{PACKAGE}[{EXTRA}]")], dict[str, str](), set[tuple[str, frozenset[str]]]()
-    while wanted:
-        requirement = wanted.pop()
+    queue, versions, seen = [Requirement(f"{PACKAGE}[{EXTRA}]")], dict[str, str](), set[tuple[str, frozenset[str]]]()
+    while queue:
+        requirement = queue.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
         if (name, extras) in seen:
             continue
         seen.add((name, extras))
-        here = installed(name)
-        if here is not None:
-            found[name] = here.version.partition("+")[0]
+        distribution = installed(name)
+        if distribution is not None:
+            versions[name] = distribution.version.partition("+")[0]
         elif pinned := [one.version for one in requirement.specifier if one.operator == "=="]:
-            found[name] = pinned[0]
-        if here is not None and name not in BUILDS:
-            needs = [Requirement(line) for line in here.requires or ()]
-            wanted += [one for one in needs if _holds(one, extras)]
-    found.pop("triton", None)  # torch's CUDA build pins its own
-    found.pop(PACKAGE, None)
-    lines = [f"{name}=={version}" for name, version in sorted(found.items())]
+            versions[name] = pinned[0]
+        if distribution is not None and name not in BUILDS:
+            needs = [Requirement(line) for line in distribution.requires or ()]
+            queue += [one for one in needs if _holds(one, extras)]
+    versions.pop("triton", None)  # torch's CUDA build pins its own
+    versions.pop(PACKAGE, None)
+    lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
     return "\n".join([_HEAD.format(python=platform.python_version(), wheel=wheel_name()), *lines]) + "\n"
 
 
@@ -74,13 +74,13 @@ def wheel() -> bytes:
     files[f"{about}/WHEEL"] = made_by.encode()
     record = [f"{name},sha256={_hash(content)},{len(content)}" for name, content in sorted(files.items())]
     files[f"{about}/RECORD"] = "\n".join([*record, f"{about}/RECORD,,", ""]).encode()
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, DATE)
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def _files(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
@@ -102,10 +102,12 @@ def _holds(requirement: Requirement, extras: frozenset[str]) -> bool:
 
 
 def _own() -> metadata.Distribution:
-    found = installed(PACKAGE)
-    if found is None:
-        raise ConfigError("firstorder is not installed here, so a bundle cannot hold it; pip install it, then promote")
-    return found
+    distribution = installed(PACKAGE)
+    if distribution is None:
+        raise ConfigError(
+            "firstorder is not installed here, so it cannot go into the bundle; pip install it, then promote"
+        )
+    return distribution
 
 
 def installed(name: str) -> metadata.Distribution | None:

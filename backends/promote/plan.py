@@ -163,7 +163,7 @@ def check_topology(shape: Shape, titan: Torchtitan, vllm: Vllm, num_ranks: int) 
     check_degrees(titan, num_ranks)
     if titan.tensor > 1:
         raise ConfigError(
-            f"torchtitan.tensor = {titan.tensor}: what its ranks exchange is not priced yet; set torchtitan.tensor = 1 "
+            f"torchtitan.tensor = {titan.tensor}: its communication cannot be estimated yet; set torchtitan.tensor = 1 "
             "and raise torchtitan.loss_chunks where memory is short"
         )
     for size, what in ((GPUS_PER_NODE, "the GPUs of a node"), (shape.num_attention_heads, "attention heads")):
@@ -193,8 +193,8 @@ def check_memory(peak: int, per_position: float, titan: Torchtitan, gpu: Gpu) ->
     largest = titan.pack_length - (peak - gpu.usable) / per_position
     if largest < 128:
         raise ConfigError(
-            f"an update takes {peak / GIB:.1f} GiB a GPU and {gpu.name} has {gpu.usable / GIB:.1f} usable, whatever "
-            "the context; raise --world, or choose a larger --gpu"
+            f"an update takes {peak / GIB:.1f} GiB a GPU and {gpu.name} has {gpu.usable / GIB:.1f} usable, "
+            "however short the rows; raise --world, or choose a larger --gpu"
         )
     raise ConfigError(
         f"an update with torchtitan.pack_length = {titan.pack_length} takes {peak / GIB:.1f} GiB a GPU and {gpu.name} "
@@ -213,12 +213,12 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
     passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
     again = 1 if titan.activation_checkpoint == "full" else 0
     ahead = 0 if recipe.weight_scope == "token" else 1
-    held = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
+    weight_bytes = memory.serving_weights(shape, vllm.quantization) / vllm.tensor
     kv = memory.kv_bytes(shape, vllm.kv_cache_dtype) / vllm.tensor * length / 2
 
     def decode(together: int) -> float:
         """Seconds of that many of the longest responses in an engine: every token reads weights and caches."""
-        return vllm.max_tokens * (held + together * kv) / (gpu.bandwidth * DECODING)
+        return vllm.max_tokens * (weight_bytes + together * kv) / (gpu.bandwidth * DECODING)
 
     waves = -(-responses // (where.engines * where.sequences))
     weights = 4 * memory.parameters(shape)

@@ -39,44 +39,46 @@ def whole(bundle: Path) -> list[str]:
     manifest = bundle / "manifest.json"
     if not manifest.is_file():
         return []
-    said = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
-    held = {name: bundle / name for name in said if name not in EDITED and not name.startswith("evidence/")}
-    changed = [name for name, file in held.items() if not file.is_file() or digest(file.read_bytes()) != said[name]]
+    hashes = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    files = {name: bundle / name for name in hashes if name not in EDITED and not name.startswith("evidence/")}
+    changed = [name for name, file in files.items() if not file.is_file() or digest(file.read_bytes()) != hashes[name]]
     return [f"{name} is not the file that was promoted; copy the bundle again" for name in changed]
 
 
 def versions(lock: str) -> list[str]:
     """Packages that are not installed as the lock has them."""
-    found = []
+    faults = []
     for line in lock.splitlines():
         name, pinned, version = line.partition("==")
         if not pinned or line.startswith("#"):
             continue
-        have = installed(name)
-        if have is None or have.version.partition("+")[0] != version:
-            found.append(f"{name} {have.version if have else 'is missing'}, and environment.lock has {version}")
-    rest = [f"{len(found) - 3} more packages differ"] if len(found) > 3 else []
-    return [f"{line}; run install.sh, and set ENVIRONMENT" for line in [*found[:3], *rest]]
+        distribution = installed(name)
+        if distribution is None or distribution.version.partition("+")[0] != version:
+            faults.append(
+                f"{name} {distribution.version if distribution else 'is missing'}, and environment.lock has {version}"
+            )
+    rest = [f"{len(faults) - 3} more packages differ"] if len(faults) > 3 else []
+    return [f"{line}; run install.sh, and set ENVIRONMENT" for line in [*faults[:3], *rest]]
 
 
-def gpus(wanted: int, memory: int, run: Run) -> list[str]:
+def gpus(needed: int, memory: int, run: Run) -> list[str]:
     """GPUs that are missing, smaller than those of the plan, or in use."""
-    if not wanted:
+    if not needed:
         return []
     try:
         rows = run(["nvidia-smi", "--query-gpu=memory.total,memory.used", "--format=csv,noheader,nounits"])
     except (OSError, subprocess.SubprocessError) as error:
         return [f"nvidia-smi does not run ({error}); is this a node with GPUs?"]
     cards = [[int(cell) for cell in row.split(",")] for row in rows.splitlines() if row.strip()]
-    found = [f"{len(cards)} GPUs, and {wanted} are needed"] if len(cards) < wanted else []
-    for number, (total, used) in enumerate(cards[:wanted]):
+    faults = [f"{len(cards)} GPUs, and {needed} are needed"] if len(cards) < needed else []
+    for number, (total, used) in enumerate(cards[:needed]):
         if total < 0.95 * (memory >> 20):
-            found.append(
+            faults.append(
                 f"GPU {number} has {total} MiB, and the bundle was made for {memory >> 20}; promote with --gpu"
             )
         elif used > IDLE:
-            found.append(f"GPU {number} is in use: {used} MiB; end what runs there")
-    return found
+            faults.append(f"GPU {number} is in use: {used} MiB; end what runs there")
+    return faults
 
 
 def model(folder: Path, sizes: Mapping[str, Any] | None) -> list[str]:
@@ -87,32 +89,32 @@ def model(folder: Path, sizes: Mapping[str, Any] | None) -> list[str]:
         shape = json.loads(json.dumps(vars(read_shape(folder))))
     except FirstOrderError as error:
         return [f"{error}; see MODEL in settings.env, and download.sh"]
-    found = [
+    faults = [
         f"{folder} has {name} = {shape.get(name)}, and the bundle was made for {size}; see MODEL in settings.env"
         for name, size in (sizes or {}).items()
         if shape.get(name) != size
     ]
     try:
         index = folder / "model.safetensors.index.json"
-        named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     except (OSError, ValueError, KeyError, AttributeError):
-        return [*found, f"{index} cannot be read; run download.sh again"]
-    wanted = [*sorted(named), "tokenizer_config.json"]
-    found += [f"{folder} lacks {name}; run download.sh again" for name in wanted if not (folder / name).is_file()]
-    return found
+        return [*faults, f"{index} cannot be read; run download.sh again"]
+    needed = [*sorted(shards), "tokenizer_config.json"]
+    faults += [f"{folder} lacks {name}; run download.sh again" for name in needed if not (folder / name).is_file()]
+    return faults
 
 
 def ports(numbers: Iterable[int]) -> list[str]:
     """Ports that something listens on."""
-    found = []
+    faults = []
     for number in numbers:
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 one.bind(("", number))
             except OSError as error:
-                found.append(f"port {number}: {error.strerror}; set SERVER_PORT or HEAD_PORT in settings.env")
-    return found
+                faults.append(f"port {number}: {error.strerror}; set SERVER_PORT or HEAD_PORT in settings.env")
+    return faults
 
 
 def name(nodes: int, interface: str) -> list[str]:
@@ -132,17 +134,19 @@ def name(nodes: int, interface: str) -> list[str]:
 
 def space(folders: Iterable[Path], needed: int) -> list[str]:
     """Folders with less free space than needed bytes, and /dev/shm."""
-    found = []
+    faults = []
     for folder in folders:
         there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
         free = shutil.disk_usage(there).free
         if free < needed:
-            found.append(f"{folder} has {free / GIB:.0f} GiB free, and {needed / GIB:.0f} are needed; see settings.env")
+            faults.append(
+                f"{folder} has {free / GIB:.0f} GiB free, and {needed / GIB:.0f} are needed; see settings.env"
+            )
         if not os.access(there, os.W_OK):
-            found.append(f"{there} cannot be written; see RUN and SHARED in settings.env")
+            faults.append(f"{there} cannot be written; see RUN and SHARED in settings.env")
     if needed and shutil.disk_usage("/dev/shm").free < SHARED_MEMORY:
-        found.append("/dev/shm has less than 1 GiB free; give the container more shared memory")
-    return found
+        faults.append("/dev/shm has less than 1 GiB free; give the container more shared memory")
+    return faults
 
 
 def task(settings: Mapping[str, Any]) -> list[str]:
@@ -181,18 +185,20 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--interface", default="")
     parser.add_argument("--any-model", action="store_true", help="of whatever sizes, as a rehearsal has")
-    given = parser.parse_args()
-    dry = json.loads((given.bundle / "evidence/dryrun.json").read_text(encoding="utf-8"))
+    options = parser.parse_args()
+    dry = json.loads((options.bundle / "evidence/dryrun.json").read_text(encoding="utf-8"))
     faults = [
-        *whole(given.bundle),
-        *versions((given.bundle / "environment.lock").read_text(encoding="utf-8")),
-        *gpus(given.gpus, dry["plan"]["gpu"]["memory"], _run),
-        *model(given.model, None if given.any_model else dry["shape"]),
-        *task({} if given.any_model else tomllib.loads((given.bundle / "engines.toml").read_text(encoding="utf-8"))),
-        *ports(int(one) for one in given.ports.split(",") if one),
-        *name(given.nodes, given.interface),
-        *space(given.space, given.needed_gib * GIB),
-        *left(given.notice, os.environ),
+        *whole(options.bundle),
+        *versions((options.bundle / "environment.lock").read_text(encoding="utf-8")),
+        *gpus(options.gpus, dry["plan"]["gpu"]["memory"], _run),
+        *model(options.model, None if options.any_model else dry["shape"]),
+        *task(
+            {} if options.any_model else tomllib.loads((options.bundle / "engines.toml").read_text(encoding="utf-8"))
+        ),
+        *ports(int(one) for one in options.ports.split(",") if one),
+        *name(options.nodes, options.interface),
+        *space(options.space, options.needed_gib * GIB),
+        *left(options.notice, os.environ),
     ]
     for line in faults:
         print(f"firstorder: {socket.gethostname()}: {line}", file=sys.stderr)

@@ -126,10 +126,10 @@ STEPS = """\
    `kubectl apply -f job.yaml`. It keeps the servers when training is done: delete the rollout job then.
 
 `preflight.sh` runs on every node first, and names what a node lacks. SIGTERM and Ctrl-C let the trainer finish its
-step and save it. A server that dies is started anew, after a pause that doubles; one that dies `MAX_FAULTS` times in a
-row, none of them `STEADY` seconds after its start, ends the job with what it said last. A job is queued again after a
-fault or at the end of its time, unless it has saved no step since it started, and at most `MAX_RESTARTS` times. A
-preemption that signals the servers too loses the step under way."""
+step and save it. A server that dies is restarted, after a pause that doubles; one that dies `MAX_FAULTS` times in a
+row, each within `STEADY` seconds of its start, ends the job with its last message. A job is queued again after a fault
+or at the end of its time, unless it has saved no step since it started, and at most `MAX_RESTARTS` times. A preemption
+that signals the servers too loses the step under way."""
 
 
 def trained(task: TaskSettings) -> list[str]:

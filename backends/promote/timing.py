@@ -130,14 +130,14 @@ def patient(titan: Torchtitan, vllm: Vllm, moved: Step, assignments: Sequence[st
     """
     assigned = {one.partition("=")[0].strip() for one in assignments}
     server = float(max(vllm.timeout, _minutes(SLACK * moved.response)))
-    given = {"vllm.timeout": vllm.timeout, "torchtitan.timeout": titan.timeout}
+    timeouts = {"vllm.timeout": vllm.timeout, "torchtitan.timeout": titan.timeout}
     least = {"vllm.timeout": moved.response, "torchtitan.timeout": moved.rollout}
-    for key in assigned & given.keys():
-        if given[key] < least[key]:
+    for key in assigned & timeouts.keys():
+        if timeouts[key] < least[key]:
             what = "a response" if key == "vllm.timeout" else "a rollout"
             raise ConfigError(
-                f"{key} = {given[key]:g} s is below the {least[key]:.0f} s that {what} may take at the stated rates; "
-                f"leave it out for {SLACK:g} times that, or raise it"
+                f"{key} = {timeouts[key]:g} s is below the {least[key]:.0f} s that {what} may take at the stated "
+                f"rates; raise it, or leave it out to get {SLACK:g} times that"
             )
     if "vllm.timeout" not in assigned:
         vllm = vllm.model_copy(update={"timeout": server})
@@ -159,10 +159,10 @@ def seconds(text: str) -> int:
         >>> seconds("90"), seconds("24:00:00"), seconds("2-12")
         (5400, 86400, 216000)
     """
-    found = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text)
-    if found is None:
-        raise ConfigError(f"--time must be like 24:00:00 or 2-12:00:00, got {text!r}")
-    days, *rest = found.groups()
+    match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text)
+    if match is None:
+        raise ConfigError(f"--time must look like 24:00:00 or 2-12:00:00, got {text!r}")
+    days, *rest = match.groups()
     parts = [int(one) for one in rest if one is not None]
     scale = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
     total = 86_400 * int(days or 0) + sum(a * b for a, b in zip(parts, scale, strict=False))

@@ -43,8 +43,8 @@ class Chat:
         """
         if not self.tokenizer.chat_template:
             return self._encode("\n\n".join(filter(None, (system, question))), special=True, said=True)
-        (held,) = self._unused(1, (system, question))
-        return self._turns(self._rendered(system, [question], held), [system, question], held)
+        (mark,) = self._unused(1, (system, question))
+        return self._turns(self._rendered(system, [question], mark), [system, question], mark)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of what the environment says after an end token, up to where the next turn begins.
@@ -54,11 +54,11 @@ class Chat:
         """
         if not self.tokenizer.chat_template:
             return self._encode(f"\n{text}\n", special=False, said=True)
-        held, said = self._unused(2, (text,))
-        rest = self._rendered("", ["question", said, text], held).rpartition(said)[2]
+        mark, said = self._unused(2, (text,))
+        rest = self._rendered("", ["question", said, text], mark).rpartition(said)[2]
         for end in self.tokenizer.convert_ids_to_tokens(list(self.ends)):
             if end and rest.startswith(end):
-                return self._turns(rest.removeprefix(end), [text], held)
+                return self._turns(rest.removeprefix(end), [text], mark)
         raise DataError(
             f"the chat template of {self.folder} does not end a turn with one of its end tokens {list(self.ends)}; "
             "name that token in eos_token_id of its generation_config.json"
@@ -96,26 +96,26 @@ class Chat:
             DataError: there are too few.
         """
         used = set().union(*texts, *self._special, str(self.tokenizer.chat_template))
-        found = [character for character in map(chr, PRIVATE) if character not in used][:count]
-        if len(found) < count:
+        unused = [character for character in map(chr, PRIVATE) if character not in used][:count]
+        if len(unused) < count:
             raise DataError(
-                f"a text of the task has all of the {len(PRIVATE)} private-use characters U+E000 to U+F8FF, and one "
-                "has to stand for it in the chat template; leave one out"
+                f"a text of the task uses all {len(PRIVATE)} private-use characters U+E000 to U+F8FF, of which the "
+                "chat template needs one as a placeholder; remove one"
             )
-        return found
+        return unused
 
-    def _turns(self, rendered: str, texts: Sequence[str], held: str) -> list[int]:
+    def _turns(self, rendered: str, texts: Sequence[str], mark: str) -> list[int]:
         """Token ids of a template around texts; those that spell a special token are encoded alone, as text.
 
         Raises:
             DataError: the template leaves such a text out, or says it twice.
         """
-        first, *rest = rendered.split(held)
+        first, *rest = rendered.split(mark)
         spelling = [text for text in texts if self._spells(text)]
         if len(rest) != len(spelling):
             raise DataError(
-                f"the chat template of {self.folder} says {len(rest)} of {len(spelling)} texts that spell a special "
-                "token; each has to be said once: correct the template or the task's texts"
+                f"the chat template of {self.folder} contains {len(rest)} of {len(spelling)} texts that spell a "
+                "special token, and must contain each once; correct the template or the task's texts"
             )
         ids = self._encode(first, special=False)
         for text, after in zip(spelling, rest, strict=True):
@@ -123,12 +123,12 @@ class Chat:
             ids += self._encode(after, special=False) if after else []
         return ids
 
-    def _rendered(self, system: str, turns: Sequence[str], held: str) -> str:
-        """The template around texts; `held` stands for one that spells a special token."""
-        kept = [held if self._spells(text) else text for text in turns]
-        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(kept)]
+    def _rendered(self, system: str, turns: Sequence[str], mark: str) -> str:
+        """The template around texts; `mark` stands for one that spells a special token."""
+        contents = [mark if self._spells(text) else text for text in turns]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
         if system:
-            messages.insert(0, {"role": "system", "content": held if self._spells(system) else system})
+            messages.insert(0, {"role": "system", "content": mark if self._spells(system) else system})
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _encode(self, text: str, special: bool, said: bool = False) -> list[int]:
@@ -138,7 +138,7 @@ class Chat:
         if self._unknown.intersection(ids):
             lost = next((c for c in text if self._unknown.intersection(self._plain(c))), text)
             raise DataError(
-                f"the tokenizer of {self.folder} has no token for {lost!r}, which the task says; give a model that "
+                f"the tokenizer of {self.folder} has no token for {lost!r}, which the task uses; give a model that "
                 "knows it, or another task.kind (the small model of `firstorder coldstart` knows task.kind = sums)"
             )
         return ids
@@ -150,9 +150,9 @@ class Chat:
     @cached_property
     def _unknown(self) -> frozenset[int]:
         """What characters without a token become; a tokenizer that knows all bytes has none."""
-        found = self._plain("\ue000")
-        held = {self.tokenizer.unk_token_id, self.tokenizer.pad_token_id}
-        return frozenset(token for token in found if token in held)
+        ids = self._plain("\ue000")
+        unknown = {self.tokenizer.unk_token_id, self.tokenizer.pad_token_id}
+        return frozenset(token for token in ids if token in unknown)
 
 
 def read_chat(folder: Path) -> Chat:
@@ -165,8 +165,8 @@ def read_chat(folder: Path) -> Chat:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
     from transformers import AutoTokenizer
 
-    held = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in held):
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
         raise ConfigError(
             f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json of the model there"
         )
@@ -206,11 +206,11 @@ def _ends(folder: Path, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
     generation = folder / "generation_config.json"
     tables = [read_config(folder, generation.name)] if generation.is_file() else []
     tables += [read_config(folder), {"eos_token_id": tokenizer.eos_token_id}]
-    found = next((t["eos_token_id"] for t in tables if t.get("eos_token_id") is not None), None)
-    ends = tuple(found) if isinstance(found, list) else (found,)
+    declared = next((t["eos_token_id"] for t in tables if t.get("eos_token_id") is not None), None)
+    ends = tuple(declared) if isinstance(declared, list) else (declared,)
     if not all(isinstance(end, int) and 0 <= end < vocab_size for end in ends) or not ends:
         raise ConfigError(
-            f"the end token of {folder} is {found!r}, which is none of its model; set eos_token_id in its "
+            f"the end token of {folder} is {declared!r}, which the model does not have; set eos_token_id in its "
             "generation_config.json"
         )
     return ends

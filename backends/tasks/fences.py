@@ -49,12 +49,12 @@ def _blocks(lines: list[str]) -> Iterator[tuple[str, str]]:
 def _end(lines: list[str], start: int, indent: int, fence: str, python: bool) -> int:
     """The line that ends a block, or the end of the text."""
     closes = re.compile(rf"([ \t]*){re.escape(fence[0])}{{{len(fence)},}}[ \t]*")
-    found = [(at, closed) for at in range(start, len(lines)) if (closed := closes.fullmatch(lines[at]))][:ENDS]
+    closing = [(at, closed) for at in range(start, len(lines)) if (closed := closes.fullmatch(lines[at]))][:ENDS]
     if python:
-        for at, _ in found:
+        for at, _ in closing:
             if _is_python(_body(lines[start:at], indent)):
                 return at
-    ends = [at for at, closed in found if len(closed[1].expandtabs(4)) <= indent + 3] or [at for at, _ in found]
+    ends = [at for at, closed in closing if len(closed[1].expandtabs(4)) <= indent + 3] or [at for at, _ in closing]
     return ends[0] if ends else len(lines)
 
 

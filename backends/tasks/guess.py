@@ -103,8 +103,8 @@ def guessed(text: str) -> int | None:
         >>> guessed("not 7, but 12"), guessed("?")
         (12, None)
     """
-    found = re.findall(r"\d{1,18}", text)
-    return int(found[-1]) if found else None
+    numbers = re.findall(r"\d{1,18}", text)
+    return int(numbers[-1]) if numbers else None
 
 
 def earned(hidden: int, turns: Sequence[str], limit: int) -> float:

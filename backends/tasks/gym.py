@@ -60,7 +60,7 @@ def made(name: str, options: dict[str, Any]) -> Any:
     try:
         return reasoning_gym.create_dataset(name, **options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"task.options: {name} of reasoning-gym refuses them: {error}") from None
+        raise ConfigError(f"task.options: {name} of reasoning-gym rejects them: {error}") from None
 
 
 def judge(settings: TaskSettings) -> Judge:
@@ -70,8 +70,8 @@ def judge(settings: TaskSettings) -> Judge:
 
     def earned(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         answers = [conclusion(text) for text in texts]
-        found = worker((*source, p.reference, answer) for p, answer in zip(problems, answers, strict=True))
-        return [reward or 0.0 for reward in found]
+        rewards = worker((*source, p.reference, answer) for p, answer in zip(problems, answers, strict=True))
+        return [reward or 0.0 for reward in rewards]
 
     return earned
 

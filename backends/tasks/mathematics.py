@@ -27,12 +27,12 @@ PROSE = re.compile(r"(?=.*[^\W\d_]{4})(?:[^\W\d_]|[\s'-])+")  # four letters in 
 def problems(settings: TaskSettings) -> tuple[Listed, Listed]:
     """Those that are trained on, and those that are held out."""
     columns = settings.files, settings.prompt_column, settings.answer_column
-    found = [Problem(p.question, spelled(p.reference)) for p in read(*columns, _wrong)]
-    unequal = _unequal(dict.fromkeys(p.reference for p in found), settings)
+    listed = [Problem(p.question, spelled(p.reference)) for p in read(*columns, _wrong)]
+    unequal = _unequal(dict.fromkeys(p.reference for p in listed), settings)
     if unequal is not None:  # read once more, for its row
-        what = "is no answer that math-verify finds equal to itself"
+        what = "is not an answer that math-verify finds equal to itself"
         read(*columns, lambda answer: f"{what}: {answer!r}; correct it" if spelled(answer) == unequal else "")
-    return split(found, settings.held_out)
+    return split(listed, settings.held_out)
 
 
 def _unequal(references: Iterable[str], settings: TaskSettings) -> str | None:
@@ -53,7 +53,7 @@ def judge(settings: TaskSettings) -> Judge:
 
     def earned(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         pairs = [(p.reference, text.rpartition("</think>")[2]) for p, text in zip(problems, texts, strict=True)]
-        return [found or 0.0 for found in worker(pairs)]
+        return [reward or 0.0 for reward in worker(pairs)]
 
     return earned
 
@@ -76,17 +76,17 @@ def equal(reference: str, text: str) -> float:
 
     if said := words(reference):  # a product of its letters for math-verify, and equal to any anagram
         answer = last_box(text)
-        found = parse(answer, parsing_timeout=None) if answer else []
-        return float(bool(found) and said in (words(found[-1]), words(str(answer))))
+        parsed = parse(answer, parsing_timeout=None) if answer else []
+        return float(bool(parsed) and said in (words(parsed[-1]), words(str(answer))))
     marked = any(mark in reference for mark in ("$", "\\boxed", "\\(", "\\["))
-    wanted = parse(reference if marked else f"${reference}$", parsing_timeout=None)
-    if not wanted:
+    expected = parse(reference if marked else f"${reference}$", parsing_timeout=None)
+    if not expected:
         raise DataError(f"math-verify cannot read the answer {reference!r} of a problem; correct it in task.files")
     answer = last_box(text)
     if answer is None or bool(PERCENT.search(answer)) != bool(PERCENT.search(reference)):
         return 0.0
-    found = parse(answer, parsing_timeout=None)
-    return float(verify(wanted, found, timeout_seconds=None) and not _apart(wanted[0], found[0]))
+    parsed = parse(answer, parsing_timeout=None)
+    return float(verify(expected, parsed, timeout_seconds=None) and not _apart(expected[0], parsed[0]))
 
 
 def itself(reference: str) -> float:
@@ -150,10 +150,10 @@ def bare(answer: str) -> str:
     return re.sub(r"\$|\\[()\[\]]", "", answer)
 
 
-def _apart(wanted: Any, found: Any) -> bool:
+def _apart(expected: Any, parsed: Any) -> bool:
     """Whether two numbers differ by more than their last digits, which rounding to six decimals does not see."""
     try:
-        first, second = complex(wanted), complex(found)
+        first, second = complex(expected), complex(parsed)
     except (TypeError, ValueError, OverflowError):
         return False
     return abs(first - second) > 1e-6 * max(abs(first), abs(second))
@@ -162,5 +162,5 @@ def _apart(wanted: Any, found: Any) -> bool:
 def _wrong(answer: Any) -> str:
     fine = isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and bool(str(answer).strip())
     if fine and NO_NUMBER.fullmatch(str(answer).strip()):  # which is how floats are spelled that are not finite, too
-        return f"must be a number that there is, got {answer!r}; correct it"
+        return f"must be a finite number, got {answer!r}; correct it"
     return "" if fine else f"must be a text or a number, got {answer!r}"

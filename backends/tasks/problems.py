@@ -122,7 +122,7 @@ def read(files: Sequence[str], prompt: str, answer: str, valid: Callable[[Any], 
     Raises:
         ConfigError: a file cannot be read, lacks a column, or holds a row that is no problem; with the row.
     """
-    found = []
+    problems = []
     for file in files:
         for number, row in enumerate(_rows(Path(file)), 1):
             place = f"{file}, row {number}"
@@ -137,8 +137,8 @@ def read(files: Sequence[str], prompt: str, answer: str, valid: Callable[[Any], 
                 raise ConfigError(f"{place}: {prompt!r} must be a text, got {question!r}")
             if wrong := valid(reference):
                 raise ConfigError(f"{place}: {answer!r} {wrong}")
-            found.append(Problem(question, reference))
-    return found
+            problems.append(Problem(question, reference))
+    return problems
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:

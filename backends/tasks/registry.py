@@ -70,16 +70,16 @@ def open_tasks(settings: TaskSettings, folder: Path, longest: int) -> Tasks:
     return Tasks(train=train, held_out=held_out, ends=chat.ends)
 
 
-def check_length(task: Task, longest: int) -> None:
+def check_length(task: Task, limit: int) -> None:
     """Refuse prompts that are longer than the rollout engine takes.
 
     Raises:
         ConfigError: with the longest that was found.
     """
     count = task.size if task.size < ENDLESS else LOOKED_AT
-    found = int(task.prompts(torch.arange(count)).lengths.max())
-    if found > longest:
+    longest_prompt = int(task.prompts(torch.arange(count)).lengths.max())
+    if longest_prompt > limit:
         raise ConfigError(
-            f"the longest of {count} prompts has {found} tokens, and vllm.max_prompt is {longest}; raise it, or leave "
-            "out the long ones"
+            f"the longest of {count} prompts has {longest_prompt} tokens, and vllm.max_prompt is {limit}; raise it, or "
+            "leave out the long ones"
         )

@@ -88,7 +88,9 @@ def passed(program: str, tests: Sequence[Test], limits: Limits) -> list[bool]:
         reason = (complaint.decode(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
         raise DataError(f"the sandbox does not start: {reason}")
     if "?" in marks:
-        raise DataError(f"the test {tests[marks.index('?')]!r} gives the program what is no plain value; rewrite it")
+        raise DataError(
+            f"the test {tests[marks.index('?')]!r} gives the program a value that is not plain data; rewrite it"
+        )
     # a jail that was ended has said nothing about the tests that were left
     return [mark == "1" for mark in marks.ljust(len(tests), "0")]
 

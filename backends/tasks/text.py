@@ -22,8 +22,8 @@ PACKAGES: tuple[str, ...] = ()
 
 def problems(settings: TaskSettings) -> tuple[Listed, Listed]:
     """Those that are trained on, and those that are held out."""
-    found = read(settings.files, settings.prompt_column, settings.answer_column, _wrong)
-    listed = [Problem(p.question, [p.reference] if isinstance(p.reference, str) else p.reference) for p in found]
+    rows = read(settings.files, settings.prompt_column, settings.answer_column, _wrong)
+    listed = [Problem(p.question, [p.reference] if isinstance(p.reference, str) else p.reference) for p in rows]
     return split(listed, settings.held_out)
 
 
@@ -47,8 +47,8 @@ def overlap(texts: Sequence[str], references: Sequence[str]) -> list[float]:
     words = [re.findall(r"\w+", text.lower()) for text in (*texts, *references)]
     number = {word: i for i, word in enumerate(sorted({word for each in words for word in each}), 1)}
     ids, _ = padded([[number[word] for word in each] or [0] for each in words])
-    found: list[float] = rouge_l(ids[: len(texts)], ids[len(texts) :]).tolist()
-    return found
+    f1: list[float] = rouge_l(ids[: len(texts)], ids[len(texts) :]).tolist()
+    return f1
 
 
 def _wrong(references: Any) -> str:

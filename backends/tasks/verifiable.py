@@ -70,7 +70,7 @@ class Verifiable:
 
 def said_in(episodes: Episodes) -> list[list[list[int]]]:
     """The policy's tokens of each turn of each episode `[B]`: the runs of its mask."""
-    found = []
+    per_episode = []
     for tokens, mask in zip(episodes.tokens.tolist(), episodes.mask.tolist(), strict=True):
         turns: list[list[int]] = []
         for place, sampled in enumerate(mask):
@@ -78,8 +78,8 @@ def said_in(episodes: Episodes) -> list[list[list[int]]]:
                 turns.append([])
             if sampled:
                 turns[-1].append(tokens[place])
-        found.append(turns)
-    return found
+        per_episode.append(turns)
+    return per_episode
 
 
 def conclusion(text: str) -> str:

@@ -65,13 +65,13 @@ class Worker:
         try:
             if not pipe.poll(self._task[2] + GRACE):
                 raise EOFError
-            found = pipe.recv()
+            answer = pipe.recv()
         except (EOFError, OSError):
             self.close()
             return None
-        if isinstance(found, DataError):
-            raise found
-        value: float | None = found
+        if isinstance(answer, DataError):
+            raise answer
+        value: float | None = answer
         return value
 
     def _start(self) -> Connection:

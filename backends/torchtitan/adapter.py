@@ -124,10 +124,10 @@ class DocumentAttention(FlexAttention):
     ) -> Tensor:
         """Attend from q to k, v `[R, P, H, D]` under a mask `[R, 1, P, P]`; without one a row is one document."""
         q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
-        done = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attention_masks, is_causal=attention_masks is None, scale=scale, enable_gqa=enable_gqa
         )
-        return done.transpose(1, 2)
+        return attended.transpose(1, 2)
 
 
 class TypedExperts(GroupedExperts):
@@ -143,8 +143,8 @@ class TypedExperts(GroupedExperts):
         ends = torch.cumsum(num_tokens_per_expert_E, dim=0, dtype=torch.int32)
 
         def multiply(rows: Tensor, weight: Tensor) -> Tensor:
-            done: Tensor = self._grouped_mm(A=rows, B_t=weight.to(x_RD.dtype).transpose(-2, -1), offs=ends)
-            return done
+            product: Tensor = self._grouped_mm(A=rows, B_t=weight.to(x_RD.dtype).transpose(-2, -1), offs=ends)
+            return product
 
         return multiply(F.silu(multiply(x_RD, w1)) * multiply(x_RD, w3), w2)
 
@@ -215,11 +215,11 @@ class BalancedDispatch:
     def dispatch(self, before: Any) -> Any:
         """torchtitan's dispatch, which is told how many pairs it moves."""
 
-        def told(this: Any, x_TD: Tensor, scores_TK: Tensor, ids_TK: Tensor, counts_E: Tensor) -> Any:
+        def counted(this: Any, x_TD: Tensor, scores_TK: Tensor, ids_TK: Tensor, counts_E: Tensor) -> Any:
             self.routed = ids_TK.numel()
             return before(this, x_TD, scores_TK, ids_TK, counts_E)
 
-        return told
+        return counted
 
     def counts(self, this: Any, mine: Tensor, everyones: Tensor, ranks: int) -> tuple[Tensor, list[int], list[int]]:
         """Counts by expert, and how many rows go to and come from each rank."""
@@ -230,11 +230,11 @@ class BalancedDispatch:
 @contextmanager
 def balanced_experts() -> Iterator[None]:
     """Let every expert take the same number of tokens, as long as tensors are fake and hold no counts."""
-    kept = AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange
+    stock = AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange
     even = BalancedDispatch()
-    AllToAllTokenDispatcher.dispatch = even.dispatch(kept[0])
-    AllToAllTokenDispatcher._sync_token_count_exchange = lambda *given: even.counts(*given)
+    AllToAllTokenDispatcher.dispatch = even.dispatch(stock[0])
+    AllToAllTokenDispatcher._sync_token_count_exchange = lambda *arguments: even.counts(*arguments)
     try:
         yield
     finally:
-        AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange = kept
+        AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange = stock

@@ -11,7 +11,7 @@ from firstorder.core.settings.section import COUNT_WHY, Place, Section, within
 POSITIONS, POSITIONS_WHY = "[1, 16777216]", "no model has so many positions"
 DEGREE_WHY = "it is a number of ranks, and -1 stands for all that are left where that is offered"
 WEEK = "(0, 604800]"
-WEEK_WHY = "whoever waits for more than a week waits for nothing"
+WEEK_WHY = "nothing that takes more than a week still comes"
 
 
 class Torchtitan(Section):
@@ -78,8 +78,8 @@ class Torchtitan(Section):
             return self
         if self.dtype != "bfloat16":
             raise ValueError(
-                f"torchtitan.compile = {self.compile} with dtype = {self.dtype}: grouped matrix products compile in "
-                "bfloat16 alone; set dtype = bfloat16 or compile = none"
+                f"torchtitan.compile = {self.compile} with dtype = {self.dtype}: grouped matrix products compile "
+                "only in bfloat16; set dtype = bfloat16 or compile = none"
             )
         if self.expert > 1 and self.activation_checkpoint != "none":
             raise ValueError(

@@ -123,7 +123,7 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) 
     started = time.process_time()
     if settings.dtype != "bfloat16":
         raise ConfigError(
-            f"a dry run prices torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
+            f"a dry run covers only torchtitan.dtype = bfloat16, got {settings.dtype}; set torchtitan.dtype = bfloat16"
         )
     adapter.dist_utils.init_fake_mode(num_ranks)
     try:
@@ -138,7 +138,7 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int,
     ledger, at = Ledger(), dict[str, int]()
 
     def note(moment: str) -> None:
-        at[moment] = ledger.held
+        at[moment] = ledger.live
         at[f"{moment} peak"] = ledger.peak
         ledger.restart()
 
@@ -217,10 +217,10 @@ def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
         profile.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())
     allocated = [e for e in events["traceEvents"] if e["name"] == "[memory]"]
-    held = peak = 0
+    live = peak = 0
     for event in sorted(allocated, key=lambda e: float(e["ts"])):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
+        live += event["args"]["Bytes"]
+        peak = max(peak, live)
     return peak
 
 
@@ -233,10 +233,10 @@ def error(recipe: Recipe, activation_checkpoint: Any) -> float:
 def main() -> None:
     """Read a specification from standard input, write the report to standard output; a mistake is one line, code 2."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    given = json.load(sys.stdin)
+    specification = json.load(sys.stdin)
     try:
-        settings, recipe = build(Torchtitan, given["torchtitan"]), build(Recipe, given["recipe"])
-        report = dry_run(Shape(**given["shape"]), settings, recipe, given["num_ranks"])
+        settings, recipe = build(Torchtitan, specification["torchtitan"]), build(Recipe, specification["recipe"])
+        report = dry_run(Shape(**specification["shape"]), settings, recipe, specification["num_ranks"])
         apart = error(recipe, settings.activation_checkpoint)
     except FirstOrderError as mistake:
         sys.stderr.write(f"{mistake}\n")

@@ -84,5 +84,5 @@ def scoring(config: Any, chunks: int) -> Any:
 
 def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
     """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each."""
-    found = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=entropy)
-    return found if entropy else (found,)
+    scores = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=entropy)
+    return scores if entropy else (scores,)

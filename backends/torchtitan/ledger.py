@@ -26,13 +26,13 @@ class Ledger(_Mode):
     """Counts every storage that is made inside, from its first operation until nothing holds it.
 
     Attributes:
-        held: bytes alive now.
+        live: bytes alive now.
         peak: most bytes alive at once since `restart`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
         self._shapes_only = 0
 
@@ -43,23 +43,23 @@ class Ledger(_Mode):
 
     def restart(self) -> None:
         """Measure the peak from here."""
-        self.peak = self.held
+        self.peak = self.live
 
     def __enter__(self) -> Ledger:
         """Follow operations, and storages that FSDP frees and fills again in place."""
         self._resize = torch.UntypedStorage.resize_
 
         def resize(storage: torch.UntypedStorage, size: int) -> Any:
-            done = self._resize(storage, size)
+            result = self._resize(storage, size)
             self._sized(storage)
-            return done
+            return result
 
         self._propagate = propagate = _Propagator._propagate_tensor_meta_non_cached
 
-        def shapes(*given: Any) -> Any:
+        def shapes(*arguments: Any) -> Any:
             self._shapes_only += 1
             try:
-                return propagate(*given)
+                return propagate(*arguments)
             finally:
                 self._shapes_only -= 1
 
@@ -78,13 +78,13 @@ class Ledger(_Mode):
         """Run an operation and enter what it made."""
         if any(issubclass(kind, (DTensor, _AsyncTensor)) for kind in types):
             return NotImplemented  # its local parts come by themselves
-        done = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if self._shapes_only:
-            return done
-        for tensor in tree_leaves(done):
+            return result
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and not isinstance(tensor, (DTensor, _AsyncTensor)):
                 self._enter(tensor)
-        return done
+        return result
 
     def _enter(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -97,9 +97,9 @@ class Ledger(_Mode):
     def _sized(self, storage: torch.UntypedStorage) -> None:
         number = storage._cdata
         if number in self._sizes:
-            self.held += storage.nbytes() - self._sizes[number]
+            self.live += storage.nbytes() - self._sizes[number]
             self._sizes[number] = storage.nbytes()
-            self.peak = max(self.peak, self.held)
+            self.peak = max(self.peak, self.live)
 
     def _leave(self, number: int) -> None:
-        self.held -= self._sizes.pop(number)
+        self.live -= self._sizes.pop(number)

@@ -149,15 +149,15 @@ class HuggingFace:
         Raises:
             ConfigError: a value is not finite.
         """
-        held, failed = self._names.to_hf(self._model.state_dict()), None
+        tensors, failed = self._names.to_hf(self._model.state_dict()), None
         try:
-            for name, tensor in held.items():
+            for name, tensor in tensors.items():
                 for part, offsets in _parts(tensor):
                     part.copy_(weights.read(name, offsets, part.shape))
         except ConfigError as error:
             failed = error
         raise_on_every_rank(failed)
-        self._model.load_state_dict(self._names.from_hf(held))
+        self._model.load_state_dict(self._names.from_hf(tensors))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor) of every weight; with several ranks all must iterate.
@@ -175,8 +175,8 @@ def _parts(tensor: Tensor) -> Iterator[tuple[Tensor, Iterable[int]]]:
     if not isinstance(tensor, DTensor):
         yield tensor, [0] * tensor.ndim
         return
-    held: Any = tensor
-    for chunk in held.__create_chunk_list__():
+    sharded: Any = tensor
+    for chunk in sharded.__create_chunk_list__():
         if tensor.to_local().numel():
             yield tensor.to_local(), chunk.offsets
 

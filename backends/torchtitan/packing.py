@@ -38,8 +38,8 @@ class Packed:
     def batch(self, x: Tensor, fill: float) -> Tensor:
         """`[R, P, ...]` back as `[B, L, ...]`, with `fill` on padding; gradients pass."""
         here = (self.place >= 0).view(*self.place.shape, *[1] * (x.ndim - 2))
-        found = x.flatten(0, 1)[self.place.clamp(min=0)]
-        return torch.where(here, found, torch.full_like(found, fill))
+        values = x.flatten(0, 1)[self.place.clamp(min=0)]
+        return torch.where(here, values, torch.full_like(values, fill))
 
 
 def pack(tokens: Tensor, lengths: Tensor, width: int) -> Packed:
@@ -66,16 +66,16 @@ def pack(tokens: Tensor, lengths: Tensor, width: int) -> Packed:
 
 def chunks(lengths: Tensor, width: int, rows: int) -> list[slice]:
     """Consecutive responses that fill at most `rows` rows of `width` each."""
-    found, first, used = [], 0, 1
+    slices, first, used = [], 0, 1
     free = width
     for number, length in enumerate(_checked(lengths, width)):
         if length > free:
             used, free = used + 1, width
         if used > rows:
-            found.append(slice(first, number))
+            slices.append(slice(first, number))
             first, used, free = number, 1, width
         free -= length
-    return [*found, slice(first, len(lengths))]
+    return [*slices, slice(first, len(lengths))]
 
 
 def _starts(lengths: Tensor, width: int) -> tuple[Tensor, int]:
@@ -89,9 +89,9 @@ def _starts(lengths: Tensor, width: int) -> tuple[Tensor, int]:
 
 
 def _checked(lengths: Tensor, width: int) -> list[int]:
-    found: list[int] = lengths.tolist()
-    if max(found) > width:
+    counts: list[int] = lengths.tolist()
+    if max(counts) > width:
         raise DataError(
-            f"a response of {max(found)} tokens does not fit into a row of torchtitan.pack_length = {width}; raise it"
+            f"a response of {max(counts)} tokens does not fit into a row of torchtitan.pack_length = {width}; raise it"
         )
-    return found
+    return counts

@@ -30,7 +30,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
     """torchtitan's router with two attributes: the ids to replay, and whether to keep what it chose.
 
     Attributes:
-        given: int `[R, P, K]`, -1 throughout a row that routes live; None for all live.
+        replay_ids: int `[R, P, K]`, -1 throughout a row that routes live; None for all live.
         live: int16 `[R, P, K]`, what it would have chosen in its last forward; None unless that forward replayed.
         recording: keep the ids used and the margin of the live choice in `chosen` and `margin`.
     """
@@ -39,7 +39,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
     class Config(TokenChoiceTopKRouter.Config):
         """As of `TokenChoiceTopKRouter`."""
 
-    given: Tensor | None = None
+    replay_ids: Tensor | None = None
     live: Tensor | None = None
     recording = False
     chosen: Tensor | None = None
@@ -48,9 +48,9 @@ class ReplayRouter(TokenChoiceTopKRouter):
     def forward(self, x_BLD: Tensor, expert_bias_E: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Gates `[R, P, K]`, ids `[R, P, K]` and all scores `[R, P, E]`."""
         gates, ids, scores = super().forward(x_BLD, expert_bias_E)
-        if self.given is not None:
+        if self.replay_ids is not None:
             self.live = ids.detach().to(torch.int16)  # a receipt: only a forward that replays leaves it
-            ids = replayed(_sharded(self.given.to(ids.dtype), ids), ids)
+            ids = replayed(_sharded(self.replay_ids.to(ids.dtype), ids), ids)
             gates = scores.gather(-1, ids)
             if self.route_norm:  # the stock order of operations, so that replaying one's own ids changes no bit
                 gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
@@ -100,12 +100,12 @@ def replaying(model: Any, ids: Tensor | None) -> Iterator[None]:
     """
     layers = routers(model)
     for number, router in enumerate(layers):
-        router.given, router.live = None if ids is None else ids[:, :, number], None
+        router.replay_ids, router.live = None if ids is None else ids[:, :, number], None
     try:
         yield
     finally:
         for router in layers:
-            router.given = router.live = None
+            router.replay_ids = router.live = None
 
 
 def witnessed(model: Any, ids: Tensor | None, run: Tensor) -> dict[str, Tensor]:
@@ -145,19 +145,19 @@ def recording(model: Any) -> Iterator[Recorded]:
     Raises:
         DataError: a router kept no record.
     """
-    layers, found = routers(model), Recorded()
+    layers, record = routers(model), Recorded()
     for router in layers:
         router.recording = True
     try:
-        yield found
+        yield record
         silent = [str(number) for number, router in enumerate(layers) if router.chosen is None]
         if silent or not layers:
             raise DataError(
                 f"the routers of MoE layers {', '.join(silent) or '(none was found)'} record no routes: they were "
-                "replaced after replay was installed, or return before it; start with torchtitan's own"
+                "replaced after replay was installed, or return before it; use torchtitan's own routers"
             )
-        found.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
-        found.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)
+        record.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
+        record.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)
     finally:
         for router in layers:
             router.recording, router.chosen, router.margin = False, None, None

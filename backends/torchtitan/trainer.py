@@ -121,7 +121,7 @@ class Trainer:
     @microbatch()
     def score(self, batch: RolloutBatch, replay: Tensor | None = None) -> Scores:
         """Score responses without gradient, recording the routes of every token that was run."""
-        found = []
+        rounds = []
         with torch.no_grad():
             for at in self._rounds(batch.lengths):
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
@@ -135,8 +135,8 @@ class Trainer:
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
                 own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin)
-                found.append({name: self._everyones(x, at) for name, x in vars(own).items()})
-        return Scores(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
+                rounds.append({name: self._everyones(x, at) for name, x in vars(own).items()})
+        return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
 
     @microbatch()
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Update:
@@ -223,14 +223,14 @@ class Trainer:
         if self._ranks == 1:
             return own
         wire = own.dtype if own.is_floating_point() else torch.int32  # no backend adds up int16
-        told = torch.zeros((at.rows.stop - at.rows.start, *own.shape[1:]), dtype=wire, device=own.device)
+        gathered = torch.zeros((at.rows.stop - at.rows.start, *own.shape[1:]), dtype=wire, device=own.device)
         here = slice(at.mine.start - at.rows.start, at.mine.stop - at.rows.start)
         if at.counts:
-            told[here] = own.detach().to(wire)
-        torch.distributed.all_reduce(told, group=self._group)
-        told = told.to(own.dtype)
-        tells = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
-        return torch.cat([told[: here.start], torch.where(tells, own, told[here]), told[here.stop :]])
+            gathered[here] = own.detach().to(wire)
+        torch.distributed.all_reduce(gathered, group=self._group)
+        gathered = gathered.to(own.dtype)
+        own_counts = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
+        return torch.cat([gathered[: here.start], torch.where(own_counts, own, gathered[here]), gathered[here.stop :]])
 
     def _witnessed(self, packed: Packed, own: RolloutBatch, ids: Tensor | None, at: Round) -> dict[str, Tensor]:
         """What the routers of this rank did in the forward of its micro-batch, which counts once over all ranks."""
@@ -285,7 +285,7 @@ def optimizer(section: Optimizer, trained: Any) -> Any:
         ConfigError: it is none of torchtitan's optimizers.
     """
     if section.kind != "adamw":
-        raise ConfigError(f"optimizer.kind = {section.kind} is not one of torchtitan's; set optimizer.kind = adamw")
+        raise ConfigError(f"torchtitan has no optimizer.kind = {section.kind}; set optimizer.kind = adamw")
     config = adapter.default_adamw(
         lr=section.lr, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
     )
@@ -295,8 +295,8 @@ def optimizer(section: Optimizer, trained: Any) -> Any:
 
 def _writer(name: str) -> int:
     """The rank that wrote a file of a distributed checkpoint, `__RANK_NUMBER.distcp`; the first for the others."""
-    found = re.search(r"__(\d+)_\d+\.distcp$", name)
-    return int(found[1]) if found else 0
+    match = re.search(r"__(\d+)_\d+\.distcp$", name)
+    return int(match[1]) if match else 0
 
 
 def learning_rate(warmup: int, updates: int, of: Any) -> Any:

@@ -38,14 +38,14 @@ def check_device(settings: Vllm) -> None:
         )
     if settings.batch_invariant and ON_CPU:
         raise ConfigError(
-            "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for a CPU, where its results "
-            "do not depend on the batch without it; set it to false"
+            "vllm.batch_invariant = true needs a GPU: vLLM has no batch-invariant experts for CPUs, where its results "
+            "do not depend on the batch anyway; set it to false"
         )
 
 
 def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
     """Arguments of `vllm.LLM`, and of its server as `--flags`."""
-    found: dict[str, Any] = {
+    flags: dict[str, Any] = {
         "model": folder,
         "dtype": settings.dtype,
         "kv_cache_dtype": settings.kv_cache_dtype,
@@ -60,14 +60,14 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included
     }
     if settings.tensor > 1:
-        found["tensor_parallel_size"] = settings.tensor
+        flags["tensor_parallel_size"] = settings.tensor
     if settings.max_batched_tokens is not None:
-        found["max_num_batched_tokens"] = settings.max_batched_tokens
+        flags["max_num_batched_tokens"] = settings.max_batched_tokens
     if settings.quantization != "none":
-        found["quantization"] = EMULATED[settings.quantization] if ON_CPU else settings.quantization
+        flags["quantization"] = EMULATED[settings.quantization] if ON_CPU else settings.quantization
         if not ON_CPU:
-            found["quantization_config"] = {"ignore": ROUTERS}
-    return found
+            flags["quantization_config"] = {"ignore": ROUTERS}
+    return flags
 
 
 def sampling(settings: Vllm, ends: Sequence[int]) -> dict[str, Any]:
@@ -110,12 +110,14 @@ def prepare(settings: Vllm) -> None:
         ConfigError: it has, or the device cannot do what is asked.
     """
     check_device(settings)
-    wanted = environment(settings)
-    if "vllm" in sys.modules and any(os.environ.get(name, "0") != value for name, value in wanted.items()):
-        raise ConfigError("vllm.batch_invariant is read when vLLM is imported, and it was; start another process")
+    variables = environment(settings)
+    if "vllm" in sys.modules and any(os.environ.get(name, "0") != value for name, value in variables.items()):
+        raise ConfigError(
+            "vllm.batch_invariant is read when vLLM is imported, which has happened; start another process"
+        )
     for name, value in (IN_PROCESS | (IN_PROCESS_ON_CPU if ON_CPU else {})).items():
         os.environ.setdefault(name, value)
-    os.environ.update(wanted)
+    os.environ.update(variables)
     if ON_CPU:  # the compiled sampler costs seconds at the first call and gains nothing
         dynamo: Any = torch._dynamo.config
         dynamo.disable = True

@@ -62,7 +62,7 @@ class Vllm(Section):
     timeout: float = within(
         600.0,
         "(0, 604800]",
-        "a server that needs more than a week does not come",
+        "a server that takes more than a week will not come",
         "seconds that a server is waited for, then asked again, before the run stops",
     )
     shared_folder: Place = Field(
@@ -91,7 +91,7 @@ class Vllm(Section):
     def _kernels_exist(self) -> Self:
         if self.quantization != "none" and self.dtype == "float32":
             raise ValueError(
-                f"vllm.quantization = {self.quantization} wants vllm.dtype = bfloat16 or float16, as vLLM's kernels "
+                f"vllm.quantization = {self.quantization} needs vllm.dtype = bfloat16 or float16, as vLLM's kernels "
                 "do; got float32"
             )
         if self.max_batched_tokens is not None:

@@ -57,9 +57,9 @@ class InProcessEngine:
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed."""
         asked = sampling(self.settings, self._ends)
-        wanted = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
-        done = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False)
-        return [read(one.outputs[0]) for one in done]
+        params = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
+        outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        return [read(one.outputs[0]) for one in outputs]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the trainer's weights; the prefix cache, which holds the old ones' keys and routes, is dropped."""
@@ -72,17 +72,20 @@ class InProcessEngine:
         """Nothing of it is outside of the process."""
 
 
-def read(done: Any) -> Response:
+def read(completion: Any) -> Response:
     """One completion of vLLM.
 
     Raises:
         DataError: it has no log-probs, or no routes.
     """
-    if done.logprobs is None or done.routed_experts is None:
-        missing = "log-probs" if done.logprobs is None else "routed experts"
+    if completion.logprobs is None or completion.routed_experts is None:
+        missing = "log-probs" if completion.logprobs is None else "routed experts"
         raise DataError(f"vLLM returned no {missing}; is it version 0.30.0? see docs/engines.md")
-    tokens = list(done.token_ids)
-    logp = [float(at[token].logprob) for at, token in zip(done.logprobs, tokens, strict=True)]
+    tokens = list(completion.token_ids)
+    logp = [float(at[token].logprob) for at, token in zip(completion.logprobs, tokens, strict=True)]
     return Response(
-        tokens=tokens, logp=logp, routes=torch.from_numpy(done.routed_experts), ended=done.finish_reason == "stop"
+        tokens=tokens,
+        logp=logp,
+        routes=torch.from_numpy(completion.routed_experts),
+        ended=completion.finish_reason == "stop",
     )

@@ -29,16 +29,16 @@ def check_servers(settings: Vllm, folder: str) -> Description:
         ServerError: a server does not answer, or is not one that `backends.vllm.serve` started.
         ConfigError: see `check_replicas`.
     """
-    found = {server: call(server, settings.timeout, "describe")[0] for server in settings.servers}
-    check_replicas(found, settings, read_shape(Path(folder)), folder)
-    return dict(found[settings.servers[0]])
+    descriptions = {server: call(server, settings.timeout, "describe")[0] for server in settings.servers}
+    check_replicas(descriptions, settings, read_shape(Path(folder)), folder)
+    return dict(descriptions[settings.servers[0]])
 
 
-def check_replicas(found: Mapping[str, Description], settings: Vllm, shape: Shape, folder: str) -> None:
+def check_replicas(descriptions: Mapping[str, Description], settings: Vllm, shape: Shape, folder: str) -> None:
     """Refuse servers that differ, or that are not of this run.
 
     Args:
-        found: what each server says, by address.
+        descriptions: what each server says, by address.
         settings: the `[vllm]` section.
         shape: of the trainer's model.
         folder: where that is.
@@ -46,7 +46,7 @@ def check_replicas(found: Mapping[str, Description], settings: Vllm, shape: Shap
     Raises:
         ConfigError: the first difference, with the address.
     """
-    (first, said), *others = found.items()
+    (first, said), *others = descriptions.items()
     for server, other in others:
         for name in (*SIZES, "max_model_len", *NUMERICS):
             if other[name] != said[name]:
@@ -66,7 +66,7 @@ def check_replicas(found: Mapping[str, Description], settings: Vllm, shape: Shap
             f"{first} takes {said['max_model_len']} tokens, fewer than vllm.max_prompt + vllm.max_tokens = {longest}; "
             "start it with the same settings"
         )
-    for server, each in found.items():
+    for server, each in descriptions.items():
         if each.get("logprobs_mode", LOGPROBS) != LOGPROBS or each.get("defaults"):
             raise ConfigError(
                 f"{server} runs with logprobs_mode = {each['logprobs_mode']} and defaults {each['defaults']}: it would "

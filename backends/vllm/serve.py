@@ -31,12 +31,12 @@ ENVIRONMENT = COMMON | {
 
 def flags(folder: str, host: str, port: int, settings: Vllm) -> list[str]:
     """The command line of vLLM's server."""
-    given = arguments(settings, folder) | {
+    options = arguments(settings, folder) | {
         "host": host,
         "port": port,
         "worker_extension_cls": "firstorder.backends.vllm.extension.Worker",
     }
-    return [word for name, value in given.items() for word in _flag(name.replace("_", "-"), value)]
+    return [word for name, value in options.items() for word in _flag(name.replace("_", "-"), value)]
 
 
 def _flag(name: str, value: object) -> list[str]:
@@ -54,22 +54,22 @@ def main() -> None:
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--settings", metavar="FILE", help="TOML whose table [vllm] is read before --set")
     parser.add_argument("--log", metavar="FILE", help="vLLM's output is added to it; a new temporary file unless given")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
         require("vllm")
-        table = read(given.settings).get("vllm", {}) if given.settings else {}
-        settings = build(Vllm, override(table, given.assignments), "vllm")
+        table = read(options.settings).get("vllm", {}) if options.settings else {}
+        settings = build(Vllm, override(table, options.assignments), "vllm")
         check_device(settings)
-        open_weights(Path(given.folder), read_shape(Path(given.folder)))
+        open_weights(Path(options.folder), read_shape(Path(options.folder)))
     except FirstOrderError as error:
         print(f"firstorder: {error}", file=sys.stderr)
         sys.exit(2)
-    if given.log:
-        os.environ[LOG] = given.log
+    if options.log:
+        os.environ[LOG] = options.log
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     os.environ.update(environment(settings))
     server = [sys.executable, "-m", "firstorder.backends.vllm.server"]
-    os.execv(sys.executable, server + flags(given.folder, given.host, given.port, settings))
+    os.execv(sys.executable, server + flags(options.folder, options.host, options.port, settings))
 
 
 if __name__ == "__main__":

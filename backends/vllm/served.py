@@ -64,13 +64,13 @@ class ServedEngine:
         before = self._ready()
         for _ in range(RESTARTS):
             with ThreadPoolExecutor(self.settings.max_sequences * len(self.settings.servers)) as pool:
-                found = list(pool.map(self._one, range(len(prompts)), prompts, seeds))
+                responses = list(pool.map(self._one, range(len(prompts)), prompts, seeds))
             after = self._ready()
             if after == before:
-                return found
+                return responses
             before = after
         raise ServerError(
-            f"vLLM servers were started anew {RESTARTS} times while they answered {len(prompts)} prompts; see why they "
+            f"vLLM servers restarted {RESTARTS} times while they answered {len(prompts)} prompts; see why they "
             "stop, then go on with --resume"
         )
 
@@ -93,13 +93,13 @@ class ServedEngine:
 
     def _ready(self) -> list[Any]:
         """The processes behind the servers, all with the weights of the last sync."""
-        found = []
+        processes = []
         for server in self.settings.servers:
             workers = call(server, self.settings.timeout, "weights_held")
             if any(folder != self._current for _, folder in workers) and self._current:
                 self._load(server)
-            found.append([started for started, _ in workers])
-        return found
+            processes.append([started for started, _ in workers])
+        return processes
 
     def _load(self, server: str) -> None:
         call(server, self.settings.timeout, "load_folder", path=self._current)
@@ -113,8 +113,8 @@ class ServedEngine:
             "seed": seed,
             "return_token_ids": True,
         }
-        found = ask(self.settings.servers[replica], "/v1/completions", self.settings.timeout, body)
-        return response(found["choices"][0])
+        completion = ask(self.settings.servers[replica], "/v1/completions", self.settings.timeout, body)
+        return response(completion["choices"][0])
 
 
 def _shared_folder(inside: str) -> tempfile.TemporaryDirectory[str]:

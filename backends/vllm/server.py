@@ -30,10 +30,10 @@ def cause(written: str) -> str:
     lines = [line.strip() for line in written.splitlines() if line.strip()]
     raised = [
         " ".join(
-            [found[1], *(lines[i + 1 : i + 3] if "validation error" in found[1] else [])]
+            [match[1], *(lines[i + 1 : i + 3] if "validation error" in match[1] else [])]
         )  # pydantic says what below
         for i, line in enumerate(lines)
-        if (found := RAISED.search(line))
+        if (match := RAISED.search(line))
     ]
     own = [each for each in raised if not any(word in each.lower() for word in CONSEQUENCES)]
     return (own or raised or lines or ["nothing was written"])[-1][:LONGEST]
@@ -41,13 +41,13 @@ def cause(written: str) -> str:
 
 def main() -> None:
     """Run the server; what it writes goes to a file that the first line names."""
-    given = os.environ.get(LOG)
+    log = os.environ.get(LOG)
     with (
-        open(given, "ab")
-        if given
+        open(log, "ab")
+        if log
         else tempfile.NamedTemporaryFile(prefix="firstorder-vllm-", suffix=".log", delete=False) as file
     ):
-        begun = file.tell()
+        start = file.tell()
         print(f"vLLM writes to {file.name}", file=sys.stderr, flush=True)
         terminal = os.dup(2)
         os.set_inheritable(terminal, False)
@@ -65,8 +65,8 @@ def main() -> None:
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stderr.flush()
-        said = cause(Path(file.name).read_bytes()[begun:].decode(errors="replace"))
-        os.write(terminal, f"firstorder: vLLM's server ended: {said}; its log is {file.name}\n".encode())
+        reason = cause(Path(file.name).read_bytes()[start:].decode(errors="replace"))
+        os.write(terminal, f"firstorder: vLLM's server ended: {reason}; its log is {file.name}\n".encode())
         sys.exit(1)
 
 

@@ -82,7 +82,7 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
         own = str(found["recipe"])
         collapsed(found), bool(found["stable"]), str(found["safest"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"--evidence {file} is no gate.json; give evidence/gate.json of a bundle") from None
+        raise ConfigError(f"--evidence {file} is not a gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
     return found
 

@@ -126,80 +126,45 @@ TITLES = {
 }
 
 
+NOTES = {
+    "errors": "Every response to the measured prompts enumerated, after the step, with θ = θ_old.",
+    "remainder": "Estimated from the sampled responses: the leading term of the value error.",
+    "kl": "D = log π_old - log μ_old of the sampled tokens, π_old with the recipe's replay.",
+    "ratios": "ρ = exp D of the sampled tokens. A dotted line is the level above which the source speaks of danger.",
+    "receipts": "Shares of the response tokens of the step, all its updates together.",
+    "replay": "A row is the routing of one token in one layer, prompt tokens included. The layers are in the table.",
+    "critic": "V the learned value of a context, G the return that it is trained on.",
+    "bias": "b = c u - g, the exact update at its best scale minus the gradient of the natural target.",
+}
+"""What all quantities of a figure have in common, by its name."""
+
+
 def plots(runs: list[Run]) -> list[Plot]:
     """The figures of these runs; a quantity that no run logged is left out, and a figure without quantities too."""
     logged = {key for run in runs for key in run.logged}
     layers = sorted(int(key.removeprefix(LAYER)) for key in logged if key.startswith(LAYER))
     others = (replay.PREFIX, *inert.QUANTITIES)
     acted = dict.fromkeys(key for run in runs for key in run.receipts if not key.startswith(others))
-    all_plots = (
-        Plot(name="reward", title="Reward", panels=REWARD, shared=True),
-        Plot(
-            name="errors",
-            title="Exact errors",
-            panels=ERRORS,
-            shared=False,
-            note="Every response to the measured prompts enumerated, after the step, with θ = θ_old.",
-        ),
-        Plot(
-            name="remainder",
-            title="Second-order remainder",
-            panels=REMAINDER,
-            shared=False,
-            note="Estimated from the sampled responses: the leading term of the value error.",
-        ),
-        Plot(
-            name="kl",
-            title="Training-inference KL",
-            panels=KL,
-            shared=False,
-            note="D = log π_old - log μ_old of the sampled tokens, π_old with the recipe's replay.",
-        ),
-        Plot(
-            name="ratios",
-            title="Likelihood ratios of the engines",
-            panels=RATIOS,
-            shared=False,
-            note="ρ = exp D of the sampled tokens. A dotted line is the level above which the source speaks of danger.",
-        ),
-        Plot(name="entropy", title="Entropy", panels=(ENTROPY,), shared=True),
-        Plot(name="flips", title="Route flips", panels=FLIPS + tuple(map(_layer, layers)), shared=True),
-        Plot(
-            name="receipts",
-            title="What the parts of the recipe did",
-            panels=tuple(map(_receipt, acted)),
-            shared=False,
-            note="Shares of the response tokens of the step, all its updates together.",
-        ),
-        Plot(
-            name="replay",
-            title="What replay did",
-            panels=REPLAY,
-            shared=False,
-            note="A row is the routing of one token in one layer, prompt tokens included. The layers are in the table.",
-        ),
-        Plot(name="gradient", title="Gradient norm", panels=(GRADIENT,), shared=True),
-        Plot(
-            name="critic",
-            title="The critic",
-            panels=CRITIC,
-            shared=False,
-            note="V the learned value of a context, G the return that it is trained on.",
-        ),
-        Plot(
-            name="bias",
-            title="Direction of the bias",
-            panels=BIAS,
-            shared=False,
-            note="b = c u - g, the exact update at its best scale minus the gradient of the natural target.",
-        ),
+    rows: tuple[tuple[str, str, tuple[Panel, ...], bool], ...] = (  # name, title, quantities, on one axis
+        ("reward", "Reward", REWARD, True),
+        ("errors", "Exact errors", ERRORS, False),
+        ("remainder", "Second-order remainder", REMAINDER, False),
+        ("kl", "Training-inference KL", KL, False),
+        ("ratios", "Likelihood ratios of the engines", RATIOS, False),
+        ("entropy", "Entropy", (ENTROPY,), True),
+        ("flips", "Route flips", FLIPS + tuple(map(_layer, layers)), True),
+        ("receipts", "What the parts of the recipe did", tuple(map(_receipt, acted)), False),
+        ("replay", "What replay did", REPLAY, False),
+        ("gradient", "Gradient norm", (GRADIENT,), True),
+        ("critic", "The critic", CRITIC, False),
+        ("bias", "Direction of the bias", BIAS, False),
     )
-    found = []
-    for plot in all_plots:
-        panels = tuple(panel for panel in plot.panels if panel.key in logged)
-        if panels:
-            found.append(Plot(name=plot.name, title=plot.title, panels=panels, shared=plot.shared, note=plot.note))
-    return found
+    shown = [(name, title, tuple(p for p in panels if p.key in logged), shared) for name, title, panels, shared in rows]
+    return [
+        Plot(name=name, title=title, panels=panels, shared=shared, note=NOTES.get(name, ""))
+        for name, title, panels, shared in shown
+        if panels
+    ]
 
 
 def _layer(index: int) -> Panel:

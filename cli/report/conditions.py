@@ -41,14 +41,14 @@ def read_conditions(folder: Path) -> dict[str, list[Run]]:
     Raises:
         ConfigError: nothing has finished yet.
     """
-    found: dict[str, list[Run]] = {}
+    conditions: dict[str, list[Run]] = {}
     for path in sorted((folder / "cells").glob("*")):
         run = read_run(path, path.name)
         condition = path.name.removesuffix(f"-{run.recipe}")
-        found.setdefault(condition, []).append(run)
-    if not found:
-        raise ConfigError(f"{folder} holds no finished run yet; let validate --training go on there")
-    return found
+        conditions.setdefault(condition, []).append(run)
+    if not conditions:
+        raise ConfigError(f"{folder} holds no finished run yet; give it to validate --training --out again")
+    return conditions
 
 
 def shown(conditions: Conditions) -> list[Plot]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .figures import draw
 from .layers import layer_table
 from .page import claims_page, page, sweep_page
 from .phase import Estimate, diagram, estimates
-from .runs import Run
+from .runs import Array, Run
 from .sweeps import OUTCOMES, CellRun, Outcome, Sweep
 
 COLUMNS = ("run", "recipe", "quantity", "unit", "step", "steps_done", "members", "value", "low", "high", "each")
@@ -43,7 +43,7 @@ def run_report(runs: list[Run]) -> dict[str, bytes]:
     """The files of a report of runs."""
     files = _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
     layers = layer_table(runs)
-    return files | ({"layers.csv": _csv(list(layers[0]), (row.values() for row in layers))} if layers else {})
+    return files | ({"layers.csv": _table_csv(layers)} if layers else {})
 
 
 def claims_report(conditions: Conditions) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def claims_report(conditions: Conditions) -> dict[str, bytes]:
 
 def _over_steps(
     runs: list[Run],
-    wanted: Sequence[Plot],
+    shown: Sequence[Plot],
     drawing: Callable[[Plot, list[Curve]], dict[str, bytes]],
     document: Callable[[list[Run], list[dict[str, str]], list[tuple[Plot, bytes]]], str],
 ) -> dict[str, bytes]:
@@ -64,17 +64,14 @@ def _over_steps(
     files: dict[str, bytes] = {}
     drawn: list[tuple[Plot, bytes]] = []
     known: list[Curve] = []
-    for plot in wanted:
-        curves = [found for panel in plot.panels for run in runs if (found := curve(run, panel)) is not None]
+    for plot in shown:
+        curves = [line for panel in plot.panels for run in runs if (line := curve(run, panel)) is not None]
         images = drawing(plot, curves)
-        files |= {f"{plot.name}.{suffix}": image for suffix, image in images.items()}
-        files[f"{plot.name}.csv"] = _csv(COLUMNS, (row for each in curves for row in _rows(each)))
+        files |= _figure(plot.name, images, COLUMNS, (row for each in curves for row in _rows(each)))
         drawn.append((plot, images["svg"]))
         known += curves
     table = [_summary(run, known) for run in runs]
-    files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
-    files["report.html"] = document(runs, table, drawn).encode()
-    return files
+    return files | {"summary.csv": _table_csv(table), "report.html": document(runs, table, drawn).encode()}
 
 
 def sweep_report(sweep: Sweep) -> dict[str, bytes]:
@@ -82,21 +79,25 @@ def sweep_report(sweep: Sweep) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     drawn: list[tuple[Plot, bytes]] = []
     table = [_cell(cell) for cell in sweep.cells]
-    for wanted in OUTCOMES:
-        found = estimates(sweep, wanted)
-        if all(np.isnan(each.value) for each in found):
+    for quantity in OUTCOMES:
+        cells = estimates(sweep, quantity)
+        if all(np.isnan(each.value) for each in cells):
             continue
-        images = diagram(sweep, wanted, found)
-        files |= {f"{wanted.key}.{suffix}": image for suffix, image in images.items()}
-        files[f"{wanted.key}.csv"] = _csv(
-            ("cell", *sweep.axes, *ESTIMATED), (_estimate(each, wanted) for each in found)
+        images = diagram(sweep, quantity, cells)
+        files |= _figure(
+            quantity.key, images, ("cell", *sweep.axes, *ESTIMATED), (_estimate(each, quantity) for each in cells)
         )
-        drawn.append((Plot(name=wanted.key, title=wanted.title, panels=(wanted,), shared=True), images["svg"]))
-        for row, each in zip(table, found, strict=True):
-            row[f"{wanted.title} [{wanted.unit}]"] = _interval(each.value, each.low, each.high)
-    files["summary.csv"] = _csv(list(table[0]), (row.values() for row in table))
-    files["report.html"] = sweep_page(sweep, table, drawn).encode()
-    return files
+        drawn.append((Plot(name=quantity.key, title=quantity.title, panels=(quantity,), shared=True), images["svg"]))
+        for row, each in zip(table, cells, strict=True):
+            row[f"{quantity.title} [{quantity.unit}]"] = _interval(each.value, each.low, each.high)
+    return files | {"summary.csv": _table_csv(table), "report.html": sweep_page(sweep, table, drawn).encode()}
+
+
+def _figure(
+    name: str, images: dict[str, bytes], columns: Sequence[str], rows: Iterable[Iterable[Any]]
+) -> dict[str, bytes]:
+    """The images of a figure and its data, by file name."""
+    return {f"{name}.{suffix}": image for suffix, image in images.items()} | {f"{name}.csv": _csv(columns, rows)}
 
 
 def _cell(cell: CellRun) -> dict[str, str]:
@@ -105,20 +106,22 @@ def _cell(cell: CellRun) -> dict[str, str]:
     return {"cell": cell.name} | {key: str(value) for key, value in cell.point.items()} | {"state": state}
 
 
-def _estimate(each: Estimate, wanted: Outcome) -> list[Any]:
-    numbers = [_number(value) for value in (each.value, each.low, each.high)]
-    head = [each.cell.name, *each.cell.point.values(), wanted.key, wanted.unit]
-    return [*head, len(each.each), *numbers, " ".join(_number(value) or "nan" for value in each.each)]
+def _estimate(each: Estimate, quantity: Outcome) -> list[Any]:
+    head = [each.cell.name, *each.cell.point.values(), quantity.key, quantity.unit]
+    return [*head, *_numbers(each.each, each.value, each.low, each.high)]
 
 
-def _rows(found: Curve) -> Iterable[list[Any]]:
-    """One row a step; `each` holds the members' values, separated by spaces."""
-    run, panel = found.run, found.panel
-    head = [run.label, run.recipe, panel.key, panel.unit]
-    for i, step in enumerate(found.steps):
-        numbers = [_number(x[i]) for x in (found.value, found.low, found.high)]
-        each = " ".join(_number(value) or "nan" for value in found.each[i])
-        yield [*head, int(step), int(found.steps_done[i]), found.each.shape[1], *numbers, each]
+def _rows(line: Curve) -> Iterable[list[Any]]:
+    """One row a step."""
+    head = [line.run.label, line.run.recipe, line.panel.key, line.panel.unit]
+    steps = zip(line.steps.tolist(), line.steps_done.tolist(), strict=True)
+    for i, (step, done) in enumerate(steps):
+        yield [*head, step, done, *_numbers(line.each[i], line.value[i], line.low[i], line.high[i])]
+
+
+def _numbers(each: Array, value: float, low: float, high: float) -> list[Any]:
+    """How many members there are, the value, its interval, and the members' values separated by spaces."""
+    return [len(each), _number(value), _number(low), _number(high), " ".join(_number(one) or "nan" for one in each)]
 
 
 def _summary(run: Run, known: Sequence[Curve]) -> dict[str, str]:
@@ -129,7 +132,7 @@ def _summary(run: Run, known: Sequence[Curve]) -> dict[str, str]:
 
 
 def _final(run: Run, panel: Panel, known: Sequence[Curve]) -> str:
-    last = next((found.last() for found in known if found.run is run and found.panel is panel), None)
+    last = next((line.last() for line in known if line.run is run and line.panel is panel), None)
     if last is None:
         return "not logged"
     done, *numbers = last
@@ -142,6 +145,11 @@ def _interval(value: float, low: float, high: float) -> str:
     if np.isnan(value):
         return ""
     return f"{value:.4g}" if np.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _table_csv(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """A table whose rows all have the same columns."""
+    return _csv(list(rows[0]), (row.values() for row in rows))
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:

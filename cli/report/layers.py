@@ -20,7 +20,7 @@ SHOWN = {
 
 def layer_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     """A row for each run and layer: means over its steps and members, as text; none where nothing was logged."""
-    found = []
+    rows = []
     for run in runs:
         layer = 0
         while f"{replay.PREFIX}rows_replayed{replay.LAYER}{layer}" in run.logged:
@@ -28,9 +28,9 @@ def layer_table(runs: Sequence[Run]) -> list[dict[str, str]]:
                 f"{title} [share of tokens]": _mean(run, f"{replay.PREFIX}{name}{replay.LAYER}{layer}")
                 for name, title in SHOWN.items()
             }
-            found.append({"run": run.label, "MoE layer": str(layer)} | values)
+            rows.append({"run": run.label, "MoE layer": str(layer)} | values)
             layer += 1
-    return found
+    return rows
 
 
 def idle_parts(run: Run) -> list[str]:

@@ -126,13 +126,13 @@ def _cells(members: int) -> str:
 def _differences(runs: list[Run]) -> str:
     if len(runs) == 1:
         return ""
-    found = differences(runs)
-    if not found:
+    differing = differences(runs)
+    if not differing:
         return "<h2>Configuration</h2>\n<p>The runs have the same configuration.</p>"
     head = "<th>key</th>" + "".join(f"<th>{escape(run.label)}</th>" for run in runs)
     body = "\n".join(
         f"<tr><td><code>{escape(key)}</code></td>" + "".join(f"<td>{escape(_value(v))}</td>" for v in row) + "</tr>"
-        for key, row in found.items()
+        for key, row in differing.items()
     )
     return (
         f"<h2>Where the configurations differ</h2>\n<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>"

@@ -45,18 +45,18 @@ class Estimate:
     high: float
 
 
-def estimates(sweep: Sweep, wanted: Outcome) -> list[Estimate]:
+def estimates(sweep: Sweep, quantity: Outcome) -> list[Estimate]:
     """An outcome of every cell; NaN where there is none."""
-    found = []
+    estimated = []
     for cell in sweep.cells:
-        each = outcome(cell, wanted)
+        each = outcome(cell, quantity)
         if each is None:
             each = np.empty(0)
             value, low, high = math.nan, math.nan, math.nan
         else:
             value, low, high = (float(part[0]) for part in estimate(each[None]))
-        found.append(Estimate(cell=cell, each=each, value=value, low=low, high=high))
-    return found
+        estimated.append(Estimate(cell=cell, each=each, value=value, low=low, high=high))
+    return estimated
 
 
 def varied(sweep: Sweep) -> list[str]:
@@ -64,24 +64,24 @@ def varied(sweep: Sweep) -> list[str]:
     return [key for key, values in sweep.axes.items() if len(values) > 1] or list(sweep.axes)[:1]
 
 
-def diagram(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> dict[str, bytes]:
+def diagram(sweep: Sweep, quantity: Outcome, cells: Sequence[Estimate]) -> dict[str, bytes]:
     """The phase diagram of an outcome as PNG and SVG, by suffix."""
-    return images(lambda: figure(sweep, wanted, found))
+    return images(lambda: figure(sweep, quantity, cells))
 
 
-def figure(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> Figure:
+def figure(sweep: Sweep, quantity: Outcome, cells: Sequence[Estimate]) -> Figure:
     """The phase diagram of an outcome."""
     keys = varied(sweep)
-    return _line(sweep, keys[0], wanted, found) if len(keys) == 1 else _maps(sweep, wanted, found)
+    return _line(sweep, keys[0], quantity, cells) if len(keys) == 1 else _maps(sweep, quantity, cells)
 
 
-def _line(sweep: Sweep, key: str, wanted: Outcome, found: Sequence[Estimate]) -> Figure:
+def _line(sweep: Sweep, key: str, quantity: Outcome, cells: Sequence[Estimate]) -> Figure:
     """Values with their intervals and, beside them, the members; joined where the axis is of numbers."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     ax, values = figure.subplots(), sweep.axes[key]
     numbers = all(_is_number(value) for value in values)
     x = _places(values) if numbers else np.arange(len(values), dtype=np.float64)
-    y, low, high = (np.array([getattr(each, name) for each in found]) for name in ("value", "low", "high"))
+    y, low, high = (np.array([getattr(each, name) for each in cells]) for name in ("value", "low", "high"))
     if numbers:
         order = np.argsort(x)
         ax.plot(x[order], y[order], color=COLOURS[0])
@@ -90,7 +90,7 @@ def _line(sweep: Sweep, key: str, wanted: Outcome, found: Sequence[Estimate]) ->
     ax.errorbar(x[known], y[known], bars, fmt="none", ecolor=COLOURS[0], capsize=4)
     ax.plot(x, y, "o", color=COLOURS[0])
     beside = offset_copy(ax.transData, figure, x=-6, units="points")
-    for place, each in zip(x, found, strict=True):
+    for place, each in zip(x, cells, strict=True):
         if len(each.each) > 1:
             ax.plot([place] * len(each.each), each.each, ".", color="0.6", transform=beside)
         if why := _absent(each):
@@ -99,8 +99,8 @@ def _line(sweep: Sweep, key: str, wanted: Outcome, found: Sequence[Estimate]) ->
     shown = slice(None, None, -(-len(labels) // WRITTEN))  # every label, or as many as have room
     slant = max(map(len, labels)) * LETTER * len(labels[shown]) > WIDTH - 1.0
     ax.set_xticks(x[shown], labels[shown], **(SLANT if slant else {}))
-    ax.set(xlim=(-0.06 * len(x), x.max() + 0.06 * len(x)), xlabel=key, ylabel=wanted.unit)
-    ax.set_title(wanted.title, loc="left")
+    ax.set(xlim=(-0.06 * len(x), x.max() + 0.06 * len(x)), xlabel=key, ylabel=quantity.unit)
+    ax.set_title(quantity.title, loc="left")
     return figure
 
 
@@ -108,25 +108,25 @@ def _places(values: Sequence[float]) -> Array:
     """Where numbers stand from 0 to n - 1: to scale or to their logarithms, whichever is more even, else in order."""
     if len(values) == 1:
         return np.zeros(1)
-    given = np.asarray(values, dtype=np.float64)
-    scales = [given, np.log(given)] if given.min() > 0 else [given]
+    numbers = np.asarray(values, dtype=np.float64)
+    scales = [numbers, np.log(numbers)] if numbers.min() > 0 else [numbers]
     spread = [(x - x.min()) / (x.max() - x.min()) * (len(x) - 1) for x in scales]
     gaps = [float(np.diff(np.sort(x)).min()) for x in spread]
     best = int(np.argmax(gaps))
-    return spread[best] if gaps[best] > CROWDED else np.argsort(np.argsort(given)).astype(np.float64)
+    return spread[best] if gaps[best] > CROWDED else np.argsort(np.argsort(numbers)).astype(np.float64)
 
 
-def _maps(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> Figure:
+def _maps(sweep: Sweep, quantity: Outcome, cells: Sequence[Estimate]) -> Figure:
     """The first varied axis along x, the second along y, a map for each combination of the rest; one scale."""
     across, up, *rest = varied(sweep)
     panels = points({key: sweep.axes[key] for key in rest})
     columns, rows = _arranged([len(sweep.axes[key]) for key in rest])
-    scale = _scale(wanted, [each.value for each in found])
-    slant = _widest(sweep.axes[across]) * LETTER > _tiles(sweep, across, found)
-    figure = Figure(figsize=_size(sweep, found, columns, rows), layout="constrained")
+    scale = _scale(quantity, [each.value for each in cells])
+    slant = _widest(sweep.axes[across]) * LETTER > _tiles(sweep, across, cells)
+    figure = Figure(figsize=_size(sweep, cells, columns, rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for number, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
-        for each in found:
+        for each in cells:
             if all(each.cell.point[key] == value for key, value in panel.items()):
                 x, y = (sweep.axes[key].index(each.cell.point[key]) for key in (across, up))
                 _tile(ax, x, y, each, scale, len(sweep.axes[across]) <= WRITTEN)
@@ -137,27 +137,27 @@ def _maps(sweep: Sweep, wanted: Outcome, found: Sequence[Estimate]) -> Figure:
         ax.set_title("\n".join(short(f"{key} = {_text(value)}") for key, value in panel.items()), loc="left")
     for ax in axes[len(panels) :]:
         ax.remove()
-    figure.suptitle(wanted.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.suptitle(quantity.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, MAP), ax=axes[: len(panels)], format=plain)
-    bar.set_label(wanted.unit)
+    bar.set_label(quantity.unit)
     bar.outline.set_visible(False)
     return figure
 
 
-def _size(sweep: Sweep, found: Sequence[Estimate], columns: int, rows: int) -> tuple[float, float]:
+def _size(sweep: Sweep, cells: Sequence[Estimate], columns: int, rows: int) -> tuple[float, float]:
     """Inches of a figure of maps in which every number has room."""
     across, up, *rest = varied(sweep)
     below, beside = (_widest(sweep.axes[key]) for key in (across, up))
-    width = _tiles(sweep, across, found) * len(sweep.axes[across]) + 0.2
+    width = _tiles(sweep, across, cells) * len(sweep.axes[across]) + 0.2
     height = max(1.0, 0.42 * len(sweep.axes[up])) + 0.17 * len(rest) + 0.1
     return LETTER * beside + columns * width + 1.4, rows * height + 0.04 * below + 0.7
 
 
-def _tiles(sweep: Sweep, across: str, found: Sequence[Estimate]) -> float:
+def _tiles(sweep: Sweep, across: str, cells: Sequence[Estimate]) -> float:
     """Inches of a cell of a map, from left to right."""
     count = len(sweep.axes[across])
-    room = LETTER * max(len(_label(each)) for each in found) + 0.1 if count <= WRITTEN else 0.3
+    room = LETTER * max(len(_label(each)) for each in cells) + 0.1 if count <= WRITTEN else 0.3
     return max(2.4 / count, room)
 
 
@@ -206,13 +206,13 @@ def _arranged(rest: Sequence[int]) -> tuple[int, int]:
     return arranged(math.prod(rest))
 
 
-def _scale(wanted: Outcome, values: Sequence[float]) -> Normalize:
+def _scale(quantity: Outcome, values: Sequence[float]) -> Normalize:
     """The scale of colours: linear, or logarithmic beyond the usual value where a few would hide the rest."""
     known = np.array([value for value in values if not math.isnan(value)])
     if not len(known):
         return Normalize(0.0, 1.0)
     usual = float(np.median(np.abs(known)))
-    if wanted.heavy and usual > 0 and np.abs(known).max() > HEAVY * usual:
+    if quantity.heavy and usual > 0 and np.abs(known).max() > HEAVY * usual:
         return SymLogNorm(usual, vmin=known.min(), vmax=known.max())
     return Normalize(known.min(), known.max())
 

@@ -110,8 +110,8 @@ def read_run(path: Path, label: str) -> Run:
         config = flat(parse(file))
     except ConfigError as error:
         raise ConfigError(f"{error}; give another run") from None
-    found = [_log(path / f"{name}.jsonl") for name in LOGS]
-    return Run(label=label, config=config, logged=found[0] | found[1], receipts=tuple(found[1]))
+    logs = [_log(path / f"{name}.jsonl") for name in LOGS]
+    return Run(label=label, config=config, logged=logs[0] | logs[1], receipts=tuple(logs[1]))
 
 
 def _log(file: Path) -> dict[str, Series]:
@@ -120,20 +120,20 @@ def _log(file: Path) -> dict[str, Series]:
     Raises:
         ConfigError: a line is damaged.
     """
-    held = read(file)
-    damaged = [fault for fault in held.faults if "missing" not in fault]
+    content = read(file)
+    damaged = [fault for fault in content.faults if "missing" not in fault]
     if damaged:
         raise ConfigError(f"{file} is damaged, {described(damaged)}; resume the run, or give another")
-    if held.faults:
-        log.warning("%s: %s; the figures have a gap there", file, described(held.faults))
-    found: dict[str, tuple[list[int], list[list[float]]]] = {}
-    for line in held.lines:
+    if content.faults:
+        log.warning("%s: %s; the figures have a gap there", file, described(content.faults))
+    columns: dict[str, tuple[list[int], list[list[float]]]] = {}
+    for line in content.lines:
         for name, value in line.items():
             if name != "step":
-                steps, rows = found.setdefault(name, ([], []))
+                steps, rows = columns.setdefault(name, ([], []))
                 steps.append(line["step"])
                 rows.append([np.nan if v is None else v for v in (value if isinstance(value, list) else [value])])
     return {
         name: Series(steps=np.asarray(steps, dtype=np.int64), values=np.asarray(rows, dtype=np.float64))
-        for name, (steps, rows) in found.items()
+        for name, (steps, rows) in columns.items()
     }

@@ -108,9 +108,9 @@ OUTCOMES = (
 )
 
 
-def outcome(cell: CellRun, wanted: Outcome) -> Array | None:
+def outcome(cell: CellRun, quantity: Outcome) -> Array | None:
     """The outcome of a cell's members, `[M]`; a run that stopped early or did not log it has none."""
-    return None if cell.run is None or cell.stopped is not None else wanted.of(cell.run)
+    return None if cell.run is None or cell.stopped is not None else quantity.of(cell.run)
 
 
 def is_sweep(path: Path) -> bool:

@@ -46,17 +46,17 @@ def _steps(run: Run) -> Columns:
     """A row for each member and step: `seed`, `step`, and all that both logs hold, NaN where they do not."""
     logged = [series.steps for series in run.logged.values()]
     steps = np.unique(np.concatenate([*logged, np.empty(0, dtype=np.int64)]))
-    found: Columns = {"seed": np.repeat(seeds(run), len(steps)), "step": np.tile(steps, run.members)}
-    return found | {name: _filled(series, steps).T.ravel() for name, series in run.logged.items()}
+    columns: Columns = {"seed": np.repeat(seeds(run), len(steps)), "step": np.tile(steps, run.members)}
+    return columns | {name: _filled(series, steps).T.ravel() for name, series in run.logged.items()}
 
 
 def _summary(cell: CellRun, run: Run) -> Columns:
     """A row for each member of a run."""
-    found: Columns = {"seed": seeds(run), "steps": np.full(run.members, run.steps), "stopped": cell.stopped}
+    columns: Columns = {"seed": seeds(run), "steps": np.full(run.members, run.steps), "stopped": cell.stopped}
     for each in OUTCOMES:
         values = outcome(cell, each)
-        found[each.key] = np.full(run.members, np.nan) if values is None else values
-    return found
+        columns[each.key] = np.full(run.members, np.nan) if values is None else values
+    return columns
 
 
 def seeds(run: Run) -> NDArray[np.int64]:
@@ -66,9 +66,9 @@ def seeds(run: Run) -> NDArray[np.int64]:
 
 def _filled(series: Series, steps: NDArray[np.int64]) -> Array:
     """A quantity at all steps, `[S, M]`, NaN where it was not logged."""
-    found = np.full((len(steps), series.values.shape[1]), np.nan)
-    found[np.searchsorted(steps, series.steps)] = series.values
-    return found
+    filled = np.full((len(steps), series.values.shape[1]), np.nan)
+    filled[np.searchsorted(steps, series.steps)] = series.values
+    return filled
 
 
 def _write(file: Path, parts: list[Columns]) -> None:

@@ -54,10 +54,10 @@ def _quiet() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _directory(wanted: str) -> Iterator[None]:
+def _directory(folder: str) -> Iterator[None]:
     """`TRACKIO_DIR` for the time of the import."""
     before = os.environ.get("TRACKIO_DIR")
-    os.environ["TRACKIO_DIR"] = wanted
+    os.environ["TRACKIO_DIR"] = folder
     try:
         yield
     finally:

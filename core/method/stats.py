@@ -107,7 +107,7 @@ def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
     if logp.dtype not in LOG_PROB_DTYPES:
         raise DataError(
             f"`{name}` must be float32 or float64, got {str(logp.dtype).removeprefix('torch.')}, whose rounding is as "
-            "large as the log-ratios themselves; make log-probs from float32 logits and keep them so"
+            "large as the log-ratios themselves; compute log-probs from float32 logits and keep them in float32"
         )
     seen = torch.where(mask, logp.detach(), -1.0)
     lowest = -torch.finfo(logp.dtype).max if name == "logp_mu" else -torch.inf

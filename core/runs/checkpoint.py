@@ -68,7 +68,7 @@ def write(folder: Path, step: int, state: dict[str, Any], parts: Mapping[str, st
     content = io.BytesIO()  # torch writes to a file by itself, but does not say why it could not
     torch.save({"step": step, "state": state}, content)
     sums = {target.name: hashlib.sha256(content.getbuffer()).hexdigest(), **parts}
-    text = "".join(f"{found}  {name}\n" for name, found in sums.items())
+    text = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
     try:
         _replace(_sums(target), text.encode())
         _replace(target, content.getbuffer())
@@ -92,18 +92,18 @@ def newest(folder: Path) -> Checkpoint | None:
     damaged: dict[Path, str] = {}
     for path in reversed(paths(folder)):
         try:
-            found = read(path)
+            checkpoint = read(path)
         except DamagedError as error:
             damaged[path] = str(error)
             continue
         for aside, reason in damaged.items():
-            log.warning("%s; going on from step %d, with %s set aside", reason, found.step, aside.name)
+            log.warning("%s; resuming from step %d, with %s set aside", reason, checkpoint.step, aside.name)
             aside.rename(aside.with_suffix(".damaged"))
-        return found
+        return checkpoint
     if damaged:
         raise DataError(
-            f"no checkpoint is whole: {'; '.join(damaged.values())}; put a copy of one back, or start again in a new "
-            "--out"
+            f"every checkpoint is damaged: {'; '.join(damaged.values())}; restore one from a copy, or start again in a "
+            "new --out"
         )
     return None
 
@@ -114,46 +114,46 @@ def read(path: Path) -> Checkpoint:
     Raises:
         DamagedError: one of them is not, which is named.
     """
-    wanted = _wanted(path)
-    files = [path.parent / name for name in wanted]
+    listed = _listed_sums(path)
+    files = [path.parent / name for name in listed]
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(_found, files))
-    for file, one, other in zip(files, found, wanted.values(), strict=True):
-        if one != other:
-            raise DamagedError(f"{file} {'is damaged' if one else 'cannot be read'}")
+        digests = list(pool.map(_digest_or_none, files))
+    for file, actual, expected in zip(files, digests, listed.values(), strict=True):
+        if actual != expected:
+            raise DamagedError(f"{file} {'is damaged' if actual else 'cannot be read'}")
     try:
-        held = torch.load(path, weights_only=True)
+        checkpoint = torch.load(path, weights_only=True)
     except Exception as error:  # whatever the unpickler of a torch release raises
         raise DamagedError(f"{path} does not load: {str(error).splitlines()[0]}") from None
-    if not isinstance(held, dict) or held.get("step") != int(path.stem.removeprefix("step-")):
+    if not isinstance(checkpoint, dict) or checkpoint.get("step") != int(path.stem.removeprefix("step-")):
         raise DamagedError(f"{path} does not hold the step that its name says")
-    if not isinstance(held.get("state"), dict) or not held["state"]:
-        raise DamagedError(f"{path} holds no state to go on from")
-    return Checkpoint(step=held["step"], state=held["state"])
+    if not isinstance(checkpoint.get("state"), dict) or not checkpoint["state"]:
+        raise DamagedError(f"{path} holds no state to resume from")
+    return Checkpoint(step=checkpoint["step"], state=checkpoint["state"])
 
 
-def check_like(found: Any, wanted: Any, name: str = "state") -> None:
+def check_like(loaded: Any, expected: Any, name: str = "state") -> None:
     """Refuse a state that is not made as the one that a backend would write.
 
     Args:
-        found: what a checkpoint holds.
-        wanted: of the backend before it goes on; tensors must agree in shape and dtype, tables in their keys.
+        loaded: what a checkpoint holds.
+        expected: of the backend before it goes on; tensors must agree in shape and dtype, tables in their keys.
         name: of what is compared.
 
     Raises:
         DataError: naming the first part that differs.
     """
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        for key in [*wanted, *found]:
-            if key not in found or key not in wanted:
-                raise DataError(_unlike(f"{name}.{key}", "missing" if key in wanted else "unknown"))
-            check_like(found[key], wanted[key], f"{name}.{key}")
-    elif isinstance(wanted, Tensor) and isinstance(found, Tensor):
-        for one, other in ((found.shape, wanted.shape), (found.dtype, wanted.dtype)):
-            if one != other:
-                raise DataError(_unlike(name, f"{_short(one)} where {_short(other)} is wanted"))
-    elif type(found) is not type(wanted):
-        raise DataError(_unlike(name, f"a {type(found).__name__} where a {type(wanted).__name__} is wanted"))
+    if isinstance(expected, Mapping) and isinstance(loaded, Mapping):
+        for key in [*expected, *loaded]:
+            if key not in loaded or key not in expected:
+                raise DataError(_unlike(f"{name}.{key}", "missing" if key in expected else "unknown"))
+            check_like(loaded[key], expected[key], f"{name}.{key}")
+    elif isinstance(expected, Tensor) and isinstance(loaded, Tensor):
+        for actual, right in ((loaded.shape, expected.shape), (loaded.dtype, expected.dtype)):
+            if actual != right:
+                raise DataError(_unlike(name, f"{_short(actual)} where {_short(right)} is wanted"))
+    elif type(loaded) is not type(expected):
+        raise DataError(_unlike(name, f"a {type(loaded).__name__} where a {type(expected).__name__} is wanted"))
 
 
 def _unlike(name: str, what: str) -> str:
@@ -164,19 +164,19 @@ def _short(what: Any) -> str:
     return str(list(what)) if isinstance(what, torch.Size) else str(what)
 
 
-def _wanted(path: Path) -> dict[str, str]:
+def _listed_sums(path: Path) -> dict[str, str]:
     """The sums of a checkpoint, its own first."""
     sums = _sums(path)
     try:
-        found = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines()]
+        pairs = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
         raise DamagedError(f"{sums}, the checksums of {path.name}, cannot be read") from None
-    if not all(len(pair) == 2 for pair in found) or path.name not in (name for _, name in found):
+    if not all(len(pair) == 2 for pair in pairs) or path.name not in (name for _, name in pairs):
         raise DamagedError(f"{sums}, the checksums of {path.name}, is damaged")
-    return {name: wanted for wanted, name in found}
+    return {name: checksum for checksum, name in pairs}
 
 
-def _found(file: Path) -> str | None:
+def _digest_or_none(file: Path) -> str | None:
     try:
         return digest(file)
     except OSError:

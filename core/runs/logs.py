@@ -62,7 +62,7 @@ def read(path: Path, steps: int | None = None) -> Log:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give another run") from None
-    found: dict[int, tuple[Line, bytes]] = {}
+    entries: dict[int, tuple[Line, bytes]] = {}
     faults: list[str] = []
     last, members = -1, dict[str, int]()
     *texts, half = content.split(b"\n")
@@ -76,14 +76,14 @@ def read(path: Path, steps: int | None = None) -> Log:
             faults.append(f"line {number} changes the members of {other[0]}")
         else:
             last = entry["step"]
-            found[last] = entry, text
-    if half and not found and not faults:
+            entries[last] = entry, text
+    if half and not entries and not faults:
         faults.append("it holds no whole line")
-    faults += _missing(sorted(found), steps)
+    faults += _missing(sorted(entries), steps)
     return Log(
         path=path,
-        lines=[line for line, _ in found.values()],
-        texts=[text for _, text in found.values()],
+        lines=[line for line, _ in entries.values()],
+        texts=[text for _, text in entries.values()],
         faults=faults,
     )
 
@@ -107,17 +107,17 @@ def whole(path: Path, steps: int, remedy: str) -> list[Line]:
     Raises:
         DataError: a line is damaged, or a step is missing.
     """
-    found = read(path, steps)
-    if found.faults:
-        raise DataError(f"{path}: {described(found.faults)}; {remedy}")
-    return found.lines
+    log = read(path, steps)
+    if log.faults:
+        raise DataError(f"{path}: {described(log.faults)}; {remedy}")
+    return log.lines
 
 
-def cut(found: Log, step: int) -> None:
+def cut(log: Log, step: int) -> None:
     """Drop the lines of steps that will be run again, and those that are not whole."""
-    if found.path.is_file():
-        kept = (text for text, line in zip(found.texts, found.lines, strict=True) if line["step"] < step)
-        write_whole(found.path, b"".join(text + b"\n" for text in kept))
+    if log.path.is_file():
+        texts = (text for text, line in zip(log.texts, log.lines, strict=True) if line["step"] < step)
+        write_whole(log.path, b"".join(text + b"\n" for text in texts))
 
 
 def described(faults: list[str]) -> str:
@@ -162,9 +162,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _missing(found: list[int], steps: int | None) -> list[str]:
+def _missing(logged: list[int], steps: int | None) -> list[str]:
     """The ranges of steps that a log lacks, below its last step and below `steps`."""
-    ends = [-1, *found, *([steps] if steps is not None and steps > (found or [-1])[-1] else [])]
+    ends = [-1, *logged, *([steps] if steps is not None and steps > (logged or [-1])[-1] else [])]
     gaps = [(before + 1, after - 1) for before, after in pairwise(ends) if after - before > 1]
     return [f"step {low} is missing" if low == high else f"steps {low} to {high} are missing" for low, high in gaps]
 

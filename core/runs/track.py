@@ -139,48 +139,48 @@ def summary(line: Line) -> dict[str, float]:
         >>> summary({"step": 3, "kl": 0.5, "reward": [0.0, 1.0, 2.0, 5.0], "ess": None})
         {'kl': 0.5, 'reward': 2.0, 'q25/reward': 0.75, 'q75/reward': 2.75}
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in bounded(line).items():
         if name == "step":
             continue
         members = value if isinstance(value, list) else [value]
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in members):
             continue
-        found[name] = statistics.fmean(members)
+        numbers[name] = statistics.fmean(members)
         if len(members) > 1:
             low, _, high = statistics.quantiles(members, n=4, method="inclusive")
-            found |= {f"q25/{name}": low, f"q75/{name}": high}
-    return found
+            numbers |= {f"q25/{name}": low, f"q75/{name}": high}
+    return numbers
 
 
 def bounded(line: Line) -> Line:
     """A step in which names of many layers are those of their extremes, member by member."""
     layers = _layers(line)
-    found = {name: value for name, value in line.items() if not any(name in names for names in layers.values())}
+    short = {name: value for name, value in line.items() if not any(name in names for names in layers.values())}
     for base, names in layers.items():
         values = [line[name] for name in names]
-        found |= {f"{base}_layer_{which}": _extreme(values, choose) for which, choose in EXTREMES.items()}
-    return found
+        short |= {f"{base}_layer_{which}": _extreme(values, choose) for which, choose in EXTREMES.items()}
+    return short
 
 
 def bounded_quantities(quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
     """What the names mean that `bounded` leaves."""
     layers, words = _layers(quantities), {"min": "least", "max": "largest"}
-    found = {name: q for name, q in quantities.items() if not any(name in names for names in layers.values())}
+    short = {name: q for name, q in quantities.items() if not any(name in names for names in layers.values())}
     for base, names in layers.items():
         for which, word in words.items():
             meaning = f"the {word} {base}_layer_N of {len(names)} MoE layers"
-            found[f"{base}_layer_{which}"] = replace(quantities[names[0]], formula=meaning)
-    return found
+            short[f"{base}_layer_{which}"] = replace(quantities[names[0]], formula=meaning)
+    return short
 
 
 def _layers(names: Iterable[str]) -> dict[str, list[str]]:
     """The names of each quantity that has more than `LAYERS` layers."""
-    found: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for name in names:
         if match := re.fullmatch(r"(.+)_layer_\d+", name):
-            found.setdefault(match[1], []).append(name)
-    return {base: each for base, each in found.items() if len(each) > LAYERS}
+            layers.setdefault(match[1], []).append(name)
+    return {base: each for base, each in layers.items() if len(each) > LAYERS}
 
 
 def _extreme(values: Sequence[Any], choose: Callable[[Iterable[float]], float]) -> Any:

@@ -92,7 +92,7 @@ def check_trainable(recipe: Recipe) -> None:
         if part.needs is not None:
             raise ConfigError(
                 f"{key} = {attrgetter(key)(recipe)} reads more than the log-probs of sampled tokens, which is all that "
-                f"a rollout carries; `firstorder measure` judges it, or set another {key}"
+                f"a rollout carries; see `firstorder measure` for it, or set another {key}"
             )
 
 

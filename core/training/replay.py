@@ -120,7 +120,7 @@ def check_given(scored: Scored, arms: Sequence[Arm]) -> None:
             "R2": "the trainer recorded no routes: was its router replaced by another after replay was installed?",
             "R3": "the routes of the rollout engine are all -1 there: does it record them, and are they sent on?",
         }[mode]
-        raise ReplayError(f"router_replay.mode = {mode} is on, and no row is given to replay in {where}; {lost}")
+        raise ReplayError(f"router_replay.mode = {mode} is on, but no rows were given to replay in {where}; {lost}")
 
 
 def check_replayed(minibatch: Scored, updated: Moments, arms: Sequence[Arm], *, fresh: bool) -> None:
@@ -147,14 +147,14 @@ def check_replayed(minibatch: Scored, updated: Moments, arms: Sequence[Arm], *, 
         if (took[place] != given[place]).any():
             raise ReplayError(
                 f"{demand} {int(took[place].sum())} were replayed, with rows lost in "
-                f"{_layers(took[place] != given[place])}; a router that was replaced after replay was installed, a "
-                "fused one that returns before it, or ids that were dropped on their way do this"
+                f"{_layers(took[place] != given[place])}; was a router replaced after replay was installed, does a "
+                "fused one return before it, or were ids dropped on their way?"
             )
         if mode == "R3" and fresh and apart[place] >= FEWEST and not changed[place].any():
             raise ReplayError(
                 f"{demand} none changed the router's choice, though the engines' routes differ at {int(apart[place])} "
-                "of them; the trainer's own routes in place of the rollout engine's, or a choice that is made again "
-                "after the replay, do this"
+                "of them; were the trainer's own routes replayed in place of the rollout engine's, or was the choice "
+                "made again after the replay?"
             )
 
 

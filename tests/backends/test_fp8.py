@@ -120,9 +120,9 @@ def test_synchronised_weights_are_rounded_anew(pair, weights, shape, write_model
     assert after != before
     folder = write_model(tmp_path, shape)
     write_weights(folder, moved.items())
-    titan = pair.trainer.settings.model_copy(update={"model": str(folder)})
-    fresh = open_pair(pair.settings.recipe, titan, pair.engine.settings, pair.tasks, tmp_path / "checkpoints")
-    assert responses(fresh.engine) == after
+    from firstorder.backends.vllm.engine import InProcessEngine  # after the pair has set vLLM's variables
+
+    assert responses(InProcessEngine(pair.engine.settings, str(folder), pair.tasks.ends, 0)) == after
     pair.sync_weights()
     assert responses(pair.engine) == before
 
@@ -151,17 +151,16 @@ def test_the_probe_passes_its_weights_and_no_others(pair, shape, write_model, tm
     pair.sync_weights()
 
 
-def test_a_server_samples_what_the_process_samples(shape, write_model, tmp_path):
-    folder = write_model(tmp_path, shape)
+@pytest.mark.parametrize("pair", ["fp8_per_block"], indirect=True)
+def test_a_server_samples_what_the_process_samples(pair, weights, tmp_path):
+    folder, here = pair.trainer.settings.model, pair.engine
     settings = COMMON | {"quantization": "fp8_per_block"}
-    titan = Torchtitan(model=str(folder), dtype="float32", pack_length=64)
-    here = open_pair(Recipe(), titan, Vllm(**settings), tasks(folder), tmp_path / "checkpoints").engine
-    weights = load_file(folder / "model.safetensors")
+    here.sync(weights.items(), 0)
     moved = [(name, 1.1 * w) for name, w in weights.items()]
     with (tmp_path / "log").open("w+") as log:
         address, process = start(folder, free_port(), log, settings)
         try:
-            there = ServedEngine(Vllm(servers=(address,), **settings), str(folder), [sums.END])
+            there = ServedEngine(Vllm(servers=(address,), **settings), folder, [sums.END])
             assert there.emulated
             assert responses(there) == responses(here)
             for engine in (here, there):

@@ -141,7 +141,7 @@ def test_memory_follows_the_length_of_a_row(monkeypatch):
 
 def test_a_dry_run_that_cannot_be_is_one_line():
     titan = models.engines([*TASK[1:], "torchtitan.dtype=float32"])[0]
-    with pytest.raises(ConfigError, match=r"prices torchtitan\.dtype = bfloat16, got float32"):
+    with pytest.raises(ConfigError, match=r"covers only torchtitan\.dtype = bfloat16, got float32"):
         dry.dry_run(models.shape_of(), titan, build(Recipe, read(NAME)), 8)
 
 

@@ -283,13 +283,13 @@ FAULTS = {
     "off": (
         not_replaying,
         ("R2", "R3"),
-        "0 were replayed, with rows lost in all 4 MoE layers; a router that was replaced",
+        "0 were replayed, with rows lost in all 4 MoE layers; was a router replaced",
     ),
-    "a router unpatched": (unpatched, ("R2", "R3"), "with rows lost in MoE layer 1; a router that was replaced"),
+    "a router unpatched": (unpatched, ("R2", "R3"), "with rows lost in MoE layer 1; was a router replaced"),
     "routes dropped": (
         dropped,
         ("R3",),
-        "no row is given to replay in all 4 MoE layers; the routes of the rollout engine",
+        "no rows were given to replay in all 4 MoE layers; the routes of the rollout engine",
     ),
     "wrong routes": (mistaken, ("R3",), "none changed the router's choice, though the engines' routes differ at"),
 }
@@ -302,7 +302,7 @@ def test_replay_that_does_not_take_place_stops_the_run(fault, mode, engines, mon
     with pytest.raises(ReplayError) as raised:
         trained_once(engines, f"minirl-{mode.lower()}", n=2)
     assert said in str(raised.value)
-    assert str(raised.value).startswith(f"router_replay.mode = {mode} is on, and ")
+    assert str(raised.value).startswith(f"router_replay.mode = {mode} is on, ")
     assert (raised.value.code, str(raised.value).count("\n")) == (1, 0)
 
 
@@ -334,7 +334,7 @@ def test_replay_ends_with_its_block_even_after_an_error(plain, batch):
     ids = torch.zeros(*batch.tokens.shape, 4, 2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, ids):
         raise RuntimeError("out of memory")
-    assert all(router.given is None for router in replay.routers(plain))
+    assert all(router.replay_ids is None for router in replay.routers(plain))
 
 
 def config_of(kind, shape):

@@ -73,5 +73,7 @@ def test_variables_that_come_too_late_are_named(monkeypatch):
     monkeypatch.setattr(arguments, "ON_CPU", False)
     import vllm  # noqa: F401
 
-    with pytest.raises(arguments.ConfigError, match="is read when vLLM is imported, and it was; start another process"):
+    with pytest.raises(
+        arguments.ConfigError, match="is read when vLLM is imported, which has happened; start another process"
+    ):
         arguments.prepare(Vllm(batch_invariant=True))

@@ -249,7 +249,7 @@ def test_a_server_killed_while_it_answers_comes_back_with_the_weights_it_had(eng
 def test_servers_that_do_not_stay_up_are_named(engine, monkeypatch):
     ready, count = engine._ready, iter(range(99))
     monkeypatch.setattr(engine, "_ready", lambda: [*ready(), next(count)])
-    with pytest.raises(ServerError, match="were started anew 3 times while they answered 1 prompts"):
+    with pytest.raises(ServerError, match="restarted 3 times while they answered 1 prompts"):
         engine.generate([sums.encode("1+1=")], [0])
 
 

@@ -176,7 +176,7 @@ def test_a_template_that_leaves_out_a_text_that_spells_a_special_token_is_named(
     _, chat = bytewise
     tokenizer = deepcopy(chat.tokenizer)
     tokenizer.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(DataError, match="says 1 of 2 texts that spell a special token; each has to be said once"):
+    with pytest.raises(DataError, match="contains 1 of 2 texts that spell a special token, and must contain each once"):
         dataclasses.replace(chat, tokenizer=tokenizer).prompt("<think>", "<think>")
 
 
@@ -214,7 +214,7 @@ def test_a_tokenizer_that_does_not_fit_is_named(folder, shape, tmp_path, change,
 
 
 def test_what_cannot_be_said_or_is_too_long_is_named_before_a_run(folder):
-    with pytest.raises(ConfigError, match="has no token for 'ä', which the task says; give a model that knows it"):
+    with pytest.raises(ConfigError, match="has no token for 'ä', which the task uses; give a model that knows it"):
         open_tasks(GUESS.model_copy(update={"system": "ä"}), folder, 400)
     with pytest.raises(ConfigError, match=r"the longest of 16 prompts has 2\d\d tokens, and vllm.max_prompt is 100"):
         open_tasks(GUESS, folder, 100)
@@ -303,7 +303,7 @@ def test_what_has_no_value_or_takes_for_ever_is_not_equal_to_itself():
 def test_a_reference_that_is_no_number_is_refused_with_its_row(tmp_path, answer):
     file = tmp_path / "problems.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": "a", "answer": each}) for each in (1, answer)))
-    with pytest.raises(ConfigError, match=r"row 2: 'answer' must be a number that there is, got"):
+    with pytest.raises(ConfigError, match=r"row 2: 'answer' must be a finite number, got"):
         mathematics.problems(TaskSettings(kind="math", files=(str(file),)))
 
 

@@ -273,13 +273,13 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(command, whole, 
     flip(shards[1])
     more = [*command, "--out", str(out), "--resume"]
     assert run(more) == 0
-    assert f"{shards[1]} is damaged; going on from step 3" in caplog.text
+    assert f"{shards[1]} is damaged; resuming from step 3" in caplog.text
     capsys.readouterr()
     assert lines(out, "metrics") == lines(whole, "metrics")
     for shard in shards:
         flip(shard)
     assert run(more) == 2
-    assert f"no checkpoint is whole: {shards[1]} is damaged" in capsys.readouterr().err
+    assert f"every checkpoint is damaged: {shards[1]} is damaged" in capsys.readouterr().err
     assert len(lines(out, "metrics")) == 4
 
 
@@ -315,11 +315,11 @@ WRONG = {
         "fails in torch 2.13; set activation_checkpoint = none or compile = none",
     ),
     "more chunks than tokens": (["torchtitan.loss_chunks=65"], "must be at most pack_length = 64; lower it"),
-    "a critic": (["advantage.baseline=value", "about.scope=token"], "wants a critic, which torchtitan's models lack"),
+    "a critic": (["advantage.baseline=value", "about.scope=token"], "needs a critic, which torchtitan's models lack"),
     "an unknown key of the task": (["task.knd=sums"], "did you mean 'kind'?"),
     "a task without its files": (["task.kind=math"], "task.kind = math reads its problems from files; set task.files"),
     "a prompt that is too long": (["vllm.max_prompt=4"], "vllm.max_prompt is 4; raise it"),
-    "a text that the tokenizer cannot say": (["task.kind=guess"], "has no token for 'G', which the task says"),
+    "a text that the tokenizer cannot say": (["task.kind=guess"], "has no token for 'G', which the task uses"),
     "a setting of the simulator": (["sim.vocab=3"], "'sim.vocab' is a setting of the simulator"),
     "a correction that rollouts do not feed": (
         ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],

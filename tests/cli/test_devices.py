@@ -25,5 +25,5 @@ def test_problems_that_are_no_file_are_not_read_without_end(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_evidence_that_is_no_file_is_not_read_without_end(device):
-    with pytest.raises(ConfigError, match=f"--evidence {device} is no gate.json"):
+    with pytest.raises(ConfigError, match=f"--evidence {device} is not a gate.json"):
         read_evidence(Recipe(), device)

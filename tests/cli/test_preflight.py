@@ -137,16 +137,19 @@ def bundle(tmp_path):
     return folder
 
 
-def test_every_fault_of_a_node_is_a_line(bundle, model):
-    words = [sys.executable, "-m", "firstorder.backends.promote.preflight", bundle, "--model"]
-    done = subprocess.run([*words, model], capture_output=True, text=True)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
+def test_every_fault_of_a_node_is_a_line(bundle, model, monkeypatch, capsys):
+    words = [str(bundle), "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", ["preflight", *words])
+    with pytest.raises(SystemExit) as raised:
+        preflight.main()
+    assert raised.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith(f"firstorder: {socket.gethostname()}: ") for line in lines)
     assert lines[0].endswith("recipe.toml is not the file that was promoted; copy the bundle again")  # settings may be
     (bundle / "environment.lock").write_text("")
     (bundle / "manifest.json").unlink()
-    done = subprocess.run([*words, model], capture_output=True, text=True)
+    command = [sys.executable, "-m", "firstorder.backends.promote.preflight", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{socket.gethostname()}: fit to start\n"

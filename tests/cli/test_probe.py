@@ -71,7 +71,7 @@ WRONG = {
     "set and an axis": (["--set", "vllm.dtype=float32", "--grid", "vllm.dtype=float16"], "both set and an axis"),
     "another model": (["--set", "torchtitan.model=x"], "is the argument MODEL"),
     "no folder for the result": (["--json", "nowhere/a.json"], "create it first"),
-    "fp8 in float32": (["--set", "vllm.quantization=fp8_per_block", "--set", "vllm.dtype=float32"], "wants vllm.dtype"),
+    "fp8 in float32": (["--set", "vllm.quantization=fp8_per_block", "--set", "vllm.dtype=float32"], "needs vllm.dtype"),
     "int8": (["--set", "vllm.quantization=experts_int8"], "vllm.quantization: input should be 'none'"),
     "batch invariance on a CPU": (["--grid", "vllm.batch_invariant=true"], "batch_invariant = true needs a GPU"),
     "chunks on a CPU": (["--set", "vllm.chunked_prefill=true"], "chunked_prefill = true needs a GPU"),

@@ -114,14 +114,14 @@ REFUSED = {
     "an unknown recipe": (["qwen3-30b-a3b-r4-n2"], "did you mean"),
     "a world that does not divide": (["minirl", "--world", "12"], "--world 12 does not fill nodes"),
     "no run": (["minirl", "--match", "/nowhere"], "--match /nowhere holds no metrics.jsonl"),
-    "no evidence": (["minirl", "--evidence", "/nowhere"], "--evidence /nowhere is no gate.json"),
+    "no evidence": (["minirl", "--evidence", "/nowhere"], "--evidence /nowhere is not a gate.json"),
     "the method": (["minirl", "--set", "clip.low=0.1"], "would change the recipe"),
     "no task": (["minirl"], "no task is set, so nothing says what to train on"),
     "a task here alone": (
         ["minirl", "--set", "task.kind=math", "--set", 'task.files=["problems.jsonl"]'],
         "task.files: problems.jsonl is relative, and nodes run elsewhere",
     ),
-    "no time": (["minirl", "--time", "a day"], "--time must be like 24:00:00"),
+    "no time": (["minirl", "--time", "a day"], "--time must look like 24:00:00"),
     "too short a time": (["minirl", "--time", "1:00:00", "--set", "task.kind=sums"], "ends before a step does"),
     "an account": (
         ["minirl", "--account", "a b"],

@@ -115,7 +115,7 @@ def test_a_node_that_is_known_as_itself_alone_is_refused(slurm):
     ("changes", "variables", "queued", "reason"),
     [
         ({"train.sh": f"#!/bin/bash\n{FAULT}"}, {}, False, "no step was saved since it started; not started again"),
-        ({"train.sh": STEP + FAULT}, {}, True, "queued again, to go on from"),
+        ({"train.sh": STEP + FAULT}, {}, True, "queued again, to resume from"),
         ({"train.sh": STEP + FAULT}, {"SLURM_RESTART_COUNT": "36"}, False, "which is MAX_RESTARTS"),
         ({}, {"SLURM_RESTART_COUNT": "37"}, False, "which is MAX_RESTARTS"),
         (

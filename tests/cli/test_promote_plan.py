@@ -110,12 +110,15 @@ WRONG = {
     "tensor": ({"sets": ["vllm.tensor=3"]}, "vllm.tensor = 3 does not divide 8"),
     "positions": ({"sets": ["torchtitan.pack_length=50000"]}, "more than the 40960 positions of the model"),
     "rows": ({"sets": ["vllm.max_tokens=32768"]}, f"do not fit into torchtitan.pack_length = {LENGTH}"),
-    "tensor parallel": ({"sets": ["torchtitan.tensor=2"]}, "exchange is not priced yet; set torchtitan.tensor = 1"),
+    "tensor parallel": (
+        {"sets": ["torchtitan.tensor=2"]},
+        "its communication cannot be estimated yet; set torchtitan.tensor = 1",
+    ),
     "a task": ({"sets": ["task.kind=maths"]}, "task.kind"),
     "no fp8": ({"gpu": "a100-80gb"}, "vllm.quantization = fp8_per_block needs a GPU that multiplies in FP8"),
     "the recipe": ({"sets": ["clip.high=0.3"]}, "would change the recipe, which is promoted as it is"),
     "an unknown key": ({"sets": ["vllm.tensr=2"]}, "did you mean 'tensor'?"),
-    "a critic": ({"name": "ppo-critic"}, "wants a critic"),
+    "a critic": ({"name": "ppo-critic"}, "needs a critic"),
 }
 
 
@@ -145,7 +148,7 @@ def test_an_update_too_long_for_memory_says_what_fits():
     per = card.usable / 10_000  # everything is proportional to the positions, and 10,000 of them fit
     with pytest.raises(ConfigError, match="the largest that fits is 9984: lower it"):
         plan.check_memory(int(LENGTH * per), per, titan, card)
-    with pytest.raises(ConfigError, match="whatever the context; raise --world"):
+    with pytest.raises(ConfigError, match="however short the rows; raise --world"):
         plan.check_memory(2 * card.usable, 1.0, titan, card)
 
 

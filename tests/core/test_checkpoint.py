@@ -44,7 +44,7 @@ def test_one_bit_anywhere_is_seen_and_the_older_one_is_taken(share, folder, capl
     newer = folder / "step-0000020.pt"
     flip(newer, int(share * newer.stat().st_size))
     assert newest(folder).step == 10
-    assert caplog.messages == [f"{newer} is damaged; going on from step 10, with step-0000020.pt set aside"]
+    assert caplog.messages == [f"{newer} is damaged; resuming from step 10, with step-0000020.pt set aside"]
     assert not newer.exists()
     assert newest(folder).step == 10
     write(folder, 20, STATE, {})
@@ -88,9 +88,9 @@ SENSELESS = {
     "no step": ({"state": STATE}, "does not hold the step that its name says"),
     "a text for a step": ({"step": "20", "state": STATE}, "does not hold the step that its name says"),
     "another step": ({"step": 10, "state": STATE}, "does not hold the step that its name says"),
-    "no state": ({"step": 20}, "holds no state to go on from"),
-    "an empty state": ({"step": 20, "state": {}}, "holds no state to go on from"),
-    "a state that is a tensor": ({"step": 20, "state": torch.ones(2)}, "holds no state to go on from"),
+    "no state": ({"step": 20}, "holds no state to resume from"),
+    "an empty state": ({"step": 20, "state": {}}, "holds no state to resume from"),
+    "a state that is a tensor": ({"step": 20, "state": torch.ones(2)}, "holds no state to resume from"),
     "a program": ({"step": 20, "state": {"run": os.system}}, "does not load: "),
 }
 
@@ -110,7 +110,9 @@ def test_where_none_is_whole_nothing_is_touched_and_each_is_named(folder):
     for step in (10, 20):
         flip(folder / f"step-{step:07d}.pt", 500)
     before = {path: path.read_bytes() for path in folder.glob("step-*")}
-    with pytest.raises(DataError, match=r"no checkpoint is whole: .*20.pt is damaged; .*10.pt is damaged; put a copy"):
+    with pytest.raises(
+        DataError, match=r"every checkpoint is damaged: .*20.pt is damaged; .*10.pt is damaged; restore one"
+    ):
         newest(folder)
     assert {path: path.read_bytes() for path in folder.glob("step-*")} == before
 

@@ -163,10 +163,10 @@ def test_replay_of_ones_own_choice_changes_nothing_and_goes_on():
 
 ALL = r"all 3 MoE layers"
 FAULTS = {
-    "nothing was recorded": (lambda mu: torch.full_like(mu, -1), rf"no row is given to replay in {ALL}; the routes"),
+    "nothing was recorded": (lambda mu: torch.full_like(mu, -1), rf"no rows were given to replay in {ALL}; the routes"),
     "a layer was not": (
         lambda mu: torch.where(torch.arange(LAYERS)[:, None] == 2, -1, mu),
-        r"no row is given to replay in MoE layer 2; the routes of the rollout engine are all -1 there",
+        r"no rows were given to replay in MoE layer 2; the routes of the rollout engine are all -1 there",
     ),
 }
 
@@ -184,7 +184,7 @@ def test_routes_that_do_not_arrive_stop_the_run_before_an_update(name):
 
 def test_a_backend_that_gives_nothing_to_replay_stops_the_run():
     scored = changed(given("R2", some_routes(0), some_routes(1)), replay=None)
-    with pytest.raises(ReplayError, match=r"mode = R2 is on, and no row is given to replay in any layer"):
+    with pytest.raises(ReplayError, match=r"mode = R2 is on, but no rows were given to replay in any layer"):
         check_given(scored, [arm("minirl-r2")])
     check_replayed(scored, {}, [arm("minirl-r2")], fresh=True)
 

@@ -170,7 +170,10 @@ def mistaking(monkeypatch):
 
 FAULTS = {
     "a router that ignores its replay": (ignoring, "were replayed, with rows lost in all 2 MoE layers"),
-    "routes that are dropped": (dropping, "no row is given to replay in all 2 MoE layers; the routes of the rollout"),
+    "routes that are dropped": (
+        dropping,
+        "no rows were given to replay in all 2 MoE layers; the routes of the rollout",
+    ),
     "the wrong routes": (mistaking, "none changed the router's choice, though the engines' routes differ at"),
 }
 

@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
     newest = damaged / "checkpoints" / "step-0000030.pt"
     newest.write_bytes(damage(newest.read_bytes()))
     assert run(train_command(damaged, "--resume")) == 0
-    assert "step-0000030.pt is damaged; going on from step 2" in caplog.text
+    assert "step-0000030.pt is damaged; resuming from step 2" in caplog.text
     assert logs_of(damaged) == logs_of(whole)
 
 
@@ -474,7 +474,7 @@ WIDE = ("trm", "trm-avg", "rspo")  # they read whole distributions or the router
 @pytest.mark.parametrize("name", WIDE)
 def test_a_weight_that_rollouts_cannot_feed_is_refused_before_the_run(name, capsys, tmp_path):
     assert run(["train", name, "--out", str(tmp_path / "a")]) == 2
-    assert "`firstorder measure` judges it" in capsys.readouterr().err
+    assert "see `firstorder measure` for it" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 

@@ -244,7 +244,7 @@ def test_an_input_and_an_output_are_compared_as_text():
 
 
 def test_a_test_that_gives_what_does_not_cross_is_named():
-    with pytest.raises(DataError, match=r"the test '.*' gives the program what is no plain value; rewrite it"):
+    with pytest.raises(DataError, match=r"the test '.*' gives the program a value that is not plain data; rewrite it"):
         passed(
             "def f(x): return 1",
             ["assert f(2) == 1", "from types import SimpleNamespace as S\nassert f(S()) == 1"],

@@ -39,7 +39,7 @@ engine() { # engine NUMBER [ARGUMENT...]: serve until told to stop, or until it 
         [ $((SECONDS - started)) -lt "$STEADY" ] || faults=0
         faults=$((faults + 1))
         [ "$faults" -lt "$MAX_FAULTS" ] || {
-            echo "firstorder: server $number of $(hostname) ended $faults times in a row, none of them $STEADY s after its start, the last time with code $code; what it said is above, and it is not started again" >&2
+            echo "firstorder: server $number of $(hostname) ended $faults times in a row, none of them $STEADY s after its start, the last time with code $code; its messages are above, and it is not started again" >&2
             exit 1
         }
         local seconds=$((PAUSE << (faults - 1)))

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The trainer's ranks of one node. A run that was interrupted goes on from its newest checkpoint. SIGTERM lets the step finish
+# The trainer's ranks of one node. A run that was interrupted resumes from its newest checkpoint. SIGTERM lets the step finish
 # and saves it. Further arguments go to `firstorder train`: train.sh --track tensorboard
 set -euo pipefail
 BUNDLE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

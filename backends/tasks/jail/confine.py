@@ -55,11 +55,11 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 def called(name: str, *arguments: Any) -> int:
     """A function of the C library, which fails with an OSError."""
-    done: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
-    if done == -1:
+    result: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
-    return done
+    return result
 
 
 def hide() -> None:

@@ -96,8 +96,8 @@ def _reasons(node: ast.AST, program: frozenset[str], tree: ast.Module) -> Iterat
 
 def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     module = getattr(node, "module", None)
-    found = [f"{module}.{alias.name}" if module else alias.name for alias in node.names]
-    for name in found:
+    modules = [f"{module}.{alias.name}" if module else alias.name for alias in node.names]
+    for name in modules:
         if name.startswith("unittest.mock"):
             yield "imports unittest.mock, whose patches do not reach the program"
         elif getattr(node, "level", 0) or not _is_found(name.partition(".")[0]):

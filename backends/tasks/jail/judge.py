@@ -47,18 +47,18 @@ def judge(test: str, descriptor: int) -> NoReturn:
     os._exit(PASSED)
 
 
-def compare(given: str, wanted: str, descriptor: int) -> NoReturn:
+def compare(stdin: str, expected: str, descriptor: int) -> NoReturn:
     """Give a program its input and compare its output, but for white space at the ends of lines and of the whole."""
     import threading
 
     try:
         with socket.socket(fileno=descriptor) as line:
-            threading.Thread(target=_fed, args=(line, given.encode()), daemon=True).start()
-            limit = 2 * len(wanted.encode()) + (1 << 20)
-            found = bytearray()
-            while len(found) <= limit and (more := line.recv(1 << 16)):
-                found += more
-            same = len(found) <= limit and _lines(found.decode(errors="replace")) == _lines(wanted)
+            threading.Thread(target=_fed, args=(line, stdin.encode()), daemon=True).start()
+            limit = 2 * len(expected.encode()) + (1 << 20)
+            output = bytearray()
+            while len(output) <= limit and (more := line.recv(1 << 16)):
+                output += more
+            same = len(output) <= limit and _lines(output.decode(errors="replace")) == _lines(expected)
     except BaseException:
         os._exit(FAILED)
     os._exit(PASSED if same else FAILED)

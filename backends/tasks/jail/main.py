@@ -44,13 +44,13 @@ def main() -> None:
 
 def _read(length: int | None) -> bytes:
     """So many bytes of a job and no more, since what is read before the nursery is forked is known to programs."""
-    found = bytearray()
-    while length is None or len(found) < length:
-        more = os.read(0, 1 << 20 if length is None else length - len(found))
+    content = bytearray()
+    while length is None or len(content) < length:
+        more = os.read(0, 1 << 20 if length is None else length - len(content))
         if not more:
             break
-        found += more
-    return bytes(found)
+        content += more
+    return bytes(content)
 
 
 def _rehearse(job: dict[str, Any]) -> None:

@@ -44,13 +44,13 @@ class Channel:
         return message
 
     def _exactly(self, length: int) -> bytes:
-        found = bytearray()
-        while len(found) < length:
-            more = os.read(self._descriptor, min(length - len(found), 1 << 20))
+        content = bytearray()
+        while len(content) < length:
+            more = os.read(self._descriptor, min(length - len(content), 1 << 20))
             if not more:
                 raise EOFError
-            found += more
-        return bytes(found)
+            content += more
+        return bytes(content)
 
 
 class Peer:

@@ -112,9 +112,9 @@ def remote(peer: Peer, number: int, kind: str) -> Remote:
 def kept(peer: Peer, number: int, value: Any) -> Any:
     """A value whose own type adds to a built-in one: that value in what is built in, the other side's in the rest."""
     base: Any = type(value)
-    found = _adding(base)(value)
-    vars(found).update(_peer=peer, _number=number)
-    return found
+    wrapped = _adding(base)(value)
+    vars(wrapped).update(_peer=peer, _number=number)
+    return wrapped
 
 
 @cache
