@@ -166,6 +166,13 @@ def test_the_commands_of_the_sweep_page_do_what_it_says(tmp_path, monkeypatch):
         assert set(columns) <= known | (described if name == "sweep" else set())
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/index.md"], ids=lambda path: path.stem)
+def test_the_python_of_the_first_pages_runs(path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    exec(code, {})
+    assert re.search(r"\d\.\d{3}", capsys.readouterr().out)
+
+
 def first_real_run(text):
     """The words of the first training on torchtitan that a page shows."""
     (command, *_) = re.findall(r"firstorder (train \S+ --backend torchtitan [^\n]*)", text.replace("\\\n", " "))
