@@ -21,6 +21,7 @@ MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end of ta
 TABLES = {
     "keys": tables.keys,
     "quantities": tables.quantities,
+    "outcomes": tables.outcomes,
     "recipes": tables.recipes,
     "options": tables.options,
     "parts": tables.parts,

@@ -67,6 +67,7 @@ def floors(rooms: Graph) -> dict[str, int]:
 def direct(rooms: Graph) -> list[tuple[str, str]]:
     """The imports that no way through another room stands for."""
 
+    @cache
     def below(here: str) -> set[str]:
         return rooms[here].union(*(below(there) for there in rooms[here]))
 
@@ -81,20 +82,15 @@ def direct(rooms: Graph) -> list[tuple[str, str]]:
 def table(folder: str) -> str:
     """The rooms of a folder from the top floor down, with the first line of each and the rooms it stands on."""
     rooms = graph(folder)
-    level = floors(rooms)
+    level, arrows = floors(rooms), direct(rooms)
     lines = ["| room | what is there | stands on |", "|---|---|---|"]
     for here in sorted(rooms, key=lambda each: (-level[each], each)):
         place = ROOT / here.replace(".", "/")
         file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         first = (ast.get_docstring(parsed(file)) or "").split("\n\n")[0].replace("\n", " ")
-        below = ", ".join(f"`{name.split('.')[1]}`" for name in sorted(direct_of(rooms, here)))
+        below = ", ".join(f"`{name.split('.')[1]}`" for above, name in arrows if above == here)
         lines.append(f"| `{place.relative_to(ROOT)}{'/' if place.is_dir() else '.py'}` | {first} | {below} |")
     return "\n".join(lines)
-
-
-def direct_of(rooms: Graph, here: str) -> list[str]:
-    """The rooms right below one."""
-    return [there for above, there in direct(rooms) if above == here]
 
 
 def picture() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import NoneType, UnionType
@@ -16,6 +18,7 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import app
+from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.method import parts as method_parts
 from firstorder.core.method import surrogate, value
 from firstorder.core.method.recipe import Recipe
@@ -34,6 +37,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "task": TaskSettings,
     **{name: field.annotation for name, field in Recipe.model_fields.items() if field.annotation},
 }
+PARTS = ("ratios", "spans", "corrections", "clips", "aggregations", "baselines", "replays")
 TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
 
@@ -72,8 +76,19 @@ def takes(field: FieldInfo) -> str:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind = _kind(field.annotation)
     if interval := extra.get("interval"):
-        kind = f"{kind} in {interval}"
+        kind = f"{kind} in {re.sub(r'[0-9]{6,}', _power, str(interval))}"
     return f"{kind}: {extra['why']}" if "why" in extra else kind
+
+
+def _power(number: re.Match[str]) -> str:
+    """A long number as the power of 2 or 10 that it is, or that it is one below."""
+    value = int(number[0])
+    for base in (2, 10):
+        for whole, less in ((value, ""), (value + 1, " - 1")):
+            exponent = round(math.log(whole, base))
+            if base**exponent == whole:
+                return f"{base}^{exponent}{less}"
+    return number[0]
 
 
 def _kind(annotation: Any) -> str:
@@ -125,6 +140,11 @@ def quantities(group: str) -> str:
         ("name", "formula", "unit", "source"),
         ((f"`{name}`", one.formula, one.unit, one.source) for name, one in groups()[group].items()),
     )
+
+
+def outcomes() -> str:
+    """What `summary.parquet` keeps of each seed of a cell."""
+    return rows(("column", "meaning", "unit"), ((f"`{one.key}`", one.meaning, one.unit) for one in OUTCOMES))
 
 
 def recipes() -> str:

@@ -5,32 +5,26 @@ import re
 import runpy
 import shlex
 import tomllib
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+import typer.main
 
 import generate
 import rooms
-from firstorder.backends import pair
-from firstorder.backends.tasks.config import TaskSettings
-from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.vllm.config import Vllm
+import tables
 from firstorder.cli.api.compose import compose_engines
-from firstorder.cli.main import run
-from firstorder.cli.report.sweeps import OUTCOMES
+from firstorder.cli.main import app, run
 from firstorder.cli.track import SINKS
-from firstorder.core.method import surrogate, value
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings.toml import build, read, shipped
-from firstorder.core.training import backend, diagnostics, inert, loop, replay
+from firstorder.core.training import diagnostics
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
-from firstorder.sim.config import Numerics, Sim
-from firstorder.sim.training.backend import EXACT
+from firstorder.sim.config import Sim
+from firstorder.sim.exact import quantities
 
+COMMANDS = typer.main.get_command(app).commands
 ROOT = Path(__file__).parents[1]
 RECORDS = {name: json.loads((ROOT / f"tests/records/{name}.json").read_text()) for name in ("validate", "training")}
 MADE = {"core/recipes/minirl-clamp.toml"}  # what docs/extend.md has its reader make
@@ -95,59 +89,25 @@ def test_every_claim_has_its_section(claim):
     assert claim.rule in page("validate")
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_every_recipe_is_in_the_table(name):
-    recipe = build(Recipe, read(name))
-    about = recipe.about
-    if about.unsupported is None:
-        cells = (f"`{name}`", recipe.scope, recipe.weight_scope, about.summary, about.source)
-    else:
-        cells = (f"`{name}`", "not run", "", about.summary, about.source)
-    assert page("recipes").splitlines().count("| " + " | ".join(cells) + " |") == 1
+def test_every_table_that_can_be_made_stands_on_a_page():
+    marked = set(re.findall(r"<!-- table: (.*) -->", "".join(path.read_text() for path in generate.PAGES)))
+    known = {f"keys {name}" for name in tables.SECTIONS} | {f"parts {name}" for name in tables.PARTS}
+    known |= {f"quantities {name}" for name in tables.groups()} | {f"options {name}" for name in COMMANDS}
+    assert marked - known == {
+        *("keys sim training", "recipes", "outcomes"),
+        *("verdicts validate", "verdicts training", "conditions training", "leads training"),
+        *(f"rooms {name}" for name in rooms.FOLDERS),
+    }
+    assert known - marked == {"keys critic"}  # of which the page says that they are those of [optimizer]
 
 
-@pytest.mark.parametrize("model", [Sim, Numerics])
-def test_every_key_of_the_simulator_is_documented(model):
-    tables = page("measure") + page("train")
-    assert [key for key in model.model_fields if not re.search(rf"\|[^|]*`{key}`[^|]*\|", tables)] == []
-
-
-@pytest.mark.parametrize(("name", "model"), [("torchtitan", Torchtitan), ("task", TaskSettings), ("vllm", Vllm)])
-def test_every_key_of_the_engines_is_documented(name, model):
-    table = re.split(r"^Of `\[", page("engines"), flags=re.MULTILINE)
-    section = next(part for part in table if part.startswith(f"{name}]"))
-    rows = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
-    assert rows == list(model.model_fields)
-
-
-def logged():
-    """The row of every logged name; those of the layers are one, the layer being N."""
-    (layer,) = backend.layer_flips(1).values()
-    yield "route/flip_rate_layer_N", replace(layer, formula=layer.formula.replace("layer 0", "layer N"))
-    for name, row in replay.quantities(1).items():
-        if name not in replay.QUANTITIES:
-            yield name.replace("layer_0", "layer_N"), replace(row, formula=row.formula.replace("layer 0", "layer N"))
-    for table in (diagnostics, loop, backend, value, replay, inert):
-        yield from table.QUANTITIES.items()
-    for table in (surrogate.RECEIPTS, EXACT, pair.QUANTITIES):
-        yield from table.items()
-
-
-@pytest.mark.parametrize(("name", "quantity"), list(logged()), ids=[name for name, _ in logged()])
-def test_every_logged_name_stands_in_a_table_as_the_code_describes_it(name, quantity):
-    cells = (f"`{name}`", quantity.formula, quantity.unit, quantity.source)
-    row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    assert (page("train") + page("engines")).splitlines().count(row) == 1
-
-
-@pytest.mark.parametrize("table", [diagnostics.QUANTITIES, surrogate.RECEIPTS], ids=["diagnostics", "receipts"])
-def test_every_diagnostic_and_receipt_of_a_measurement_is_documented(table):
-    assert [name for name in table if not re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))] == []
-
-
-@pytest.mark.parametrize("name", [name.removeprefix(replay.PREFIX) for name in replay.QUANTITIES])
-def test_every_row_of_a_measurement_is_documented(name):
-    assert re.search(rf"\|[^|]*`{name}`[^|]*\|", page("measure"))
+def test_every_number_of_a_measurement_is_in_a_table(tmp_path):
+    small = [word for size in ("vocab=3", "horizon=2", "prompts=2") for word in ("--set", f"sim.{size}")]
+    assert run(["measure", "minirl-r3", *small, "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())["result"]
+    nested = {"bounds", "diagnostics", "receipts", "intervals", "replay", "inert", "notes", "seconds"}
+    assert sorted(set(result) - nested) == sorted(quantities.QUANTITIES)
+    assert sorted(result["diagnostics"]) == sorted(diagnostics.QUANTITIES)
 
 
 @pytest.mark.parametrize("sink", SINKS)
@@ -200,14 +160,17 @@ def test_the_commands_of_the_sweep_page_do_what_it_says(tmp_path, monkeypatch):
     assert run(commands[1].split()) == 0
     for name in ("sweep", "summary"):
         columns = parquet.read_schema(tmp_path / f"sweeps/noise/{name}.parquet").names
-        described = {key for key, _ in logged()} | {column for column in columns if "/" in column}
+        described = {key for group in tables.groups().values() for key in group}
+        described |= {column for column in columns if "/" in column}
         known = {column for column in columns if f"`{column}`" in page("sweep")} | {"recipe", "sim.numerics.scale"}
         assert set(columns) <= known | (described if name == "sweep" else set())
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda each: each.key)
-def test_every_outcome_of_a_sweep_is_in_the_table(outcome):
-    assert re.search(rf"^\| `{outcome.key}` \|.*\| {outcome.unit} \|$", page("sweep"), flags=re.MULTILINE)
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/index.md"], ids=lambda path: path.stem)
+def test_the_python_of_the_first_pages_runs(path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    exec(code, {})
+    assert re.search(r"\d\.\d{3}", capsys.readouterr().out)
 
 
 def first_real_run(text):

@@ -71,7 +71,7 @@ OUTCOMES = (
     Outcome(
         key="final_j",
         title="final exact J",
-        meaning=f"{J.key} after the last step: {J.meaning.partition(',')[0]} with its own routes",
+        meaning=f"{J.key} after the last step: {J.meaning.partition(',')[0]}",
         unit=J.unit,
         of=_series(J.key, _final),
     ),

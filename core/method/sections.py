@@ -39,22 +39,32 @@ class About(Section):
     name: str = Field(
         "custom",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$",
+        description="what reports call it",
         json_schema_extra={"why": "a name is 1 to 80 letters, digits, dots, hyphens and underscores, no sign first"},
     )
-    summary: str = ""
-    source: str = ""
-    scope: Scope | None = None
-    unsupported: str | None = Field(None, description="why the method does not fit the form; it cannot be run")
+    summary: str = Field("", description="one line")
+    source: str = Field("", description="the paper or code that it follows, one line")
+    scope: Scope | None = Field(None, description="declared scope, checked against the parts")
+    unsupported: str | None = Field(
+        None, description="why the method does not fit the form; such a recipe is listed and refused"
+    )
 
 
 class Advantage(Section):
     """Baseline over the responses of one prompt (`core.method.advantage`), or `value`, a learned one
     (`core.method.value`)."""
 
-    baseline: Baseline = "group_mean"
-    std: bool = False
+    baseline: Baseline = Field("group_mean", description="what A subtracts from the reward")
+    std: bool = Field(
+        False,
+        description="divide by the group's sample standard deviation plus 1e-6; not with `none` or `value`",
+    )
     gae_lambda: float = within(
-        1.0, "[0, 1]", "λ weighs the sampled reward", "λ of baseline `value`; 1 keeps the sampled reward"
+        1.0,
+        "[0, 1]",
+        "λ weighs the sampled reward",
+        "λ of `value`: at 1, A_t = R - V(c_t); below, later values stand in for a part of R; refused with other "
+        "baselines",
     )
 
     @property
@@ -66,11 +76,15 @@ class Advantage(Section):
 class Ratio(Section):
     """The importance ratio that multiplies the advantage: `core.method.ratio`."""
 
-    of: RatioOf = "theta/mu"
-    span: Span = "token"
-    steps: int = within(1, "[1, 16777216]", "no response is longer", "tokens of the `forward` span")
+    of: RatioOf = Field("theta/mu", description="the two policies, or no ratio")
+    span: Span = Field("token", description="the tokens whose ratios are multiplied")
+    steps: int = within(1, "[1, 16777216]", "no response is longer", "tokens of `forward`; 1 for every other span")
     router_floor: float | None = within(
-        None, "(0, 1)", "it multiplies a ratio", "multiply by exp(-router shift), at least this: `core.method.shift`"
+        None,
+        "(0, 1)",
+        "it multiplies a ratio",
+        "r is multiplied by max(router_floor, exp(-mean |log router_θ - log router_old|)) before any clip, the mean "
+        "over layers and the experts that π_old used; unset: r as it is",
     )
 
 
@@ -78,16 +92,18 @@ class Correction(Section):
     """A further factor made from a ratio: `core.method.correction`. `low`, `high` are its bounds where the kind has
     any."""
 
-    kind: CorrectionKind = "none"
-    of: Policies = "old/mu"
-    span: Span = "token"
-    low: float = within(0.0, "[0, 1000000]", "ratios beyond it are never met, so that all would be masked")
-    high: float = within(float("inf"), "(0, inf]", "a ratio is positive; inf is no bound")
+    kind: CorrectionKind = Field("none", description="the factor, a function of the ratio k")
+    of: Policies = Field("old/mu", description="the two policies of k; not read by `max_kl` and `mean_kl`")
+    span: Span = Field("token", description="as of `[ratio]`; read by `ratio`, `truncate` and `mask`")
+    low: float = within(
+        0.0, "[0, 1000000]", "ratios beyond it are never met, so that all would be masked", "lower bound"
+    )
+    high: float = within(float("inf"), "(0, inf]", "a ratio is positive; inf is no bound", "upper bound")
     positive: tuple[Exponent, Exponent] = within(
         (2.0, 3.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A > 0"
     )
     negative: tuple[Exponent, Exponent] = within(
-        (3.0, 2.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A < 0"
+        (3.0, 2.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A ≤ 0"
     )
 
 
@@ -95,47 +111,82 @@ class Clip(Section):
     """How far the target may move: `core.method.clip`. Ratio clips bound r to [1 - low, 1 + high], `ctpo` and `gmpo`
     bound log r; `tv` and `kl` use `high`."""
 
-    kind: ClipKind = "none"
-    low: float = within(0.2, "[0, 1000000]", "it is a distance from the ratio 1")
-    high: float = within(0.27, "(0, 1000000]", "a wider clip never acts; set clip.kind = none instead")
-    budget: float = within(0.04, "(0, 1000000]", "it is a mean square of log-ratios, which `m2po` allows")
+    kind: ClipKind = Field("none", description="the rule")
+    low: float = within(
+        0.2,
+        "[0, 1000000]",
+        "it is a distance from the ratio 1",
+        "the ratio's lower bound is 1 - low, and -low of log r in `ctpo` and `gmpo`; not read by `tv` and `kl`",
+    )
+    high: float = within(
+        0.27,
+        "(0, 1000000]",
+        "a wider clip never acts; set clip.kind = none instead",
+        "the ratio's upper bound is 1 + high; high bounds log r in `ctpo`, `gmpo` and the divergence in `tv`, `kl`",
+    )
+    budget: float = within(
+        0.04, "(0, 1000000]", "it is a mean square of log-ratios", "mean square of log r that `m2po` allows"
+    )
 
 
 class Aggregation(Section):
     """What divides a token's weight: nothing, |y|^alpha, the batch's token count, or a constant."""
 
-    kind: AggregationKind = "token_sum"
-    alpha: float = within(1.0, "[0, 1]", "0 is a sum over tokens and 1 their mean")
-    constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token")
+    kind: AggregationKind = Field("token_sum", description="norm_t, which divides the weight of a token")
+    alpha: float = within(1.0, "[0, 1]", "0 is a sum over tokens and 1 their mean", "exponent of `length`")
+    constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token", "divisor of `constant`")
 
 
 class RouterReplay(Section):
     """Whose experts the target replays: nobody's, π_old's (R2) or μ_old's (R3)."""
 
-    mode: Literal["disabled", "R2", "R3"] = "disabled"
+    mode: Literal["disabled", "R2", "R3"] = Field("disabled", description="whose experts are used")
 
 
 class Schedule(Section):
     """A global step: `prompts` × `group_size` responses, split into `minibatches` updates (the N of the paper)."""
 
-    steps: int = within(100, "[1, 1000000000]", COUNT_WHY)
-    prompts: int = within(64, "[1, 1048576]", "a step takes at least one prompt, and no batch holds more")
-    group_size: int = within(16, "[1, 1048576]", "a prompt has at least one response, and no batch holds more")
-    minibatches: int = within(1, "[1, 1048576]", "a step makes at least one update, and one a prompt at most")
+    steps: int = within(100, "[1, 1000000000]", COUNT_WHY, "global steps")
+    prompts: int = within(
+        64,
+        "[1, 1048576]",
+        "a step takes at least one prompt, and no batch holds more",
+        "prompts of a rollout; a multiple of `minibatches`",
+    )
+    group_size: int = within(
+        16, "[1, 1048576]", "a prompt has at least one response, and no batch holds more", "responses to a prompt"
+    )
+    minibatches: int = within(
+        1,
+        "[1, 1048576]",
+        "a step makes at least one update, and one a prompt at most",
+        "updates a rollout, the N of the paper",
+    )
 
 
 class Optimizer(Section):
     """The optimiser of the training engine."""
 
-    kind: Literal["adamw", "sgd"] = "adamw"
-    lr: float = within(1e-6, "(0, 100]", STEP_WHY)
-    betas: tuple[Beta, Beta] = within((0.9, 0.95), "[0, 1)", "a moment is a decaying mean, which 1 never lets decay")
-    eps: float = within(1e-8, "[1e-30, 1]", "it keeps a gradient of 0 from being divided by 0, and should do no more")
-    weight_decay: float = within(0.0, "[0, 100]", "lr times it is the share of a weight that a step takes away")
-    max_grad_norm: float = within(1.0, "(0, inf]", "gradients are scaled down to it; inf leaves them")
+    kind: Literal["adamw", "sgd"] = Field("adamw", description="the rule of a step")
+    lr: float = within(1e-6, "(0, 100]", STEP_WHY, "learning rate")
+    betas: tuple[Beta, Beta] = within(
+        (0.9, 0.95), "[0, 1)", "a moment is a decaying mean, which 1 never lets decay", "decay of AdamW's two moments"
+    )
+    eps: float = within(
+        1e-8,
+        "[1e-30, 1]",
+        "it keeps a gradient of 0 from being divided by 0, and should do no more",
+        "added to AdamW's divisor",
+    )
+    weight_decay: float = within(
+        0.0, "[0, 100]", "lr times it is the share of a weight that a step takes away", "decoupled from the gradient"
+    )
+    max_grad_norm: float = within(
+        1.0, "(0, inf]", "gradients are scaled down to it; inf leaves them", "largest norm of a gradient"
+    )
 
 
 class Critic(Optimizer):
     """The optimiser of the critic, whose parameters are its own; one step beside each step of the policy."""
 
-    lr: float = within(1e-5, "(0, 100]", STEP_WHY)
+    lr: float = within(1e-5, "(0, 100]", STEP_WHY, "learning rate")
