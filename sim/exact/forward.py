@@ -24,15 +24,13 @@ def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
         replay: experts to use at every token, prompt included; None routes live.
     """
     levels, leads, lives = walk(model, tree, replay)
-    routes = Routes(contexts=torch.cat([level.ids for level in levels], dim=1), leads=tuple(leads))
-    live = Routes(contexts=torch.cat([level.live for level in levels], dim=1), leads=tuple(lives))
-    return Pass(
-        logp=torch.cat([level.logp for level in levels], dim=1),
-        routes=routes,
-        live=routes if replay is None else live,
-        margin=torch.cat([level.margin for level in levels], dim=1),
-        router_logp=torch.cat([level.router_logp for level in levels], dim=1),
+    logp, ids, live, margin, router_logp = (
+        torch.cat([getattr(level, name) for level in levels], dim=1)
+        for name in ("logp", "ids", "live", "margin", "router_logp")
     )
+    routes = Routes(contexts=ids, leads=tuple(leads))
+    chosen = routes if replay is None else Routes(contexts=live, leads=tuple(lives))
+    return Pass(logp=logp, routes=routes, live=chosen, margin=margin, router_logp=router_logp)
 
 
 def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[Step], list[Tensor], list[Tensor]]:

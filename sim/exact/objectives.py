@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstorder.sim.model.policy import Weights
-
-from .edges import Pass, vjp
+from .edges import vjp
 from .scene import Mode, Scene
 from .tree import Tree, chunks, gather, responses, scatter
 
@@ -25,33 +23,19 @@ def value(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
 
 def state_values(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
     """V(c) = E[R | c] of a policy with edge log-probs `[M, N, V]`, `[M, N]`; 0 at contexts that it cannot reach."""
-    earned = reached = torch.zeros((), dtype=torch.float64)
-    for cut in chunks(tree, len(logp)):
-        part = responses(tree, cut)
-        chance = gather(logp, part).sum(-1).exp()
-        earned = earned + scatter(_every_token(chance * rewards[cut], part), part).sum(-1)
-        reached = reached + scatter(_every_token(chance, part), part).sum(-1)
+    earned, reached = (_taken(logp, tree, worth).sum(-1) for worth in (rewards, torch.ones_like(rewards)))
     return torch.where(reached > 0, earned / reached, 0.0)
 
 
 def gradient(scene: Scene, mode: Mode) -> Tensor:
-    """∇J_seq of a target, `[M, P]`; eq. (2)."""
-    return sequence_gradient(scene.target[mode], scene.tree, scene.rewards, scene.weights)
-
-
-def sequence_gradient(target: Pass, tree: Tree, rewards: Tensor, weights: Weights) -> Tensor:
-    """∇J_seq of the policy of a pass, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
-    return vjp(target, slopes(target.logp.detach(), tree, rewards), weights)
+    """∇J_seq of a target, `[M, P]`; eq. (2) with (π/μ) μ = π: every token weighs π(y) R."""
+    target = scene.target[mode]
+    return vjp(target, slopes(target.logp.detach(), scene.tree, scene.rewards), scene.weights)
 
 
 def slopes(logp: Tensor, tree: Tree, rewards: Tensor) -> Tensor:
-    """∂J/∂log π(edge), `[M, N, V]`: π(y) R of all responses that take the edge."""
-    edges = torch.zeros((), dtype=torch.float64)
-    for cut in chunks(tree, len(logp)):
-        part = responses(tree, cut)
-        chance = gather(logp, part).sum(-1).exp() / len(tree.prompts)
-        edges = edges + scatter(_every_token(chance * rewards[cut], part), part)
-    return edges
+    """∂J/∂log π(edge) of a policy with edge log-probs `[M, N, V]`, in the same shape."""
+    return _taken(logp, tree, rewards) / len(tree.prompts)
 
 
 def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
@@ -59,9 +43,14 @@ def direction(scene: Scene, mode: Mode, weight: Tensor) -> Tensor:
     return vjp(scene.target[mode], scatter(weight, scene.tree), scene.weights)
 
 
-def _every_token(x: Tensor, tree: Tree) -> Tensor:
-    """A number of each response, `[M, B]`, at each of its tokens, `[M, B, T]`."""
-    return x[..., None].expand(-1, -1, tree.horizon)
+def _taken(logp: Tensor, tree: Tree, worth: Tensor) -> Tensor:
+    """Σ of p(y|x) worth(y), `[B]`, over the responses that take each edge, `[M, N, V]`."""
+    edges = torch.zeros((), dtype=torch.float64)
+    for cut in chunks(tree, len(logp)):
+        part = responses(tree, cut)
+        weighed = gather(logp, part).sum(-1).exp() * worth[cut]
+        edges = edges + scatter(weighed[..., None].expand(-1, -1, tree.horizon), part)
+    return edges
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.sim.config import Sim
 from firstorder.sim.model.policy import Weights, flatten, leaves, load, unflatten
 
+from .edges import vjp
 from .forward import run
 from .measurement import update
-from .objectives import sequence_gradient
+from .objectives import slopes
 from .scene import Engines, build, grow
 from .tree import Tree
 
@@ -44,7 +45,8 @@ def path(
 def _natural(sim: Sim, tree: Tree, rewards: Tensor, arithmetics: Engines, theta: Weights) -> Tensor:
     """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
     weights = leaves(theta)
-    return sequence_gradient(run(load(weights, arithmetics.pi, sim), tree), tree, rewards, weights)
+    target = run(load(weights, arithmetics.pi, sim), tree)
+    return vjp(target, slopes(target.logp.detach(), tree, rewards), weights)
 
 
 def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:
