@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from firstorder.core.errors import NotFiniteError
-from firstorder.core.method.recipe import Recipe
+from firstorder.core.errors import ConfigError, NotFiniteError
+from firstorder.core.method.recipe import Advantage, Recipe, Schedule
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import train
@@ -23,7 +23,7 @@ from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.sampling.sequences import score
 from firstorder.sim.training import critic
 from firstorder.sim.training.backend import SimBackend
-from firstorder.sim.training.session import SimRun
+from firstorder.sim.training.session import SimRun, check_baseline
 
 RTOL = 1e-10
 # eq. (4): the token ratio and the reward, no clip, nothing truncated
@@ -387,3 +387,10 @@ def test_a_critic_that_diverges_stops_the_run():
     wild = method.model_copy(update={"critic": method.critic.model_copy(update={"lr": 1e200})})
     with pytest.raises(NotFiniteError, match=r"critic is not finite after an update; lower critic\.lr"):
         trained((Arm(recipe=wild, members=1),), [5])
+
+
+def test_a_critic_reads_no_group_and_is_trained_at_any_size_of_one():
+    sim, large = Sim(reward="graded"), Schedule(group_size=1024)
+    check_baseline(Recipe(advantage=Advantage(baseline="value"), schedule=large), sim)
+    with pytest.raises(ConfigError, match=r"schedule\.group_size = 1024 sums"):
+        check_baseline(Recipe(advantage=Advantage(baseline="group_mean"), schedule=large), sim)
