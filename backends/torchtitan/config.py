@@ -11,7 +11,7 @@ from firstorder.core.settings.section import COUNT_WHY, Place, Section, within
 POSITIONS, POSITIONS_WHY = "[1, 16777216]", "no model has so many positions"
 DEGREE_WHY = "it is a number of ranks, and -1 stands for all that are left where that is offered"
 WEEK = "(0, 604800]"
-WEEK_WHY = "nothing that takes more than a week still comes"
+WEEK_WHY = "no rank takes more than a week"
 
 
 class Torchtitan(Section):

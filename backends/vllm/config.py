@@ -62,7 +62,7 @@ class Vllm(Section):
     timeout: float = within(
         600.0,
         "(0, 604800]",
-        "a server that takes more than a week will not come",
+        "no server takes more than a week to answer",
         "seconds that a server is waited for, then asked again, before the run stops",
     )
     shared_folder: Place = Field(

@@ -186,7 +186,7 @@ REFUSED = {
     "nan": ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan, and it must be a positive number"),
     "switch": ({"norm_topk_prob": "no"}, "norm_topk_prob = 'no', and it must be true or false"),
     "no type": ({"model_type": None}, "lacks model_type, without which vLLM cannot load it"),
-    "no architecture": ({"architectures": None}, "holds no architecture, and Qwen3MoeForCausalLM is supported"),
+    "no architecture": ({"architectures": None}, "holds no architecture, and only Qwen3MoeForCausalLM is supported"),
 }
 
 

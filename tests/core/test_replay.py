@@ -234,7 +234,7 @@ def test_a_member_of_an_ensemble_is_judged_by_its_own_recipe():
     good, bad = [arm("minirl", members=1), arm("minirl-r3", members=1)], [arm("minirl-r3", members=2)]
     check_given(scored, good)
     check_replayed(scored, done(scored, live), good, fresh=True)
-    with pytest.raises(ReplayError, match="no row is given"):
+    with pytest.raises(ReplayError, match="no rows were given"):
         check_given(scored, bad)
 
 

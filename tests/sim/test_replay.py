@@ -193,7 +193,7 @@ def test_replay_that_is_on_and_does_not_take_place_stops_the_run(name, tmp_path,
         fault(patch)
         assert run(command) == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[-1].startswith("firstorder: router_replay.mode = R3 is on, and ")
+    assert err[-1].startswith("firstorder: router_replay.mode = R3 is on, ")
     assert said in err[-1]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert run([*command, "--resume"]) == 0
