@@ -46,10 +46,6 @@ def _options(
     pass
 
 
-# Threads that spin while they wait make small kernels ten times slower as soon as another process wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, a fault of ours one and 70."""
     code = guarded(run, sys.argv[1:])

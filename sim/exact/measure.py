@@ -14,9 +14,11 @@ from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.method.surrogate import receipts
 from firstorder.core.quantities import Moments, add, means
 from firstorder.core.routing import flips, jaccard
+from firstorder.core.threads import sized
 from firstorder.core.training.diagnostics import finalise, moments
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.model.chunks import numbers
 
 from . import agree, objectives, replay
 from .bounds import bounds
@@ -27,7 +29,7 @@ from .memory import check_memory
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
 from .staleness import path
-from .tree import check_size
+from .tree import check_size, count
 from .variance import group_variance
 
 SATURATED = (
@@ -37,6 +39,7 @@ SATURATED = (
 VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
 
 
+@sized(lambda recipe, sim: numbers(count(sim), sim.width))
 def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     """The exact error, bias and variance of a recipe in the simulator.
 

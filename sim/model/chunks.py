@@ -12,6 +12,11 @@ from .policy import Model, Step, step
 CHUNK_ROWS = 1 << 15
 
 
+def numbers(rows: int, width: int) -> int:
+    """Numbers that a kernel works on at once where there are so many rows, members x contexts or x responses."""
+    return min(rows, CHUNK_ROWS) * width
+
+
 def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
     """`policy.step`, in checkpointed chunks of prefixes once there are many; arguments as there."""
     size = max(1, CHUNK_ROWS // state.shape[0])

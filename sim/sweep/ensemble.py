@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import torch
 
@@ -51,6 +51,7 @@ class Cell(SimRun):
 class Ensemble:
     """Cells that share the `[sim]` section and the schedule, as arms of one batched computation; a job of a pool."""
 
+    remedy: ClassVar[str] = "lower sim.members or free memory and go on with --resume"
     cells: tuple[Cell, ...]
     out: Path
 

@@ -75,7 +75,7 @@ def train(cells: Sequence[Cell], out: Path, executor: Executor) -> None:
     tick(made.ensembles)
     try:
         executor.start(made.workers)
-        run_all(made.ensembles, executor, lambda ensemble: None, tick)
+        run_all(made.ensembles, executor, lambda ensemble, nothing: None, tick)
     finally:
         executor.close()
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib import import_module
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError, DataError, DiskError, WorkerError
@@ -23,14 +23,19 @@ POLL = 0.5  # seconds between two looks at running jobs
 
 
 class Job(Protocol):
-    """What an executor can run. It keeps its own results, and a second run goes on where the first one ended."""
+    """What an executor can run, and run again where its process was killed.
+
+    `remedy` is what a user can do then.
+    """
+
+    remedy: ClassVar[str]
 
     @property
     def title(self) -> str:
         """Its name in an error."""
 
-    def run(self, threads: int) -> None:
-        """Do it, with so many threads of torch."""
+    def run(self, threads: int) -> Any:
+        """Do it, with so many threads of torch; what it returns is handed to the parent."""
 
     def split(self) -> Sequence[Self]:
         """Smaller jobs that are the same work, none if there are none."""
@@ -49,7 +54,7 @@ class Executor(Protocol):
     def start(self, workers: int) -> None:
         """Be ready for so many jobs at once."""
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[Any]:
         """Run a job in a process of its own, sooner or later."""
 
     def close(self) -> None:
@@ -62,7 +67,7 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 def run_all(
     jobs: Sequence[AnyJob],
     executor: Executor,
-    done: Callable[[AnyJob], None],
+    done: Callable[[AnyJob, Any], None],
     tick: Callable[[Sequence[AnyJob]], None] = lambda unfinished: None,
 ) -> None:
     """Run jobs; one that fails is split, so that what stops it takes nothing else with it.
@@ -73,7 +78,7 @@ def run_all(
     Args:
         jobs: what to run.
         executor: where, started.
-        done: called with each finished job.
+        done: called with each finished job and what it returned.
         tick: called with the unfinished ones about twice a second.
 
     Raises:
@@ -88,7 +93,7 @@ def run_all(
             error = future.exception()
             killed = isinstance(error, executor.lost)
             if error is None:
-                done(job)
+                done(job, future.result())
             elif killed and attempt < ATTEMPTS:
                 waiting[executor.submit(job)] = job, attempt + 1
             elif (killed or _refused(error)) and (parts := job.split()):
@@ -102,7 +107,7 @@ def run_all(
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise WorkerError(
             f"{lost[0].title}{more}: its process was killed {ATTEMPTS} times, which is what a system short of memory "
-            "does; lower sim.members or free memory and go on with --resume"
+            f"does; {lost[0].remedy}"
         )
 
 
@@ -131,7 +136,7 @@ class Local:
         self._threads = max(1, self.cores // workers)
         self._waiting = ThreadPoolExecutor(workers)
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[Any]:
         """Run a job in the first process that is free."""
         return self._waiting.submit(self._wait_for, job)
 
@@ -141,12 +146,12 @@ class Local:
         for pool in self._pools:
             pool.shutdown(kill_workers=True)
 
-    def _wait_for(self, job: Job) -> None:
+    def _wait_for(self, job: Job) -> Any:
         if not hasattr(self._mine, "pool"):
             self._mine.pool = self._loky.ProcessPoolExecutor(max_workers=1, initializer=_obey, initargs=(os.getpid(),))
             self._pools.append(self._mine.pool)
         try:
-            self._mine.pool.submit(job.run, self._threads).result()
+            return self._mine.pool.submit(job.run, self._threads).result()
         except self.lost:
             del self._mine.pool
             raise
@@ -177,9 +182,9 @@ class Ray:
         self._threads = max(1, min(self._largest, self.cores // workers))
         self._task = self._ray.remote(max_retries=0, num_cpus=self._threads)(_run)
 
-    def submit(self, job: Job) -> Future[None]:
+    def submit(self, job: Job) -> Future[Any]:
         """Run a job on any node."""
-        future: Future[None] = self._task.remote(job, self._threads).future()
+        future: Future[Any] = self._task.remote(job, self._threads).future()
         return future
 
     def close(self) -> None:
@@ -208,8 +213,8 @@ def check_executor(name: str) -> None:
     _require(*EXECUTORS[name].needs)
 
 
-def _run(job: Job, threads: int) -> None:
-    job.run(threads)
+def _run(job: Job, threads: int) -> Any:
+    return job.run(threads)
 
 
 def _obey(parent: int) -> None:

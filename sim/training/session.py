@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.method.recipe import Recipe, check_runs
+from firstorder.core.threads import sized, threads
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import check_trainable, logged_quantities
 from firstorder.core.training.session import ALONE, Session, opened
@@ -21,6 +23,7 @@ from firstorder.sim.exact.groups import check_levels
 from firstorder.sim.exact.memory import check_memory
 from firstorder.sim.exact.scene import grow
 from firstorder.sim.exact.tree import check_size
+from firstorder.sim.model.chunks import numbers
 
 from .backend import SimBackend
 
@@ -75,6 +78,7 @@ class SimRun:
         return start((self.recipe,), self.sim, out, self.settings(), resume=resume)
 
 
+@sized(lambda recipes, sim, *_, **__: _numbers(recipes, sim))
 def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any], *, resume: bool) -> Session:
     """Recipes that share a schedule as the arms of one ensemble, at the newest checkpoint of their folder.
 
@@ -97,7 +101,15 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
         folder=folder,
         first=0 if checkpoint is None else checkpoint.step,
         checkpoint_every=sim.checkpoint_every,
+        around=partial(threads, _numbers(recipes, sim)),
     )
+
+
+def _numbers(recipes: Sequence[Recipe], sim: Sim) -> int:
+    """What the kernels of an update work on at once."""
+    schedule = recipes[0].schedule
+    rows = len(recipes) * sim.members * schedule.prompts * schedule.group_size // schedule.minibatches
+    return numbers(rows, sim.width)
 
 
 def check_baseline(recipe: Recipe, sim: Sim) -> None:

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstorder.core.routing import flips
+from firstorder.core.threads import sized
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.edges import kl
 from firstorder.sim.exact.scene import Mode, build, engines, grow
+from firstorder.sim.exact.tree import count
+from firstorder.sim.model.chunks import numbers
 
 PUBLISHED_KL = 1.5e-3  # nats a token
 PUBLISHED_FLIPS = 0.10  # of (token, layer)
@@ -59,6 +62,7 @@ def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, 
     return (share * kl(mu.logp, scene.old[mode].logp)).sum(-1), (share * flipped).sum(-1)
 
 
+@sized(lambda sim, seeds, **_: numbers(len(seeds) * count(sim), sim.width))
 def calibrate(
     sim: Sim, seeds: Tensor, *, wanted_kl: float, wanted_flips: float, mode: Mode = "disabled"
 ) -> Calibration:

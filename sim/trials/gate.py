@@ -23,12 +23,10 @@ from firstorder.core.training.loop import check_trainable
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.scene import Mode
 from firstorder.sim.sweep.ensemble import Cell
-from firstorder.sim.sweep.plan import train
-from firstorder.sim.sweep.pool import open_executor
 
 from .calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
 from .compare import final, interquartile_mean, lead, share_collapsed
-from .runs import Series, series
+from .runs import Series, series, trained
 from .statistics import Estimate
 
 SEEDS = 8
@@ -170,9 +168,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
         )
         for number, (name, each) in enumerate(wanted.items())
     }
-    missing = [cell for cell in cells.values() if not cell.finished(out)]
-    if missing:
-        train(missing, out, open_executor("local"))
+    trained(list(cells.values()), out)
     runs = {name: series(out / "cells" / cell.name, cell.recipe.schedule.steps) for name, cell in cells.items()}
     trials = {name: trial(run, runs[SELF]) for name, run in runs.items()}
     return Gate(recipe=fingerprint(recipe), target=target, calibration=found, trials=trials)

@@ -9,7 +9,7 @@ fixed on seeds below 1000; verdicts are reported on seeds from 1000.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -158,19 +158,25 @@ def runs(budget: Budget) -> Runs:
     published = publish(budget)
     wanted = cells(budget, published.numerics)
     if budget.folder is not None:
-        return Runs(series=_trained(wanted, budget.folder), published=published)
+        return Runs(series=_series(wanted, budget.folder), published=published)
     with tempfile.TemporaryDirectory() as folder:
-        return Runs(series=_trained(wanted, Path(folder)), published=published)
+        return Runs(series=_series(wanted, Path(folder)), published=published)
 
 
-def _trained(wanted: Mapping[tuple[Condition, str], Cell], out: Path) -> dict[Condition, dict[str, Series]]:
-    missing = [cell for cell in wanted.values() if not cell.finished(out)]
+def trained(cells: Sequence[Cell], out: Path) -> None:
+    """Train the cells that a folder does not hold yet, in as many processes as there are cores."""
+    missing = [cell for cell in cells if not cell.finished(out)]
     if missing:
         train(missing, out, open_executor("local"))
-    found: dict[Condition, dict[str, Series]] = {}
-    for (condition, name), cell in wanted.items():
-        found.setdefault(condition, {})[name] = series(out / "cells" / cell.name, cell.recipe.schedule.steps)
-    return found
+
+
+def _series(cells: Mapping[tuple[Condition, str], Cell], out: Path) -> dict[Condition, dict[str, Series]]:
+    """What every run logged, trained first where the folder does not hold it."""
+    trained(list(cells.values()), out)
+    logged: dict[Condition, dict[str, Series]] = {}
+    for (condition, name), cell in cells.items():
+        logged.setdefault(condition, {})[name] = series(out / "cells" / cell.name, cell.recipe.schedule.steps)
+    return logged
 
 
 def series(folder: Path, steps: int) -> Series:

@@ -6,6 +6,8 @@
 Each name is imported when it is first used.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.report import ReportResult, report
     from firstorder.cli.api.sweep import SweepResult, sweep
     from firstorder.cli.api.train import TrainResult, train
+    from firstorder.cli.api.validate import ValidateResult, validate
     from firstorder.cli.progress import progress
     from firstorder.core.errors import (
         ConfigError,
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from firstorder.core.training.interrupt import Interrupted
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules:  # which reads it when it is imported; see core.threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = [
     "ConfigError",
@@ -51,6 +57,7 @@ __all__ = [
     "SizeError",
     "SweepResult",
     "TrainResult",
+    "ValidateResult",
     "WorkerError",
     "coldstart",
     "measure",
@@ -62,6 +69,7 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "validate",
 ]
 
 _HOMES = {
@@ -73,6 +81,7 @@ _HOMES = {
     "cli.api.report": ["ReportResult", "report"],
     "cli.api.sweep": ["SweepResult", "sweep"],
     "cli.api.train": ["TrainResult", "train"],
+    "cli.api.validate": ["ValidateResult", "validate"],
     "cli.progress": ["progress"],
     "core.errors": [
         "ConfigError",

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstorder.backends import probe as engines
-from firstorder.cli.commands import validate
 from firstorder.cli.report import files
 from firstorder.core import memory
 from firstorder.core.runs.folder import RunFolder
+from firstorder.sim.claims import settle
 from firstorder.sim.config import Numerics
 from firstorder.sim.exact import measure
 from firstorder.sim.sweep import plan
@@ -42,7 +42,8 @@ def furnished(tmp_path_factory):
         patch.setattr(measure, "_scene", fuzz.work)
         patch.setattr(training, "start", start)
         patch.setattr(plan, "train", fuzz.work)
-        patch.setattr(validate, "settle", fuzz.work)
+        patch.setattr(settle, "settle", fuzz.work)
+        patch.setattr(settle, "here", fuzz.work)
         patch.setattr(runs, "publish", lambda budget: SimpleNamespace(numerics=Numerics()))
         patch.setattr(runs, "conditions", lambda *, quick: {})
         patch.setattr(files, "run_report", fuzz.work)

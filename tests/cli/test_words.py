@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from firstorder.cli.api.probe import COLUMNS, ProbeResult
-from firstorder.cli.commands.validate import cautions
+from firstorder.cli.api.validate import cautions
 from firstorder.cli.main import app, run
 from firstorder.sim.claims.training import predictors
 

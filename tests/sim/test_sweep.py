@@ -181,6 +181,8 @@ class Here:
 class Letters:
     """A job that is as good as the worst of its letters, and keeps count of its runs."""
 
+    remedy = "write others"
+
     def __init__(self, letters, runs, bad, error, mends=99):
         self.title, self.runs, self.bad, self.error, self.mends = letters, runs, bad, error, mends
 
@@ -199,7 +201,7 @@ def finished(*arguments):
     runs, done = [], []
     job = Letters("abcd", runs, *arguments)
     try:
-        run_all([job], Here(), lambda each: done.append(each.title))
+        run_all([job], Here(), lambda each, nothing: done.append(each.title))
     except Exception as error:
         return runs, done, error
     return runs, done, None
@@ -232,7 +234,7 @@ def test_what_is_not_the_fault_of_a_cell_stops_the_sweep(error):
 def test_a_cell_that_cannot_be_trained_stops_no_other(tmp_path):
     chosen = cells(*[(recipe("minirl", f"optimizer.lr={lr}"), SIM) for lr in ("0.01", "100", "0.02")])
     done = []
-    run_all([Ensemble(cells=tuple(chosen), out=tmp_path)], Here(), lambda each: done.append(each.title))
+    run_all([Ensemble(cells=tuple(chosen), out=tmp_path)], Here(), lambda each, nothing: done.append(each.title))
     assert len(done) == 3
     assert [(tmp_path / "cells" / cell.name / STOPPED).is_file() for cell in chosen] == [False, True, False]
     assert len(log(tmp_path / "cells" / "0001")) < 4
