@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import STEP_WHY, Recipe
-from firstorder.core.routing import MAX_EXPERTS, Router, RouterKind, check_router
-from firstorder.core.routing import SIZE as ROUTER
-from firstorder.core.routing import SIZE_WHY as ROUTER_WHY
+from firstorder.core.router import MAX_EXPERTS, Router, RouterKind, check_router
+from firstorder.core.router import SIZE as ROUTER
+from firstorder.core.router import SIZE_WHY as ROUTER_WHY
 from firstorder.core.settings.section import COUNT_WHY, SEED, SEED_WHY, Section, within
 
 Precision = Literal["float64", "float32", "bf16", "fp16"]

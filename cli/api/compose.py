@@ -40,10 +40,12 @@ def resolve(tree: dict[str, Any]) -> SimRun:
     """`compose` for tables that are read already."""
     from firstorder.core.settings.toml import build, overlay
     from firstorder.sim.config import Sim
-    from firstorder.sim.training.session import SimRun
 
     recipe, sections = split(tree)
-    return SimRun(recipe=recipe, sim=build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim"))
+    sim = build(Sim, overlay(Sim().model_dump(), sections["sim"]), "sim")
+    from firstorder.sim.training.session import SimRun  # after the settings, whose mistakes need not wait for torch
+
+    return SimRun(recipe=recipe, sim=sim)
 
 
 def compose_engines(recipe: Source, overrides: Overrides, settings: str | None = None) -> EngineRun:

@@ -160,6 +160,7 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
         SizeError: the tree does not fit in memory.
         NotFiniteError: a result is NaN or infinite.
     """
+    run = compose(recipe, laid(overrides, keys))  # first: what is wrong with them is said before torch is imported
     import torch
 
     from firstorder import __version__
@@ -167,7 +168,6 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
     from firstorder.sim.exact import measure as exact
     from firstorder.sim.exact.sampled import Interval
 
-    run = compose(recipe, laid(overrides, keys))
     method, sim = run.recipe, run.sim
     if strict:
         check_strict(exact.inert(method, sim))

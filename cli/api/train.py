@@ -148,12 +148,12 @@ def train(
         DataError: a step failed; the folder stays resumable.
         Interrupted: a signal asked the run to stop; the step is saved.
     """
-    from firstorder.core.training.inert import check_strict
-
     started = time.perf_counter()
     sinks = openers(track)
     over = None if settings is None else os.fspath(settings)
     run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
+    from firstorder.core.training.inert import check_strict
+
     inert = run.inert()
     if strict:
         check_strict(inert)

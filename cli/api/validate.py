@@ -110,13 +110,14 @@ def validate(
     Raises:
         ConfigError: an unknown claim, a record that cannot be read, or a folder of other runs.
     """
-    from firstorder import __version__
     from firstorder.core.errors import ConfigError
-    from firstorder.sim.claims.settle import here, settle
 
     expected = expect.document if isinstance(expect, ValidateResult) else expect and read_record(Path(expect))
     if out is not None and not training:
         raise ConfigError("--out keeps the runs of --training; give both or neither")
+    from firstorder import __version__
+    from firstorder.sim.claims.settle import here, settle
+
     started = time.perf_counter()
     chosen = _chosen(only, training=training)
     with ExitStack() as stack:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from firstorder.core import quantize
-from firstorder.core.routing import Router, gate, score
+from firstorder.core.router import Router
+from firstorder.core.routing import gate, score
 from firstorder.sim.config import Numerics
 
 from . import noise

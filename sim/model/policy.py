@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
-from firstorder.core.routing import Router, margin, route
+from firstorder.core.router import Router
+from firstorder.core.routing import margin, route
 from firstorder.sim.config import Sim
 
 from . import noise

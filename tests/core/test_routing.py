@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError, DataError
+from firstorder.core.router import Router, RouterKind, check_router
 from firstorder.core.routing import (
-    Router,
-    RouterKind,
-    check_router,
     check_routes,
     flips,
     jaccard,
