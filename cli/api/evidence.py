@@ -12,7 +12,7 @@ from .recipes import resolve
 
 if TYPE_CHECKING:
     from firstorder.core.method.recipe import Recipe
-    from firstorder.sim.trials.gate import Target
+    from firstorder.sim.trials.evidence import Target
 
     from .overrides import Source
 
@@ -45,7 +45,7 @@ def wanted(recipe: Recipe, match: str | None) -> Target:
     from firstorder.core.errors import ConfigError
     from firstorder.core.method.recipe import fingerprint
     from firstorder.core.runs.logs import whole
-    from firstorder.sim.trials.gate import PUBLISHED, check_evidence
+    from firstorder.sim.trials.evidence import PUBLISHED, check_evidence
 
     if match is None:
         return PUBLISHED
@@ -73,7 +73,7 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
         ConfigError: it cannot be read, or is of another recipe.
     """
     from firstorder.core.errors import ConfigError
-    from firstorder.sim.trials.gate import check_evidence
+    from firstorder.sim.trials.evidence import check_evidence
 
     try:
         if Path(file).exists() and not Path(file).is_file():  # a device is read without end, until the memory is full
@@ -107,14 +107,14 @@ def check_rehearsal(model: Path) -> None:
 
 def tried(recipe: Recipe, target: Target, folder: Path) -> dict[str, Any]:
     """The gate as plain numbers; the runs behind it stay in `folder`."""
-    from firstorder.sim.trials.gate import judge
+    from firstorder.sim.trials.evidence import judge
 
     return judge(recipe, target, folder).json()
 
 
 def collapsed(gate: dict[str, Any]) -> float:
     """Share of the twin's seeds that collapsed."""
-    from firstorder.sim.trials.gate import SELF
+    from firstorder.sim.trials.evidence import SELF
 
     return float(gate["trials"][SELF]["collapsed"]["value"])
 

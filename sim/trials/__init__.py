@@ -1,1 +1,1 @@
-"""Runs as evidence: what the claims and the gate of promote share."""
+"""Runs as evidence: what the claims and promote share."""

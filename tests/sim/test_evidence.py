@@ -11,7 +11,7 @@ from firstorder.core.method.recipe import Recipe, fingerprint
 from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.measure import measure
-from firstorder.sim.trials import gate
+from firstorder.sim.trials import evidence
 from firstorder.sim.trials.calibrate import Calibration, mismatch
 from firstorder.sim.trials.statistics import Estimate
 
@@ -25,49 +25,49 @@ def exactly(value):
 
 
 def trial(collapsed, lead=0.0):
-    return gate.Trial(
+    return evidence.Trial(
         collapsed=exactly(collapsed), final_j=exactly(0.5), lead=exactly(lead), first={}, worst={"replay_bias": 0.0}
     )
 
 
 def found(**trials):
-    named = {gate.SELF if name == "own" else name: one for name, one in trials.items()}
+    named = {evidence.SELF if name == "own" else name: one for name, one in trials.items()}
     calibration = Calibration(
         router_scale=0.1, expert_scale=0.1, kl=1e-3, flip_rate=0.1, wanted_kl=1e-3, wanted_flip_rate=0.1
     )
-    return gate.Gate(recipe="0" * 64, target=gate.PUBLISHED, calibration=calibration, trials=named)
+    return evidence.Evidence(recipe="0" * 64, target=evidence.PUBLISHED, calibration=calibration, trials=named)
 
 
 def test_neighbours_differ_in_one_part_and_share_the_budget():
     recipe = shipped("qwen3-30b-a3b-r3-n2")
-    near = gate.neighbours(recipe)
+    near = evidence.neighbours(recipe)
     assert list(near) == [
-        gate.SELF,
+        evidence.SELF,
         "router_replay.mode = disabled",
         "router_replay.mode = R2",
         "clip.kind = none",
         "schedule.minibatches = 1",
         "schedule.minibatches = 4",
     ]
-    own = near[gate.SELF]
+    own = near[evidence.SELF]
     assert fingerprint(own) == fingerprint(recipe)
     parts = ("router_replay", "clip", "schedule")
     for name, each in near.items():
         differ = [part for part in parts if getattr(each, part) != getattr(own, part)]
-        assert differ == ([] if name == gate.SELF else [name.split(".")[0]])
-        assert each.schedule.steps * each.schedule.minibatches == gate.UPDATES
-        assert each.schedule.prompts // each.schedule.minibatches == gate.PROMPTS
-        assert each.optimizer.lr == gate.LR
+        assert differ == ([] if name == evidence.SELF else [name.split(".")[0]])
+        assert each.schedule.steps * each.schedule.minibatches == evidence.UPDATES
+        assert each.schedule.prompts // each.schedule.minibatches == evidence.PROMPTS
+        assert each.optimizer.lr == evidence.LR
 
 
 def test_at_one_update_a_rollout_there_is_no_half_of_it():
-    near = gate.neighbours(shipped("minirl-none-n1"))
+    near = evidence.neighbours(shipped("minirl-none-n1"))
     assert "schedule.minibatches = 2" in near
     assert "schedule.minibatches = 0" not in near
 
 
 def test_many_updates_a_rollout_still_make_enough_steps_to_see_a_collapse():
-    assert gate.schedule(shipped("reinforce-n64"))["steps"] == gate.LEAST_STEPS
+    assert evidence.schedule(shipped("reinforce-n64"))["steps"] == evidence.LEAST_STEPS
 
 
 @pytest.mark.parametrize(("share", "stable"), [(0.0, True), (0.125, True), (0.25, False), (1.0, False)])
@@ -77,17 +77,17 @@ def test_a_quarter_of_the_seeds_that_collapse_is_unstable(share, stable):
 
 def test_the_safest_has_fewest_collapses_then_a_lead_that_is_settled():
     unsettled = replace(trial(0.0), lead=Estimate(value=0.3, low=-0.1, high=0.5))
-    assert found(own=trial(0.0), other=unsettled).safest == gate.SELF
+    assert found(own=trial(0.0), other=unsettled).safest == evidence.SELF
     assert found(own=trial(0.0), other=trial(0.0, lead=0.1)).safest == "other"
     assert found(own=trial(0.5), a=trial(0.125, lead=0.3), b=trial(0.0, lead=-0.2)).safest == "b"
-    assert found(own=trial(0.25), worse=trial(0.5, lead=0.9)).safest == gate.SELF
+    assert found(own=trial(0.25), worse=trial(0.5, lead=0.9)).safest == evidence.SELF
 
 
 def test_evidence_of_another_recipe_is_refused():
     recipe = shipped("minirl-r3-n2")
-    gate.check_evidence(recipe, fingerprint(shipped("qwen3-30b-a3b-r3-n2")), "--match run")
+    evidence.check_evidence(recipe, fingerprint(shipped("qwen3-30b-a3b-r3-n2")), "--match run")
     with pytest.raises(ConfigError, match="--match run is evidence of another recipe \\(hash"):
-        gate.check_evidence(recipe, fingerprint(shipped("minirl-r2-n2")), "--match run")
+        evidence.check_evidence(recipe, fingerprint(shipped("minirl-r2-n2")), "--match run")
 
 
 @pytest.mark.parametrize(("recipe", "mode"), [("minirl-r3", "R3"), ("minirl", "disabled")])
@@ -101,21 +101,21 @@ def test_the_mismatch_is_that_of_measure_with_the_same_replay(recipe, mode):
 
 def test_a_gate_trains_every_neighbour_and_says_what_it_saw(monkeypatch, tmp_path):
     for name, small in {"SEEDS": 2, "CALIBRATION_SEEDS": 1, "UPDATES": 4, "LEAST_STEPS": 2}.items():
-        monkeypatch.setattr(gate, name, small)
+        monkeypatch.setattr(evidence, name, small)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     small = {"vocab": 4, "horizon": 2, "pool": 9, "coldstart": "none"}
-    whole = gate.world
-    monkeypatch.setattr(gate, "world", lambda recipe: whole(recipe).model_copy(update=small))
+    whole = evidence.world
+    monkeypatch.setattr(evidence, "world", lambda recipe: whole(recipe).model_copy(update=small))
     recipe = shipped("minirl-r2-n2")
-    judged = gate.judge(recipe, gate.PUBLISHED, tmp_path)
+    judged = evidence.judge(recipe, evidence.PUBLISHED, tmp_path)
     document = json.loads(json.dumps(judged.json()))
     assert document["recipe"] == fingerprint(recipe)
     assert document["stable"] is True
-    assert list(document["trials"]) == list(gate.neighbours(recipe))
+    assert list(document["trials"]) == list(evidence.neighbours(recipe))
     for one in document["trials"].values():
         assert (tmp_path / "cells" / one["run"] / "metrics.jsonl").is_file()
         assert one["worst"]["gradient_error"] >= one["first"]["gradient_error"] > 0
-    assert document["trials"][gate.SELF]["lead"]["value"] == 0.0
+    assert document["trials"][evidence.SELF]["lead"]["value"] == 0.0
     assert document["trials"]["router_replay.mode = disabled"]["worst"]["replay_bias"] == 0.0
-    again = gate.judge(recipe, gate.PUBLISHED, tmp_path)
+    again = evidence.judge(recipe, evidence.PUBLISHED, tmp_path)
     assert again.json() == judged.json()

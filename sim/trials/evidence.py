@@ -83,7 +83,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Evidence:
     """The evidence on one recipe.
 
     Args:
@@ -138,7 +138,7 @@ class Gate:
         }
 
 
-def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
+def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
     """Calibrate the engines, train the twin and its neighbours, and read what they came to.
 
     Args:
@@ -161,7 +161,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
     wanted = neighbours(recipe)
     cells = {
         name: Cell(
-            name=f"{number:04d}",  # as `Gate.json` says
+            name=f"{number:04d}",  # as `Evidence.json` says
             point={"trial": name},
             recipe=each,
             sim=world(each).model_copy(update={"numerics": found.numerics, "members": SEEDS}),
@@ -171,7 +171,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Gate:
     trained(list(cells.values()), out)
     runs = {name: series(out / "cells" / cell.name, cell.recipe.schedule.steps) for name, cell in cells.items()}
     trials = {name: trial(run, runs[SELF]) for name, run in runs.items()}
-    return Gate(recipe=fingerprint(recipe), target=target, calibration=found, trials=trials)
+    return Evidence(recipe=fingerprint(recipe), target=target, calibration=found, trials=trials)
 
 
 def world(recipe: Recipe) -> Sim:
