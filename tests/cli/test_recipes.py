@@ -77,7 +77,8 @@ def test_the_table_holds_every_shipped_recipe_with_its_scopes():
 
 
 def test_a_recipe_with_a_base_is_taken_wherever_a_recipe_is(capsys):
-    recipe, sim = compose("mine.toml", ["sim.seed=3"])
+    composed = compose("mine.toml", ["sim.seed=3"])
+    recipe, sim = composed.recipe, composed.sim
     assert (recipe.router_replay.mode, recipe.clip.high, sim.vocab, sim.seed) == ("R3", 0.5, 3, 3)
     _, (cell,) = grid("minirl", ["sim.members=1"], ["recipe=mine.toml"])
     assert fingerprint(cell.recipe) == fingerprint(recipe)
