@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import Advantage, Recipe, Schedule
-from firstorder.sim.config import Sim
+from firstorder.core.method.recipe import Advantage
 from firstorder.sim.exact import groups
 from firstorder.sim.exact.groups import expected_parts, expected_products
-from firstorder.sim.training.session import check_baseline
 
 RULES = [
     Advantage(baseline="none"),
@@ -103,10 +101,3 @@ def test_too_many_compositions_are_refused_with_a_remedy(levels, rule):
     message = f"{levels} reward levels and schedule.group_size = {size} .* lower schedule.group_size to "
     with pytest.raises(ConfigError, match=message):
         expected_parts(*given, rule, size)
-
-
-def test_a_critic_reads_no_group_and_is_trained_at_any_size_of_one():
-    sim, large = Sim(reward="graded"), Schedule(group_size=1024)
-    check_baseline(Recipe(advantage=Advantage(baseline="value"), schedule=large), sim)
-    with pytest.raises(ConfigError, match=r"schedule\.group_size = 1024 sums"):
-        check_baseline(Recipe(advantage=Advantage(baseline="group_mean"), schedule=large), sim)
