@@ -60,8 +60,14 @@ def resolves(name):
     file = place / f"{parts.pop(0)}.py" if parts else place / "__init__.py"
     body = rooms.parsed(file).body if file.is_file() else None
     for part in parts:
-        body = next((node.body for node in body or () if getattr(node, "name", None) == part), None)
+        body = next((getattr(node, "body", []) for node in body or () if part in defined(node)), None)
     return body is not None
+
+
+def defined(node):
+    """The names that a statement gives a meaning to."""
+    targets = getattr(node, "targets", [getattr(node, "target", node)])
+    return [getattr(target, "name", getattr(target, "id", None)) for target in targets]
 
 
 @pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.stem)
