@@ -168,7 +168,7 @@ def test_private_use_characters_stand_for_themselves(bytewise, text):
 def test_a_text_without_a_free_private_use_character_is_refused_by_name(bytewise):
     _, chat = bytewise
     every = "".join(map(chr, PRIVATE))
-    with pytest.raises(DataError, match="has all of the 6400 private-use characters U\\+E000 to U\\+F8FF"):
+    with pytest.raises(DataError, match="uses all 6400 private-use characters U\\+E000 to U\\+F8FF"):
         chat.answer(every)
 
 
@@ -287,7 +287,7 @@ def test_a_reference_that_is_not_equal_to_itself_is_refused_with_its_row(tmp_pat
     file = tmp_path / "problems.jsonl"
     rows = [{"prompt": "a", "answer": 1e-05}, {"prompt": "b", "answer": answer}]
     file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ConfigError, match=r"row 2: 'answer' is no answer that math-verify finds equal to itself"):
+    with pytest.raises(ConfigError, match=r"row 2: 'answer' is not an answer that math-verify finds equal to itself"):
         mathematics.problems(TaskSettings(kind="math", files=(str(file),), seconds=1.0))
 
 
@@ -337,7 +337,7 @@ def test_reasoning_gym_scores_its_own_problems():
     assert judge(problems[:3], ["<answer>zzz</answer>", "", "2 x"]) == [0.0, 0.01, 0.0]  # its scorer raises at letters
     with pytest.raises(ConfigError, match=r"has no 'prime_factorisation'; did you mean 'prime_factorization'\?"):
         gym.problems(TaskSettings(dataset="prime_factorisation"))
-    with pytest.raises(ConfigError, match=r"task.options: .* refuses them: .*max_valu"):
+    with pytest.raises(ConfigError, match=r"task.options: .* rejects them: .*max_valu"):
         gym.problems(TaskSettings(dataset="prime_factorization", options={"max_valu": 3}))
 
 

@@ -66,7 +66,7 @@ def slurm(folder):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out + err
 
 
@@ -75,7 +75,9 @@ FAULT = 'echo "firstorder: $HOST: no space left" >&2; exit 2\n'
 
 
 def test_a_slurm_job_gives_every_node_its_part_and_a_log(folder, slurm):
-    assert ended(slurm()) == (0, "")
+    wait = "until [ $(cat $BUNDLE/logs/7-serve-* | wc -l) = 2 ]; do sleep 0.05; done"  # the job ends with its trainer
+    train = (folder / "train.sh").read_text()
+    assert ended(slurm({"train.sh": train.replace("\n", f"\n{wait}\n", 1)})) == (0, "")
     said = {file.name: file.read_text() for file in (folder / "logs").iterdir()}
     assert said["7-serve-n2.log"] == "serve n2 10.0.0.2\n"
     assert said["7-serve-n3.log"] == "serve n3 10.0.0.3\n"
