@@ -55,6 +55,16 @@ def in_turns(benchmarking, facts):
     return measure
 
 
+@pytest.fixture
+def state(facts):
+    """Leaves the spread of some ratios under a name."""
+
+    def leave(name, ratios):
+        facts[name] = spread(ratios)
+
+    return leave
+
+
 def spread(values):
     """Median, quartiles, extremes and how many there are."""
     low, middle, high = statistics.quantiles(values, n=4)

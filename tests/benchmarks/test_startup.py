@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import spread
 
 # `threads` is called where the work of the simulator starts
 UNTIL_WORK = """
@@ -34,9 +33,9 @@ def seconds(script):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_command_starts_beside_an_import(name, benchmarking, facts):
+def test_a_command_starts_beside_an_import(name, benchmarking, state):
     script, arguments, bare = PAIRS[name]
     rounds = int(os.environ.get("FIRSTORDER_ROUNDS", 5)) if benchmarking else 1
     pairs = [(seconds(script.format(arguments=arguments)), seconds(bare)) for _ in range(rounds)]
     if rounds > 1:
-        facts[name] = spread([ours / theirs for ours, theirs in pairs])
+        state(name, [ours / theirs for ours, theirs in pairs])
