@@ -217,7 +217,8 @@ def test_a_job_that_is_always_killed_is_narrowed_down_and_named():
     assert sorted(done) == ["a", "cd"]
     assert isinstance(error, WorkerError)
     assert str(error).startswith("b: its process was killed 3 times")
-    assert "--resume" in str(error)
+    assert str(error).endswith(f"; {Letters.remedy}")
+    assert "--resume" in Ensemble.remedy
 
 
 def test_a_job_that_refuses_its_data_is_narrowed_down_at_once():
