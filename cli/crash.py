@@ -100,8 +100,8 @@ def _fault(error: Exception) -> int:
 
 def _chain(error: BaseException | None) -> list[BaseException]:
     """An exception and what it was raised from."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return errors

@@ -11,8 +11,8 @@ MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 def available() -> int:
     """Bytes of memory that can be taken without swapping."""
-    found = _kibibytes(MEMINFO, "MemAvailable:")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if found is None else found << 10
+    kibibytes = _kibibytes(MEMINFO, "MemAvailable:")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if kibibytes is None else kibibytes << 10
 
 
 def peak() -> int:
@@ -20,8 +20,8 @@ def peak() -> int:
 
     Not `ru_maxrss`: a child starts with its parent's value, so a small process of a large one reports the large one.
     """
-    found = _kibibytes(STATUS, "VmHWM:")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if found is None else found << 10
+    kibibytes = _kibibytes(STATUS, "VmHWM:")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if kibibytes is None else kibibytes << 10
 
 
 def _kibibytes(file: Path, name: str) -> int | None:

@@ -48,7 +48,7 @@ def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Te
     ids = live = selection.topk(router.top_k, dim=-1).indices
     if replay is not None:
         ids = replayed(replay.to(live.dtype), live)
-    return Routing(ids=ids, live=live, gates=gate(logits, scores, ids, router), selection=selection)
+    return Routing(ids=ids, live=live, gates=gate_weights(logits, scores, ids, router), selection=selection)
 
 
 def replay_of(mode: str, old: Routes, mu: Routes) -> Routes | None:
@@ -78,7 +78,7 @@ def restrict(selection: Tensor, router: Router) -> Tensor:
     return grouped.masked_fill(~open_group[..., None], -torch.inf).flatten(-2)
 
 
-def gate(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
+def gate_weights(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
     """Gate weights of the chosen experts from live scores, `[..., K]`."""
     if router.kind == "topk_softmax":
         return logits.gather(-1, ids).softmax(-1)

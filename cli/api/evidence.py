@@ -78,13 +78,13 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
     try:
         if Path(file).exists() and not Path(file).is_file():  # a device is read without end, until the memory is full
             raise OSError("not a file")
-        found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-        own = str(found["recipe"])
-        collapsed(found), bool(found["stable"]), str(found["safest"])
+        evidence: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        own = str(evidence["recipe"])
+        collapsed(evidence), bool(evidence["stable"]), str(evidence["safest"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"--evidence {file} is not a gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
-    return found
+    return evidence
 
 
 def check_rehearsal(model: Path) -> None:

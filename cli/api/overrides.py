@@ -39,10 +39,10 @@ def laid(overrides: Overrides = (), keywords: Mapping[str, Any] | None = None, *
     if isinstance(overrides, str):
         overrides = [overrides]
     if isinstance(overrides, Mapping):
-        found = pairs(overrides)
+        settings = pairs(overrides)
     else:
-        found = [assignment(each) if isinstance(each, str) else each for each in overrides]
-    return found + (pairs(placed(keywords, simulated=simulated)) if keywords else [])
+        settings = [assignment(each) if isinstance(each, str) else each for each in overrides]
+    return settings + (pairs(placed(keywords, simulated=simulated)) if keywords else [])
 
 
 def assignments(overrides: Overrides, sections: Mapping[str, Any]) -> list[str]:
@@ -65,14 +65,14 @@ def placed(keywords: Mapping[str, Any], *, simulated: bool) -> dict[str, Any]:
 
     own = set(Sim.model_fields) if simulated else set()
     sections = [*Recipe.model_fields, *SIM, *ENGINES]
-    found = {}
+    settings = {}
     for name, value in keywords.items():
         if name not in own and name not in sections:
             also = " or a key of [sim]" if simulated else ""
             hint = nearest(name, [*sections, *sorted(own)])
             raise ConfigError(f"no setting {name!r}; {hint}a keyword is a section{also}: {', '.join(sections)}")
-        found[f"sim.{name}" if name in own else name] = value
-    return found
+        settings[f"sim.{name}" if name in own else name] = value
+    return settings
 
 
 def tables(recipe: Source) -> Tree:

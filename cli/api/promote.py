@@ -184,9 +184,9 @@ def promote(
         check_rehearsal(Path(rehearse))
     require("torchtitan")
     log.info("dry run: %d layers over %d ranks", shape.num_hidden_layers, world)
-    found = dry.dry_run(shape, titan, recipe, world)
-    if found.peak > card.usable:
-        plan.check_memory(found.peak, dry.per_position(shape, titan, recipe, world, found.peak), titan, card)
+    dry_run = dry.dry_run(shape, titan, recipe, world)
+    if dry_run.peak > card.usable:
+        plan.check_memory(dry_run.peak, dry.per_position(shape, titan, recipe, world, dry_run.peak), titan, card)
     with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
         if gate is None:
             log.info("gate: the recipe's twin and its neighbours in the simulator")
@@ -206,7 +206,7 @@ def promote(
             plan=where,
             step=moved,
             timing=whole,
-            dry_run=found,
+            dry_run=dry_run,
             gate=gate,
             job=job,
         )
@@ -252,7 +252,7 @@ def figures(runs: Path) -> dict[str, bytes]:
     from importlib.util import find_spec
 
     cells = sorted((runs / "cells").glob("*"))
-    found = {
+    files = {
         f"evidence/runs/{cell.name}/{file.name}": file.read_bytes()
         for cell in cells
         for file in sorted(cell.iterdir())
@@ -262,5 +262,5 @@ def figures(runs: Path) -> dict[str, bytes]:
         from firstorder.cli.report.files import run_report
         from firstorder.cli.report.runs import read_runs
 
-        found |= {f"evidence/report/{name}": data for name, data in run_report(read_runs(cells)).items()}
-    return found
+        files |= {f"evidence/report/{name}": data for name, data in run_report(read_runs(cells)).items()}
+    return files

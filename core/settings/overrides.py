@@ -26,14 +26,14 @@ def pairs(given: Mapping[str, Any], prefix: str = "") -> Pairs:
         >>> pairs({"clip.high": 0.3, "sim": {"numerics": {"kind": "fp8"}}})
         [('clip.high', 0.3), ('sim.numerics.kind', 'fp8')]
     """
-    found: Pairs = []
+    dotted_pairs: Pairs = []
     for key, value in given.items():
         if not isinstance(key, str) or not all(part.strip() for part in key.split(".")):
             raise ConfigError(f"the key of an override is a.b, got {shown(key)}")
         table = value.model_dump() if isinstance(value, BaseModel) else value
         dotted = f"{prefix}{key}"
-        found += pairs(table, f"{dotted}.") if isinstance(table, Mapping) else [(dotted, plain(table))]
-    return found
+        dotted_pairs += pairs(table, f"{dotted}.") if isinstance(table, Mapping) else [(dotted, plain(table))]
+    return dotted_pairs
 
 
 def plain(value: Any) -> Any:

@@ -107,7 +107,7 @@ def moments(stats: TokenStats) -> Moments:
     old, mu = (torch.where(mask, x.detach().double(), 0.0) for x in (stats.logp_old, stats.logp_mu))
     d, some = old - mu, weight * mask.any(-1)
     per_response = (weight * mask.sum(-1)).sum(-1)
-    found: Moments = {
+    sums: Moments = {
         # one at a time: a batch of long responses holds each for a while only
         name: ((weight * torch.where(mask, term(d, old, mu), 0.0).sum(-1)).sum(-1), per_response)
         for name, term in _TOKEN_TERMS.items()
@@ -124,13 +124,13 @@ def moments(stats: TokenStats) -> Moments:
         "rollout_ppl": (-mu.sum(-1) / length).exp(),
         "ppl_ratio": (-total / length).exp(),
     }
-    found |= {name: ((some * x).sum(-1), some.sum(-1)) for name, x in sequence_terms.items()}
-    found["response_length"] = per_response, some.sum(-1)
-    found["tokens"] = _count(stats), torch.ones_like(per_response)
+    sums |= {name: ((some * x).sum(-1), some.sum(-1)) for name, x in sequence_terms.items()}
+    sums["response_length"] = per_response, some.sum(-1)
+    sums["tokens"] = _count(stats), torch.ones_like(per_response)
     if stats.rewards is not None:
-        found["seq_rho_reward"] = (some * w * stats.rewards).sum(-1), (some * w).sum(-1)
-        found["second_order_remainder"] = remainder_moment(stats, stats.logp_old)
-    return found
+        sums["seq_rho_reward"] = (some * w * stats.rewards).sum(-1), (some * w).sum(-1)
+        sums["second_order_remainder"] = remainder_moment(stats, stats.logp_old)
+    return sums
 
 
 def _count(stats: TokenStats) -> Tensor:
@@ -196,7 +196,7 @@ def finalise(sums: Moments) -> dict[str, Tensor]:
     """
     m = means(sums)
     spread = ((m["pp"] - m["p"] ** 2) * (m["qq"] - m["q"] ** 2)).clamp(min=0).sqrt()
-    found = {
+    quantities = {
         "kl": -m["d"],
         "k3_kl": m["k3"],
         "chi2_token": m["chi2"],
@@ -217,8 +217,8 @@ def finalise(sums: Moments) -> dict[str, Tensor]:
         "response_length": m["response_length"],
     }
     if "seq_rho_reward" in m:
-        found |= {"reward_pi": m["seq_rho_reward"], "second_order_remainder": m["second_order_remainder"]}
-    return found
+        quantities |= {"reward_pi": m["seq_rho_reward"], "second_order_remainder": m["second_order_remainder"]}
+    return quantities
 
 
 def _sample_std(mean: Tensor, square: Tensor, count: Tensor) -> Tensor:

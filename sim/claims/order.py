@@ -39,22 +39,22 @@ def _gradient_errors(group: Ensemble, mode: str, scale: float) -> tuple[Tensor, 
 def _orders(group: Ensemble, mode: str, quantity: str) -> dict[str, object]:
     """Slopes over all members and over those with flips, with the errors that they were fitted to."""
     errors = _value_errors if quantity == "value" else _gradient_errors
-    found = [errors(group, mode, scale) for scale in SCALES]
-    everyone = [torch.ones_like(e) for e, _ in found]
-    flipped = [(share > 0).double() for _, share in found]
+    measured = [errors(group, mode, scale) for scale in SCALES]
+    everyone = [torch.ones_like(e) for e, _ in measured]
+    flipped = [(share > 0).double() for _, share in measured]
 
     def fit(weights: list[Tensor]) -> Estimate:
-        sums = [group.per_policy(e * w) for (e, _), w in zip(found, weights, strict=True)]
+        sums = [group.per_policy(e * w) for (e, _), w in zip(measured, weights, strict=True)]
         return slope(SCALES, sums, [group.per_policy(w) for w in weights])
 
     return {
         "order": fit(everyone),
         "order_where_flips": fit(flipped),
         "scale": list(SCALES),
-        "mean_error": [float(e.mean()) for e, _ in found],
-        "median_error": [float(e.median()) for e, _ in found],
+        "mean_error": [float(e.mean()) for e, _ in measured],
+        "median_error": [float(e.median()) for e, _ in measured],
         "members_with_flips": [float(w.mean()) for w in flipped],
-        "routes_flipped": [float(share.mean()) for _, share in found],
+        "routes_flipped": [float(share.mean()) for _, share in measured],
     }
 
 
@@ -64,15 +64,15 @@ def _verdict(order: Estimate, low: float, high: float) -> Verdict:
     return "not reproduced" if order.outside(low, high) else "inconclusive"
 
 
-def _plain(found: dict[str, object]) -> dict[str, object]:
-    return {name: value.json() if isinstance(value, Estimate) else value for name, value in found.items()}
+def _plain(orders: dict[str, object]) -> dict[str, object]:
+    return {name: value.json() if isinstance(value, Estimate) else value for name, value in orders.items()}
 
 
 def _claim(mode: str, quantity: str, key: str, low: float, high: float, budget: Budget) -> Outcome:
-    found = _orders(ensemble(_spend(budget, quantity)), mode, quantity)
-    order = found[key]
+    orders = _orders(ensemble(_spend(budget, quantity)), mode, quantity)
+    order = orders[key]
     assert isinstance(order, Estimate)
-    return Outcome(verdict=_verdict(order, low, high), headline=f"order {order}", measured=_plain(found))
+    return Outcome(verdict=_verdict(order, low, high), headline=f"order {order}", measured=_plain(orders))
 
 
 def _spend(budget: Budget, quantity: str) -> Budget:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firstorder.core import quantize
 from firstorder.core.router import Router
-from firstorder.core.routing import gate, score
+from firstorder.core.routing import gate_weights, score
 from firstorder.sim.config import Numerics
 
 from . import noise
@@ -124,7 +124,7 @@ class Arithmetic:
         other = "topk_softmax" if router.kind == "softmax_topk" else "softmax_topk"
         swapped = router.model_copy(update={"kind": other})
         low = logits.to(DTYPES[self.numerics.accumulate])
-        return gate(low, score(low, swapped), ids, swapped).to(logits.dtype)
+        return gate_weights(low, score(low, swapped), ids, swapped).to(logits.dtype)
 
     @property
     def _blocked(self) -> bool:

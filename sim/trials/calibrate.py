@@ -95,9 +95,9 @@ def calibrate(
 
     start = np.log([[0.1, 0.1], [0.02, 0.1], [0.1, 0.02]])
     options = {"initial_simplex": start, "xatol": 0.01, "fatol": 1e-4, "maxfev": 60}
-    found = optimize.minimize(loss, start[0], method="Nelder-Mead", options=options)
-    router, expert = np.exp(np.clip(found.x, SMALLEST, LARGEST))
-    divergence, rate = measured(found.x)
+    optimum = optimize.minimize(loss, start[0], method="Nelder-Mead", options=options)
+    router, expert = np.exp(np.clip(optimum.x, SMALLEST, LARGEST))
+    divergence, rate = measured(optimum.x)
     return Calibration(
         router_scale=float(router),
         expert_scale=float(expert),

@@ -151,7 +151,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
     """
     check_runs(recipe)
     check_trainable(recipe)
-    found = calibrate(
+    calibration = calibrate(
         world(recipe),
         torch.arange(CALIBRATION_SEEDS),
         wanted_kl=target.kl,
@@ -164,14 +164,14 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
             name=f"{number:04d}",  # as `Evidence.json` says
             point={"trial": name},
             recipe=each,
-            sim=world(each).model_copy(update={"numerics": found.numerics, "members": SEEDS}),
+            sim=world(each).model_copy(update={"numerics": calibration.numerics, "members": SEEDS}),
         )
         for number, (name, each) in enumerate(wanted.items())
     }
     trained(list(cells.values()), out)
     runs = {name: series(out / "cells" / cell.name, cell.recipe.schedule.steps) for name, cell in cells.items()}
     trials = {name: trial(run, runs[SELF]) for name, run in runs.items()}
-    return Evidence(recipe=fingerprint(recipe), target=target, calibration=found, trials=trials)
+    return Evidence(recipe=fingerprint(recipe), target=target, calibration=calibration, trials=trials)
 
 
 def world(recipe: Recipe) -> Sim:

@@ -99,14 +99,14 @@ def conditions(*, quick: bool) -> dict[Condition, tuple[str, ...]]:
 
 def cells(budget: Budget, published: Numerics) -> dict[tuple[Condition, str], Cell]:
     """One cell of a sweep for each condition and recipe."""
-    found = {}
+    by_condition = {}
     for condition, names in conditions(quick=is_quick(budget)).items():
         world = setting(condition, budget, published)
         for name in names:
             cell = f"{condition}-{name}"
             recipe = method(name, condition, length(condition, budget))
-            found[condition, name] = Cell(name=cell, point={"cell": cell}, recipe=recipe, sim=world)
-    return found
+            by_condition[condition, name] = Cell(name=cell, point={"cell": cell}, recipe=recipe, sim=world)
+    return by_condition
 
 
 def length(condition: Condition, budget: Budget) -> int:

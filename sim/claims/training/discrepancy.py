@@ -12,15 +12,13 @@ CLOSE = 0.1  # of the logarithm: within 10%
 
 
 def _published(budget: Budget) -> Outcome:
-    found = publish(budget)
-    missed = max(abs(gap) for gap in found.residuals)
+    published = publish(budget)
+    missed = max(abs(gap) for gap in published.residuals)
     verdict: Verdict = "reproduced" if missed <= CLOSE else "not reproduced"
-    headline = (
-        f"KL {found.kl:.2g} for {found.wanted_kl:.2g}, flips {found.flip_rate:.1%} for {found.wanted_flip_rate:.0%}"
-    )
-    return Outcome(
-        verdict=verdict, headline=headline, measured=asdict(found) | {"log_residuals": list(found.residuals)}
-    )
+    kl = f"KL {published.kl:.2g} for {published.wanted_kl:.2g}"
+    flips = f"flips {published.flip_rate:.1%} for {published.wanted_flip_rate:.0%}"
+    measured = asdict(published) | {"log_residuals": list(published.residuals)}
+    return Outcome(verdict=verdict, headline=f"{kl}, {flips}", measured=measured)
 
 
 CLAIMS = (

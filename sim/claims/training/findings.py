@@ -107,14 +107,14 @@ def _stale(condition: Condition, cells: Cells) -> Judged:
 
 def _cold_starts(budget: Budget) -> Outcome:
     """How far apart three starts end, under a stable recipe and under one without stabilisers."""
-    found = runs(budget).of(*COLD, updates=2, longer=3)
-    if not found:
+    conditions = runs(budget).of(*COLD, updates=2, longer=3)
+    if not conditions:
         return Outcome(verdict="inconclusive", headline="not trained in a quick look", measured={})
     spreads: dict[str, float] = {}
     measured: dict[str, Any] = {}
     for name in COLD:
         ends = {}
-        for condition, cells in found.items():
+        for condition, cells in conditions.items():
             ends[condition.style] = interquartile_mean(final(cells[name]))
         values = [estimate.value for estimate in ends.values()]
         spreads[name] = max(values) - min(values)
@@ -131,8 +131,8 @@ def _over(
     wanted: Callable[[Condition], bool],
 ) -> Callable[[Budget], Outcome]:
     def check(budget: Budget) -> Outcome:
-        found = {c: cells for c, cells in runs(budget).of(*recipes).items() if wanted(c)}
-        return _by_condition(found, judge)
+        conditions = {c: cells for c, cells in runs(budget).of(*recipes).items() if wanted(c)}
+        return _by_condition(conditions, judge)
 
     return check
 
