@@ -16,9 +16,23 @@ from firstorder.cli.main import run
 run({arguments})
 os._exit(1)
 """
-WHOLE = "from firstorder.cli.main import run; run({arguments})"
+# `read` is called where the work of a command without torch starts
+UNTIL_READ = """
+import os
+from firstorder.core.settings import toml
+toml.read = lambda name: os._exit(0)
+from firstorder.cli.main import run
+run({arguments})
+os._exit(1)
+"""
 PAIRS = {
-    "recipes / import typer and pydantic": (WHOLE, ["recipes"], "import typer, pydantic"),
+    # pydantic imports its parts when they are used: its name alone is half of what any model of settings needs
+    "recipes until it reads / import typer and BaseModel": (
+        UNTIL_READ,
+        ["recipes"],
+        "import typer; from pydantic import BaseModel, Field",
+    ),
+    "recipes until it reads / import typer and pydantic": (UNTIL_READ, ["recipes"], "import typer, pydantic"),
     "measure until it works / import torch": (UNTIL_WORK, ["measure", "minirl"], "import torch"),
     "validate until it works / import torch": (UNTIL_WORK, ["validate", "--only", "baseline"], "import torch"),
 }
