@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-FILLS = 1 << 20  # numbers of a kernel for each thread; at half as many two threads still lose (docs/benchmarks.md)
+FILLS = 1 << 18  # numbers of a kernel for each thread; with a quarter of it a second gains nothing (docs/benchmarks.md)
 OVERRIDE = "OMP_NUM_THREADS"  # read by torch when it is imported; where it is set, that number stays
 
 log = logging.getLogger("firstorder")
