@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .figures import COLOURS, arranged, drawn
 
 WIDTH, HEIGHT = 4.2, 0.32  # inches of an axes, and of a line of its label
-LETTERS = 0.25  # of an axis, for a number
+LETTERS = 0.34  # of an axis, for a number
 
 
 @dataclass(frozen=True, kw_only=True)
