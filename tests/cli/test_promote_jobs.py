@@ -138,7 +138,7 @@ def test_a_fault_is_started_again_where_that_may_help(folder, slurm, changes, va
 def test_sigterm_reaches_the_trainer_and_the_job_is_queued_again(folder, slurm):
     train = STEP + "trap 'echo saved; exit 143' TERM\ntouch $BUNDLE/ready-$HOST; while true; do sleep 0.05; done\n"
     job = slurm({"train.sh": train})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("ready-*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
