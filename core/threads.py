@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ FILLS = 1 << 18  # numbers of a kernel for each thread; with a quarter of it a s
 OVERRIDE = "OMP_NUM_THREADS"  # read by torch when it is imported; where it is set, that number stays
 
 log = logging.getLogger("firstorder")
+_lock = threading.Lock()
+_running: list[int] = []  # one for each block at work: what torch had when it began
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -36,7 +39,7 @@ def filled(numbers: int, limit: int) -> int:
 
 @contextmanager
 def threads(numbers: int) -> Iterator[None]:
-    """Compute the block with as many threads as its work fills, and what follows with as many as before.
+    """Compute the block with as many threads as its work fills, and what comes after with as many as before.
 
     Never more than torch has: the cores, or what `torch.set_num_threads` was told. Where OMP_NUM_THREADS is set, what
     torch has stays. More than one are logged.
@@ -44,15 +47,21 @@ def threads(numbers: int) -> Iterator[None]:
     Args:
         numbers: that the largest kernels work on at once.
     """
-    before = torch.get_num_threads()
-    count = before if OVERRIDE in os.environ else filled(numbers, before)
-    if count > 1:
-        _tell(count)
-    torch.set_num_threads(count)
+    with _lock:
+        before = torch.get_num_threads()
+        count = before if OVERRIDE in os.environ else filled(numbers, before)
+        _running.append(before)
+        torch.set_num_threads(count)
     try:
+        if count > 1:
+            _tell(count)
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            first = _running[0]
+            _running.pop()
+            if not _running:  # torch has one number for all threads of Python: it is put back when nobody computes
+                torch.set_num_threads(first)
 
 
 def sized(numbers: Callable[..., int]) -> Callable[[Function], Function]:

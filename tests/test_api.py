@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +87,30 @@ def test_a_result_is_what_the_command_writes_and_prints(capsys):
         name: result.document["result"][name] for name in ("replay_bias", "variance", "bounds", "seconds")
     }
     assert result.document["result"].keys() <= {*vars(result)}
+
+
+def test_claims_are_settled_as_the_command_settles_them(capsys):
+    result = fo.validate(only=["baseline"], quick=True)
+    assert result.verdicts == {"baseline": "holds"}
+    assert (result.passed, result.differences) == (True, [])
+    assert fo.validate(only=["baseline"], quick=True, expect=result).passed
+    worse = result.document | {"claims": [result.document["claims"][0] | {"verdict": "fails"}]}
+    other = fo.validate(only=["baseline"], quick=True, expect=replace(result, document=worse))
+    assert (other.passed, other.differences) == (False, ["baseline: holds, recorded fails"])
+    assert run(["validate", "--quick", "--only", "baseline", "--json", "-"]) == 0
+    assert untimed(to_json(result.document)) == untimed(capsys.readouterr().out)
+    (row,) = result.records()
+    assert (row["claim"], row["verdict"], row["headline"]) == (
+        "baseline",
+        "holds",
+        result.claims["baseline"].outcome.headline,
+    )
+    (axes,) = result.plot().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["baseline"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["holds"]
+    assert row["headline"] in [each.get_text() for each in axes.texts]
+    with pytest.raises(ConfigError, match="--out keeps the runs of --training"):
+        fo.validate(out="runs")
 
 
 def test_a_notebook_shows_the_table(monkeypatch):

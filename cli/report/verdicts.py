@@ -10,7 +10,7 @@ from .figures import drawn
 
 COLOURS = {"holds": "tab:green", "reproduced": "tab:green", "fails": "tab:red", "not reproduced": "tab:orange"}
 OPEN = "tab:blue"  # of what is inconclusive
-WIDTH, LINE = 9.0, 0.26  # inches
+WIDTH, LINE = 13.0, 0.26  # inches
 
 
 def verdicts(claims: Mapping[str, tuple[str, str]]) -> Figure:
@@ -27,6 +27,6 @@ def _figure(claims: Mapping[str, tuple[str, str]]) -> Figure:
         ax.annotate(headline, (len(columns) - 0.5, place), va="center", fontsize=8)
     ax.set_yticks(range(len(claims)), list(claims))
     ax.set_xticks(range(len(columns)), columns)
-    ax.set(xlim=(-0.5, 2.5 * len(columns)), ylim=(len(claims) - 0.5, -0.5))
-    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set(xlim=(-0.5, 2.2 * len(columns) - 0.5), ylim=(len(claims) - 0.5, -0.5))
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8)
     return figure

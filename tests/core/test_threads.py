@@ -34,6 +34,16 @@ def test_what_torch_had_before_is_put_back_after_a_failure_too():
     assert torch.get_num_threads() == 2
 
 
+def test_blocks_that_overlap_leave_what_torch_had_before_the_first():
+    one, other = threads.threads(0), threads.threads(0)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert torch.get_num_threads() == 1
+    other.__exit__(None, None, None)
+    assert torch.get_num_threads() == 2
+
+
 def test_what_the_environment_says_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert inside(0) == 2
