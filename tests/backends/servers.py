@@ -29,7 +29,7 @@ def start(folder, port, log, settings):
     command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 240
     while not answers(address):
         log.seek(0)
         assert process.poll() is None, log.read()[-200:]

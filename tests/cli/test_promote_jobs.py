@@ -66,7 +66,7 @@ def slurm(folder):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=30)
     return process.returncode, out + err
 
 
@@ -138,7 +138,7 @@ def test_a_fault_is_started_again_where_that_may_help(folder, slurm, changes, va
 def test_sigterm_reaches_the_trainer_and_the_job_is_queued_again(folder, slurm):
     train = STEP + "trap 'echo saved; exit 143' TERM\ntouch $BUNDLE/ready-$HOST; while true; do sleep 0.05; done\n"
     job = slurm({"train.sh": train})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 20
     while len(list(folder.glob("ready-*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
