@@ -11,6 +11,7 @@ import typer.main
 from firstorder.backends.promote import models
 from firstorder.cli.api.compose import compose, compose_engines, grid
 from firstorder.cli.api.evidence import read_source
+from firstorder.cli.api.overrides import laid
 from firstorder.cli.api.recipes import resolve
 from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
@@ -90,7 +91,7 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
             for point in points(axes(given["grid_"])):
                 compose_engines("minirl", [*set_, *(f"{key}={value}" for key, value in point.items())])
         case "promote":
-            models.engines(set_, read_source(given["source"])[2])
+            models.engines(laid(set_), read_source(given["source"])[2])
         case "validate":
             assert set(given["only"]) <= {claim.id for claim in (TRAINING if given["training"] else CLAIMS)}
         case "recipes":

@@ -12,7 +12,7 @@ from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
-from firstorder.core.settings.toml import build, override, read
+from firstorder.core.settings.toml import assign, build, read
 
 ENGINES = ("torchtitan", "vllm", "task")
 DEFAULT = "qwen3-30b-a3b"
@@ -30,26 +30,26 @@ def shape_of(name: str = DEFAULT) -> Shape:
 
 
 def engines(
-    assignments: Sequence[str] = (), task: Mapping[str, Any] | None = None, name: str = DEFAULT
+    settings: Sequence[tuple[str, Any]] = (), task: Mapping[str, Any] | None = None, name: str = DEFAULT
 ) -> tuple[Torchtitan, Vllm, TaskSettings]:
-    """The engines' settings for a model and the task, under assignments `torchtitan.a=value`, `vllm.b=value`, ...
+    """The engines' settings for a model and the task, under settings of `torchtitan.a`, `vllm.b`, ...
 
     Args:
-        assignments: of keys of the three sections.
+        settings: dotted keys of the three sections with their values.
         task: the `[task]` section of what is promoted, if it has one.
         name: of the model.
 
     Raises:
-        ConfigError: an assignment is of none of them, or not valid; no task is set, or its files are not where every
+        ConfigError: a key is of none of them, or a value not valid; no task is set, or its files are not where every
             node finds them.
     """
-    for assignment in assignments:
-        if assignment.partition(".")[0].strip() not in ENGINES:
+    for key, _ in settings:
+        if key.partition(".")[0].strip() not in ENGINES:
             raise ConfigError(
-                f"--set {assignment} would change the recipe, which is promoted as it is; "
+                f"--set {key} would change the recipe, which is promoted as it is; "
                 f"set keys of {', '.join(f'[{engine}]' for engine in ENGINES)}, or edit the recipe"
             )
-    tree = override(read(str(folder(name) / "engines.toml")) | {"task": dict(task or {})}, assignments)
+    tree = assign(read(str(folder(name) / "engines.toml")) | {"task": dict(task or {})}, settings)
     titan, vllm = build(Torchtitan, tree["torchtitan"], "torchtitan"), build(Vllm, tree["vllm"], "vllm")
     if "kind" not in tree["task"]:
         raise ConfigError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from firstorder.backends.torchtitan.config import Torchtitan
@@ -118,8 +118,8 @@ def cadence(step: float) -> int:
     return max(1, int(LOST // step))
 
 
-def patient(titan: Torchtitan, vllm: Vllm, moved: Step, assignments: Sequence[str] = ()) -> tuple[Torchtitan, Vllm]:
-    """Settings whose time-outs and cadence follow from the estimates; what is assigned is kept, if it is long enough.
+def patient(titan: Torchtitan, vllm: Vllm, moved: Step, assigned: Collection[str] = ()) -> tuple[Torchtitan, Vllm]:
+    """Settings whose time-outs and cadence follow from the estimates; `assigned` keys stay, if they are long enough.
 
     A server is waited for `SLACK` times as long as its longest response takes, and no less than the model's settings
     say. A rank waits for the first one `SLACK` times as long as a rollout takes, and for a server that has to be
@@ -128,11 +128,10 @@ def patient(titan: Torchtitan, vllm: Vllm, moved: Step, assignments: Sequence[st
     Raises:
         ConfigError: an assigned time-out is below what is estimated.
     """
-    assigned = {one.partition("=")[0].strip() for one in assignments}
     server = float(max(vllm.timeout, _minutes(SLACK * moved.response)))
     timeouts = {"vllm.timeout": vllm.timeout, "torchtitan.timeout": titan.timeout}
     least = {"vllm.timeout": moved.response, "torchtitan.timeout": moved.rollout}
-    for key in assigned & timeouts.keys():
+    for key in timeouts.keys() & set(assigned):
         if timeouts[key] < least[key]:
             what = "a response" if key == "vllm.timeout" else "a rollout"
             raise ConfigError(

@@ -45,15 +45,6 @@ def laid(overrides: Overrides = (), keywords: Mapping[str, Any] | None = None, *
     return settings + (pairs(placed(keywords, simulated=simulated)) if keywords else [])
 
 
-def assignments(overrides: Overrides, sections: Mapping[str, Any]) -> list[str]:
-    """The same settings as `a.b=value` assignments; those that are given so stay as they are."""
-    from firstorder.core.settings.overrides import pairs
-    from firstorder.core.settings.toml import dump
-
-    given = [*(pairs(overrides) if isinstance(overrides, Mapping) else overrides), *pairs(sections)]
-    return [each if isinstance(each, str) else f"{each[0]}={dump({'v': each[1]})[4:-1]}" for each in given]
-
-
 def placed(keywords: Mapping[str, Any], *, simulated: bool) -> dict[str, Any]:
     """Keywords under the keys that they stand for: a key of `[sim]` stands in its section."""
     from firstorder.core.errors import ConfigError

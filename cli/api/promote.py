@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evidence import check_rehearsal, collapsed, read_evidence, read_source, tried, wanted
-from .overrides import assignments
+from .overrides import laid
 from .results import Result, require_matplotlib
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def promote(
     from firstorder.core.errors import ConfigError
     from firstorder.core.runs.files import check_folder
 
-    assigned = assignments(overrides, sections)
+    settings = laid(overrides, sections, simulated=False)
     match, evidence, rehearse = (None if each is None else os.fspath(each) for each in (match, evidence, rehearse))
     content, recipe, given = read_source(source)
     check_folder(Path(out))
@@ -173,10 +173,10 @@ def promote(
     shape = models.shape_of()
     job = Job(**{key: value for key, value in (("account", account), ("partition", partition)) if value is not None})
     allotted = None if time is None else timing.seconds(time)
-    titan, vllm, task = models.engines(assigned, given)
+    titan, vllm, task = models.engines(settings, given)
     where = plan.plan(shape, recipe, titan, vllm, world, card)
     moved = plan.step(shape, recipe, titan, vllm, where)
-    titan, vllm = timing.patient(titan, vllm, moved, assigned)
+    titan, vllm = timing.patient(titan, vllm, moved, [key for key, _ in settings])
     whole = timing.timing(recipe, titan, where, moved, allotted)
     target = wanted(recipe, match)
     gate = None if evidence is None else read_evidence(recipe, evidence)

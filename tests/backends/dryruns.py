@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 def shipped():
     """Every recipe of the grid, one layer over 64 ranks."""
     shape = replace(models.shape_of(), num_hidden_layers=1)
-    titan = models.engines(["task.kind=sums", "torchtitan.pack_length=512"])[0]
+    titan = models.engines([("task.kind", "sums"), ("torchtitan.pack_length", 512)])[0]
     names = [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)]
     return {name: asdict(dryrun.dry_run(shape, titan, build(Recipe, read(name)), 64)) for name in names}
 

@@ -133,14 +133,14 @@ def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp
 
 
 def test_memory_follows_the_length_of_a_row(monkeypatch):
-    titan = models.engines(TASK[1:])[0].model_copy(update={"pack_length": 1024})
+    titan = models.engines([("task.kind", "reasoning-gym")])[0].model_copy(update={"pack_length": 1024})
     half = dry.DryRun(memory=dict.fromkeys(dry.PARTS, 100), shardings=[], error=0.0, seconds=0.0, resident=0)
     monkeypatch.setattr(dry, "dry_run", lambda shape, settings, *rest: half if settings.pack_length == 512 else None)
     assert dry.per_position(None, titan, None, 1, 600 + 512) == 1.0
 
 
 def test_a_dry_run_that_cannot_be_is_one_line():
-    titan = models.engines([*TASK[1:], "torchtitan.dtype=float32"])[0]
+    titan = models.engines([("task.kind", "reasoning-gym"), ("torchtitan.dtype", "float32")])[0]
     with pytest.raises(ConfigError, match=r"covers only torchtitan\.dtype = bfloat16, got float32"):
         dry.dry_run(models.shape_of(), titan, build(Recipe, read(NAME)), 8)
 

@@ -6,7 +6,7 @@ from firstorder.backends.promote import hardware, models, plan, timing
 from firstorder.backends.promote.dry import PARTS, DryRun
 from firstorder.backends.promote.promotion import Job, Promotion
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings.toml import build, read, source
+from firstorder.core.settings.toml import assignment, build, read, source
 
 GRID = [f"qwen3-30b-a3b-{mode}-n{n}" for mode in ("none", "r2", "r3") for n in (1, 2, 4, 8)]
 GIB = 1 << 30
@@ -39,8 +39,12 @@ def recipe_of(name):
     return build(Recipe, read(name))
 
 
+def assigned(sets):
+    return [assignment(each) for each in sets]
+
+
 def engines(sets=()):
-    return models.engines(["task.kind=sums", *sets])
+    return models.engines(assigned(["task.kind=sums", *sets]))
 
 
 def planned(shape, name="qwen3-30b-a3b-r3-n2", world=64, gpu="h100", sets=()):
@@ -50,9 +54,9 @@ def planned(shape, name="qwen3-30b-a3b-r3-n2", world=64, gpu="h100", sets=()):
 def promotion_of(shape, name="qwen3-30b-a3b-r3-n2", sets=("task.kind=sums",), time=None, job=None):
     """A promotion over 64 ranks, unstable in the simulator."""
     recipe, where = recipe_of(name), planned(shape, name, sets=sets)
-    titan, vllm, task = models.engines(sets)
+    titan, vllm, task = models.engines(assigned(sets))
     step = plan.step(shape, recipe, titan, vllm, where)
-    titan, vllm = timing.patient(titan, vllm, step, sets)
+    titan, vllm = timing.patient(titan, vllm, step, [key for key, _ in assigned(sets)])
     return Promotion(
         recipe=recipe,
         source=source(name).encode(),

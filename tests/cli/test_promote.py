@@ -229,7 +229,7 @@ def test_every_kind_of_task_says_what_judges_it():
     from firstorder.backends.tasks.config import Kind
 
     assert set(readme.JUDGES) == set(get_args(Kind))
-    (said,) = readme.trained(models.engines(["task.kind=reasoning-gym", "task.dataset=gcd"])[2])
+    (said,) = readme.trained(models.engines([("task.kind", "reasoning-gym"), ("task.dataset", "gcd")])[2])
     assert "data set `gcd`" in said
 
 
