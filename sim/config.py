@@ -60,8 +60,13 @@ class Numerics(Section):
 class Sim(Section):
     """Sizes, engines and staleness of an exact experiment. Lengths are in tokens."""
 
-    vocab: int = within(4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response")
-    horizon: int = within(5, "[1, 1048576]", "every response is enumerated", "longest response")
+    world: Literal["tree", "graph"] = Field(
+        "tree",
+        description="`tree` enumerates every response; `graph` walks contexts that merge, as those of `task = chain` "
+        "do, at any length",
+    )
+    vocab: int = within(4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response, but for `ending = horizon`")
+    horizon: int = within(5, "[1, 1048576]", "a tree enumerates every response", "longest response")
     prompts: int = within(4, f"[1, {MAX_PROMPTS}]", SIZE_WHY, "prompts measured, equally likely")
     prompt_length: int = within(
         2, "[1, 32]", "prompts are a table of every word of so many tokens", "tokens of a prompt"
@@ -84,12 +89,18 @@ class Sim(Section):
         1.0, "[0.01, 100]", "below it sampling is greedy, above it uniform", "of sampling, in both engines"
     )
     seed: int = within(0, SEED, SEED_WHY, "of the weights; the noise of an engine has its own, `numerics.seed`")
-    task: Literal["sum", "program", "text", "guess"] = Field("sum", description="what is to be learnt")
+    task: Literal["sum", "program", "text", "guess", "chain"] = Field("sum", description="what is to be learnt")
     turn_length: int = within(
         1,
         "[1, 1048576]",
         "a turn is a part of sim.horizon",
-        "tokens of a turn; read by `task = guess`, whose environment answers after each",
+        "tokens of a turn, after each of which an environment answers; read by `task = guess`, and by `chain` with "
+        "`feedback`",
+    )
+    positions: int = within(8, SIZE, SIZE_WHY, "positions of a problem, one after the other and round; read by `chain`")
+    right: int = within(1, SIZE, SIZE_WHY, "tokens that are right at a position; read by `chain`")
+    shared: float = within(
+        0.5, "[0, 1]", "it is a share", "share of their features that failing contexts have in common; read by `chain`"
     )
     reward: Literal["binary", "graded"] | None = Field(
         None,
@@ -151,7 +162,9 @@ class Sim(Section):
 
     @property
     def available(self) -> int:
-        """Prompts that exist: every word of `prompt_length` tokens 1 to V-1."""
+        """Prompts that exist: every word of `prompt_length` tokens 1 to V-1, or the problems of `chain`."""
+        if not self.carries:
+            return self.pool or 2 * self.prompts
         return int((self.vocab - 1) ** self.prompt_length)
 
     @property
@@ -162,7 +175,22 @@ class Sim(Section):
     @property
     def graded(self) -> bool:
         """Whether the reward has levels between 0 and 1."""
-        return self.reward == "graded" or (self.reward is None and self.task != "sum")
+        return self.reward == "graded" or (self.reward is None and self.task not in ("sum", "chain"))
+
+    @property
+    def carries(self) -> bool:
+        """Whether the policy carries a state from token to token: not where contexts are rows of features."""
+        return self.task != "chain"
+
+    @property
+    def inputs(self) -> int:
+        """Rows of the embedding: tokens, or features of contexts."""
+        return self.vocab if self.carries else 2 * (self.available + self.positions) + 2
+
+    @property
+    def first(self) -> int:
+        """The first token that a response goes on after: 1 where token 0 ends it, else 0."""
+        return 1 if self.carries else 0
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

@@ -17,25 +17,27 @@ def numbers(rows: int, width: int) -> int:
     return min(rows, CHUNK_ROWS) * width
 
 
-def chunked_step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+def chunked_step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
     """`policy.step`, in checkpointed chunks of prefixes once there are many; arguments as there."""
-    size = max(1, CHUNK_ROWS // state.shape[0])
-    if tokens.shape[-1] <= size:
-        return step(model, state, tokens, keys, replay)
+    size = max(1, CHUNK_ROWS // len(model.weights["embed"]))
+    if keys.shape[-1] <= size:
+        return step(model, state, inputs, keys, replay)
     chunks = []
-    for start in range(0, tokens.shape[-1], size):
+    for start in range(0, keys.shape[-1], size):
         cut = slice(start, start + size)
         routes = None if replay is None else replay[:, cut]
-        chunks.append(_checkpointed(model, state[:, cut], tokens[..., cut], keys[..., cut], routes))
+        carried = None if state is None else state[:, cut]
+        given = inputs[cut] if inputs.is_floating_point() else inputs[..., cut]
+        chunks.append(_checkpointed(model, carried, given, keys[..., cut], routes))
     return Step(**{name: torch.cat([getattr(c, name) for c in chunks], dim=1) for name in vars(chunks[0])})
 
 
-def _checkpointed(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+def _checkpointed(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
     if not torch.is_grad_enabled():
-        return step(model, state, tokens, keys, replay)
+        return step(model, state, inputs, keys, replay)
 
-    def tensors(carried: Tensor) -> tuple[Tensor, ...]:
-        return tuple(vars(step(model, carried, tokens, keys, replay)).values())
+    def tensors(carried: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(vars(step(model, carried, inputs, keys, replay)).values())
 
     values = checkpoint(tensors, state, use_reentrant=False, preserve_rng_state=False)
     return Step(**dict(zip(Step.__dataclass_fields__, values, strict=True)))

@@ -8,6 +8,9 @@ Token by token, with a state that is carried along, so that an expert chosen ear
     for each layer:   h = x + tanh(x A + s B);  x = h + Σ_{e in top-k} g_e · silu(norm(h) W1_e) W2_e;  s' = norm(x)
     logits = norm(x) W_out / temperature
 
+Where contexts are rows of features, x_0 is the sum of their embeddings, each by how much of it a context has, and
+no state is carried: there is no B.
+
 Every product goes through an `Arithmetic`, so the training and the inference engine are this one function.
 """
 
@@ -68,7 +71,7 @@ def initial_weights(sim: Sim, seeds: Tensor) -> Weights:
     """
     d, f, e, v, n = sim.width, sim.expert_width, sim.experts, sim.vocab, sim.layers
     shapes = {
-        "embed": ((v, d), 1.0),
+        "embed": ((sim.inputs, d), 1.0),
         "mix_x": ((n, d, d), d**-0.5),
         "mix_s": ((n, d, d), d**-0.5),
         "router": ((n, d, e), d**-0.5),
@@ -78,6 +81,8 @@ def initial_weights(sim: Sim, seeds: Tensor) -> Weights:
     }
     weights = {}
     for index, (name, (shape, scale)) in enumerate(shapes.items()):
+        if name == "mix_s" and not sim.carries:
+            continue
         key = noise.combine(noise.mix(seeds)[:, None], index)
         draw = noise.normal(noise.combine(key, torch.arange(math.prod(shape))))
         weights[name] = (scale * draw).reshape(len(seeds), *shape)
@@ -144,23 +149,26 @@ def initial_state(model: Model, prefixes: int) -> Tensor:
     return torch.zeros(m, prefixes, n, d, dtype=torch.float64)
 
 
-def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tensor | None = None) -> Step:
+def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None = None) -> Step:
     """Run one token after each of N prefixes.
 
     Args:
         model: an engine.
-        state: `[M, N, L, D]` of the prefixes.
-        tokens: int64 `[N]`, or `[M, N]` where members run different tokens.
-        keys: int64, shaped as `tokens`: hash of each prefix with its new token, where noise is looked up.
+        state: `[M, N, L, D]` of the prefixes; None for a policy that carries none.
+        inputs: the tokens, int64 `[N]`, or `[M, N]` where members run different ones; or features, float64 `[N, F]`.
+        keys: int64 `[N]` or `[M, N]`: hash of each prefix with its new token, where noise is looked up.
         replay: `[M, N, L, K]` expert ids to use, -1 where live.
     """
     w, a = model.weights, model.arithmetic
-    x = w["embed"][:, tokens] if tokens.ndim == 1 else w["embed"][torch.arange(len(tokens))[:, None], tokens]
+    x = _embedded(w["embed"], inputs)
+    layers = w["mix_x"].shape[1]
     states, ids, lives, margins, router_logps = [], [], [], [], []
-    for layer in range(state.shape[2]):
+    for layer in range(layers):
         mixed = a.product(x, w["mix_x"][:, layer], Site(layer=layer, name=MIX, keys=keys))
-        carried = a.product(state[:, :, layer], w["mix_s"][:, layer], Site(layer=layer, name=MIX + 8, keys=keys))
-        h = a.round(x + torch.tanh(mixed + carried))
+        if state is not None:
+            site = Site(layer=layer, name=MIX + 8, keys=keys)
+            mixed = mixed + a.product(state[:, :, layer], w["mix_s"][:, layer], site)
+        h = a.round(x + torch.tanh(mixed))
         normed = _norm(h)
         logits = a.product(normed, w["router"][:, layer], Site(layer=layer, name=ROUTER, keys=keys))
         logits = a.perturb(logits, Site(layer=layer, name=ROUTER, keys=keys))
@@ -174,7 +182,7 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
         lives.append(routing.live)
         margins.append(margin(routing.selection, model.router.top_k))
         router_logps.append(logits.detach().log_softmax(-1))
-    logits = a.product(_norm(x), w["head"], Site(layer=state.shape[2], name=HEAD, keys=keys))
+    logits = a.product(_norm(x), w["head"], Site(layer=layers, name=HEAD, keys=keys))
     used = torch.stack(ids, dim=2)
     return Step(
         state=torch.stack(states, dim=2),
@@ -184,6 +192,13 @@ def step(model: Model, state: Tensor, tokens: Tensor, keys: Tensor, replay: Tens
         margin=torch.stack(margins, dim=2),
         router_logp=torch.stack(router_logps, dim=2),
     )
+
+
+def _embedded(embed: Tensor, inputs: Tensor) -> Tensor:
+    """x_0 of tokens or of rows of features, `[M, N, D]`, from embeddings `[M, V or F, D]`."""
+    if inputs.is_floating_point():
+        return inputs @ embed
+    return embed[:, inputs] if inputs.ndim == 1 else embed[torch.arange(len(inputs))[:, None], inputs]
 
 
 def _experts(model: Model, layer: int, x: Tensor, ids: Tensor, gates: Tensor, keys: Tensor) -> Tensor:

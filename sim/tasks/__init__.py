@@ -2,13 +2,14 @@
 
 from firstorder.sim.config import Sim
 
+from .chain import Chain
 from .guess import Guess
 from .program import Program
 from .sums import Sum
 from .task import SimTask
 from .text import Text
 
-TASKS: dict[str, type[SimTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess}
+TASKS: dict[str, type[SimTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess, "chain": Chain}
 
 
 def task_of(sim: Sim) -> SimTask:
@@ -16,4 +17,4 @@ def task_of(sim: Sim) -> SimTask:
     return TASKS[sim.task](sim)
 
 
-__all__ = ["TASKS", "Guess", "Program", "SimTask", "Sum", "Text", "task_of"]
+__all__ = ["TASKS", "Chain", "Guess", "Program", "SimTask", "Sum", "Text", "task_of"]
