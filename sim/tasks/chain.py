@@ -53,7 +53,7 @@ class Chain(SimTask):
         """Problem and position, of their own where the chain is lost but for what is shared, and the mode."""
         sim, problems = self.sim, self.sim.available
         half, lost = 2.0**-0.5, (mode == OFF).double()
-        common = half * torch.where(mode == OFF, sim.shared, 1.0)
+        common = half * (1 - lost + lost * sim.shared)
         own = half * lost * (1 - sim.shared**2) ** 0.5
         features = torch.zeros(len(mode), sim.inputs, dtype=torch.float64)
         row = torch.arange(len(mode))
