@@ -111,6 +111,9 @@ class Sim(Section):
     )
     numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
     training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
+    samples: int = within(
+        64, "[2, 1000000]", COUNT_WHY, "responses drawn for what has no exact form; read by `world = graph`"
+    )
     draws: int = within(
         32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`"
     )

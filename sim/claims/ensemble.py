@@ -15,7 +15,7 @@ from firstorder.core.settings.toml import read
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.scene import Engines, Mode, Scene, build, engines, grow
-from firstorder.sim.exact.tree import Tree
+from firstorder.sim.exact.world import World
 from firstorder.sim.model.policy import Weights
 from firstorder.sim.trials.budget import Budget
 
@@ -28,8 +28,7 @@ class Ensemble:
     """
 
     sim: Sim
-    tree: Tree
-    rewards: Tensor
+    world: World
     seeds: Tensor
     noise: Tensor
     owner: Tensor
@@ -51,7 +50,7 @@ class Ensemble:
     def scene(self, scale: float, modes: Iterable[Mode], *, theta: Weights | None = None, grad: bool = True) -> Scene:
         """All passes at one perturbation; without `grad` for values only, which is faster."""
         with torch.set_grad_enabled(grad):
-            return build(self.sim, self.tree, self.rewards, self.engines(scale), self.weights, theta, modes)
+            return build(self.sim, self.world, self.engines(scale), self.weights, theta, modes)
 
     def per_policy(self, values: Tensor) -> Tensor:
         """Member values `[M]` added up over the draws of each policy, `[policies]`."""
@@ -61,11 +60,11 @@ class Ensemble:
 def ensemble(budget: Budget, sim: Sim | None = None) -> Ensemble:
     """The members that a budget buys."""
     sim = sim or Sim()
-    tree, rewards = grow(sim)
+    world = grow(sim)
     owner = torch.arange(budget.policies).repeat_interleave(budget.draws)
     seeds = budget.first_seed + owner
     noise = seeds * 1000 + torch.arange(budget.draws).repeat(budget.policies)
-    return Ensemble(sim=sim, tree=tree, rewards=rewards, seeds=seeds, noise=noise, owner=owner)
+    return Ensemble(sim=sim, world=world, seeds=seeds, noise=noise, owner=owner)
 
 
 @lru_cache

@@ -15,7 +15,7 @@ from firstorder.sim.exact.measurement import update
 from firstorder.sim.exact.objectives import direction, gradient, value, values
 from firstorder.sim.exact.scene import MODES, Mode, Scene
 from firstorder.sim.exact.staleness import path
-from firstorder.sim.exact.tree import gather
+from firstorder.sim.exact.world import gather
 from firstorder.sim.trials.budget import Budget
 
 from .claim import EXACT, Claim, Outcome, theorem
@@ -34,14 +34,14 @@ def stale_scene(budget: Budget, scale: float = SCALE, steps: int = STALENESS) ->
 
 def ratios(scene: Scene, mode: Mode) -> Tensor:
     """ρ_t of a target on every response, 1 off the mask, `[M, B, T]`."""
-    return (gather(scene.target[mode].logp.detach(), scene.tree) - gather(scene.mu_old.logp, scene.tree)).exp()
+    return (gather(scene.target[mode].logp.detach(), scene.responses) - gather(scene.mu_old.logp, scene.responses)).exp()
 
 
 def expansion_error(scene: Scene, mode: Mode) -> Tensor:
     """-E[R Σ_t (ρ_t - 1)(1 - Π_{j>t} ρ_j)], the error of the expansion by its identity, `[M]`."""
     rho = ratios(scene, mode)
     after = rho.flip(-1).cumprod(-1).flip(-1) / rho  # prod_{j>t} rho_j
-    return -(scene.measure * scene.rewards * ((rho - 1) * (1 - after)).sum(-1)).sum(-1)
+    return -(scene.measure * scene.responses.rewards * ((rho - 1) * (1 - after)).sum(-1)).sum(-1)
 
 
 def off(a: Tensor, b: Tensor) -> float:
@@ -54,7 +54,7 @@ def _value_identity(budget: Budget) -> Outcome:
     _, scene = stale_scene(budget)
     deviations, leading = {}, {}
     for mode in MODES:
-        rho, weighted = ratios(scene, mode), scene.measure * scene.rewards
+        rho, weighted = ratios(scene, mode), scene.measure * scene.responses.rewards
         right = expansion_error(scene, mode)
         deviations[mode] = off(right[:, None], values(scene, mode).error[:, None])
         delta = rho - 1
@@ -67,13 +67,13 @@ def _sequence_gradient(budget: Budget) -> Outcome:
     _, scene = stale_scene(budget)
     deviations = {}
     for mode in MODES:
-        objective = value(scene.target[mode].logp, scene.tree, scene.rewards).sum()
+        objective = value(scene.target[mode].logp, scene.world).sum()
         leaves = [w for w in scene.weights.values() if w.requires_grad]
         grads = torch.autograd.grad(objective, leaves, retain_graph=True)
         by_autograd = torch.cat([g.flatten(1) for g in grads], dim=1)
         product = ratios(scene, mode).prod(-1, keepdim=True)
-        weight = (scene.measure * scene.rewards)[..., None] * product
-        deviations[mode] = off(direction(scene, mode, weight.expand(-1, -1, scene.tree.horizon)), by_autograd)
+        weight = (scene.measure * scene.responses.rewards)[..., None] * product
+        deviations[mode] = off(direction(scene, mode, weight.expand(-1, -1, scene.world.horizon)), by_autograd)
     return theorem(deviations)
 
 
@@ -81,7 +81,7 @@ def _gradient_gap(budget: Budget) -> Outcome:
     _, scene = stale_scene(budget)
     deviations, size = {}, {}
     for mode in MODES:
-        rho, weighted = ratios(scene, mode), (scene.measure * scene.rewards)[..., None]
+        rho, weighted = ratios(scene, mode), (scene.measure * scene.responses.rewards)[..., None]
         g = gradient(scene, mode)
         token = direction(scene, mode, weighted * rho)
         gap = direction(scene, mode, weighted * rho * (rho.prod(-1, keepdim=True) / rho - 1))
@@ -95,7 +95,7 @@ def _prefix_and_future(budget: Budget) -> Outcome:
     _, scene = stale_scene(budget)
     deviations, halves = {}, {}
     for mode in MODES:
-        rho, weighted = ratios(scene, mode), (scene.measure * scene.rewards)[..., None]
+        rho, weighted = ratios(scene, mode), (scene.measure * scene.responses.rewards)[..., None]
         prefix = rho.cumprod(-1)
         future = rho.prod(-1, keepdim=True) / prefix  # prod_{s>t}: averages R into Q^pi
         g = gradient(scene, mode)
@@ -120,7 +120,7 @@ def _baseline(budget: Budget) -> Outcome:
         "token_is": rho,
         "clip_mask": rho * ((rho < 1.27) & (rho > 0.8)),
         "truncation": rho.clamp(max=1.1),
-        "length_norm": rho / scene.tree.lengths[:, None],
+        "length_norm": rho / scene.responses.lengths[:, None],
         "no_is": torch.ones_like(rho),
     }
     norms = {n: (direction(scene, "disabled", share * w).norm(dim=-1) / g.norm(dim=-1)) for n, w in added.items()}

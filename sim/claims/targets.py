@@ -9,7 +9,7 @@ from firstorder.core.routing import flips
 from firstorder.sim.exact.bounds import bounds, sequence_total_variation
 from firstorder.sim.exact.objectives import gradient, values
 from firstorder.sim.exact.scene import MODES, Scene
-from firstorder.sim.exact.tree import gather
+from firstorder.sim.exact.world import gather
 from firstorder.sim.trials.budget import Budget
 
 from .claim import EXACT, Claim, Outcome, theorem
@@ -20,12 +20,12 @@ from .identities import SCALE, expansion_error, off, ratios, stale_scene
 def _factorisation(budget: Budget) -> Outcome:
     """Every factor under its own routes, eq. (6): e^π live, e^π_old (R2) or e^μ_old (R3) in both of π's terms."""
     _, scene = stale_scene(budget)
-    mu = gather(scene.mu_old.logp, scene.tree)
+    mu = gather(scene.mu_old.logp, scene.responses)
     routes = {"R2": scene.old["disabled"].routes, "R3": scene.mu_old.routes}
     deviations, spread = {}, {}
     for mode in MODES:
-        old = gather(scene.old[mode].logp, scene.tree)
-        theta = gather(scene.target[mode].logp.detach(), scene.tree)
+        old = gather(scene.old[mode].logp, scene.responses)
+        theta = gather(scene.target[mode].logp.detach(), scene.responses)
         discrepancy, staleness = (old - mu).exp(), (theta - old).exp()
         deviations[mode] = off(discrepancy * staleness, ratios(scene, mode))
         spread[mode] = {"discrepancy": _spread(scene, old - mu), "staleness": _spread(scene, theta - old)}
@@ -38,8 +38,8 @@ def _factorisation(budget: Budget) -> Outcome:
 
 def _spread(scene: Scene, log: torch.Tensor) -> float:
     """E|log factor| per response token, nats."""
-    weighted = (scene.measure[..., None] * log.abs() * scene.tree.mask).sum((-2, -1))
-    tokens = (scene.measure * scene.tree.lengths).sum(-1)
+    weighted = (scene.measure[..., None] * log.abs() * scene.responses.mask).sum((-2, -1))
+    tokens = (scene.measure * scene.responses.lengths).sum(-1)
     return float((weighted / tokens).mean())
 
 
@@ -74,11 +74,11 @@ def _replay_bias(budget: Budget) -> Outcome:
     deviations, violated, shares = {}, {}, {}
     for mode in ("R2", "R3"):
         v, rho = values(scene, mode), ratios(scene, mode)
-        weighted = scene.measure * scene.rewards
+        weighted = scene.measure * scene.responses.rewards
         whole = v.j_seq_natural - v.j_mu - (weighted * (rho - 1).sum(-1)).sum(-1)
         approximation = expansion_error(scene, mode)
         moved = scene.probability("disabled") - scene.probability(mode)
-        bias = (moved * scene.rewards).sum(-1)
+        bias = (moved * scene.responses.rewards).sum(-1)
         deviations[mode] = off((approximation + bias)[:, None], whole[:, None])
         limit = sequence_total_variation(scene, mode)
         violated[mode] = float((bias.abs() - limit).clamp(min=0).max())

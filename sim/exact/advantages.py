@@ -16,7 +16,7 @@ from firstorder.core.method.value import gae
 from .groups import expected_parts, sign_chances
 from .objectives import state_values
 from .scene import Scene
-from .tree import gather_contexts
+from .world import gather_contexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,15 @@ class AdvantageTable:
 
     def rank(self, scene: Scene) -> Tensor:
         """The level of every response's reward, int64 `[B]`."""
-        return torch.searchsorted(self.levels, scene.rewards)
+        return torch.searchsorted(self.levels, scene.responses.rewards)
 
     def _rows(self, scene: Scene, *tables: Tensor) -> tuple[Tensor, Tensor]:
-        above, below = (table[:, scene.tree.prompt, self.rank(scene)] for table in tables)
+        prompt, rank = scene.responses.prompt, self.rank(scene)
+        if prompt.ndim == 1:
+            above, below = (table[:, prompt, rank] for table in tables)
+        else:
+            place = prompt * len(self.levels) + rank
+            above, below = (table.flatten(1).gather(1, place) for table in tables)
         return above, below
 
 
@@ -59,8 +64,8 @@ class CriticTable:
 
     def of(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """A⁺ and A⁻ of every token of a scene, `[M, B, T]`."""
-        values = gather_contexts(self.values, scene.tree)
-        a = gae(values, scene.rewards, scene.tree.mask, self.gae_lambda)
+        paths = scene.responses
+        a = gae(gather_contexts(self.values, paths), paths.rewards, paths.mask, self.gae_lambda)
         return a.clamp(min=0), (-a).clamp(min=0)
 
 
@@ -73,20 +78,14 @@ def advantage_table(scene: Scene, recipe: Recipe, values: Tensor | None = None) 
         values: `[M, N]`, what its critic says of each context; None for a perfect one, V = V^μ.
     """
     if recipe.has_critic:
-        known = state_values(scene.mu_old.logp, scene.tree, scene.rewards) if values is None else values
+        known = state_values(scene.mu_old.logp, scene.world) if values is None else values
         return CriticTable(values=known, gae_lambda=recipe.advantage.gae_lambda)
-    levels, chance = reward_levels(scene)
+    levels, chance = scene.world.levels, reward_chances(scene)
     group = levels, chance, recipe.advantage, recipe.schedule.group_size
     (plus, minus), (positive, negative) = expected_parts(*group), sign_chances(*group)
     return AdvantageTable(levels=levels, chance=chance, plus=plus, minus=minus, positive=positive, negative=negative)
 
 
-def reward_levels(scene: Scene) -> tuple[Tensor, Tensor]:
-    """The reward levels `[n]`, ascending, and μ_old's chance of each per prompt `[M, X, n]`."""
-    levels = torch.unique(scene.rewards)
-    count = len(scene.tree.prompts)
-    chance = torch.zeros(scene.mu_old.logp.shape[0], count * len(levels), dtype=torch.float64)
-    for part in scene.parts():
-        cell = part.tree.prompt * len(levels) + torch.searchsorted(levels, part.rewards)
-        chance.index_add_(1, cell, part.measure * count)
-    return levels, chance.view(-1, count, len(levels))
+def reward_chances(scene: Scene) -> Tensor:
+    """μ_old's chance of each reward level per prompt, `[M, X, n]`."""
+    return scene.world.earned(scene.mu_old.logp.exp()).transpose(-1, -2)

@@ -23,18 +23,19 @@ def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
     """Every bound on `Values.error` of a target, `[M]` in units of reward.
 
     Args:
-        scene: the engines on the tree.
+        scene: the engines on a world.
         mode: whose target.
     """
-    pi, mu, tree = scene.target[mode].logp.detach(), scene.mu_old.logp, scene.tree
+    pi, mu, world = scene.target[mode].logp.detach(), scene.mu_old.logp, scene.world
     total_variation = 0.5 * (pi.exp() - mu.exp()).abs().sum(-1)
     divergence = kl(mu, pi).clamp(min=0)
-    steps = torch.arange(1, tree.horizon + 1, dtype=torch.float64)
-    horizon = float(tree.horizon)
+    steps = torch.arange(1, world.horizon + 1, dtype=torch.float64)
+    horizon = float(world.horizon)
     eps = total_variation.amax(-1, keepdim=True)
     delta = divergence.amax(-1, keepdim=True)
-    mean_tv = _by_level(scene.reached * total_variation, tree.levels)
-    mean_kl = _by_level(scene.reached * divergence, tree.levels).sum(-1)
+    kernel = mu.exp()
+    mean_tv = world.by_step(kernel, total_variation)
+    mean_kl = (scene.reached * divergence).sum(-1)
     one = torch.ones(())
     half = (delta / 2).sqrt()
     left = horizon - steps
@@ -54,7 +55,3 @@ def sequence_total_variation(scene: Scene, mode: Mode) -> Tensor:
     """TV between the natural target and a replayed one over whole responses, which bounds |replay_bias|; `[M]`."""
     return 0.5 * (scene.probability("disabled") - scene.probability(mode)).abs().sum(-1)
 
-
-def _by_level(values: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Context values `[M, N]` added up per level, `[M, T]`."""
-    return torch.stack([part.sum(-1) for part in torch.split(values, list(levels), dim=1)], dim=-1)

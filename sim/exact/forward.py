@@ -5,6 +5,8 @@ Shapes: M members, N contexts, S tokens of a lead, L MoE layers, K experts a tok
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,10 @@ from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step, initial_state
 
 from .edges import Pass, Routes
-from .tree import Tree
+from .world import Responses
+
+if TYPE_CHECKING:
+    from .tree import Tree
 
 
 def run(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
@@ -40,11 +45,11 @@ def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[S
         The step of the last token of every context, one a level; of those before it the experts, and those that would
         have been chosen without replay, int16 `[M, leads, N_t, L, K]`.
     """
-    state = initial_state(model, len(tree.prompts))
+    state = initial_state(model, tree.prompts)
     levels, leads, lives = [], [], []
     for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.keys, strict=True)):
         if depth:
-            state = state.repeat_interleave(tree.vocab - 1, dim=1)
+            state = state.repeat_interleave(tree.vocab - tree.task.sim.first, dim=1)
         ids, live = [], []
         for place, routes in enumerate(_of_level(replay, tree, depth)):
             step = chunked_step(model, state, tokens[place], keys[place], routes)
@@ -57,24 +62,63 @@ def walk(model: Model, tree: Tree, replay: Routes | None = None) -> tuple[list[S
     return levels, leads, lives
 
 
+def look_up(model: Model, tree: Tree, replay: Routes | None = None) -> Pass:
+    """Run a policy that carries no state over the tree: one pass over the table of what its contexts are.
+
+    Args:
+        model: the engine.
+        tree: the contexts.
+        replay: experts to use at every context; None routes live.
+    """
+    step, place = _table(model, tree, replay), tree.place
+    return Pass(
+        logp=step.logp[:, place],
+        routes=_repeated(step.ids[:, place], tree),
+        live=_repeated(step.live[:, place], tree),
+        margin=step.margin[:, place],
+        router_logp=step.router_logp[:, place],
+    )
+
+
+def _table(model: Model, tree: Tree, replay: Routes | None) -> Step:
+    """One pass over the table, every row with the experts given at a context that it is."""
+    table, place = tree.table, tree.place
+    ids = None
+    if replay is not None:
+        members, _, *layers = replay.contexts.shape
+        ids = replay.contexts.new_full((members, len(table.features), *layers), -1)
+        ids[:, place] = replay.contexts
+    return chunked_step(model, None, table.features, table.keys, ids)
+
+
+def _repeated(contexts: Tensor, tree: Tree) -> Routes:
+    """Routes whose leads are those of the context that they lead to."""
+    parts = torch.split(contexts, list(tree.widths), dim=1)
+    leads = (part[:, None].expand(-1, len(lead) - 1, -1, -1, -1) for part, lead in zip(parts, tree.leads, strict=True))
+    return Routes(contexts=contexts, leads=tuple(leads))
+
+
 def states(model: Model, tree: Tree, replay: Routes | None = None) -> Tensor:
-    """What an engine carries into every context, `[M, N, L, D]` without gradient; arguments as for `run`."""
+    """What an engine carries into every context, or makes of it where it carries nothing, `[M, N, L, D]` without
+    gradient; arguments as for `run`."""
     with torch.no_grad():
+        if not tree.task.sim.carries:
+            return _table(model, tree, replay).state[:, tree.place]
         levels, *_ = walk(model, tree, replay)
         return torch.cat([level.state for level in levels], dim=1)
 
 
-def along(routes: Routes, tree: Tree) -> Tensor:
-    """Experts at every token of every response, as an episode lays them out, int16 `[M, B, length, L, K]`.
+def along(routes: Routes, tree: Tree, part: Responses) -> Tensor:
+    """Experts at every token of responses, as an episode lays them out, int16 `[M, B, length, L, K]`.
 
     The rows of the last token and beyond, which an engine does not run, are -1.
     """
-    layout, context = tree.task.layout, tree.path.long() // tree.vocab
+    layout, context = tree.task.layout, part.contexts
     members, _, *layers = routes.contexts.shape
-    experts = routes.contexts.new_full((members, len(tree.path), layout.length, *layers), -1)
+    experts = routes.contexts.new_full((members, len(part), layout.length, *layers), -1)
     start = 0
-    for depth, count in enumerate(tree.levels):
-        longer = tree.mask[:, depth].nonzero()[:, 0]
+    for depth, count in enumerate(tree.widths):
+        longer = part.mask[:, depth].nonzero()[:, 0]
         node, last, lead = context[longer, depth] - start, layout.before(depth) - 1, routes.leads[depth]
         experts[:, longer, last] = routes.contexts[:, start + node]
         for place in range(lead.shape[1]):
@@ -87,5 +131,5 @@ def _of_level(replay: Routes | None, tree: Tree, depth: int) -> list[Tensor | No
     """The experts given to each token of a level's leads; None routes live."""
     if replay is None:
         return [None] * len(tree.leads[depth])
-    start = sum(tree.levels[:depth])
-    return [*replay.leads[depth].unbind(1), replay.contexts[:, start : start + tree.levels[depth]]]
+    start = sum(tree.widths[:depth])
+    return [*replay.leads[depth].unbind(1), replay.contexts[:, start : start + tree.widths[depth]]]

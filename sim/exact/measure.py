@@ -29,7 +29,7 @@ from .memory import check_memory
 from .sampled import Interval, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
 from .staleness import path
-from .tree import check_size, count
+from .size import check_size, count
 from .variance import group_variance
 
 SATURATED = (
@@ -67,7 +67,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     if members == 1 and recipe.weight_scope == "batch":
         intervals = sampled_fits(measurement)
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
-    result |= {"nodes": scene.tree.contexts, "responses": len(scene.tree.path), "parameters": u.shape[1]}
+    result |= {"nodes": scene.world.contexts, "responses": len(scene.responses), "parameters": u.shape[1]}
     result["variance"] = _variance(measurement)
     result["bounds"] = _averaged(bounds(scene, mode))
     result |= _tokens(measurement)
@@ -104,11 +104,9 @@ def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
     arithmetics = engines(sim, torch.arange(members))
     mover = recipe if sim.direction == "recipe" else None
     *_, theta = path(sim, arithmetics, theta_old, sim.staleness, mover)
-    tree, rewards = grow(sim)
     return build(
         sim,
-        tree,
-        rewards,
+        grow(sim),
         arithmetics,
         theta_old,
         theta if sim.staleness else None,
@@ -198,7 +196,7 @@ def _receipts(batch: Batch, recipe: Recipe) -> dict[str, Moments]:
 
 def _variance(measurement: Measurement) -> float | None:
     """Variance of a minibatch's update: that of one group over the number of groups."""
-    if len(measurement.update) > 1 or len(measurement.scene.tree.path) > VARIANCE_RESPONSES:
+    if len(measurement.update) > 1 or len(measurement.scene.responses) > VARIANCE_RESPONSES:
         return None
     schedule = measurement.recipe.schedule
     return float(group_variance(measurement)) / (schedule.prompts // schedule.minibatches)

@@ -1,9 +1,13 @@
-"""A recipe on a scene: every response with its weights, and the update to expect.
+"""A recipe on a scene: responses, or edges, with their weights, and the update to expect.
 
-Shapes: M members, B responses, T tokens, N contexts, P parameters.
+Shapes: M members, B responses, T tokens, N contexts, V vocabulary, P parameters.
 
 Every shipped weight is homogeneous in the advantage, so that E[w] = E[A⁺] w(+1) + E[A⁻] w(-1): see `groups`. A response
 is weighed twice, once for either sign, and all that is reported reads these two.
+
+A weight of a token alone is the same wherever its edge is taken, so that edges are weighed in place of responses; so is
+one of products over other tokens, where a world does not enumerate its responses: see `forms`. What is left is weighed
+response by response, all of them or a sample.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from firstorder.core.method.surrogate import TokenWeights, token_weights
 from . import objectives
 from .advantages import AdvantageTable, CriticTable, advantage_table
 from .edges import Pass, kl, router_shift, vjp
+from .forms import Form, form
 from .scene import Mode, Scene
-from .tree import gather, gather_contexts, scatter
+from .world import Near, gather, gather_contexts, scatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +95,54 @@ class Measurement:
         parts = [self.scene] if self.recipe.weight_scope == "batch" else self.scene.parts()
         return (self.batch if len(parts) == 1 else self._weighed(part) for part in parts)
 
+    @cached_property
+    def form(self) -> Form | None:
+        """How the expected update is made of edges; None where responses are weighed one by one.
+
+        Where they are enumerated a product is taken over each, so that it is held at its bound as in training.
+        """
+        found = form(self.recipe)
+        return None if found is None or (found.product and self.scene.world.exhaustive) else found
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the expected update is that of a sample."""
+        return self.form is None and not self.scene.world.exhaustive
+
     def coefficients(self) -> Tensor:
         """E_μ[Σ_t w_t] over the tokens that take each edge, `[M, N, V]`."""
+        if self.form is not None:
+            return self._of_edges(self.form)
         edges = torch.zeros((), dtype=torch.float64)
         for batch in self.batches():
-            edges = edges + scatter(batch.expected, batch.scene.tree)
+            edges = edges + scatter(batch.expected, batch.scene.responses, self.scene.world.contexts)
         return edges
+
+    def _of_edges(self, form: Form) -> Tensor:
+        """`coefficients` by edge: μ(a|c) w(c, a, ±) times what reaches the edge and what is earned after it."""
+        assert isinstance(self.advantages, AdvantageTable)
+        scene, mu = self.scene, self.scene.mu_old.logp.exp()
+        stats = edge_stats(scene, form.token)
+        up, down = edge_weights(scene, stats, form.token, self.advantages)
+        keep = (up.correction != 0).double().view(mu.shape) if form.masked else 1.0
+        before, after = (mu * self._ratios(of) * keep for of in (form.before, form.after))
+        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
+        passed = scene.world.through(
+            mu if not (form.before or form.masked) else before,
+            mu if not (form.after or form.masked) else after,
+            torch.stack([self.advantages.plus, self.advantages.minus], dim=1).transpose(-1, -2),
+            length_weights(form.token, scene.world.horizon),
+            near,
+        )
+        return mu * (passed[:, 0] * up.weight.view(mu.shape) + passed[:, 1] * down.weight.view(mu.shape))
+
+    def _ratios(self, of: tuple[str, ...]) -> Tensor:
+        """Π of token ratios at every edge, `[M, N, V]`."""
+        policies = {"theta": self.target.logp.detach(), "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
+        log = torch.zeros(())
+        for above, below in (one.split("/") for one in of):
+            log = log + policies[above] - policies[below]
+        return log.exp()
 
     @cached_property
     def update(self) -> Tensor:
@@ -126,25 +173,73 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
-    mode, tree = recipe.router_replay.mode, scene.tree
-    target, old = scene.target[mode], scene.old[mode]
-    kl_mu = shift = None
-    if "kl_mu" in recipe.needs:
-        kl_mu = gather_contexts(kl(scene.mu_old.logp, target.logp.detach()), tree)
-    if "router_shift" in recipe.needs:
-        shift = gather_contexts(router_shift(target, old), tree)
-    logp_mu = gather(scene.mu_old.logp, tree)
+    paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
+    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    logp_mu = gather(scene.mu_old.logp, paths)
     return TokenStats(
-        logp_theta=gather(target.logp.detach(), tree),
-        logp_old=gather(old.logp.detach(), tree),
+        logp_theta=gather(target, paths),
+        logp_old=gather(old, paths),
         logp_mu=logp_mu,
-        mask=tree.mask.expand(logp_mu.shape),
+        mask=paths.mask.expand(logp_mu.shape),
         advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
         measure=scene.measure,
+        kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
+        router_shift=None if shift is None else gather_contexts(shift, paths),
+        rewards=paths.rewards.expand(logp_mu.shape[:-1]),
+    )
+
+
+def distances(scene: Scene, recipe: Recipe) -> tuple[Tensor | None, Tensor | None]:
+    """KL(μ_old ‖ π_θ) and the router shift of every context, `[M, N]`, where a weight reads them."""
+    target, old = (policy[recipe.router_replay.mode] for policy in (scene.target, scene.old))
+    return (
+        kl(scene.mu_old.logp, target.logp.detach()) if "kl_mu" in recipe.needs else None,
+        router_shift(target, old) if "router_shift" in recipe.needs else None,
+    )
+
+
+def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
+    """Every edge as a response of one token, `[M, N V, 1]`, with the times that μ_old takes it as its measure.
+
+    Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
+    """
+    mu, vocab = scene.mu_old.logp, scene.world.vocab
+    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    logp_theta, logp_old, logp_mu = (x.flatten(1)[..., None] for x in (target, old, mu))
+    kl_mu, shift = (
+        None if x is None else x.repeat_interleave(vocab, 1)[..., None] for x in distances(scene, recipe)
+    )
+    return TokenStats(
+        logp_theta=logp_theta,
+        logp_old=logp_old,
+        logp_mu=logp_mu,
+        mask=torch.ones(logp_mu.shape, dtype=torch.bool),
+        advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
+        measure=(scene.reached[..., None] * mu.exp()).flatten(1),
         kl_mu=kl_mu,
         router_shift=shift,
-        rewards=scene.rewards.expand(logp_mu.shape[:-1]),
     )
+
+
+def edge_weights(
+    scene: Scene, stats: TokenStats, recipe: Recipe, advantages: AdvantageTable
+) -> tuple[TokenWeights, TokenWeights]:
+    """As `signed_weights`, of edges."""
+    if not recipe.reads_signs:
+        return token_weights(stats, recipe), token_weights(stats.with_advantage(-stats.advantage), recipe)
+    assert stats.measure is not None
+    mu = scene.mu_old.logp.exp()
+    worth = torch.stack([advantages.positive, advantages.negative], dim=1).transpose(-1, -2)
+    flow = (scene.world.through(mu, mu, worth) * mu[:, None]).flatten(2)
+    chances = torch.where(stats.measure[:, None] > 0, flow / stats.measure[:, None], 0.0)
+    return _among_signs(stats, recipe, chances[:, 0], chances[:, 1])
+
+
+def length_weights(recipe: Recipe, horizon: int) -> Tensor | None:
+    """What a response's weights are divided by for its length, as factors `[T + 1]`; None where they are not."""
+    if recipe.aggregation.kind != "length":
+        return None
+    return torch.arange(horizon + 1).clamp(min=1).double() ** -recipe.aggregation.alpha
 
 
 def signed_weights(
@@ -167,13 +262,21 @@ def _weights_among_signs(
         weights = token_weights(stats.with_advantage(plus - minus), recipe)
         unit = torch.where(stats.mask, weights.clipped * weights.correction / weights.norm, 0.0)
         return replace(weights, weight=unit), replace(weights, weight=-unit)
-    positive, negative = advantages.signs(scene)
-    chances = positive, negative, (1 - positive - negative).clamp(min=0)
+    return _among_signs(stats, recipe, *advantages.signs(scene))
+
+
+def _among_signs(
+    stats: TokenStats, recipe: Recipe, positive: Tensor, negative: Tensor
+) -> tuple[TokenWeights, TokenWeights]:
+    """Token weights at either sign where every response is met with both, as often as `positive` and `negative`
+    `[M, B]` say."""
+    assert stats.measure is not None
+    measured, chances = stats.measure, (positive, negative, (1 - positive - negative).clamp(min=0))
     copies = {name: torch.cat([x] * 3, dim=1) for name, x in vars(stats).items() if x is not None}
     signs = torch.cat([sign * torch.ones_like(stats.advantage) for sign in (1, -1, 0)], dim=1)
-    measure = torch.cat([scene.measure * chance for chance in chances], dim=1)
+    measure = torch.cat([measured * chance for chance in chances], dim=1)
     weights = token_weights(TokenStats(**copies | {"advantage": signs, "measure": measure}), recipe)
-    size = scene.measure.shape[1]
+    size = measured.shape[1]
     up, down = (
         TokenWeights(**{name: x if x.shape[1] == 1 else x[:, cut] for name, x in vars(weights).items()})
         for cut in (slice(size), slice(size, 2 * size))

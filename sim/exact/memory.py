@@ -11,7 +11,8 @@ from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import CHUNK_ROWS
 from firstorder.sim.tasks import task_of
 
-from .tree import CHUNK_TOKENS, count
+from .size import count
+from .world import CHUNK_TOKENS
 
 COPIES = 24  # float64 numbers a parameter at the peak: weights, two engines, gradients, moments; 23.7 measured
 TABLES = 4  # int64 numbers that are alive for each of those that a task's rules go through

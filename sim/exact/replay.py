@@ -8,26 +8,13 @@ Shapes: M members, N rows, L MoE layers, K experts a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from firstorder.core.quantities import Moments, means
 from firstorder.core.routing import replay_rows
 from firstorder.core.training import replay
 
-from .edges import Routes
 from .scene import Mode, Scene
-from .tree import Tree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The rows of a tree: `ids` `[M, N, L, K]`, and `before`, of the token before each, -1 where there is none."""
-
-    ids: Tensor
-    before: Tensor
 
 
 def rows(scene: Scene, mode: Mode) -> dict[str, float | list[float]]:
@@ -44,32 +31,10 @@ def rows(scene: Scene, mode: Mode) -> dict[str, float | list[float]]:
 
 def moments(scene: Scene, mode: Mode) -> Moments:
     """Expectations under μ_old, for one response, of the rows that training counts; see `core.training.replay`."""
-    weight = _weights(scene)
-    sent, live = (_rows(routes, scene.tree) for routes in (scene.mu_old.routes, scene.target[mode].live))
-    used = _rows(scene.target[mode].routes, scene.tree).ids
-    replayed = torch.full_like(used, -1) if mode == "disabled" else used
-    counts = replay_rows(replayed, live.ids, weight)
-    return replay.replayed(counts, scene.tree.task.layout.length) | replay.arrivals(sent.ids, sent.before, weight)
-
-
-def _weights(scene: Scene) -> Tensor:
-    """How likely each row is run, `[M, N]`."""
-    tree = scene.tree
-    levels = torch.split(scene.reached, list(tree.levels), dim=1)
-    each = [level[:, None].expand(-1, len(lead), -1) for level, lead in zip(levels, tree.leads, strict=True)]
-    return torch.cat([one.flatten(1) for one in each], dim=1)
-
-
-def _rows(routes: Routes, tree: Tree) -> Rows:
-    """The rows of every lead, level by level, and in a level place by place."""
-    ids, before = [], []
-    last: Tensor | None = None
-    for lead, context in zip(routes.leads, torch.split(routes.contexts, list(tree.levels), dim=1), strict=True):
-        whole = torch.cat([lead, context[:, None]], dim=1)
-        first = (
-            torch.full_like(whole[:, :1], -1) if last is None else last.repeat_interleave(tree.vocab - 1, 1)[:, None]
-        )
-        ids.append(whole.flatten(1, 2))
-        before.append(torch.cat([first, whole[:, :-1]], dim=1).flatten(1, 2))
-        last = context
-    return Rows(ids=torch.cat(ids, dim=1), before=torch.cat(before, dim=1))
+    kernel, target = scene.mu_old.logp.exp(), scene.target[mode]
+    sent, live, used = (
+        scene.world.run_rows(routes, kernel) for routes in (scene.mu_old.routes, target.live, target.routes)
+    )
+    replayed = torch.full_like(used.ids, -1) if mode == "disabled" else used.ids
+    counts = replay_rows(replayed, live.ids, sent.weight)
+    return replay.replayed(counts, scene.world.task.layout.length) | replay.arrivals(sent.ids, sent.before, sent.weight)

@@ -33,13 +33,12 @@ class Interval:
 
 def sample_responses(scene: Scene, groups: int, group_size: int, batches: int, generator: torch.Generator) -> Tensor:
     """Indices of sampled responses, int64 `[batches, groups, G]`: a prompt at random, then G responses from μ_old."""
-    tree = scene.tree
-    count = len(tree.prompts)
+    count, owner = scene.world.prompts, scene.responses.prompt
     prompt = torch.randint(count, (batches, groups), generator=generator)
     chance = scene.measure[0] * count
     picks = torch.empty(batches, groups, group_size, dtype=torch.int64)
     for x in range(count):
-        answers, asked = (tree.prompt == x).nonzero()[:, 0], prompt == x
+        answers, asked = (owner == x).nonzero()[:, 0], prompt == x
         total = int(asked.sum()) * group_size
         if total:
             drawn = torch.multinomial(chance[answers], total, replacement=True, generator=generator)
@@ -54,10 +53,10 @@ def sampled_edges(measurement: Measurement, picks: Tensor) -> Tensor:
         measurement: of one member.
         picks: int64 `[batches, groups, G]`, from `sample_responses`.
     """
-    tree, stats = measurement.scene.tree, sampled_stats(measurement, picks)
+    scene, stats = measurement.scene, sampled_stats(measurement, picks)
     weight = token_weights(stats, measurement.recipe).weight * stats.weights[..., None]
-    edges = torch.zeros(len(picks), tree.contexts * tree.vocab, dtype=torch.float64)
-    return edges.scatter_add_(1, tree.path[picks.flatten(1)].flatten(1).long(), weight.flatten(1))
+    edges = torch.zeros(len(picks), scene.world.contexts * scene.world.vocab, dtype=torch.float64)
+    return edges.scatter_add_(1, scene.responses.path[picks.flatten(1)].flatten(1).long(), weight.flatten(1))
 
 
 def sampled_stats(measurement: Measurement, picks: Tensor) -> TokenStats:
@@ -72,7 +71,7 @@ def _advantage(measurement: Measurement, picks: Tensor) -> Tensor:
     batch, recipe = measurement.batch, measurement.recipe
     if recipe.has_critic:
         return (batch.plus - batch.minus)[0][picks.flatten(1)]
-    return advantage(batch.scene.rewards[picks], recipe.advantage).flatten(1)
+    return advantage(batch.scene.responses.rewards[picks], recipe.advantage).flatten(1)
 
 
 def sampled_fits(
@@ -94,7 +93,7 @@ def sampled_fits(
     updates = []
     for _ in range(blocks):
         edges = sampled_edges(measurement, sample_responses(scene, groups, size, batches, generator)).mean(0)
-        updates.append(vjp(measurement.target, edges.view(1, scene.tree.contexts, scene.tree.vocab), scene.weights))
+        updates.append(vjp(measurement.target, edges.view(1, scene.world.contexts, scene.world.vocab), scene.weights))
     u = torch.cat(updates)
     targets = measurement.gradient[0], measurement.natural_gradient[0]
     whole = fits(u.mean(0), *targets)

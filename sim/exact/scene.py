@@ -22,8 +22,9 @@ from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
 
 from .edges import Pass, Routes
-from .forward import run
-from .tree import Tree, chunks, episodes, gather, plant, reach, responses
+from .graph import Graph
+from .tree import plant
+from .world import Responses, World, chunks, gather, worth_ahead
 
 Mode = str
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
@@ -39,11 +40,11 @@ class Engines:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All engine passes over one tree.
+    """All engine passes over one world.
 
     Args:
-        tree: contexts and responses.
-        rewards: `[B]`.
+        world: contexts and transitions.
+        responses: what stands for all responses where they are looked at one by one; all, a part of them or a sample.
         weights: the leaves θ.
         pi: the training engine's arithmetic.
         mu_old, mu: the inference engine at θ_old and at θ, routing live.
@@ -52,8 +53,7 @@ class Scene:
         stale: whether θ has left θ_old.
     """
 
-    tree: Tree
-    rewards: Tensor
+    world: World
     weights: Weights
     pi: Arithmetic
     mu_old: Pass
@@ -61,16 +61,27 @@ class Scene:
     old: Mapping[Mode, Pass]
     target: Mapping[Mode, Pass]
     stale: bool
+    part: Responses | None = None
+
+    @cached_property
+    def responses(self) -> Responses:
+        """What stands for all responses where they are looked at one by one: all, a part of them, or a sample."""
+        return self.world.responses(self.mu_old.logp) if self.part is None else self.part
 
     @cached_property
     def measure(self) -> Tensor:
-        """μ_old(y|x) / P of every response, `[M, B]`, summing to 1."""
-        return gather(self.mu_old.logp, self.tree).sum(-1).exp() / len(self.tree.prompts)
+        """μ_old(y|x) / X of every response, `[M, B]`, summing to 1; 1/B where they are a sample."""
+        return self.responses.measure(self.mu_old.logp, self.world.prompts)
 
     @cached_property
     def reached(self) -> Tensor:
-        """Probability that a response of μ_old comes to each context, `[M, N]`."""
-        return reach(self.mu_old.logp, self.tree)
+        """How often a response of μ_old comes to each context, `[M, N]`."""
+        return self.world.visits(self.mu_old.logp.exp())
+
+    @cached_property
+    def worth(self) -> Tensor:
+        """E[Σ_t 1{edge t} R] under μ_old before the edge's own probability, `[M, N, V]`."""
+        return worth_ahead(self.mu_old.logp.exp(), self.world)
 
     @cached_property
     def share(self) -> Tensor:
@@ -79,18 +90,16 @@ class Scene:
 
     def parts(self) -> list[Scene]:
         """The same contexts with the responses a chunk at a time, so that sums over responses take little memory."""
-        cuts = chunks(self.tree, len(self.mu_old.logp))
-        if len(cuts) == 1:
-            return [self]
-        return [replace(self, tree=responses(self.tree, cut), rewards=self.rewards[cut]) for cut in cuts]
+        parts = list(chunks(self.responses, len(self.mu_old.logp)))
+        return [self] if len(parts) == 1 else [replace(self, part=part) for part in parts]
 
     def replay(self, mode: Mode) -> Routes | None:
         """The routes that a mode replays; None where π routes live."""
         return replay_of(mode, self.old["disabled"].routes, self.mu_old.routes)
 
     def probability(self, mode: Mode) -> Tensor:
-        """π_θ(y|x) / P of every response under a replay mode, `[M, B]`, without gradient."""
-        return gather(self.target[mode].logp.detach(), self.tree).sum(-1).exp() / len(self.tree.prompts)
+        """π_θ(y|x) / X of every response under a replay mode, `[M, B]`, without gradient."""
+        return gather(self.target[mode].logp.detach(), self.responses).sum(-1).exp() / self.world.prompts
 
 
 def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
@@ -98,32 +107,27 @@ def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
     return Engines(pi=arithmetic(sim.training_numerics, seeds), mu=arithmetic(sim.numerics, seeds, scale))
 
 
-def grow(sim: Sim, *, others: bool = False) -> tuple[Tree, Tensor]:
-    """The tree of the measured prompts (or of the others, which move θ) and its rewards."""
-    tree = plant(task_of(sim), rows(sim)[1 if others else 0])
-    return tree, verified(tree)
-
-
-def verified(tree: Tree) -> Tensor:
-    """Reward of every complete response of the tree, `[B]` in [0, 1]."""
-    parts = (responses(tree, cut) for cut in chunks(tree, 1))
-    return torch.cat([tree.task.verify(episodes(part)) for part in parts])
+def grow(sim: Sim, *, others: bool = False) -> World:
+    """The world of the measured prompts, or of the others, which move θ."""
+    task, which = task_of(sim), rows(sim)[1 if others else 0]
+    if sim.world == "tree":
+        return plant(task, which)
+    return Graph(task=task, table=task.contexts(which), horizon=sim.horizon, samples=sim.samples)
 
 
 def build(
     sim: Sim,
-    tree: Tree,
-    rewards: Tensor,
+    world: World,
     arithmetics: Engines,
     theta_old: Weights,
     theta: Weights | None = None,
     modes: Iterable[Mode] = MODES,
 ) -> Scene:
-    """Run every engine over the tree.
+    """Run every engine over a world.
 
     Args:
         sim: sizes and temperature.
-        tree, rewards: from `grow`.
+        world: from `grow`.
         arithmetics: those of the two engines.
         theta_old: weights at rollout.
         theta: weights being optimised; None means θ = θ_old.
@@ -132,22 +136,21 @@ def build(
     stale, modes = theta is not None, set(modes)
     weights = leaves(theta or theta_old)
     trainer = load(weights, arithmetics.pi, sim)
-    target = {"disabled": run(trainer, tree)}
+    target = {"disabled": world.run(trainer)}
     with torch.no_grad():
-        mu_old = run(load(theta_old, arithmetics.mu, sim), tree)
-        mu = run(load(weights, arithmetics.mu, sim), tree) if stale else mu_old
+        mu_old = world.run(load(theta_old, arithmetics.mu, sim))
+        mu = world.run(load(weights, arithmetics.mu, sim)) if stale else mu_old
         trainer_old = load(theta_old, arithmetics.pi, sim)
-        old_live = run(trainer_old, tree) if stale else target["disabled"].frozen()
+        old_live = world.run(trainer_old) if stale else target["disabled"].frozen()
     for mode in MODES[1:]:
         if mode in modes:
-            target[mode] = run(trainer, tree, replay_of(mode, old_live.routes, mu_old.routes))
+            target[mode] = world.run(trainer, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
     if "R3" in modes:
         with torch.no_grad():
-            old["R3"] = run(trainer_old, tree, mu_old.routes) if stale else target["R3"].frozen()
+            old["R3"] = world.run(trainer_old, mu_old.routes) if stale else target["R3"].frozen()
     return Scene(
-        tree=tree,
-        rewards=rewards,
+        world=world,
         weights=weights,
         pi=arithmetics.pi,
         mu_old=mu_old,

@@ -12,11 +12,10 @@ from firstorder.sim.config import Sim
 from firstorder.sim.model.policy import Weights, flatten, leaves, load, unflatten
 
 from .edges import vjp
-from .forward import run
 from .measurement import update
 from .objectives import slopes
 from .scene import Engines, build, grow
-from .tree import Tree
+from .world import World
 
 
 def path(
@@ -30,23 +29,23 @@ def path(
     yield theta_old
     if not steps:
         return
-    tree, rewards = grow(sim, others=True)
+    world = grow(sim, others=True)
     theta = theta_old
     for _ in progress.steps("staleness", range(steps)):
         if recipe is None:
-            slope = _natural(sim, tree, rewards, arithmetics, theta)
+            slope = _natural(sim, world, arithmetics, theta)
         else:
-            scene = build(sim, tree, rewards, arithmetics, theta_old, theta, modes=[recipe.router_replay.mode])
+            scene = build(sim, world, arithmetics, theta_old, theta, modes=[recipe.router_replay.mode])
             slope = update(scene, recipe)
         theta = advance(theta, slope, sim.lr)
         yield theta
 
 
-def _natural(sim: Sim, tree: Tree, rewards: Tensor, arithmetics: Engines, theta: Weights) -> Tensor:
+def _natural(sim: Sim, world: World, arithmetics: Engines, theta: Weights) -> Tensor:
     """Exact ∇J_seq of π_θ with live routes, `[M, P]`."""
     weights = leaves(theta)
-    target = run(load(weights, arithmetics.pi, sim), tree)
-    return vjp(target, slopes(target.logp.detach(), tree, rewards), weights)
+    target = world.run(load(weights, arithmetics.pi, sim))
+    return vjp(target, slopes(target.logp.detach(), world), weights)
 
 
 def advance(theta: Weights, slope: Tensor, lr: float) -> Weights:

@@ -3,9 +3,10 @@
 Shapes: P prompts, V vocabulary, T horizon, N contexts (prefixes at which a token is sampled), B complete
 responses, M members.
 
-Token 0 ends a response; a response of T tokens is cut. Level t holds the contexts after t response tokens, P (V-1)^t
-of them, children in order of (parent, token), so ancestors are found by integer division. An *edge* is a context
-and its next token; a response is a path of at most T edges.
+Token 0 ends a response, where the task has an end token; a response of T tokens is cut. Level t holds the contexts
+after t response tokens, P W^t of them with W = V - 1 tokens to go on after, or V without an end token; children are in
+order of (parent, token), so ancestors are found by integer division. An *edge* is a context and its next token; a
+response is a path of at most T edges.
 
 An environment's answer is a function of what was said, so it branches nothing: it stands between a response token and
 the context that it leads to. What an engine runs to get to a context from its parent is called its *lead*: the prompt
@@ -14,32 +15,34 @@ at level 0, after it a response token and, where one follows, the answer. S toke
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
-from firstorder.core.errors import SizeError
 from firstorder.core.tasks import Episodes
-from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
-from firstorder.sim.tasks import task_of
+from firstorder.sim.model.policy import Model
+from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse, heard
+
+from . import forward, levels
+from .edges import Pass, Routes
+from .levels import Levels
+from .world import Near, Responses, Rows, chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """All contexts and all complete responses.
+    """A `World` of all contexts and all complete responses.
 
     Args:
         task: whose prompts they answer.
         rows: int64 `[P]`, which of the task's prompts.
-        prompts: int64 `[P, prompt_length]`.
-        vocab, horizon: V and T.
-        levels: contexts of each level, P (V-1)^t.
+        opening: int64 `[P, prompt_length]`, their tokens.
+        widths: contexts of each level, P W^t.
         leads: one int64 `[S_t, N_t]` a level, the tokens that lead to each context.
         keys: one int64 `[S_t, N_t]` a level, hash of the prefix that ends in each of those; the last is the context's.
         path: int32 `[B, T]`, edge index (context · V + token) of each token of each response; 0 off the mask.
@@ -50,65 +53,162 @@ class Tree:
 
     task: SimTask
     rows: Tensor
-    prompts: Tensor
-    vocab: int
-    horizon: int
-    levels: tuple[int, ...]
+    opening: Tensor
+    widths: tuple[int, ...]
     leads: tuple[Tensor, ...] = field(repr=False)
     keys: tuple[Tensor, ...] = field(repr=False)
     path: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
     prompt: Tensor = field(repr=False)
     cut: Tensor = field(repr=False)
+    exhaustive = True
+
+    @property
+    def prompts(self) -> int:
+        """P."""
+        return len(self.rows)
 
     @property
     def contexts(self) -> int:
         """N, the number of contexts."""
-        return sum(self.levels)
+        return sum(self.widths)
 
     @property
-    def tokens(self) -> Tensor:
-        """Tokens of each response, int64 `[B, T]`, 0 off the mask."""
-        return torch.where(self.mask, self.path % self.vocab, 0).long()
+    def vocab(self) -> int:
+        """V."""
+        return self.task.sim.vocab
 
     @property
-    def lengths(self) -> Tensor:
-        """Tokens of each response, `[B]`."""
-        return self.mask.sum(-1)
+    def horizon(self) -> int:
+        """T."""
+        return self.task.sim.horizon
 
+    @cached_property
+    def every(self) -> Responses:
+        """All responses with what they earn."""
+        nothing = torch.zeros(len(self.path), dtype=torch.float64)
+        whole = Responses(
+            path=self.path, mask=self.mask, prompt=self.prompt, rewards=nothing, vocab=self.vocab, sampled=False
+        )
+        rewards = torch.cat([self.task.verify(episodes(self, part)) for part in chunks(whole, 1)])
+        return replace(whole, rewards=rewards)
 
-def count(sim: Sim) -> int:
-    """Contexts of the tree that `sim` describes."""
-    return sim.prompts * _series(sim.vocab - 1, sim.horizon)
+    @cached_property
+    def levels(self) -> Tensor:
+        """The distinct rewards, ascending, `[n]`."""
+        return torch.unique(self.every.rewards)
 
+    @cached_property
+    def table(self) -> Contexts:
+        """What contexts are, where they merge."""
+        return self.task.contexts(self.rows)
 
-def answers(sim: Sim) -> int:
-    """Tokens that environments say in that tree."""
-    layout = task_of(sim).layout
-    turns = (sim.horizon - 1) // layout.turn
-    return sim.prompts * layout.answer * (_series(power(sim.vocab - 1, layout.turn), turns + 1) - 1)
+    @cached_property
+    def place(self) -> Tensor:
+        """Which row of the table each context is, int64 `[N]`."""
+        level = self.table.start
+        found = [level]
+        for _ in self.widths[1:]:
+            level = self.table.follow[level, self.task.sim.first :].flatten()
+            found.append(level)
+        return torch.cat(found)
+
+    @cached_property
+    def shape(self) -> Levels:
+        """Its levels, with what every response earns where it ends."""
+        every = self.every
+        ends = every.path.gather(1, every.lengths[:, None] - 1)[:, 0].long()
+        terminal = torch.full((self.contexts * self.vocab,), -1, dtype=torch.int64)
+        terminal[ends] = torch.searchsorted(self.levels, every.rewards)
+        prompt = torch.cat([torch.arange(n) // (n // self.prompts) for n in self.widths])
+        first = self.task.sim.first
+        return Levels(widths=self.widths, first=first, terminal=terminal.view(-1, self.vocab), prompt=prompt)
+
+    def run(self, model: Model, replay: Routes | None = None) -> Pass:
+        """Every context, level by level, or looked up where a policy carries no state."""
+        return (forward.run if self.task.sim.carries else forward.look_up)(model, self, replay)
+
+    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+        """`World.states`."""
+        return forward.states(model, self, replay)
+
+    def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:
+        """`World.earned`."""
+        hot = self.shape.terminal == torch.arange(len(self.levels))[:, None, None]
+        return levels.ahead(self.shape, kernel, (hot * self.shape.ends(by_length))[None])[1]
+
+    def through(
+        self, before: Tensor, after: Tensor, worth: Tensor, by_length: Tensor | None = None, near: Near | None = None
+    ) -> Tensor:
+        """`World.through`."""
+        shape = self.shape
+        of_edge = worth[:, :, shape.terminal.clamp(min=0), shape.prompt[:, None]] * shape.ends(by_length)
+        found, _ = levels.ahead(shape, after, of_edge)
+        if near is not None:
+            found = levels.nearer(shape, near.kernel, of_edge, found, near.steps)
+        edges = [d[:, None, :, None] * b for d, b in zip(levels.came(shape, before), found, strict=True)]
+        return torch.cat(edges, dim=2)
+
+    def visits(self, kernel: Tensor) -> Tensor:
+        """`World.visits`: how likely each context is."""
+        return torch.cat(levels.came(self.shape, kernel), dim=1)
+
+    def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
+        """`World.by_step`."""
+        came, parts = levels.came(self.shape, kernel), self.shape.split(x, -1)
+        return torch.stack([(d * part).sum(-1) for d, part in zip(came, parts, strict=True)], dim=-1)
+
+    def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
+        """`World.expansion`."""
+        return levels.expansion(self.shape, kernel, change, order, len(self.levels))
+
+    def log_mass(self, kernel: Tensor) -> Tensor:
+        """`World.log_mass`."""
+        return self.earned(kernel).sum(1).mean(-1).log()
+
+    def run_rows(self, routes: Routes, kernel: Tensor) -> Rows:
+        """Those of every lead, level by level, and in a level place by place."""
+        ids, before, weights = [], [], []
+        last: Tensor | None = None
+        came = levels.came(self.shape, kernel)
+        contexts = self.shape.split(routes.contexts, 1)
+        for lead, context, weight in zip(routes.leads, contexts, came, strict=True):
+            whole = torch.cat([lead, context[:, None]], dim=1)
+            first = torch.full_like(whole[:, :1], -1) if last is None else self._below(last)[:, None]
+            ids.append(whole.flatten(1, 2))
+            before.append(torch.cat([first, whole[:, :-1]], dim=1).flatten(1, 2))
+            weights.append(weight[:, None].expand(-1, whole.shape[1], -1).flatten(1))
+            last = context
+        return Rows(ids=torch.cat(ids, dim=1), before=torch.cat(before, dim=1), weight=torch.cat(weights, dim=1))
+
+    def responses(self, logp: Tensor) -> Responses:
+        """All of them, whatever the policy."""
+        return self.every
+
+    def _below(self, of_context: Tensor) -> Tensor:
+        """What each context hands to those below it, `[M, N_t, ...]` to `[M, N_{t+1}, ...]`."""
+        return of_context.repeat_interleave(self.vocab - self.task.sim.first, 1)
 
 
 def plant(task: SimTask, rows: Tensor) -> Tree:
     """Enumerate the responses to the task's prompts `rows`, int64 `[P]`."""
-    size, v, t = len(rows), task.sim.vocab, task.sim.horizon
-    levels = tuple(size * (v - 1) ** depth for depth in range(t))
-    leads = _leads(task, rows, levels)
+    size, v, t, first = len(rows), task.sim.vocab, task.sim.horizon, task.sim.first
+    wide = v - first
+    widths = tuple(size * wide**depth for depth in range(t))
+    leads = _leads(task, rows, widths)
     paths, masks, owners, cuts = [], [], [], []
     for depth in range(t):
-        tokens = torch.arange(1 if depth < t - 1 else v)
-        paths.append(_paths(levels, v, t, depth, tokens))
+        tokens = torch.arange(first if depth < t - 1 else v)
+        paths.append(_paths(widths, v, t, depth, tokens))
         masks.append((torch.arange(t) <= depth).expand(len(paths[-1]), t))
-        owners.append((torch.arange(levels[depth]) // (v - 1) ** depth).repeat(len(tokens)))
-        cuts.append((tokens != 0).repeat_interleave(levels[depth]))
+        owners.append((torch.arange(widths[depth]) // wide**depth).repeat(len(tokens)))
+        cuts.append((tokens >= first).repeat_interleave(widths[depth]))
     path, mask = torch.cat(paths), torch.cat(masks)
     return Tree(
         task=task,
         rows=rows,
-        prompts=leads[0].T,
-        vocab=v,
-        horizon=t,
-        levels=levels,
+        opening=task.prompts(rows).tokens,
+        widths=widths,
         leads=leads,
         keys=_keys(leads),
         path=torch.where(mask, path, 0),
@@ -118,127 +218,17 @@ def plant(task: SimTask, rows: Tensor) -> Tree:
     )
 
 
-def responses(tree: Tree, cut: slice) -> Tree:
-    """The same contexts with some of the responses; sums over responses add up over such trees."""
-    return replace(tree, path=tree.path[cut], mask=tree.mask[cut], prompt=tree.prompt[cut], cut=tree.cut[cut])
+def episodes(tree: Tree, part: Responses) -> Episodes:
+    """Responses of the tree with their prompts and the environment's answers, `[B, L]`."""
+    return converse(tree.task, tree.rows[part.prompt], part.tokens, part.mask)
 
 
-def episodes(tree: Tree) -> Episodes:
-    """The responses with their prompts and the environment's answers, `[B, L]`."""
-    return converse(tree.task, tree.rows[tree.prompt], tree.tokens, tree.mask)
-
-
-def chunks(tree: Tree, members: int) -> list[slice]:
-    """Slices of the responses, small enough for M members that sums over them take little memory."""
-    size = max(1, CHUNK_TOKENS // (tree.horizon * members))
-    return [slice(start, start + size) for start in range(0, len(tree.path), size)]
-
-
-def gather(edges: Tensor, tree: Tree) -> Tensor:
-    """Per-edge values `[M, N, V]` along every response, `[M, B, T]`, 0 off the mask."""
-    return torch.where(tree.mask, edges.flatten(1)[:, tree.path.long()], 0.0)
-
-
-def gather_contexts(values: Tensor, tree: Tree) -> Tensor:
-    """Per-context values `[M, N]` along every response, `[M, B, T]`, 0 off the mask."""
-    return torch.where(tree.mask, values[:, tree.path.long() // tree.vocab], torch.zeros((), dtype=values.dtype))
-
-
-def scatter(values: Tensor, tree: Tree) -> Tensor:
-    """The adjoint of `gather`: token values `[M, B, T]` added up on their edges, `[M, N, V]`."""
-    edges = torch.zeros(values.shape[0], tree.contexts * tree.vocab, dtype=values.dtype)
-    edges.index_add_(1, tree.path.flatten().long(), torch.where(tree.mask, values, 0.0).flatten(1))
-    return edges.view(-1, tree.contexts, tree.vocab)
-
-
-def reach(logp: Tensor, tree: Tree) -> Tensor:
-    """Probability of each context under a policy with edge log-probs `[M, N, V]`, prompts equally likely; `[M, N]`."""
-    size = tree.levels[0]
-    level = torch.full((logp.shape[0], size), -math.log(size), dtype=torch.float64)
-    levels, offset = [level], 0
-    for n in tree.levels[:-1]:
-        level = (level[..., None] + logp[:, offset : offset + n, 1:]).flatten(1)
-        levels.append(level)
-        offset += n
-    return torch.cat(levels, dim=1).exp()
-
-
-def check_size(sim: Sim, members: int, available: int) -> None:
-    """Refuse a tree that does not fit, before anything is allocated.
-
-    Args:
-        sim: the sizes.
-        members: ensemble members held at once.
-        available: bytes of free memory.
-
-    Raises:
-        SizeError: with the number of contexts, the bytes and a horizon that fits.
-    """
-    if bytes_needed(sim, members) <= available:
-        if count(sim) * sim.vocab > LARGEST_INDEX:
-            raise SizeError(
-                f"sim.prompts x (sim.vocab - 1)^depth x sim.vocab gives {_short(count(sim) * sim.vocab)} edges at "
-                f"sim.horizon = {sim.horizon}, and they are counted in 32 bits; lower sim.horizon or "
-                "sim.prompts"
-            )
-        return
-    fits = bisect_right(
-        range(1, min(sim.horizon, 1 << 60)),
-        available,
-        key=lambda horizon: bytes_needed(sim.model_copy(update={"horizon": horizon}), members),
-    )
-    remedy = f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts" if fits else "lower sim.prompts or sim.vocab"
-    raise SizeError(
-        f"sim.prompts x (sim.vocab - 1)^depth gives {_short(count(sim))} contexts at sim.horizon = {sim.horizon}, "
-        f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; {remedy}"
-    )
-
-
-def bytes_needed(sim: Sim, members: int) -> int:
-    """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
-
-    Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs hold.
-    Per response: its path. And the working space of two graphs over what is run at once.
-    """
-    contexts, experts = count(sim), sim.experts * sim.expert_width
-    tokens = contexts + answers(sim)
-    passes = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
-    states = 8 * 10 * sim.layers * sim.width * tokens
-    response = 5 * sim.horizon + 16
-    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
-    return contexts * (members * passes + sim.vocab * response) + members * states + working
-
-
-CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
-LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
-MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
-WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
-
-
-def _series(ratio: int, terms: int) -> int:
-    """1 + r + r² + ..., the sum of the first `terms` powers."""
-    return terms if ratio == 1 else (power(ratio, terms) - 1) // (ratio - 1)
-
-
-def power(base: int, exponent: int) -> int:
-    """base^exponent, or where that is beyond any memory a number that is too: its digits alone would take for ever."""
-    return int(base ** min(exponent, MOST_DIGITS))
-
-
-def _short(n: int) -> str:
-    """A count of any size in a few characters."""
-    if n < 10**9:
-        return f"{n:,}"
-    digits = int(n.bit_length() * math.log10(2))
-    return f"10^{digits}" if digits < MOST_DIGITS * math.log10(2) else "far too many"
-
-
-def _leads(task: SimTask, rows: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _leads(task: SimTask, rows: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
     """What leads to the contexts of each level, int64 `[S_t, N_t]`; an environment hears all that was said before."""
-    opening, children = task.prompts(rows), torch.arange(1, task.sim.vocab)
+    opening, children = task.prompts(rows), torch.arange(task.sim.first, task.sim.vocab)
     tokens, mask, leads = opening.tokens, opening.mask, [opening.tokens.T]
-    for depth in range(1, len(levels)):
-        lead = children.repeat(levels[depth - 1])[:, None]
+    for depth in range(1, len(widths)):
+        lead = children.repeat(widths[depth - 1])[:, None]
         if task.answer_length:
             rows, tokens, mask = (x.repeat_interleave(len(children), dim=0) for x in (rows, tokens, mask))
             tokens, mask = torch.cat([tokens, lead], dim=1), nn.pad(mask, (0, 1), value=True)
@@ -263,12 +253,13 @@ def _keys(leads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(keys)
 
 
-def _paths(levels: tuple[int, ...], v: int, t: int, depth: int, tokens: Tensor) -> Tensor:
+def _paths(widths: tuple[int, ...], v: int, t: int, depth: int, tokens: Tensor) -> Tensor:
     """Edges `[len(tokens) · N_depth, T]` of the responses that take each of `tokens` at each context of a level."""
-    node = torch.arange(levels[depth]).repeat(len(tokens))
+    wide = widths[1] // widths[0] if len(widths) > 1 else 1
+    node = torch.arange(widths[depth]).repeat(len(tokens))
     path = torch.zeros(len(node), t, dtype=torch.int32)
-    path[:, depth] = (sum(levels[:depth]) + node) * v + tokens.repeat_interleave(levels[depth])
+    path[:, depth] = (sum(widths[:depth]) + node) * v + tokens.repeat_interleave(widths[depth])
     for back in range(depth - 1, -1, -1):
-        node, child = node // (v - 1), node % (v - 1)
-        path[:, back] = (sum(levels[:back]) + node) * v + child + 1
+        node, child = node // wide, node % wide
+        path[:, back] = (sum(widths[:back]) + node) * v + child + v - wide
     return path

@@ -29,7 +29,7 @@ from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
-from .tree import episodes, responses
+from .tree import Tree, episodes
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -54,11 +54,11 @@ class Parts:
 def parts(measurement: Measurement) -> Parts:
     """A⁺ g₊ + A⁻ g₋ by reward level over a group; one part, with its advantages in it, under a perfect critic."""
     batch, recipe, table = measurement.batch, measurement.recipe, measurement.advantages
-    tree = batch.scene.tree
+    scene = batch.scene
     if isinstance(table, CriticTable):
         weights = token_weights(batch.stats.with_advantage(batch.plus - batch.minus), recipe).weight
-        one = torch.ones(len(tree.prompts), 1, 1, dtype=torch.float64)
-        return Parts(weights=weights, level=torch.zeros_like(tree.prompt), square=one, cross=one)
+        one = torch.ones(scene.world.prompts, 1, 1, dtype=torch.float64)
+        return Parts(weights=weights, level=torch.zeros_like(scene.responses.prompt), square=one, cross=one)
     square, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
     weights = torch.cat([batch.up.weight, batch.down.weight])
     return Parts(weights=weights, level=table.rank(batch.scene), square=square, cross=cross)
@@ -71,7 +71,7 @@ def group_variance(measurement: Measurement) -> Tensor:
     """
     scene, of_response, size = measurement.scene, parts(measurement), measurement.recipe.schedule.group_size
     norms = response_norms(measurement, of_response.weights)
-    a = of_response.square[scene.tree.prompt, of_response.level]  # [B, S] of E[a_s²]
+    a = of_response.square[scene.responses.prompt, of_response.level]  # [B, S] of E[a_s²]
     square = (scene.measure[0] * (a * norms).sum(-1)).sum()
     means = level_means(measurement, of_response).flatten(1, 2)  # [X, n S, P], measure of the prompt included
     cross = (torch.einsum("xap,xbp->xab", means, means) * of_response.cross).sum() * len(means)
@@ -85,7 +85,7 @@ def level_means(measurement: Measurement, of_response: Parts) -> Tensor:
     means = []
     for prompt in range(prompts):
         for level in range(levels):
-            inside = ((scene.tree.prompt == prompt) & (of_response.level == level)).double()
+            inside = ((scene.responses.prompt == prompt) & (of_response.level == level)).double()
             share = (scene.measure * inside)[..., None]
             means += [direction(scene, mode, share * w)[0] for w in of_response.weights]
     return torch.stack(means).view(prompts, levels, count, -1)
@@ -95,9 +95,9 @@ def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
     """‖g_s‖² of every response, `[B, S]`, for the token weights `[S, B, T]` of its parts."""
     scene = measurement.scene
     rows = []
-    for start in progress.steps("variance", range(0, len(scene.tree.path), CHUNK)):
+    for start in progress.steps("variance", range(0, len(scene.responses), CHUNK)):
         cut = slice(start, start + CHUNK)
-        count = len(scene.tree.path[cut])
+        count = len(scene.responses.of(cut))
         copies = leaves({name: w.expand(count, *w.shape[1:]) for name, w in scene.weights.items()})
         logp = _responses(measurement, copies, cut)
         parameters = list(trainable(copies).values())
@@ -112,8 +112,9 @@ def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
 def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
     scene, routes = measurement.scene, measurement.scene.replay(measurement.mode)
-    tree = responses(scene.tree, cut)
-    model = load(copies, scene.pi.repeat(len(tree.path)), tree.task.sim)
-    experts = None if routes is None else along(routes, tree)[0][:, None]
-    logp = score(model, episodes(tree).tokens[:, None], experts).logp[:, 0, tree.task.layout.places]
-    return torch.where(tree.mask, logp, 0.0)
+    tree, part = scene.world, scene.responses.of(cut)
+    assert isinstance(tree, Tree)
+    model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
+    experts = None if routes is None else along(routes, tree, part)[0][:, None]
+    logp = score(model, episodes(tree, part).tokens[:, None], experts).logp[:, 0, tree.task.layout.places]
+    return torch.where(part.mask, logp, 0.0)

@@ -15,7 +15,7 @@ from firstorder.core import progress
 from firstorder.core.method.recipe import Schedule
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.memory import update_bytes
-from firstorder.sim.exact.tree import bytes_needed
+from firstorder.sim.exact.size import bytes_needed
 from firstorder.sim.model.chunks import CHUNK_ROWS
 
 from .ensemble import Cell, Ensemble

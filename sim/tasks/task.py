@@ -18,10 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from firstorder.core.errors import ConfigError
 from firstorder.core.tasks import Answer, Episodes, silence
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 
+from .contexts import Contexts
 from .demonstrations import Automaton
 
 
@@ -93,6 +95,17 @@ class SimTask(ABC):
         earned = self.earned(tokens[..., : self.sim.prompt_length], response)
         ended = ((tokens == 0) & mask).any(-1)
         return torch.where(ended, earned, 0.0) if self.sim.truncated == "zero" else earned
+
+    def contexts(self, rows: Tensor) -> Contexts:
+        """The contexts of prompts `rows`, where what comes next depends on the context and the token alone.
+
+        Raises:
+            ConfigError: it depends on all that was said.
+        """
+        raise ConfigError(
+            f"sim.world = graph needs a task whose contexts merge, but those of sim.task = {self.sim.task} are all that "
+            "was said; set sim.task = chain or sim.world = tree"
+        )
 
     @abstractmethod
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:

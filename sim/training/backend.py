@@ -32,10 +32,9 @@ from firstorder.sim.exact import coherence, objectives
 from firstorder.sim.exact.agree import mismatch
 from firstorder.sim.exact.edges import entropy_gradient
 from firstorder.sim.exact.fit import compare
-from firstorder.sim.exact.forward import states
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
-from firstorder.sim.exact.tree import Tree
+from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
@@ -206,24 +205,24 @@ class SimBackend:
         every = self.sim.evaluate_every
         if not every or (step % every and step != self.schedule.steps):
             return {}
-        tree, rewards = grow(self.sim)
+        world = grow(self.sim)
         errors, biases, start = [], [], 0
         for arm in self.arms:
             cut = slice(start, start + (arm.members or 1))
-            of_arm, bias = self._exact(arm.recipe, cut, tree, rewards)
+            of_arm, bias = self._exact(arm.recipe, cut, world)
             errors.append(of_arm)
             biases.append(bias)
             start = cut.stop
         self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
         return {name: torch.cat([of_arm[name] for of_arm in errors]) for name in errors[0]} | heading
 
-    def _exact(self, recipe: Recipe, cut: slice, tree: Tree, rewards: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _exact(self, recipe: Recipe, cut: slice, world: World) -> tuple[dict[str, Tensor], Tensor]:
         """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
         the natural target; `[members]`, and `[members, P]`."""
         mode = recipe.router_replay.mode
         arithmetics = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
-        scene = build(self.sim, tree, rewards, arithmetics, weights, modes=[mode])
+        scene = build(self.sim, world, arithmetics, weights, modes=[mode])
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
         u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)
@@ -245,7 +244,7 @@ class SimBackend:
         if self.critic is None or not recipe.has_critic:
             return None
         replay = scene.replay(recipe.router_replay.mode)
-        carried = states(load(scene.weights, scene.pi, self.sim), scene.tree, replay)
+        carried = scene.world.states(load(scene.weights, scene.pi, self.sim), replay)
         of_arm = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
         return critic.value(self.critic.phi[of_arm], carried)
 

@@ -22,7 +22,7 @@ from firstorder.sim.exact import agree
 from firstorder.sim.exact.groups import check_levels
 from firstorder.sim.exact.memory import check_memory
 from firstorder.sim.exact.scene import grow
-from firstorder.sim.exact.tree import check_size
+from firstorder.sim.exact.size import check_size
 from firstorder.sim.model.chunks import numbers
 
 from .backend import SimBackend
@@ -119,4 +119,4 @@ def check_baseline(recipe: Recipe, sim: Sim) -> None:
         ConfigError: the measured prompts have too many reward levels for the group's size.
     """
     if recipe.over_group:
-        check_levels(len(torch.unique(grow(sim)[1])), recipe.schedule.group_size - 1)
+        check_levels(len(grow(sim).levels), recipe.schedule.group_size - 1)

@@ -20,7 +20,7 @@ from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.edges import kl
 from firstorder.sim.exact.scene import Mode, build, engines, grow
-from firstorder.sim.exact.tree import count
+from firstorder.sim.exact.size import count
 from firstorder.sim.model.chunks import numbers
 
 PUBLISHED_KL = 1.5e-3  # nats a token
@@ -53,9 +53,8 @@ class Calibration:
 def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, Tensor]:
     """KL(μ_old ‖ π_old) in nats a response token with π_old replaying as `mode` says, and the flip rate of live routes,
     at the start of training; `[M]` each."""
-    tree, rewards = grow(sim)
     with torch.no_grad():
-        scene = build(sim, tree, rewards, engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
+        scene = build(sim, grow(sim), engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
     share = scene.share
     pi, mu = scene.old["disabled"], scene.mu_old
     flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)

@@ -1,0 +1,222 @@
+"""The graph: contexts that merge, and responses of any length, summed over by the recursions of `recursion`.
+
+Shapes: M members, S contexts, V vocabulary, T horizon, X prompts, n reward levels, C columns, B responses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstorder.sim.model import noise
+from firstorder.sim.model.chunks import chunked_step
+from firstorder.sim.model.policy import Model, Step
+from firstorder.sim.tasks.contexts import Contexts
+from firstorder.sim.tasks.task import SimTask
+
+from . import recursion
+from .edges import Pass, Routes
+from .recursion import After, Array, Branches, Walk, branches, flushed
+from .world import Near, Responses, Rows
+
+SALT = 2  # keeps the random numbers of a sample apart from those of weights and rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A `World` whose contexts merge.
+
+    Args:
+        task: what is to be learnt.
+        table: the contexts and where tokens lead.
+        horizon: T.
+        samples: responses to draw of what has no exact form; rounded up to as many for each prompt.
+    """
+
+    task: SimTask
+    table: Contexts
+    horizon: int
+    samples: int
+    exhaustive = False
+
+    @property
+    def prompts(self) -> int:
+        """X."""
+        return len(self.table.start)
+
+    @property
+    def contexts(self) -> int:
+        """S."""
+        return len(self.table.features)
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return int(self.table.follow.shape[1])
+
+    @property
+    def levels(self) -> Tensor:
+        """The distinct rewards, ascending, `[n]`."""
+        return self.table.levels
+
+    @cached_property
+    def branches(self) -> Branches:
+        """The distinct places that a context's tokens lead to."""
+        return branches(self.table.follow, self.contexts)
+
+    def run(self, model: Model, replay: Routes | None = None) -> Pass:
+        """One pass over the rows of the table."""
+        step = self._step(model, replay)
+        return Pass(
+            logp=step.logp,
+            routes=Routes(contexts=step.ids, leads=()),
+            live=Routes(contexts=step.live, leads=()),
+            margin=step.margin,
+            router_logp=step.router_logp,
+        )
+
+    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+        """`World.states`."""
+        with torch.no_grad():
+            return self._step(model, replay).state
+
+    def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:
+        """`World.earned`."""
+        cut, worth = self._worth(len(kernel))
+        f = self._lengths(by_length)
+        steps = range(1, self.horizon + 1)
+        with flushed():
+            values = recursion.last(
+                recursion.backward(self._walk(kernel), steps, cut * f[-1], worth, f), cut
+            )
+        return torch.from_numpy(values).view(len(kernel), self.contexts, -1)[:, self.table.start].transpose(1, 2)
+
+    def through(
+        self, before: Tensor, after: Tensor, worth: Tensor, by_length: Tensor | None = None, near: Near | None = None
+    ) -> Tensor:
+        """`World.through`."""
+        members, columns, levels, _ = worth.shape
+        cut, ends = self._worth(members)
+        used = [(c, n) for c in range(columns) for n in range(levels) if bool(worth[:, c, n].any())]
+        passed = torch.zeros(members * self.contexts, self.branches.place.shape[1], columns, dtype=torch.float64)
+        if used:
+            start = np.stack([self._start(worth[:, c, n]) for c, n in used], axis=1)
+            first = self._walk(before)
+            far = first if after is before else self._walk(after)
+            close = far if near is None else self._walk(near.kernel)
+            second = After(far=far, near=close, steps=0 if near is None else near.steps)
+            column, level = (list(x) for x in zip(*used, strict=True))
+            with flushed():
+                found = recursion.through(first, second, start, level, column, cut, ends, self._lengths(by_length))
+            passed[..., : found.shape[-1]] = torch.from_numpy(found)
+        passed = passed.view(members, self.contexts, -1, columns)
+        which = self.branches.which[None, ..., None].expand(members, -1, -1, columns)
+        return passed.gather(2, which).permute(0, 3, 1, 2)
+
+    def visits(self, kernel: Tensor) -> Tensor:
+        """`World.visits`."""
+        return sum(self._came(kernel), start=torch.zeros(()))
+
+    def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
+        """`World.by_step`."""
+        return torch.stack([(came * x).sum(-1) for came in self._came(kernel)], dim=-1)
+
+    def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
+        """`World.expansion`."""
+        mass, moved = self.branches.collapse(kernel), self.branches.collapse(kernel * change)
+        cut, ends = (torch.from_numpy(x) for x in self._worth(1))
+        with flushed():
+            values = recursion.expansion(mass, moved, self.branches, (cut, ends), self.horizon, order)
+        return values[:, self.table.start].permute(0, 2, 3, 1)
+
+    def log_mass(self, kernel: Tensor) -> Tensor:
+        """`World.log_mass`."""
+        start = self._start(torch.ones(len(kernel), self.prompts, dtype=torch.float64))
+        return recursion.log_mass(self._walk(kernel), start, len(kernel), self.horizon)
+
+    def run_rows(self, routes: Routes, kernel: Tensor) -> Rows:
+        """The row of every prompt, and of every context that a token leads to and from which another is said."""
+        members, place = len(kernel), self.branches.place
+        ids, inside = routes.contexts, place < self.contexts
+        *before, _ = self._came(kernel)
+        mass = sum(before, start=torch.zeros(members, self.contexts, dtype=torch.float64))
+        flow = (mass[..., None] * self.branches.collapse(kernel))[:, inside]
+        origin, target = inside.nonzero()[:, 0], place[inside]
+        opening = ids[:, self.table.start]
+        each = torch.full((members, self.prompts), 1.0 / self.prompts, dtype=torch.float64)
+        return Rows(
+            ids=torch.cat([opening, ids[:, target]], dim=1),
+            before=torch.cat([torch.full_like(opening, -1), ids[:, origin]], dim=1),
+            weight=torch.cat([each, flow], dim=1),
+        )
+
+    def responses(self, logp: Tensor) -> Responses:
+        """A sample; members draw with the same random numbers, so that one alone draws what it draws among others."""
+        each = -(-self.samples // self.prompts)
+        prompt = torch.arange(self.prompts).repeat_interleave(each)
+        keys = noise.combine(noise.mix(torch.tensor(SALT)), torch.arange(len(prompt)))
+        return draw(self.table, logp, prompt.expand(len(logp), -1), keys, self.horizon)
+
+    def _step(self, model: Model, replay: Routes | None) -> Step:
+        return chunked_step(
+            model, None, self.table.features, self.table.keys, None if replay is None else replay.contexts
+        )
+
+    def _walk(self, kernel: Tensor) -> Walk:
+        return recursion.walk(self.branches.collapse(kernel), self.branches)
+
+    def _worth(self, members: int) -> tuple[Array, Array]:
+        """1 where a response that is cut on its way to a context earns a level, `[M S, n]`; the same of endings."""
+        hot = torch.nn.functional.one_hot(self.table.level, len(self.levels)).double()
+        return hot[: self.contexts].repeat(members, 1).numpy(), hot[self.contexts :].numpy()
+
+    def _start(self, weight: Tensor) -> Array:
+        """d_1 of prompts that weigh `[M, X]`, each divided by X, `[M S]`."""
+        first = torch.zeros(len(weight), self.contexts, dtype=torch.float64)
+        first.index_add_(1, self.table.start, weight / self.prompts)
+        return first.flatten().numpy()
+
+    def _lengths(self, by_length: Tensor | None) -> Array:
+        return np.ones(self.horizon + 1) if by_length is None else by_length.double().numpy()
+
+    def _came(self, kernel: Tensor) -> list[Tensor]:
+        """d_t of every step, prompts equally likely, `[M, S]` each."""
+        members = len(kernel)
+        start = self._start(torch.ones(members, self.prompts, dtype=torch.float64))[:, None]
+        with flushed():
+            *came, _ = recursion.forward(self._walk(kernel), range(1, self.horizon + 1), start)
+        return [torch.from_numpy(x).view(members, self.contexts) for x in came]
+
+
+def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Responses:
+    """Responses of a policy that a table holds.
+
+    Args:
+        table: where tokens lead.
+        logp: `[M, S, V]` nats.
+        prompt: int64 `[M, B]`.
+        keys: int64 `[M, B]` or `[B]`, the hash key of each response's random numbers.
+        horizon: T.
+    """
+    members, size, vocab = logp.shape
+    edges = logp.exp().cumsum(-1)[..., :-1].flatten(0, 1)
+    offset = (torch.arange(members) * size)[:, None]
+    context, running = table.start[prompt], torch.ones(prompt.shape, dtype=torch.bool)
+    path = torch.zeros(*prompt.shape, horizon, dtype=torch.int32)
+    mask = torch.zeros(path.shape, dtype=torch.bool)
+    rewards = torch.zeros(prompt.shape, dtype=torch.float64)
+    follow, earns = table.follow.flatten(), table.rewards
+    for t in range(horizon):
+        u = noise.uniform(noise.combine(keys, t)).expand(prompt.shape)
+        token = (edges[context + offset] < u[..., None]).sum(-1)
+        edge = context * vocab + token
+        path[..., t], mask[..., t] = torch.where(running, edge, 0), running
+        place = follow[edge]
+        rewards = torch.where(running, earns[place], rewards)
+        running = running & (place < size)
+        context = torch.where(running, place, context)
+    return Responses(path=path, mask=mask, prompt=prompt, rewards=rewards, vocab=vocab, sampled=True)

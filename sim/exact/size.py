@@ -1,0 +1,90 @@
+"""How large the tree of all responses is, and whether it fits into memory, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+from firstorder.core.errors import SizeError
+from firstorder.sim.config import Sim
+from firstorder.sim.tasks import task_of
+
+LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
+MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
+WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
+
+
+def count(sim: Sim) -> int:
+    """Contexts of the tree that `sim` describes."""
+    return sim.prompts * _series(sim.vocab - sim.first, sim.horizon)
+
+
+def answers(sim: Sim) -> int:
+    """Tokens that environments say in that tree."""
+    layout = task_of(sim).layout
+    turns = (sim.horizon - 1) // layout.turn
+    return sim.prompts * layout.answer * (_series(power(sim.vocab - sim.first, layout.turn), turns + 1) - 1)
+
+
+def check_size(sim: Sim, members: int, available: int) -> None:
+    """Refuse a tree that does not fit, before anything is allocated.
+
+    Args:
+        sim: the sizes.
+        members: ensemble members held at once.
+        available: bytes of free memory.
+
+    Raises:
+        SizeError: with the number of contexts, the bytes and a horizon that fits.
+    """
+    if bytes_needed(sim, members) <= available:
+        if count(sim) * sim.vocab > LARGEST_INDEX:
+            raise SizeError(
+                f"sim.prompts x (sim.vocab - 1)^depth x sim.vocab gives {_short(count(sim) * sim.vocab)} edges at "
+                f"sim.horizon = {sim.horizon}, and they are counted in 32 bits; lower sim.horizon or "
+                "sim.prompts"
+            )
+        return
+    fits = bisect_right(
+        range(1, min(sim.horizon, 1 << 60)),
+        available,
+        key=lambda horizon: bytes_needed(sim.model_copy(update={"horizon": horizon}), members),
+    )
+    remedy = f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts" if fits else "lower sim.prompts or sim.vocab"
+    raise SizeError(
+        f"sim.prompts x (sim.vocab - 1)^depth gives {_short(count(sim))} contexts at sim.horizon = {sim.horizon}, "
+        f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; {remedy}"
+    )
+
+
+def bytes_needed(sim: Sim, members: int) -> int:
+    """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
+
+    Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs hold.
+    Per response: its path. And the working space of two graphs over what is run at once.
+    """
+    contexts, experts = count(sim), sim.experts * sim.expert_width
+    tokens = contexts + answers(sim)
+    passes = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
+    states = 8 * 10 * sim.layers * sim.width * tokens
+    response = 5 * sim.horizon + 16
+    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
+    return contexts * (members * passes + sim.vocab * response) + members * states + working
+
+
+def _series(ratio: int, terms: int) -> int:
+    """1 + r + r² + ..., the sum of the first `terms` powers."""
+    return terms if ratio == 1 else (power(ratio, terms) - 1) // (ratio - 1)
+
+
+def power(base: int, exponent: int) -> int:
+    """base^exponent, or where that is beyond any memory a number that is too: its digits alone would take for ever."""
+    return int(base ** min(exponent, MOST_DIGITS))
+
+
+def _short(n: int) -> str:
+    """A count of any size in a few characters."""
+    if n < 10**9:
+        return f"{n:,}"
+    digits = int(n.bit_length() * math.log10(2))
+    return f"10^{digits}" if digits < MOST_DIGITS * math.log10(2) else "far too many"
