@@ -18,6 +18,7 @@ NOISE, NOISE_WHY = "[0, 100]", "noise is relative, and 1 drowns what it is added
 PIECES, PIECES_WHY = "[1, 65536]", "no product is longer"
 MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
+MODES = 4  # of a context of `chain`
 MAX_SEED = 2**63 - 1
 SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
 
@@ -65,7 +66,9 @@ class Sim(Section):
         description="`tree` enumerates every response; `graph` walks contexts that merge, as those of `task = chain` "
         "do, at any length",
     )
-    vocab: int = within(4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response, but for `ending = horizon`")
+    vocab: int = within(
+        4, "[2, 65536]", SIZE_WHY, "tokens; token 0 ends a response, but in `chain` with `ending = horizon`"
+    )
     horizon: int = within(5, "[1, 1048576]", "a tree enumerates every response", "longest response")
     prompts: int = within(4, f"[1, {MAX_PROMPTS}]", SIZE_WHY, "prompts measured, equally likely")
     prompt_length: int = within(
@@ -100,11 +103,41 @@ class Sim(Section):
     positions: int = within(8, SIZE, SIZE_WHY, "positions of a problem, one after the other and round; read by `chain`")
     right: int = within(1, SIZE, SIZE_WHY, "tokens that are right at a position; read by `chain`")
     shared: float = within(
-        0.5, "[0, 1]", "it is a share", "share of their features that failing contexts have in common; read by `chain`"
+        0.5,
+        "[0, 1]",
+        "it is a share",
+        "share of their features that contexts off the chain have in common with those on it; read by `chain`",
+    )
+    ending: Literal["horizon", "answer"] = Field(
+        "horizon",
+        description="`horizon`: every response is cut, and earns 1 if it is on the chain; `answer`: token 0 ends it, "
+        "which earns at the last position of the chain; read by `chain`",
+    )
+    recovery: int = within(
+        0, "[0, 65536]", SIZE_WHY, "tokens that lead from off the chain back onto it; read by `chain`"
+    )
+    thinking: int = within(
+        0,
+        "[0, 65536]",
+        SIZE_WHY,
+        "tokens that keep the position and make twice as many tokens right there; read by `chain` with "
+        "`ending = answer`",
+    )
+    feedback: bool = Field(
+        False,
+        description="after every `turn_length` tokens the environment says whether the chain still holds, and twice as "
+        "many recovery tokens work for who was told that it is lost; read by `chain`",
+    )
+    tail: float = within(
+        0.0,
+        "[0, 100]",
+        "beyond it one wrong token has it all",
+        "exponent of Zipf's law among the wrong tokens that the cold start teaches, 0 for all alike; read by "
+        "`coldstart = calibrated`",
     )
     reward: Literal["binary", "graded"] | None = Field(
         None,
-        description="`binary`: all or nothing; `graded`: in part; unset: binary for `sum`, graded for the other tasks",
+        description="`binary`: all or nothing; `graded`: in part; unset: binary for `sum` and `chain`, else graded",
     )
     truncated: Literal["scored", "zero"] = Field(
         "scored", description="a response cut at the horizon earns its reward (`scored`) or 0 (`zero`)"
@@ -117,11 +150,25 @@ class Sim(Section):
     draws: int = within(
         32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`"
     )
-    coldstart: Literal["none", "terse", "verbose", "roundabout"] = Field(
-        "none", description="`none`: random weights; the others: demonstrations of that style distilled into them first"
+    coldstart: Literal["none", "terse", "verbose", "roundabout", "calibrated"] = Field(
+        "none",
+        description="`none`: random weights; `calibrated`, of `chain` alone: taught what is right, then as sharp as "
+        "earns `coldstart_value`; the others: demonstrations of that style distilled into them first",
     )
-    coldstart_share: float = within(0.75, "(0, 1]", "it is a share", "share of the demonstrations that are correct")
-    coldstart_steps: int = within(100, "[1, 1000000]", COUNT_WHY, "supervised steps on those demonstrations")
+    coldstart_share: float = within(
+        0.75,
+        "(0, 1]",
+        "it is a share",
+        "share of the demonstrations that are correct; with `calibrated` the probability taught for the right tokens",
+    )
+    coldstart_value: float = within(
+        0.25,
+        "(0, 1)",
+        "a policy that earns nothing or all has nothing to learn",
+        "mean reward of the training engine's policy, in exact arithmetic, to begin with; read by "
+        "`coldstart = calibrated`",
+    )
+    coldstart_steps: int = within(100, "[1, 1000000]", COUNT_WHY, "supervised steps of a cold start")
     coldstart_lr: float = within(0.01, "(0, 100]", STEP_WHY, "learning rate of those steps")
     pool: int | None = within(
         None,
@@ -165,14 +212,17 @@ class Sim(Section):
 
     @property
     def available(self) -> int:
-        """Prompts that exist: every word of `prompt_length` tokens 1 to V-1, or the problems of `chain`."""
-        if not self.carries:
-            return self.pool or 2 * self.prompts
+        """Prompts that exist: every word of `prompt_length` tokens 1 to V-1, or the problems of `chain`, as many as are
+        trained on, measured, or move θ."""
+        if self.task == "chain":
+            return max(self.pool or 0, 2 * self.prompts)
         return int((self.vocab - 1) ** self.prompt_length)
 
     @property
     def training_prompts(self) -> int:
         """The size of the pool."""
+        if self.task == "chain":
+            return self.pool or self.prompts
         return self.pool or min(max(self.prompts, DEFAULT_POOL), self.available)
 
     @property
@@ -187,13 +237,18 @@ class Sim(Section):
 
     @property
     def inputs(self) -> int:
-        """Rows of the embedding: tokens, or features of contexts."""
-        return self.vocab if self.carries else 2 * (self.available + self.positions) + 2
+        """Rows of the embedding: tokens, or features of contexts (`sim.tasks.places`)."""
+        return self.vocab if self.carries else 2 * (self.available + self.positions) + MODES + self.phases
+
+    @property
+    def phases(self) -> int:
+        """Places within a turn that a context of `chain` may have: one where nobody answers."""
+        return self.turn_length if self.feedback else 1
 
     @property
     def first(self) -> int:
         """The first token that a response goes on after: 1 where token 0 ends it, else 0."""
-        return 1 if self.carries else 0
+        return 0 if self.task == "chain" and self.ending == "horizon" else 1
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -203,7 +258,7 @@ class Sim(Section):
                 f"sim.seed = {self.seed} and sim.members = {self.members} do not fit into 63 bits; lower sim.seed"
             )
         available = self.available
-        if available > MAX_PROMPTS:
+        if available > MAX_PROMPTS and self.carries:
             raise ValueError(
                 f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens makes more than "
                 f"{MAX_PROMPTS:,} prompts to choose from; lower sim.prompt_length or sim.vocab"
@@ -215,15 +270,17 @@ class Sim(Section):
             )
         if self.pool is not None and not self.prompts <= self.pool <= available:
             raise ValueError(
-                f"sim.pool = {self.pool} must hold the sim.prompts = {self.prompts} measured ones and at most the "
-                f"{available} prompts of sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
-                + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool")
+                f"sim.pool = {self.pool} must hold the sim.prompts = {self.prompts} measured ones"
+                + ("; raise sim.pool" if self.task == "chain" else f" and at most the {available} prompts of "
+                f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
+                + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool"))
             )
         if self.task == "guess" and self.vocab < 4:
             raise ValueError(
                 f"sim.task = guess answers with tokens 1 to 3, got sim.vocab = {self.vocab}; raise it to 4"
             )
-        if self.task == "guess" and self.turn_length > self.horizon:
+        answered = self.task == "guess" or (self.task == "chain" and self.feedback)
+        if answered and self.turn_length > self.horizon:
             raise ValueError(
                 f"sim.turn_length = {self.turn_length} is more than sim.horizon = {self.horizon}, so no turn "
                 "would end; lower sim.turn_length"
@@ -248,6 +305,54 @@ class Sim(Section):
                 "sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix"
             )
         return self
+
+    @model_validator(mode="after")
+    def _chain_can_be_learnt(self) -> Self:
+        if self.task != "chain":
+            if self.coldstart == "calibrated":
+                raise ValueError(
+                    f"sim.coldstart = calibrated teaches the contexts of sim.task = chain, got {self.task}; use terse, "
+                    "verbose or roundabout"
+                )
+            return self
+        if self.coldstart not in ("none", "calibrated"):
+            raise ValueError(
+                f"sim.coldstart = {self.coldstart} draws demonstrations that end, of which sim.task = chain has none; "
+                "use calibrated"
+            )
+        if self.special >= self.vocab - self.first:
+            raise ValueError(
+                f"sim.right = {self.right}, sim.thinking = {self.thinking} and sim.recovery = {self.recovery} need "
+                f"{self.special} tokens and one that is wrong, but sim.vocab = {self.vocab} has {self.vocab - self.first}"
+                f" to say; raise it to {self.special + 1 + self.first}"
+            )
+        if self.feedback and self.vocab < 3:
+            raise ValueError(f"sim.feedback says token 1 or 2, got sim.vocab = {self.vocab}; raise it to 3")
+        if self.ending == "horizon":
+            self._every_response_is_cut()
+        elif self.horizon < self.positions and not self.graded:
+            raise ValueError(
+                f"sim.horizon = {self.horizon} cuts every response before the last of sim.positions = {self.positions}, "
+                "so nothing is earned; raise sim.horizon"
+            )
+        return self
+
+    def _every_response_is_cut(self) -> None:
+        """Refuse what makes no sense where nothing but the horizon ends a response."""
+        cases = {
+            "sim.reward = graded": (self.graded, "pays for answers"),
+            "sim.truncated = zero": (self.truncated == "zero", "pays nothing for a response that is cut"),
+            f"sim.thinking = {self.thinking}": (self.thinking > 0, "would earn everything by thinking for ever"),
+        }
+        for name, (given, why) in cases.items():
+            if given:
+                raise ValueError(f"{name} {why}, but sim.ending = horizon cuts every response; use sim.ending = answer")
+
+    @property
+    def special(self) -> int:
+        """Tokens that mean something somewhere in a problem of `chain`: right, thinking or recovery."""
+        right = self.right * (2 if self.thinking else 1)
+        return right + self.thinking + self.recovery * (2 if self.feedback else 1)
 
 
 def check_replay(recipe: Recipe, sim: Sim) -> None:

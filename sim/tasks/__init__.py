@@ -6,10 +6,11 @@ from .chain import Chain
 from .guess import Guess
 from .program import Program
 from .sums import Sum
-from .task import SimTask
+from .task import SimTask, WordTask
 from .text import Text
 
-TASKS: dict[str, type[SimTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess, "chain": Chain}
+WORD_TASKS: dict[str, type[WordTask]] = {"sum": Sum, "program": Program, "text": Text, "guess": Guess}
+TASKS: dict[str, type[SimTask]] = {**WORD_TASKS, "chain": Chain}
 
 
 def task_of(sim: Sim) -> SimTask:
@@ -17,4 +18,4 @@ def task_of(sim: Sim) -> SimTask:
     return TASKS[sim.task](sim)
 
 
-__all__ = ["TASKS", "Chain", "Guess", "Program", "SimTask", "Sum", "Text", "task_of"]
+__all__ = ["TASKS", "WORD_TASKS", "Chain", "Guess", "Program", "SimTask", "Sum", "Text", "WordTask", "task_of"]

@@ -1,6 +1,7 @@
 """Contexts that merge: a task in which what comes next depends on the context and the token alone.
 
-Shapes: S contexts, F features, V vocabulary, X prompts, E endings.
+Shapes: S contexts, F features, V vocabulary, X prompts, E endings, U distinct places that a context leads to, T
+tokens, `...` any leading axes.
 
 A context is a row of features, and a policy without memory reads nothing else: one pass over S rows says all that it
 will ever say, however long a response is. A response walks from context to context until an ending or the horizon:
@@ -11,11 +12,31 @@ will ever say, however long a response is. A response walks from context to cont
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """The distinct places that each context leads to, so that what costs as much as the vocabulary is done once.
+
+    Args:
+        slot: int64 `[S, V]`, by which of them each token goes.
+        places: int64 `[S, U]`, contexts or endings, ascending; a context that leads to fewer than U has its last one
+            again, where no token goes.
+    """
+
+    slot: Tensor
+    places: Tensor
+
+    def mass(self, p: Tensor) -> Tensor:
+        """The probability of each place, `[..., S, U]`, of those of the tokens, `[..., S, V]`."""
+        zero = torch.zeros(*p.shape[:-1], self.places.shape[-1], dtype=p.dtype)
+        return zero.scatter_add(-1, self.slot.expand_as(p), p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +96,34 @@ class Contexts:
     def level(self) -> Tensor:
         """Which of `levels` the last step to each context or ending earns, int64 `[S + E]`."""
         return torch.searchsorted(self.levels, self.rewards)
+
+    @cached_property
+    def branches(self) -> Branches:
+        """Where tokens lead, each place once."""
+        follow, order = self.follow.sort(-1)
+        fresh = follow.diff(dim=-1, prepend=follow[:, :1]) != 0
+        rank = fresh.long().cumsum(-1)
+        places = follow[:, -1:].repeat(1, int(rank.max()) + 1).scatter(-1, rank, follow)
+        return Branches(slot=torch.empty_like(rank).scatter(-1, order, rank), places=places)
+
+    def walk(self, start: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The contexts that tokens are said at, int64 `[..., T]`; 0 off the mask.
+
+        Args:
+            start: int64 `[...]`, the first.
+            tokens: int64 `[..., T]`, from 0 to V-1, also off the mask.
+            mask: bool `[..., T]`, True up to the end of each response.
+        """
+        vocab = self.follow.shape[1]
+        follow = self.follow.clamp(max=len(self.follow) - 1).flatten()  # nobody walks on from an ending
+        context, visited = start, []
+        for token in tokens.unbind(-1):
+            visited.append(context)
+            context = follow[context * vocab + token]
+        return torch.where(mask, torch.stack(visited, dim=-1), 0)
+
+    def end(self, start: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The context or ending that each walk comes to, int64 `[...]`; arguments as of `walk`."""
+        last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
+        context, token = (x.gather(-1, last)[..., 0] for x in (self.walk(start, tokens, mask), tokens))
+        return torch.where(mask.any(-1), self.follow[context, token], start)

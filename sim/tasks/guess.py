@@ -8,8 +8,6 @@ guess, 3 if it is higher. Turns that hold the end token, or that the horizon cut
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -17,15 +15,18 @@ from firstorder.core.tasks import Answer, Episodes
 from firstorder.sim.model import noise
 
 from .demonstrations import Automaton
-from .task import SimTask
+from .task import WordTask
 
 LOWER, EQUAL, HIGHER = 1, 2, 3
 
 
-class Guess(SimTask):
+class Guess(WordTask):
     """A search with an environment that answers."""
 
-    answer_length: ClassVar[int] = 1
+    @property
+    def answer_length(self) -> int:
+        """One token."""
+        return 1
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """More for an earlier hit, or 1 for any; see `SimTask.earned`."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .demonstrations import Automaton
-from .task import SimTask
+from .task import WordTask
 
 
-class Program(SimTask):
+class Program(WordTask):
     """Programs judged by running them on every input."""
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:

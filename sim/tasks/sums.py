@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .demonstrations import Automaton
-from .task import SimTask
+from .task import WordTask
 
 
-class Sum(SimTask):
+class Sum(WordTask):
     """Verifiable arithmetic."""
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:

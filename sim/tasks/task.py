@@ -3,7 +3,7 @@
 Shapes: `...` any leading axes, P tokens of a prompt, T response tokens at most, L tokens of a whole episode, τ tokens
 of a turn, E tokens of an answer.
 
-Token 0 ends a response anywhere; prompts are made of tokens 1 to V-1. An environment answers after every τ response
+Token 0 ends a response anywhere, but where `sim.ending` says otherwise. An environment answers after every τ response
 tokens, so that an answer stands at the same places in every episode and is a function of the prompt and of what was
 said. Once a response has ended, nobody answers.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,28 +59,37 @@ class Layout:
 class SimTask(ABC):
     """A task of the simulator; see `core.tasks.Task`, which it implements for all responses at once.
 
-    A subclass says what a response earns, and a multi-turn one what its environment answers.
+    A subclass says how prompts read and what a response earns, and a multi-turn one what its environment answers.
     """
 
     sim: Sim
-    answer_length: ClassVar[int] = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """P, tokens of a prompt."""
+        return self.sim.prompt_length
+
+    @property
+    def answer_length(self) -> int:
+        """E, tokens that the environment says after a turn; 0 where there is none."""
+        return 0
 
     @property
     def layout(self) -> Layout:
         """Where the tokens of its episodes stand."""
         sim, answer = self.sim, self.answer_length
         turn = sim.turn_length if answer else sim.horizon
-        return Layout(prompt=sim.prompt_length, horizon=sim.horizon, turn=turn, answer=answer)
+        return Layout(prompt=self.prompt_length, horizon=sim.horizon, turn=turn, answer=answer)
 
     @property
     def size(self) -> int:
-        """(V-1)^P, every prompt that there is."""
+        """Every prompt that there is."""
         return self.sim.available
 
     def prompts(self, rows: Tensor) -> Episodes:
-        """The prompts of these rows of a table of all, in a pseudo-random order that is the same for every seed."""
-        tokens = _table(self.sim.vocab, self.sim.prompt_length)[rows]
-        lengths = torch.full(rows.shape, self.sim.prompt_length)
+        """The prompts of these rows of a table of all, which is the same for every seed."""
+        tokens = self.table[rows]
+        lengths = torch.full(rows.shape, self.prompt_length)
         return Episodes(tokens=tokens, mask=torch.zeros_like(tokens, dtype=torch.bool), lengths=lengths, prompt=rows)
 
     def answer(self, episodes: Episodes) -> Answer:
@@ -92,7 +100,7 @@ class SimTask(ABC):
         """Reward of finished episodes, `[...]` in [0, 1]; `sim.truncated` says what one cut at the horizon earns."""
         tokens, mask = episodes.tokens, episodes.mask
         response = torch.where(mask, tokens, 0)[..., self.layout.places]
-        earned = self.earned(tokens[..., : self.sim.prompt_length], response)
+        earned = self.earned(tokens[..., : self.prompt_length], response)
         ended = ((tokens == 0) & mask).any(-1)
         return torch.where(ended, earned, 0.0) if self.sim.truncated == "zero" else earned
 
@@ -107,9 +115,23 @@ class SimTask(ABC):
             "was said; set sim.task = chain or sim.world = tree"
         )
 
+    @property
+    @abstractmethod
+    def table(self) -> Tensor:
+        """The tokens of all prompts, int64 `[size, P]`."""
+
     @abstractmethod
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """Reward `[...]` in [0, 1] of response tokens `[..., T]`, 0 from their end on, to prompts `[..., P]`."""
+
+
+class WordTask(SimTask):
+    """A task whose prompts are words of tokens, and of which responses that end can be shown."""
+
+    @property
+    def table(self) -> Tensor:
+        """All (V-1)^P words, in a pseudo-random order."""
+        return _words(self.sim.vocab, self.prompt_length)
 
     @abstractmethod
     def automaton(self, prompts: Tensor) -> Automaton:
@@ -171,8 +193,8 @@ def ends(mask: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _table(vocab: int, length: int) -> Tensor:
-    """All prompts, int64 `[(V-1)^P, P]`, in a fixed pseudo-random order."""
+def _words(vocab: int, length: int) -> Tensor:
+    """All words, int64 `[(V-1)^P, P]`, in a fixed pseudo-random order."""
     axis = torch.arange(1, vocab)
     every = torch.cartesian_prod(*[axis] * length).reshape(-1, length)
     return every[noise.mix(torch.arange(len(every))).argsort()]

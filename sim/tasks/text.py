@@ -17,10 +17,10 @@ from torch.nn import functional as nn
 from firstorder.core.rouge import rouge_l
 
 from .demonstrations import Automaton
-from .task import SimTask
+from .task import WordTask
 
 
-class Text(SimTask):
+class Text(WordTask):
     """Translation with partial credit."""
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
