@@ -5,6 +5,7 @@ Shapes: M members, S contexts, V vocabulary, T horizon, X prompts, n reward leve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,7 +120,10 @@ class Graph:
 
     def visits(self, kernel: Tensor) -> Tensor:
         """`World.visits`."""
-        return sum(self._came(kernel), start=torch.zeros(()))
+        total = torch.zeros(len(kernel), self.contexts, dtype=torch.float64)
+        for came in self._came(kernel):
+            total += came
+        return total
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
         """`World.by_step`."""
@@ -128,10 +132,17 @@ class Graph:
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""
         mass, moved = self.branches.collapse(kernel), self.branches.collapse(kernel * change)
-        cut, ends = (torch.from_numpy(x) for x in self._worth(1))
         with flushed():
-            values = recursion.expansion(mass, moved, self.branches, (cut, ends), self.horizon, order)
-        return values[:, self.table.start].permute(0, 2, 3, 1)
+            values = recursion.expansion(mass, moved, self.branches, self.table.rewards, self.horizon, order)
+        return values[:, self.table.start].mean(1)
+
+    def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
+        """`World.squares`."""
+        cut, ends = self._worth(1)
+        walks = [self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square())]
+        with flushed():
+            found = recursion.squares(*walks, cut, ends, self._lengths(by_length))
+        return torch.from_numpy(found).view(len(x), self.contexts, -1)[:, self.table.start].transpose(1, 2)
 
     def log_mass(self, kernel: Tensor) -> Tensor:
         """`World.log_mass`."""
@@ -141,23 +152,28 @@ class Graph:
     def run_rows(self, routes: Routes, kernel: Tensor) -> Rows:
         """The row of every prompt, and of every context that a token leads to and from which another is said."""
         members, place = len(kernel), self.branches.place
-        ids, inside = routes.contexts, place < self.contexts
-        *before, _ = self._came(kernel)
-        mass = sum(before, start=torch.zeros(members, self.contexts, dtype=torch.float64))
-        flow = (mass[..., None] * self.branches.collapse(kernel))[:, inside]
+        ids, inside, layout = routes.contexts, place < self.contexts, self.task.layout
+        mass, answered = (torch.zeros(members, self.contexts, dtype=torch.float64) for _ in range(2))
+        for depth, came in enumerate(self._came(kernel), start=1):
+            if depth < self.horizon:
+                mass += came
+                answered += came * layout.answered(depth)
+        spoken = self.branches.collapse(kernel)
+        flow, told = ((x[..., None] * spoken)[:, inside] for x in (mass, answered))
         origin, target = inside.nonzero()[:, 0], place[inside]
         opening = ids[:, self.table.start]
         each = torch.full((members, self.prompts), 1.0 / self.prompts, dtype=torch.float64)
+        # a token that an environment answers is run as well, and so is the answer: as the context that they lead to
         return Rows(
-            ids=torch.cat([opening, ids[:, target]], dim=1),
-            before=torch.cat([torch.full_like(opening, -1), ids[:, origin]], dim=1),
-            weight=torch.cat([each, flow], dim=1),
+            ids=torch.cat([opening, ids[:, target], *[ids[:, target]] * layout.answer], dim=1),
+            before=torch.cat([torch.full_like(opening, -1), ids[:, origin], *[ids[:, target]] * layout.answer], dim=1),
+            weight=torch.cat([each, flow, *[told] * layout.answer], dim=1),
         )
 
     def responses(self, logp: Tensor) -> Responses:
         """A sample; members draw with the same random numbers, so that one alone draws what it draws among others."""
         each = -(-self.samples // self.prompts)
-        prompt = torch.arange(self.prompts).repeat_interleave(each)
+        prompt = torch.arange(self.prompts).repeat(each)
         keys = noise.combine(noise.mix(torch.tensor(SALT)), torch.arange(len(prompt)))
         return draw(self.table, logp, prompt.expand(len(logp), -1), keys, self.horizon)
 
@@ -183,13 +199,12 @@ class Graph:
     def _lengths(self, by_length: Tensor | None) -> Array:
         return np.ones(self.horizon + 1) if by_length is None else by_length.double().numpy()
 
-    def _came(self, kernel: Tensor) -> list[Tensor]:
+    def _came(self, kernel: Tensor) -> Iterator[Tensor]:
         """d_t of every step, prompts equally likely, `[M, S]` each."""
-        members = len(kernel)
-        start = self._start(torch.ones(members, self.prompts, dtype=torch.float64))[:, None]
+        start = self._start(torch.ones(len(kernel), self.prompts, dtype=torch.float64))
         with flushed():
-            *came, _ = recursion.forward(self._walk(kernel), range(1, self.horizon + 1), start)
-        return [torch.from_numpy(x).view(members, self.contexts) for x in came]
+            for now in recursion.forward(self._walk(kernel), range(1, self.horizon + 1), start):
+                yield torch.from_numpy(now).view(len(kernel), self.contexts)
 
 
 def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Responses:

@@ -76,19 +76,20 @@ def came(levels: Levels, kernel: Tensor) -> list[Tensor]:
     return found
 
 
-def expansion(levels: Levels, kernel: Tensor, change: Tensor, order: int, count: int) -> Tensor:
-    """`World.expansion` for `count` reward levels: E^k(c) = Σ_a K(a|c) (E^k(c a) + change(a|c) E^(k-1)(c a))."""
+def expansion(levels: Levels, kernel: Tensor, change: Tensor, worth: Tensor, order: int) -> Tensor:
+    """E^k(c) = Σ_a K(a|c) (E^k(c a) + change(a|c) E^(k-1)(c a)) of each prompt for k = 0, ..., `order`, where a terminal
+    edge is worth `worth` `[N, V]`; `[M, order + 1, P]`."""
     value, last = torch.zeros(()), True
-    for mass, moved, terminal in zip(
-        *(reversed(levels.split(x)) for x in (kernel, kernel * change, levels.terminal)), strict=True
+    for mass, moved, ending in zip(
+        *(reversed(levels.split(x)) for x in (kernel, kernel * change, worth)), strict=True
     ):
-        after = torch.zeros(len(kernel), len(terminal), terminal.shape[1], order + 1, count, dtype=torch.float64)
-        after[..., 0, :] = torch.nn.functional.one_hot(terminal + 1, count + 1)[..., 1:]
+        after = torch.zeros(len(kernel), order + 1, *ending.shape, dtype=torch.float64)
+        after[:, 0] = ending
         if not last:
-            after[:, :, levels.first :] = value.unflatten(1, (len(terminal), -1))
-        value, last = torch.einsum("mcv,mcvkn->mckn", mass, after), False
-        value[:, :, 1:] += torch.einsum("mcv,mcvkn->mckn", moved, after[..., :-1, :])
-    return value.permute(0, 2, 3, 1)
+            after[..., levels.first :] = value.unflatten(-1, (len(ending), -1))
+        value, last = (mass[:, None] * after).sum(-1), False
+        value[:, 1:] += (moved[:, None] * after[:, :-1]).sum(-1)
+    return value
 
 
 def nearer(levels: Levels, kernel: Tensor, worth: Tensor, found: list[Tensor], steps: int) -> list[Tensor]:

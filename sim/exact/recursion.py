@@ -134,11 +134,11 @@ def backward(walk: Walk, steps: range, after: Array, worth: Array, f: Array) -> 
 
 
 def forward(walk: Walk, steps: range, now: Array) -> Iterator[Array]:
-    """d_t for t in `steps`, `[M S, P]` each, from that of the first, and once more for the step after them."""
-    for _ in steps:
+    """d_t for t in `steps`, `[M S, P]` each, from that of the first."""
+    for t in steps:
         yield now
-        now = walk.back @ now
-    yield now
+        if t < steps[-1]:
+            now = walk.back @ now
 
 
 def last(items: Iterator[Array], otherwise: Array) -> Array:
@@ -197,7 +197,7 @@ def through(
     for steps, beyond in zip(parts, reversed(known), strict=True):
         values = np.stack([*reversed([beyond, *after.backward(steps, beyond, worth, f)])])[1:, :, -levels:]
         came = list(forward(before, steps, now))
-        now = came.pop()
+        now = before.back @ came[-1]
         visits, lengths = np.stack(came), f[steps.start : steps.stop, None]
         for p, (n, c) in enumerate(zip(level, column, strict=True)):
             d, b = np.ascontiguousarray(visits[:, :, p]), np.ascontiguousarray(values[:, :, n])
@@ -209,9 +209,8 @@ def through(
     return passed
 
 
-def expansion(mass: Tensor, moved: Tensor, where: Branches, rewards: tuple[Tensor, Tensor], horizon: int,
-              order: int) -> Tensor:
-    """e_k of every context for k = 0, ..., `order`, each level apart, `[M, S, order + 1, n]`.
+def expansion(mass: Tensor, moved: Tensor, where: Branches, rewards: Tensor, horizon: int, order: int) -> Tensor:
+    """e_k of every context for k = 0, ..., `order`, `[M, S, order + 1]`.
 
         E^k_t(c) = Σ_u K_u(c) E^k_{t+1}(place_u) + Q_u(c) E^{k-1}_{t+1}(place_u)
 
@@ -222,26 +221,43 @@ def expansion(mass: Tensor, moved: Tensor, where: Branches, rewards: tuple[Tenso
         mass: K, `[M, S, U]`.
         moved: Q, the same of K times the change.
         where: the places.
-        rewards: `[S, n]` and `[E, n]`, 1 where a cut on the way to a context, or an ending, earns a level.
+        rewards: `[S + E]`, of a cut on the way to a context, and of endings.
         horizon: T.
         order: the largest k.
     """
-    members, size, _ = mass.shape
-    cut, ends = rewards
+    members, size, wide = mass.shape
     total = moved.sum(-1)
-    total = torch.where(total.abs() <= ROUNDING * moved.abs().sum(-1), 0.0, total)[..., None, None]
-    place, levels = where.place.flatten(), cut.shape[1]
-    fixed = torch.zeros(members, len(ends), order + 1, levels, dtype=torch.float64)
-    fixed[:, :, 0] = ends
-    value = torch.zeros(members, size, order + 1, levels, dtype=torch.float64)
-    value[:, :, 0] = cut
+    total = torch.where(total.abs() <= ROUNDING * moved.abs().sum(-1), 0.0, total)[..., None]
+    fixed = np.zeros((members, len(rewards), order + 1))
+    fixed[:, :, 0] = rewards.numpy()
+    k, q, rest, place = mass.numpy(), moved.numpy(), total.numpy(), where.place.numpy()
+    value = fixed.copy()
     for _ in range(horizon):
-        ahead = torch.cat([value, fixed], dim=1)[:, place].view(members, *where.place.shape, order + 1, levels)
-        value = torch.einsum("msu,msukn->mskn", mass, ahead)
-        lower = ahead[:, :, :, :-1]
-        apart = torch.einsum("msu,msukn->mskn", moved, lower - lower[:, :, :1])
-        value[:, :, 1:] += apart + total * lower[:, :, 0]
-    return value
+        origin = value[:, place[:, 0]]
+        now = k[:, :, 0, None] * origin
+        now[:, :, 1:] += rest * origin[:, :, :-1]
+        for u in range(1, wide):
+            ahead = value[:, place[:, u]]
+            now += k[:, :, u, None] * ahead
+            now[:, :, 1:] += q[:, :, u, None] * (ahead - origin)[:, :, :-1]
+        value[:, :size] = now
+    return torch.from_numpy(value[:, :size])
+
+
+def squares(mass: Walk, once: Walk, twice: Walk, cut: Array, worth: Array, f: Array) -> Array:
+    """Σ K (Σ_t x)² of every context by level, `[M S, n]`, from the walks of K, K x and K x²; the rest as of `backward`."""
+    n = cut.shape[1]
+    nothing = np.zeros((len(mass.place), n))
+    value = np.concatenate([np.tile(cut, (len(nothing) // len(cut), 1)) * f[-1], nothing, nothing], axis=1)
+    ends = np.concatenate([walk.ending @ worth for walk in (mass, once, twice)], axis=1)
+    for t in range(len(f) - 1, 0, -1):
+        crossed, ahead = once.step @ value[:, : 2 * n], twice.step @ value[:, :n]
+        value = mass.step @ value
+        value[:, n : 2 * n] += crossed[:, :n]
+        value[:, 2 * n :] += 2 * crossed[:, n:] + ahead
+        if len(worth):
+            value += f[t] * ends
+    return value[:, 2 * n :]
 
 
 def log_mass(walk: Walk, start: Array, members: int, horizon: int) -> Tensor:

@@ -31,7 +31,7 @@ from firstorder.sim.tasks.task import SimTask, converse, heard
 from . import forward, levels
 from .edges import Pass, Routes
 from .levels import Levels
-from .world import Near, Responses, Rows, chunks
+from .world import Near, Responses, Rows, chunks, gather
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,19 @@ class Tree:
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""
-        return levels.expansion(self.shape, kernel, change, order, len(self.levels))
+        ends = self.shape.terminal
+        worth = torch.where(ends >= 0, self.levels[ends.clamp(min=0)], 0.0)
+        return levels.expansion(self.shape, kernel, change, worth, order).mean(-1)
+
+    def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
+        """`World.squares`, over every response."""
+        every, count = self.every, len(self.levels)
+        cell = every.prompt + self.prompts * torch.searchsorted(self.levels, every.rewards)
+        f = torch.ones(()) if by_length is None else by_length[every.lengths]
+        found = torch.zeros(len(x), count * self.prompts, dtype=torch.float64)
+        share = gather(kernel.log(), every).sum(-1).exp() * f
+        found.index_add_(1, cell, share * gather(x, every).sum(-1).square())
+        return found.view(len(x), count, self.prompts)
 
     def log_mass(self, kernel: Tensor) -> Tensor:
         """`World.log_mass`."""

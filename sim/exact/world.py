@@ -160,8 +160,12 @@ class World(Protocol):
         """Σ_c d_t(c) x(c) of every step, `[M, T]`."""
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
-        """Σ_y Π_t K(y_t|c_t) Σ_{t_1 < ... < t_k} Π_i change(y_{t_i}|c_{t_i}) over the responses to each prompt that earn
-        each level, for k = 0, ..., `order`, `[M, order + 1, n, X]`; `change` is `[M, N, V]`."""
+        """e_k = E Σ_y Π_t K(y_t|c_t) R(y) Σ_{t_1 < ... < t_k} Π_i change(y_{t_i}|c_{t_i}) for k = 0, ..., `order`,
+        `[M, order + 1]`; `change` is `[M, N, V]`."""
+
+    def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
+        """Σ_y Π_t K(y_t|c_t) (Σ_t x(c_t, y_t))² f(|y|) over the responses to each prompt that earn each level,
+        `[M, n, X]`; `x` is `[M, N, V]`, `kernel` that or `[1, N, V]`."""
 
     def log_mass(self, kernel: Tensor) -> Tensor:
         """log E Σ_y Π_t K(y_t|c_t), `[M]`, of a kernel whose products may leave the range of float64."""
