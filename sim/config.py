@@ -241,6 +241,11 @@ class Sim(Section):
         return self.vocab if self.carries else 2 * (self.available + self.positions) + MODES + self.phases
 
     @property
+    def places(self) -> int:
+        """Contexts of a problem of `chain`: positions, by mode and phase (`sim.tasks.places`)."""
+        return self.positions * (2 + (self.thinking > 0) + self.feedback) * self.phases
+
+    @property
     def phases(self) -> int:
         """Places within a turn that a context of `chain` may have: one where nobody answers."""
         return self.turn_length if self.feedback else 1

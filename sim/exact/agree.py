@@ -5,17 +5,21 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.training.inert import inert_parts
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
-from firstorder.sim.model.policy import initial_weights, load
+from firstorder.sim.model.chunks import chunked_step
+from firstorder.sim.model.policy import Model, initial_weights, load
 from firstorder.sim.sampling.sequences import score
+
+from firstorder.sim.tasks import task_of
 
 from .scene import engines
 
-SEQUENCES, TOKENS = 64, 6  # of the probe
+SEQUENCES, TOKENS, PROMPTS = 64, 6, 4  # of the probe
 
 
 def inert(recipe: Recipe, sim: Sim, *, stale: bool) -> list[str]:
@@ -37,8 +41,15 @@ def mismatch(sim: Sim) -> bool:
     """
     seed = torch.zeros(1, dtype=torch.int64)
     weights, arithmetics = initial_weights(sim, seed), engines(sim, seed)
-    keys = noise.mix(torch.arange(SEQUENCES * TOKENS)).view(1, SEQUENCES, TOKENS)
     with torch.no_grad():
-        both = (load(weights, arithmetic, sim) for arithmetic in (arithmetics.pi, arithmetics.mu))
-        pi, mu = (score(engine, keys % sim.vocab).logp for engine in both)
+        pi, mu = (_said(load(weights, arithmetic, sim), sim) for arithmetic in (arithmetics.pi, arithmetics.mu))
     return not torch.equal(pi, mu)
+
+
+def _said(engine: Model, sim: Sim) -> Tensor:
+    """Log-probs at the tokens of random sequences, or at the contexts of a few prompts where these are all there is."""
+    if sim.carries:
+        keys = noise.mix(torch.arange(SEQUENCES * TOKENS)).view(1, SEQUENCES, TOKENS)
+        return score(engine, keys % sim.vocab).logp
+    table = task_of(sim).contexts(torch.arange(min(sim.prompts, PROMPTS)))
+    return chunked_step(engine, None, table.features, table.keys, None).logp

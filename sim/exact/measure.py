@@ -11,11 +11,8 @@ from torch import Tensor
 from firstorder.core import memory, progress
 from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
-from firstorder.core.method.surrogate import receipts
-from firstorder.core.quantities import Moments, add, means
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.threads import sized
-from firstorder.core.training.diagnostics import finalise, moments
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim, check_replay
 from firstorder.sim.model.chunks import numbers
@@ -24,12 +21,14 @@ from . import agree, objectives, replay
 from .bounds import bounds
 from .edges import entropy, kl
 from .fit import fits
-from .measurement import Batch, Measurement
+from .measurement import Measurement
 from .memory import check_memory
-from .sampled import Interval, jackknife, sampled_fits
+from .observed import log_chi2, observed
+from .sampled import Interval, block_fits, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
 from .staleness import path
 from .size import check_size, count
+from .edge_variance import edge_variance
 from .variance import group_variance
 
 SATURATED = (
@@ -64,13 +63,18 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     scene, mode = measurement.scene, measurement.mode
     u, targets = measurement.update, (measurement.gradient, measurement.natural_gradient)
     result, intervals = summarise(_values(measurement) | _engines(measurement), u, *targets)
-    if members == 1 and recipe.weight_scope == "batch":
+    if members == 1 and measurement.sampled:
+        intervals = block_fits(measurement)
+    elif members == 1 and recipe.weight_scope == "batch" and scene.world.exhaustive:
         intervals = sampled_fits(measurement)
+    result["expansion"] = [float(term) for term in objectives.terms(scene, mode).mean(0)]
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.world.contexts, "responses": len(scene.responses), "parameters": u.shape[1]}
-    result["variance"] = _variance(measurement)
+    result["variance"], of_variance = _variance(measurement)
     result["bounds"] = _averaged(bounds(scene, mode))
-    result |= _tokens(measurement)
+    tokens, of_tokens = observed(measurement)
+    result |= tokens
+    intervals |= of_tokens | of_variance
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     for name in _without_gradient(*targets):
         result[name] = None
@@ -143,7 +147,7 @@ def summarise(
 def _values(measurement: Measurement) -> dict[str, Tensor]:
     values = vars(objectives.values(measurement.scene, measurement.mode)).copy()
     error = values.pop("error")
-    return values | {"approximation_error": error}
+    return values | {"approximation_error": error, "log_chi2_seq": log_chi2(measurement)}
 
 
 def _engines(measurement: Measurement) -> dict[str, Tensor]:
@@ -173,33 +177,21 @@ def _flips_per_layer(scene: Scene) -> list[float]:
     return [float(rate) for rate in rates.mean(0)]
 
 
-def _tokens(measurement: Measurement) -> dict[str, Any]:
-    """Diagnostics and receipts: sums over the responses, divided at the end."""
-    of_tokens: Moments = {}
-    of_parts: dict[str, Moments] = {"positive": {}, "negative": {}}
-    for batch in measurement.batches():
-        of_tokens = add(of_tokens, moments(batch.stats))
-        for sign, counts in _receipts(batch, measurement.recipe).items():
-            of_parts[sign] = add(of_parts[sign], counts)
-    return {
-        "diagnostics": _averaged(finalise(of_tokens)),
-        "receipts": {sign: _averaged(means(counts)) for sign, counts in of_parts.items()},
-    }
-
-
-def _receipts(batch: Batch, recipe: Recipe) -> dict[str, Moments]:
-    """What each part of a recipe did where an advantage can be positive, and where it can be negative."""
-    positive = batch.stats.with_advantage((batch.plus > 0).double())
-    negative = batch.stats.with_advantage(-(batch.minus > 0).double())
-    return {"positive": receipts(positive, batch.up, recipe), "negative": receipts(negative, batch.down, recipe)}
-
-
-def _variance(measurement: Measurement) -> float | None:
-    """Variance of a minibatch's update: that of one group over the number of groups."""
-    if len(measurement.update) > 1 or len(measurement.scene.responses) > VARIANCE_RESPONSES:
-        return None
-    schedule = measurement.recipe.schedule
-    return float(group_variance(measurement)) / (schedule.prompts // schedule.minibatches)
+def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interval]]:
+    """Variance of a minibatch's update, that of one group over the number of groups, and its interval if sampled."""
+    schedule, scene = measurement.recipe.schedule, measurement.scene
+    groups = schedule.prompts // schedule.minibatches
+    stateful = scene.world.task.sim.carries
+    if len(measurement.update) > 1 or (not stateful and measurement.form is None):
+        return None, {}
+    if stateful:
+        formed = len(scene.responses) <= VARIANCE_RESPONSES
+        return (float(group_variance(measurement)) / groups if formed else None), {}
+    found, interval = edge_variance(measurement)
+    if interval is None:
+        return float(found) / groups, {}
+    scaled = Interval(**{name: x / groups for name, x in asdict(interval).items()})
+    return float(found) / groups, {"variance": scaled}
 
 
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
@@ -218,7 +210,11 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
             "the critic is perfect, V = V^mu; a learned one's error enters where gae_lambda < 1 or a mask acts"
         )
     if result["variance"] is None:
-        notes.append("variance is not formed for several draws or above 20,000 responses")
+        notes.append("variance is not formed for several draws, above 20,000 responses, or of an update that is sampled")
+    if sim.world == "graph":
+        notes.append(
+            f"what has an interval is a mean over {result['responses']:,} responses drawn from mu; all else is exact"
+        )
     return notes
 
 

@@ -112,36 +112,47 @@ class Measurement:
     def coefficients(self) -> Tensor:
         """E_μ[Σ_t w_t] over the tokens that take each edge, `[M, N, V]`."""
         if self.form is not None:
-            return self._of_edges(self.form)
+            assert isinstance(self.advantages, AdvantageTable)
+            return self._of_edges(self.advantages)
         edges = torch.zeros((), dtype=torch.float64)
         for batch in self.batches():
             edges = edges + scatter(batch.expected, batch.scene.responses, self.scene.world.contexts)
         return edges
 
-    def _of_edges(self, form: Form) -> Tensor:
-        """`coefficients` by edge: μ(a|c) w(c, a, ±) times what reaches the edge and what is earned after it."""
-        assert isinstance(self.advantages, AdvantageTable)
-        scene, mu = self.scene, self.scene.mu_old.logp.exp()
-        stats = edge_stats(scene, form.token)
-        up, down = edge_weights(scene, stats, form.token, self.advantages)
-        keep = (up.correction != 0).double().view(mu.shape) if form.masked else 1.0
-        before, after = (mu * self._ratios(of) * keep for of in (form.before, form.after))
+    @cached_property
+    def edge_weights(self) -> tuple[TokenWeights, TokenWeights]:
+        """Weights of a response of one token at advantage +1 and at -1, `[M, N V, 1]`, of a recipe that has a form."""
+        assert self.form is not None and isinstance(self.advantages, AdvantageTable)
+        token = self.form.token
+        return edge_weights(self.scene, edge_stats(self.scene, token), token, self.advantages)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """What a response's weights are divided by for its length, as factors `[T + 1]`; None where they are not."""
+        return length_weights(self.recipe, self.scene.world.horizon)
+
+    def passed(self, worth: Tensor) -> Tensor:
+        """What reaches each edge times what is earned after it, for `World.through`, under the products of a form."""
+        form, mu = self.form, self.scene.mu_old.logp.exp()
+        assert form is not None
+        keep = (self.edge_weights[0].correction != 0).double().view(mu.shape) if form.masked else torch.ones(())
+        before, after = (mu * self._ratios(of) * keep if of or form.masked else mu for of in (form.before, form.after))
         near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
-        passed = scene.world.through(
-            mu if not (form.before or form.masked) else before,
-            mu if not (form.after or form.masked) else after,
-            torch.stack([self.advantages.plus, self.advantages.minus], dim=1).transpose(-1, -2),
-            length_weights(form.token, scene.world.horizon),
-            near,
-        )
-        return mu * (passed[:, 0] * up.weight.view(mu.shape) + passed[:, 1] * down.weight.view(mu.shape))
+        return self.scene.world.through(before, after, worth, self.lengths, near)
+
+    def _of_edges(self, advantages: AdvantageTable) -> Tensor:
+        """`coefficients` by edge: μ(a|c) w(c, a, ±) times what reaches the edge and what is earned after it."""
+        mu = self.scene.mu_old.logp.exp()
+        passed = self.passed(torch.stack([advantages.plus, advantages.minus], dim=1).transpose(-1, -2))
+        up, down = (weights.weight.view(mu.shape) for weights in self.edge_weights)
+        return mu * (passed[:, 0] * up + passed[:, 1] * down)
 
     def _ratios(self, of: tuple[str, ...]) -> Tensor:
         """Π of token ratios at every edge, `[M, N, V]`."""
-        policies = {"theta": self.target.logp.detach(), "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
+        policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
         log = torch.zeros(())
         for above, below in (one.split("/") for one in of):
-            log = log + policies[above] - policies[below]
+            log = log + policies[above].detach() - policies[below]
         return log.exp()
 
     @cached_property

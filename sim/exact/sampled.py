@@ -20,6 +20,9 @@ from .edges import vjp
 from .fit import fits
 from .measurement import Measurement
 from .scene import Scene
+from .world import scatter
+
+MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,36 @@ def sampled_fits(
     for _ in range(blocks):
         edges = sampled_edges(measurement, sample_responses(scene, groups, size, batches, generator)).mean(0)
         updates.append(vjp(measurement.target, edges.view(1, scene.world.contexts, scene.world.vocab), scene.weights))
-    u = torch.cat(updates)
-    targets = measurement.gradient[0], measurement.natural_gradient[0]
+    return fit_intervals(measurement, torch.cat(updates))
+
+
+def block_fits(measurement: Measurement) -> dict[str, Interval]:
+    """How the update of a sample of one member compares with the gradients, by jackknife over blocks of it."""
+    scene, batch = measurement.scene, measurement.batch
+    parts = blocks(len(scene.responses))
+    updates = []
+    for part in parts:
+        edges = scatter(batch.expected[:, part], scene.responses.of(part), scene.world.contexts)
+        updates.append(len(parts) * vjp(measurement.target, edges, scene.weights))
+    return fit_intervals(measurement, torch.cat(updates))
+
+
+def fit_intervals(measurement: Measurement, u: Tensor) -> dict[str, Interval]:
+    """The comparisons of the mean of block updates `[blocks, P]` with the gradients, but for the norm of g."""
+    count, targets = len(u), (measurement.gradient[0], measurement.natural_gradient[0])
     whole = fits(u.mean(0), *targets)
-    left_out = [fits((u.sum(0) - one) / (blocks - 1), *targets) for one in u]
+    left_out = [fits((u.sum(0) - one) / (count - 1), *targets) for one in u]
     return {
         name: jackknife(value, torch.stack([one[name] for one in left_out]))
         for name, value in whole.items()
         if name != "gradient_norm"
     }
+
+
+def blocks(size: int) -> list[slice]:
+    """A sample of so many responses in equal blocks, as many as divide it and at most 16."""
+    count = max(n for n in range(1, MOST_BLOCKS + 1) if size % n == 0)
+    return [slice(start, start + size // count) for start in range(0, size, size // count)]
 
 
 def jackknife(whole: Tensor, left_out: Tensor) -> Interval:

@@ -1,4 +1,4 @@
-"""How large the tree of all responses is, and whether it fits into memory, before anything is allocated."""
+"""How large a world is, and whether it fits into memory, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from firstorder.core.errors import SizeError
 from firstorder.sim.config import Sim
 from firstorder.sim.tasks import task_of
 
+from .recursion import KEPT
+
 LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
 MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
+EDGE = 24  # float64 numbers of an edge that are alive at once: log-probs of five passes, weights, sums
+TOKEN = 48  # of a sampled token
 WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
 
 
 def count(sim: Sim) -> int:
-    """Contexts of the tree that `sim` describes."""
+    """Contexts of the world that `sim` describes."""
+    if sim.world == "graph":
+        return sim.prompts * sim.places
     return sim.prompts * _series(sim.vocab - sim.first, sim.horizon)
 
 
@@ -27,7 +33,7 @@ def answers(sim: Sim) -> int:
 
 
 def check_size(sim: Sim, members: int, available: int) -> None:
-    """Refuse a tree that does not fit, before anything is allocated.
+    """Refuse a world that does not fit, before anything is allocated.
 
     Args:
         sim: the sizes.
@@ -37,12 +43,13 @@ def check_size(sim: Sim, members: int, available: int) -> None:
     Raises:
         SizeError: with the number of contexts, the bytes and a horizon that fits.
     """
+    contexts, of = count(sim), _SIZES[sim.world]
     if bytes_needed(sim, members) <= available:
-        if count(sim) * sim.vocab > LARGEST_INDEX:
+        if contexts * sim.vocab > LARGEST_INDEX:
             raise SizeError(
-                f"sim.prompts x (sim.vocab - 1)^depth x sim.vocab gives {_short(count(sim) * sim.vocab)} edges at "
-                f"sim.horizon = {sim.horizon}, and they are counted in 32 bits; lower sim.horizon or "
-                "sim.prompts"
+                f"{of} x sim.vocab gives {_short(contexts * sim.vocab)} edges at "
+                f"sim.horizon = {sim.horizon}, and they are counted in 32 bits; lower "
+                + ("sim.horizon or sim.prompts" if sim.world == "tree" else "sim.prompts, sim.positions or sim.vocab")
             )
         return
     fits = bisect_right(
@@ -50,26 +57,49 @@ def check_size(sim: Sim, members: int, available: int) -> None:
         available,
         key=lambda horizon: bytes_needed(sim.model_copy(update={"horizon": horizon}), members),
     )
-    remedy = f"lower sim.horizon to {fits}, or sim.vocab or sim.prompts" if fits else "lower sim.prompts or sim.vocab"
+    others = "sim.vocab or sim.prompts" if sim.world == "tree" else "sim.vocab, sim.prompts, sim.positions or sim.samples"
     raise SizeError(
-        f"sim.prompts x (sim.vocab - 1)^depth gives {_short(count(sim))} contexts at sim.horizon = {sim.horizon}, "
-        f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; {remedy}"
+        f"{of} gives {_short(contexts)} contexts at sim.horizon = {sim.horizon}, "
+        f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; lower "
+        + (f"sim.horizon to {fits}, or {others}" if fits else others)
     )
 
 
 def bytes_needed(sim: Sim, members: int) -> int:
-    """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md).
+    """Estimated peak bytes of an exact measurement, fitted to measured peaks (docs/benchmarks.md)."""
+    return _graph_bytes(sim, members) if sim.world == "graph" else _tree_bytes(sim, members)
 
-    Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs hold.
-    Per response: its path. And the working space of two graphs over what is run at once.
-    """
-    contexts, experts = count(sim), sim.experts * sim.expert_width
+
+def _tree_bytes(sim: Sim, members: int) -> int:
+    """Per context: what the engine passes keep. Per context and token of an environment: the states that two graphs
+    hold. Per response: its path. And the working space of two graphs over what is run at once."""
+    contexts = count(sim)
     tokens = contexts + answers(sim)
     passes = 8 * 8 * (sim.vocab + (2 + sim.experts) * sim.layers)
     states = 8 * 10 * sim.layers * sim.width * tokens
     response = 5 * sim.horizon + 16
-    working = 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(members * tokens, WORKING_ROWS)
-    return contexts * (members * passes + sim.vocab * response) + members * states + working
+    return contexts * (members * passes + sim.vocab * response) + members * states + _working(sim, members * tokens)
+
+
+def _graph_bytes(sim: Sim, members: int) -> int:
+    """Per edge: what is said of it. Per context and block of steps: its values. Per token of the sample: its weight and
+    what diagnostics read. And the working space of two graphs over what is run at once."""
+    rows = members * count(sim)
+    edges = 8 * EDGE * sim.vocab * rows
+    steps = 8 * 2 * (rows * math.isqrt(sim.horizon) + 2 * KEPT)
+    sample = 8 * TOKEN * members * max(sim.samples, sim.prompts) * sim.horizon
+    return edges + steps + sample + 8 * sim.inputs * count(sim) + _working(sim, rows)
+
+
+def _working(sim: Sim, rows: int) -> int:
+    experts = sim.experts * sim.expert_width
+    return 2 * 8 * sim.layers * (6 * experts + 8 * sim.width) * min(rows, WORKING_ROWS)
+
+
+_SIZES = {
+    "tree": "sim.prompts x (sim.vocab - 1)^depth",
+    "graph": "sim.prompts x sim.positions, on the chain and off it,",
+}
 
 
 def _series(ratio: int, terms: int) -> int:

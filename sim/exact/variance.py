@@ -69,13 +69,25 @@ def group_variance(measurement: Measurement) -> Tensor:
 
     G is the recipe's `schedule.group_size`.
     """
-    scene, of_response, size = measurement.scene, parts(measurement), measurement.recipe.schedule.group_size
+    scene, of_response = measurement.scene, parts(measurement)
     norms = response_norms(measurement, of_response.weights)
     a = of_response.square[scene.responses.prompt, of_response.level]  # [B, S] of E[a_s²]
     square = (scene.measure[0] * (a * norms).sum(-1)).sum()
-    means = level_means(measurement, of_response).flatten(1, 2)  # [X, n S, P], measure of the prompt included
-    cross = (torch.einsum("xap,xbp->xab", means, means) * of_response.cross).sum() * len(means)
-    return square / size + (1 - 1 / size) * cross - measurement.update.square().sum()
+    return combined(measurement, square, level_means(measurement, of_response), of_response.cross)
+
+
+def combined(measurement: Measurement, square: Tensor, means: Tensor, cross: Tensor) -> Tensor:
+    """(1/G) E‖g_i‖² + (1 - 1/G) E⟨g_i, g_j⟩ - ‖u‖².
+
+    Args:
+        measurement: with G and u.
+        square: E‖g_i‖², of any shape.
+        means: `[X, n, S, P]`, of `level_means`.
+        cross: `[X, n S, n S]`, of `Parts`.
+    """
+    size, flat = measurement.recipe.schedule.group_size, means.flatten(1, 2)
+    shared = (torch.einsum("xap,xbp->xab", flat, flat) * cross).sum() * len(flat)
+    return square / size + (1 - 1 / size) * shared - measurement.update.square().sum()
 
 
 def level_means(measurement: Measurement, of_response: Parts) -> Tensor:

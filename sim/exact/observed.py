@@ -1,0 +1,174 @@
+"""Diagnostics and receipts of a measurement: what training logs of a batch, of all responses.
+
+Where responses are enumerated both are sums over them. Where they are a sample, all that is a mean over tokens is one
+over edges and exact, products of all ratios of a response are recursions and exact, and what is left is a mean over the
+sample, with its interval.
+
+Shapes: M members, B responses, T tokens, N contexts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import TokenWeights, receipts
+from firstorder.core.quantities import Moments, add, means
+from firstorder.core.training.diagnostics import finalise, moments
+
+from . import objectives
+from .advantages import AdvantageTable
+from .forms import form
+from .measurement import Batch, Measurement, edge_stats, edge_weights
+from .sampled import Interval, blocks, jackknife
+
+OF_RESPONSES = ("chi2_seq", "training_ppl", "rollout_ppl", "ppl_ratio", "seq_log_ratio_std")
+"""Diagnostics that are no mean over tokens and no product."""
+Sums = dict[str, Moments]
+
+
+def observed(measurement: Measurement) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """`diagnostics` and `receipts` of a measurement, and the intervals of those that were sampled, by dotted name."""
+    if measurement.scene.world.exhaustive:
+        sums: Sums = {}
+        for batch in measurement.batches():
+            sums = _added(sums, _sums(batch, measurement.recipe))
+        return _finished(sums), {}
+    parts = [_sums(batch, measurement.recipe) for batch in _split(measurement.batch)]
+    whole: Sums = {}
+    for part in parts:
+        whole = _added(whole, part)
+    found = _flat(_finished(whole))
+    left_out = [_flat(_finished(_less(whole, part))) for part in parts]
+    intervals = {
+        name: jackknife(torch.tensor(x), torch.tensor([one[name] for one in left_out])) for name, x in found.items()
+    }
+    exact = _flat({"diagnostics": _of_edges(measurement), "receipts": _edge_receipts(measurement)})
+    sampled = {name: interval for name, interval in intervals.items() if name not in exact}
+    return _nested(found | exact), sampled
+
+
+def log_chi2(measurement: Measurement) -> Tensor:
+    """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
+    scene = measurement.scene
+    old, mu = scene.old[measurement.mode].logp.detach(), scene.mu_old.logp
+    return scene.world.log_mass((2 * old - mu).exp())
+
+
+def _of_edges(measurement: Measurement) -> dict[str, float]:
+    """The diagnostics that are exact without enumeration."""
+    scene = measurement.scene
+    sums = moments(edge_stats(scene, measurement.recipe))
+    old = scene.old[measurement.mode].logp.detach()
+    mu = scene.mu_old.logp
+    found = {name: x for name, x in finalise(sums).items() if name not in OF_RESPONSES}
+    found |= {
+        "seq_eff_sample_size": (-log_chi2(measurement)).exp(),
+        "response_length": scene.reached.sum(-1),
+        "reward_pi": objectives.value(old, scene.world),
+        "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
+    }
+    return _averaged(found)
+
+
+def _edge_receipts(measurement: Measurement) -> dict[str, dict[str, float]]:
+    """The receipts of weights of tokens alone, by edge; nothing for others."""
+    scene, table, known = measurement.scene, measurement.advantages, form(measurement.recipe)
+    if known is None or known.product or not isinstance(table, AdvantageTable):
+        return {}
+    stats, mu = edge_stats(scene, measurement.recipe), scene.mu_old.logp.exp()
+    weights = edge_weights(scene, stats, measurement.recipe, table)
+    worth = torch.stack([(table.plus > 0).double(), (table.minus > 0).double()], dim=1).transpose(-1, -2)
+    signed = (scene.world.through(mu, mu, worth) * mu[:, None]).flatten(2)
+    found = {}
+    for place, (name, sign) in enumerate({"positive": 1.0, "negative": -1.0}.items()):
+        every = receipts(stats, weights[place], measurement.recipe)
+        able = replace(stats.with_advantage(sign * stats.advantage), measure=signed[:, place])
+        clipped = receipts(able, weights[place], measurement.recipe)
+        total = every["masked"][1]
+        found[name] = _averaged(
+            means(every | {key: (clipped[key][0], total) for key in ("clip_upper", "clip_lower")})
+        )
+    return found
+
+
+def _sums(batch: Batch, recipe: Recipe) -> Sums:
+    """Moments of a batch, and what each part of a recipe did where an advantage can be positive or negative."""
+    positive = batch.stats.with_advantage((batch.plus > 0).double())
+    negative = batch.stats.with_advantage(-(batch.minus > 0).double())
+    return {
+        "diagnostics": moments(batch.stats),
+        "receipts.positive": receipts(positive, batch.up, recipe),
+        "receipts.negative": receipts(negative, batch.down, recipe),
+    }
+
+
+def _finished(sums: Sums) -> dict[str, Any]:
+    return {
+        "diagnostics": _averaged(finalise(sums["diagnostics"])),
+        "receipts": {sign: _averaged(means(sums[f"receipts.{sign}"])) for sign in ("positive", "negative")},
+    }
+
+
+def _split(batch: Batch) -> list[Batch]:
+    """A sample in blocks, weighed as a whole."""
+    size = batch.stats.mask.shape[1]
+
+    def cut(x: Tensor, part: slice) -> Tensor:
+        return x[:, part] if x.ndim > 1 and x.shape[1] == size else x
+
+    def of(values: TokenStats | TokenWeights, part: slice) -> dict[str, Tensor]:
+        return {name: cut(x, part) for name, x in vars(values).items() if x is not None}
+
+    return [
+        replace(
+            batch,
+            stats=TokenStats(**of(batch.stats, part)),
+            plus=cut(batch.plus, part),
+            minus=cut(batch.minus, part),
+            up=TokenWeights(**of(batch.up, part)),
+            down=TokenWeights(**of(batch.down, part)),
+        )
+        for part in blocks(size)
+    ]
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    return {name: add(a.get(name, {}), b[name]) for name in b}
+
+
+def _less(a: Sums, b: Sums) -> Sums:
+    return {
+        group: {name: (above - b[group][name][0], below - b[group][name][1]) for name, (above, below) in sums.items()}
+        for group, sums in a.items()
+    }
+
+
+def _averaged(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over members."""
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Leaves by dotted name."""
+    leaves: dict[str, float] = {}
+    for name, value in table.items():
+        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return leaves
+
+
+def _nested(leaves: dict[str, float]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    table: dict[str, Any] = {}
+    for name, value in leaves.items():
+        *path, last = name.split(".")
+        inner = table
+        for step in path:
+            inner = inner.setdefault(step, {})
+        inner[last] = value
+    return table
