@@ -276,9 +276,13 @@ class Sim(Section):
         if self.pool is not None and not self.prompts <= self.pool <= available:
             raise ValueError(
                 f"sim.pool = {self.pool} must hold the sim.prompts = {self.prompts} measured ones"
-                + ("; raise sim.pool" if self.task == "chain" else f" and at most the {available} prompts of "
-                f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
-                + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool"))
+                + (
+                    "; raise sim.pool"
+                    if self.task == "chain"
+                    else f" and at most the {available} prompts of "
+                    f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
+                    + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool")
+                )
             )
         if self.task == "guess" and self.vocab < 4:
             raise ValueError(

@@ -34,7 +34,9 @@ def stale_scene(budget: Budget, scale: float = SCALE, steps: int = STALENESS) ->
 
 def ratios(scene: Scene, mode: Mode) -> Tensor:
     """ρ_t of a target on every response, 1 off the mask, `[M, B, T]`."""
-    return (gather(scene.target[mode].logp.detach(), scene.responses) - gather(scene.mu_old.logp, scene.responses)).exp()
+    return (
+        gather(scene.target[mode].logp.detach(), scene.responses) - gather(scene.mu_old.logp, scene.responses)
+    ).exp()
 
 
 def expansion_error(scene: Scene, mode: Mode) -> Tensor:

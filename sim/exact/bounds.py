@@ -54,4 +54,3 @@ def bounds(scene: Scene, mode: Mode) -> dict[str, Tensor]:
 def sequence_total_variation(scene: Scene, mode: Mode) -> Tensor:
     """TV between the natural target and a replayed one over whole responses, which bounds |replay_bias|; `[M]`."""
     return 0.5 * (scene.probability("disabled") - scene.probability(mode)).abs().sum(-1)
-

@@ -14,6 +14,8 @@ Shapes: X prompts, n reward levels, N contexts, V vocabulary, P parameters; one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,7 @@ from .edges import vjp
 from .groups import expected_products
 from .measurement import Measurement
 from .sampled import Interval, blocks, jackknife
-from .variance import combined
-from .world import scatter
+from .variance import combined, response_norms
 
 DIRECTIONS = 1024  # edges whose scores are formed
 WORK = 1 << 31  # directions x steps x contexts that take about a minute
@@ -41,7 +42,7 @@ def exact_in_time(measurement: Measurement) -> bool:
 
 def edge_variance(measurement: Measurement) -> tuple[Tensor, Interval | None]:
     """As `variance.group_variance`, for an update that is made of edges, and its interval where it is sampled."""
-    table, scene = measurement.advantages, measurement.scene
+    table = measurement.advantages
     assert isinstance(table, AdvantageTable)
     recipe = measurement.recipe
     own, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
@@ -73,25 +74,17 @@ def _followed(measurement: Measurement, own: Tensor) -> Tensor:
 
 def _norms(measurement: Measurement, own: Tensor) -> Tensor:
     """Σ_s E[a_s²] ‖g_s‖² of every response of the sample, `[B]`."""
-    scene, batch = measurement.scene, measurement.batch
-    table, paths = measurement.advantages, measurement.scene.responses
+    scene, batch, table = measurement.scene, measurement.batch, measurement.advantages
     assert isinstance(table, AdvantageTable)
-    moments = own[paths.prompt[0], table.rank(scene)[0]]
-    norms = torch.zeros(len(paths), dtype=torch.float64)
-    for row in progress.steps("variance", range(len(paths))):
-        part = slice(row, row + 1)
-        for sign, weights in enumerate((batch.up, batch.down)):
-            if moments[row, sign] > 0:
-                edges = scatter(weights.weight[:, part], paths.of(part), scene.world.contexts)
-                norms[row] += moments[row, sign] * vjp(measurement.target, edges, scene.weights).square().sum()
-    return norms
+    moments = own[scene.responses.prompt[0], table.rank(scene)[0]]
+    weights = torch.cat([batch.up.weight, batch.down.weight]) * (moments > 0).T[..., None]
+    return (moments * response_norms(measurement, weights)).sum(-1)
 
 
 def _means(measurement: Measurement, levels: int) -> Tensor:
     """`variance.level_means` of each prompt, level and sign, `[X, n, 2, P]`."""
     scene, prompts = measurement.scene, measurement.scene.world.prompts
-    every = torch.eye(prompts * levels, dtype=torch.float64).view(prompts, levels, prompts, levels).transpose(-1, -2)
-    passed = measurement.passed(every.reshape(1, prompts * levels, levels, prompts))[0]
+    passed = _passed(measurement, levels)
     mu, chance = scene.mu_old.logp.exp(), measurement.advantages
     assert isinstance(chance, AdvantageTable)
     worth = torch.stack([chance.plus[0], chance.minus[0]], dim=-1).flatten(0, 1) > 0  # what no advantage reaches is 0
@@ -100,5 +93,21 @@ def _means(measurement: Measurement, levels: int) -> Tensor:
     for row in progress.steps("means", range(prompts * levels)):
         for sign, weight in enumerate(measurement.edge_weights):
             if worth[row, sign]:
-                means[row, sign] = vjp(measurement.target, mu * passed[row] * weight.weight.view(mu.shape), scene.weights)[0]
+                edges = mu * passed(row // levels, row % levels) * weight.weight.view(mu.shape)
+                means[row, sign] = vjp(measurement.target, edges, scene.weights)[0]
     return means.view(prompts, levels, 2, size)
+
+
+def _passed(measurement: Measurement, levels: int) -> Callable[[int, int], Tensor]:
+    """What passes each edge, `[N, V]`, of the responses to a prompt that earn a level.
+
+    Prompts that share no context are followed together, and told apart by where they are.
+    """
+    prompts, reachable = measurement.scene.world.prompts, measurement.scene.world.reachable
+    level = torch.eye(levels, dtype=torch.float64)
+    if (reachable.sum(0) <= 1).all():
+        together = measurement.passed(level[None, :, :, None].expand(1, -1, -1, prompts))[0]
+        return lambda x, n: together[n] * reachable[x, :, None]
+    each = torch.einsum("xy,nm->xnmy", torch.eye(prompts, dtype=torch.float64), level)
+    apart = measurement.passed(each.reshape(1, prompts * levels, levels, prompts))[0]
+    return lambda x, n: apart[x * levels + n]

@@ -69,6 +69,21 @@ class Graph:
         """The distinct places that a context's tokens lead to."""
         return branches(self.table.follow, self.contexts)
 
+    @cached_property
+    def reachable(self) -> Tensor:
+        """Those that some tokens lead to."""
+        place = self.branches.place
+        inside = place < self.contexts
+        origin, target = inside.nonzero()[:, 0], place[inside]
+        seen = torch.zeros(self.prompts, self.contexts, dtype=torch.bool)
+        seen[torch.arange(self.prompts), self.table.start] = True
+        while True:
+            ahead = seen.clone()
+            ahead.index_put_((torch.arange(self.prompts)[:, None], target), seen[:, origin], accumulate=True)
+            if torch.equal(ahead, seen):
+                return seen
+            seen = ahead
+
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """One pass over the rows of the table."""
         step = self._step(model, replay)
@@ -91,9 +106,7 @@ class Graph:
         f = self._lengths(by_length)
         steps = range(1, self.horizon + 1)
         with flushed():
-            values = recursion.last(
-                recursion.backward(self._walk(kernel), steps, cut * f[-1], worth, f), cut
-            )
+            values = recursion.last(recursion.backward(self._walk(kernel), steps, cut * f[-1], worth, f), cut)
         return torch.from_numpy(values).view(len(kernel), self.contexts, -1)[:, self.table.start].transpose(1, 2)
 
     def through(

@@ -80,9 +80,7 @@ def expansion(levels: Levels, kernel: Tensor, change: Tensor, worth: Tensor, ord
     """E^k(c) = Σ_a K(a|c) (E^k(c a) + change(a|c) E^(k-1)(c a)) of each prompt for k = 0, ..., `order`, where a terminal
     edge is worth `worth` `[N, V]`; `[M, order + 1, P]`."""
     value, last = torch.zeros(()), True
-    for mass, moved, ending in zip(
-        *(reversed(levels.split(x)) for x in (kernel, kernel * change, worth)), strict=True
-    ):
+    for mass, moved, ending in zip(*(reversed(levels.split(x)) for x in (kernel, kernel * change, worth)), strict=True):
         after = torch.zeros(len(kernel), order + 1, *ending.shape, dtype=torch.float64)
         after[:, 0] = ending
         if not last:

@@ -28,6 +28,7 @@ from .sampled import Interval, block_fits, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
 from .staleness import path
 from .size import check_size, count
+from .forms import form
 from .edge_variance import edge_variance
 from .variance import group_variance
 
@@ -181,12 +182,12 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
     """Variance of a minibatch's update, that of one group over the number of groups, and its interval if sampled."""
     schedule, scene = measurement.recipe.schedule, measurement.scene
     groups = schedule.prompts // schedule.minibatches
-    stateful = scene.world.task.sim.carries
-    if len(measurement.update) > 1 or (not stateful and measurement.form is None):
+    if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES:
         return None, {}
-    if stateful:
-        formed = len(scene.responses) <= VARIANCE_RESPONSES
-        return (float(group_variance(measurement)) / groups if formed else None), {}
+    if scene.world.exhaustive:
+        return float(group_variance(measurement)) / groups, {}
+    if form(measurement.recipe) is None:
+        return None, {}
     found, interval = edge_variance(measurement)
     if interval is None:
         return float(found) / groups, {}
@@ -210,7 +211,9 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
             "the critic is perfect, V = V^mu; a learned one's error enters where gae_lambda < 1 or a mask acts"
         )
     if result["variance"] is None:
-        notes.append("variance is not formed for several draws, above 20,000 responses, or of an update that is sampled")
+        notes.append(
+            "variance is not formed for several draws, above 20,000 responses, or of an update that is sampled"
+        )
     if sim.world == "graph":
         notes.append(
             f"what has an interval is a mean over {result['responses']:,} responses drawn from mu; all else is exact"

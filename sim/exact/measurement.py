@@ -217,9 +217,7 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     mu, vocab = scene.mu_old.logp, scene.world.vocab
     target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
     logp_theta, logp_old, logp_mu = (x.flatten(1)[..., None] for x in (target, old, mu))
-    kl_mu, shift = (
-        None if x is None else x.repeat_interleave(vocab, 1)[..., None] for x in distances(scene, recipe)
-    )
+    kl_mu, shift = (None if x is None else x.repeat_interleave(vocab, 1)[..., None] for x in distances(scene, recipe))
     return TokenStats(
         logp_theta=logp_theta,
         logp_old=logp_old,

@@ -91,9 +91,7 @@ def _edge_receipts(measurement: Measurement) -> dict[str, dict[str, float]]:
         able = replace(stats.with_advantage(sign * stats.advantage), measure=signed[:, place])
         clipped = receipts(able, weights[place], measurement.recipe)
         total = every["masked"][1]
-        found[name] = _averaged(
-            means(every | {key: (clipped[key][0], total) for key in ("clip_upper", "clip_lower")})
-        )
+        found[name] = _averaged(means(every | {key: (clipped[key][0], total) for key in ("clip_upper", "clip_lower")}))
     return found
 
 

@@ -57,7 +57,9 @@ def check_size(sim: Sim, members: int, available: int) -> None:
         available,
         key=lambda horizon: bytes_needed(sim.model_copy(update={"horizon": horizon}), members),
     )
-    others = "sim.vocab or sim.prompts" if sim.world == "tree" else "sim.vocab, sim.prompts, sim.positions or sim.samples"
+    others = (
+        "sim.vocab or sim.prompts" if sim.world == "tree" else "sim.vocab, sim.prompts, sim.positions or sim.samples"
+    )
     raise SizeError(
         f"{of} gives {_short(contexts)} contexts at sim.horizon = {sim.horizon}, "
         f"about {_short(bytes_needed(sim, members) >> 30)} GiB, but {available / 2**30:.1f} GiB are free; lower "

@@ -124,6 +124,11 @@ class Tree:
         first = self.task.sim.first
         return Levels(widths=self.widths, first=first, terminal=terminal.view(-1, self.vocab), prompt=prompt)
 
+    @property
+    def reachable(self) -> Tensor:
+        """Those below it."""
+        return self.shape.prompt == torch.arange(self.prompts)[:, None]
+
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""
         return (forward.run if self.task.sim.carries else forward.look_up)(model, self, replay)

@@ -25,11 +25,13 @@ from firstorder.sim.model.policy import Weights, leaves, load, trainable
 from firstorder.sim.sampling.sequences import score
 
 from .advantages import CriticTable
+from .edges import vjp
 from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
 from .tree import Tree, episodes
+from .world import scatter
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -104,7 +106,9 @@ def level_means(measurement: Measurement, of_response: Parts) -> Tensor:
 
 
 def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
-    """‖g_s‖² of every response, `[B, S]`, for the token weights `[S, B, T]` of its parts."""
+    """‖g_s‖² of every response of one member, `[B, S]`, for the token weights `[S, B, T]` of its parts."""
+    if not measurement.scene.world.task.sim.carries:
+        return _looked_up(measurement, weights)
     scene = measurement.scene
     rows = []
     for start in progress.steps("variance", range(0, len(scene.responses), CHUNK)):
@@ -119,6 +123,19 @@ def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
             norms.append(sum((slope.square().flatten(1).sum(-1) for slope in slopes), torch.zeros(())))
         rows.append(torch.stack(norms, dim=-1))
     return torch.cat(rows)
+
+
+def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
+    """The same where a policy is a table: one VJP a response and part."""
+    scene, paths = measurement.scene, measurement.scene.responses
+    norms = torch.zeros(len(paths), len(weights), dtype=torch.float64)
+    for row in progress.steps("variance", range(len(paths))):
+        part = slice(row, row + 1)
+        for sign, weight in enumerate(weights[:, part]):
+            if weight.any():
+                edges = scatter(weight[None], paths.of(part), scene.world.contexts)
+                norms[row, sign] = vjp(measurement.target, edges, scene.weights).square().sum()
+    return norms
 
 
 def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:

@@ -131,6 +131,10 @@ class World(Protocol):
     def exhaustive(self) -> bool:
         """Whether `responses` are all that there are."""
 
+    @property
+    def reachable(self) -> Tensor:
+        """Whether responses to each prompt can come to each context, bool `[X, N]`."""
+
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """An engine at every context; with `replay`, at every token the experts given there."""
 

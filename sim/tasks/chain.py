@@ -77,9 +77,7 @@ class Chain(SimTask):
         contexts, start, at = self._of(episodes.prompt)
         place = contexts.end(start, episodes.tokens[..., said], episodes.mask[..., said])
         holds = at.holds[place.clamp(max=len(at.holds) - 1)]
-        return Answer(
-            tokens=torch.where(holds, HOLDS, LOST)[..., None], lengths=torch.ones_like(episodes.lengths)
-        )
+        return Answer(tokens=torch.where(holds, HOLDS, LOST)[..., None], lengths=torch.ones_like(episodes.lengths))
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """What a response comes to that walks from context to context; see `SimTask.earned`."""
