@@ -62,7 +62,11 @@ def _taught(sim: Sim, seeds: Tensor, task: Chain) -> Weights:
     rows = torch.arange(task.size)
     contexts, lesson = task.contexts(rows), task.lesson(rows)
     taught = lesson.good.any(-1)
-    features, keys, target = contexts.features[taught], contexts.keys[taught], lesson.target(sim.coldstart_share)[taught]
+    features, keys, target = (
+        contexts.features[taught],
+        contexts.keys[taught],
+        lesson.target(sim.coldstart_share)[taught],
+    )
     weights = initial_weights(sim, seeds)
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))
     vector = flatten(weights)
@@ -96,6 +100,7 @@ def sharpened(logp: Tensor, contexts: Contexts, lesson: Lesson, sim: Sim, value:
     Raises:
         ConfigError: no factor reaches the value.
     """
+
     def gap(factor: Tensor) -> Tensor:
         """log(-log J) less what it should be: positive where J is too low, infinite where it is 0 or 1."""
         found = value((factor[:, None, None] * logp).log_softmax(-1), contexts, sim.horizon).clamp(max=1.0)
@@ -137,8 +142,8 @@ def _unreached(gap: Tensor, low: Tensor, logp: Tensor, lesson: Lesson, sim: Sim)
     found = sim.coldstart_value ** math.exp(gap[member])
     if not low[member]:
         return ConfigError(
-            f"sim.coldstart_value = {sim.coldstart_value:g} is less than the {found:.3g} that a policy earns which says "
-            "every token equally often; raise sim.coldstart_value or sim.horizon"
+            f"sim.coldstart_value = {sim.coldstart_value:g} is less than the {found:.3g} that a policy earns which "
+            "says every token equally often; raise sim.coldstart_value or sim.horizon"
         )
     likeliest = lesson.good.gather(-1, logp[member].argmax(-1, keepdim=True))
     return ConfigError(

@@ -77,9 +77,7 @@ class Chain(SimTask):
         contexts, start, at = self._of(episodes.prompt)
         place = contexts.end(start, episodes.tokens[..., said], episodes.mask[..., said])
         holds = at.holds[place.clamp(max=len(at.holds) - 1)]
-        return Answer(
-            tokens=torch.where(holds, HOLDS, LOST)[..., None], lengths=torch.ones_like(episodes.lengths)
-        )
+        return Answer(tokens=torch.where(holds, HOLDS, LOST)[..., None], lengths=torch.ones_like(episodes.lengths))
 
     def earned(self, prompts: Tensor, response: Tensor) -> Tensor:
         """What a response comes to that walks from context to context; see `SimTask.earned`."""
@@ -123,7 +121,7 @@ class Chain(SimTask):
         return Lesson(good=good, others=(weight / weight.sum(-1, keepdim=True)).gather(-1, rank))
 
     def rank(self, problem: Tensor, position: Tensor) -> Tensor:
-        """The place of each token in the order of a problem and position, int64 `[..., V]`; an end token's is the last."""
+        """The place of each token in the order of a problem and position, int64 `[..., V]`; an end token's is last."""
         sim = self.sim
         key = noise.combine(noise.combine(noise.mix(problem), position), -1)
         hashed = noise.combine(key[..., None], torch.arange(sim.vocab))
