@@ -23,7 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from firstorder.core.tasks import Answer, Episodes
+from firstorder.core.tasks import Answer, Episodes, silence
 from firstorder.sim.model import noise
 
 from .contexts import Contexts
@@ -71,7 +71,9 @@ class Chain(SimTask):
         return torch.arange(self.size)[:, None]
 
     def answer(self, episodes: Episodes) -> Answer:
-        """Whether the chain of each episode holds."""
+        """Whether the chain of each episode holds, where the environment says anything."""
+        if not self.sim.feedback:
+            return silence(episodes)
         said = self.layout.places
         said = said[said < episodes.tokens.shape[-1]]
         contexts, start, at = self._of(episodes.prompt)
