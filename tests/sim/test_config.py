@@ -8,7 +8,6 @@ from firstorder.sim.exact.scene import grow
 from firstorder.sim.tasks import TASKS, task_of
 from firstorder.sim.tasks.task import rows
 
-
 CHAIN = {"task": "chain"}
 ANSWER = {"task": "chain", "ending": "answer", "positions": 4}
 
