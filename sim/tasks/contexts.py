@@ -91,7 +91,8 @@ class Contexts:
     @property
     def levels(self) -> Tensor:
         """The distinct rewards, ascending, `[n]`."""
-        return torch.unique(self.rewards)
+        levels: Tensor = torch.unique(self.rewards)
+        return levels
 
     @property
     def level(self) -> Tensor:
