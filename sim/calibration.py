@@ -142,8 +142,8 @@ def _unreached(gap: Tensor, low: Tensor, logp: Tensor, lesson: Lesson, sim: Sim)
     found = sim.coldstart_value ** math.exp(gap[member])
     if not low[member]:
         return ConfigError(
-            f"sim.coldstart_value = {sim.coldstart_value:g} is less than the {found:.3g} that a policy earns which says "
-            "every token equally often; raise sim.coldstart_value or sim.horizon"
+            f"sim.coldstart_value = {sim.coldstart_value:g} is less than the {found:.3g} that a policy earns which "
+            "says every token equally often; raise sim.coldstart_value or sim.horizon"
         )
     likeliest = lesson.good.gather(-1, logp[member].argmax(-1, keepdim=True))
     return ConfigError(

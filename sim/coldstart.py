@@ -49,10 +49,7 @@ def starting_weights(sim: Sim, seeds: Tensor) -> Weights:
     owner = torch.searchsorted(unique, seeds)
     alike = sim.model_copy(update={name: Sim.model_fields[name].get_default() for name in LATER})
     members = tuple(unique.tolist())
-    if sim.coldstart == "calibrated":
-        start = _calibrated(alike, members)
-    else:
-        start = _distilled(alike, sim.coldstart, members)
+    start = _calibrated(alike, members) if sim.coldstart == "calibrated" else _distilled(alike, sim.coldstart, members)
     return {name: w[owner] for name, w in start.items()}
 
 

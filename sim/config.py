@@ -332,8 +332,8 @@ class Sim(Section):
         if self.special >= self.vocab - self.first:
             raise ValueError(
                 f"sim.right = {self.right}, sim.thinking = {self.thinking} and sim.recovery = {self.recovery} need "
-                f"{self.special} tokens and one that is wrong, but sim.vocab = {self.vocab} has {self.vocab - self.first}"
-                f" to say; raise it to {self.special + 1 + self.first}"
+                f"{self.special} tokens and one that is wrong, but sim.vocab = {self.vocab} has "
+                f"{self.vocab - self.first} to say; raise it to {self.special + 1 + self.first}"
             )
         if self.feedback and self.vocab < 3:
             raise ValueError(f"sim.feedback says token 1 or 2, got sim.vocab = {self.vocab}; raise it to 3")
@@ -341,8 +341,8 @@ class Sim(Section):
             self._every_response_is_cut()
         elif self.horizon < self.positions and not self.graded:
             raise ValueError(
-                f"sim.horizon = {self.horizon} cuts every response before the last of sim.positions = {self.positions}, "
-                "so nothing is earned; raise sim.horizon"
+                f"sim.horizon = {self.horizon} cuts every response before it answers at the last of sim.positions = "
+                f"{self.positions}, so nothing is earned; raise sim.horizon"
             )
         return self
 

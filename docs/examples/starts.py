@@ -14,7 +14,7 @@ from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import engines, grow
 from firstorder.sim.exact.tree import reach
 from firstorder.sim.model.policy import load
-from firstorder.sim.tasks import TASKS
+from firstorder.sim.tasks import WORD_TASKS
 
 STYLES = ("none", "terse", "verbose", "roundabout")
 
@@ -34,7 +34,7 @@ def figures(sim: Sim, policies: int) -> list[float]:
 if __name__ == "__main__":
     policies = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     print("task     cold start  J      entropy  length")
-    for task in TASKS:
+    for task in WORD_TASKS:
         for style in STYLES:
             j, entropy, length = figures(Sim(task=task, coldstart=style), policies)
             print(f"{task:8} {style:11} {j:.3f}  {entropy:.3f}    {length:.2f}")

@@ -23,7 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from firstorder.core.tasks import Answer, Episodes
+from firstorder.core.tasks import Answer, Episodes, silence
 from firstorder.sim.model import noise
 
 from .contexts import Contexts
@@ -71,7 +71,9 @@ class Chain(SimTask):
         return torch.arange(self.size)[:, None]
 
     def answer(self, episodes: Episodes) -> Answer:
-        """Whether the chain of each episode holds."""
+        """Whether the chain of each episode holds, where the environment says anything."""
+        if not self.sim.feedback:
+            return silence(episodes)
         said = self.layout.places
         said = said[said < episodes.tokens.shape[-1]]
         contexts, start, at = self._of(episodes.prompt)
@@ -121,7 +123,7 @@ class Chain(SimTask):
         return Lesson(good=good, others=(weight / weight.sum(-1, keepdim=True)).gather(-1, rank))
 
     def rank(self, problem: Tensor, position: Tensor) -> Tensor:
-        """The place of each token in the order of a problem and position, int64 `[..., V]`; an end token's is the last."""
+        """The place of each token in the order of a problem and position, int64 `[..., V]`; an end token's is last."""
         sim = self.sim
         key = noise.combine(noise.combine(noise.mix(problem), position), -1)
         hashed = noise.combine(key[..., None], torch.arange(sim.vocab))

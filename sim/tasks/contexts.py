@@ -36,7 +36,8 @@ class Branches:
     def mass(self, p: Tensor) -> Tensor:
         """The probability of each place, `[..., S, U]`, of those of the tokens, `[..., S, V]`."""
         zero = torch.zeros(*p.shape[:-1], self.places.shape[-1], dtype=p.dtype)
-        return zero.scatter_add(-1, self.slot.expand_as(p), p)
+        gathered: Tensor = zero.scatter_add(-1, self.slot.expand_as(p), p)
+        return gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,8 @@ class Contexts:
     @property
     def levels(self) -> Tensor:
         """The distinct rewards, ascending, `[n]`."""
-        return torch.unique(self.rewards)
+        levels: Tensor = torch.unique(self.rewards)
+        return levels
 
     @property
     def level(self) -> Tensor:

@@ -19,7 +19,7 @@ from firstorder.sim.exact.scene import engines, grow
 from firstorder.sim.exact.tree import gather, plant, reach
 from firstorder.sim.model import noise
 from firstorder.sim.model.policy import flatten, initial_weights, load
-from firstorder.sim.tasks import TASKS, task_of
+from firstorder.sim.tasks import WORD_TASKS, task_of
 from firstorder.sim.tasks.demonstrations import demonstrator
 from firstorder.sim.tasks.task import picks
 from firstorder.sim.training.backend import SimBackend
@@ -41,7 +41,7 @@ def figures(sim, weights):
     )
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", WORD_TASKS)
 def test_every_style_starts_elsewhere_and_better_than_random(task):
     sim = Sim(**(SIZES | LONG), task=task, reward="binary" if task == "guess" else None)
     random = figures(sim, starting_weights(sim, torch.tensor([2])))

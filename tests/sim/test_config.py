@@ -8,6 +8,9 @@ from firstorder.sim.exact.scene import grow
 from firstorder.sim.tasks import TASKS, task_of
 from firstorder.sim.tasks.task import rows
 
+CHAIN = {"task": "chain"}
+ANSWER = {"task": "chain", "ending": "answer", "positions": 4}
+
 
 def make(**values):
     return toml.build(Sim, values, "sim")
@@ -42,6 +45,19 @@ def make(**values):
         ({"temperature": 0.0}, "sim.temperature"),
         ({"lr": float("nan")}, "sim.lr"),
         ({"draws": 1}, "sim.draws"),
+        ({"coldstart": "calibrated"}, "teaches the contexts of sim.task = chain, got sum; use terse, verbose or"),
+        (CHAIN | {"coldstart": "terse"}, "draws demonstrations that end, of which sim.task = chain has none; use cali"),
+        (CHAIN | {"coldstart_value": 1.0}, "sim.coldstart_value"),
+        (CHAIN | {"right": 4}, "need 4 tokens and one that is wrong, but sim.vocab = 4 has 4 to say; raise it to 5"),
+        (ANSWER | {"right": 3}, "need 3 tokens and one that is wrong, but sim.vocab = 4 has 3 to say; raise it to 5"),
+        (ANSWER | {"thinking": 2, "recovery": 1, "feedback": True}, "need 6 tokens .* raise it to 8"),
+        (CHAIN | {"thinking": 1}, "sim.thinking = 1 would earn everything by thinking for ever.*use sim.ending = ans"),
+        (CHAIN | {"reward": "graded"}, "sim.reward = graded pays for answers, but sim.ending = horizon cuts every"),
+        (CHAIN | {"truncated": "zero"}, "sim.truncated = zero pays nothing for a response that is cut, but sim.ending"),
+        (CHAIN | {"feedback": True, "turn_length": 6}, "sim.turn_length = 6 is more than sim.horizon = 5"),
+        (CHAIN | {"feedback": True, "vocab": 2}, "sim.feedback says token 1 or 2, got sim.vocab = 2; raise it to 3"),
+        (ANSWER | {"horizon": 3}, "answers at the last of sim.positions = 4, so nothing is earned; raise sim.hor"),
+        (CHAIN | {"pool": 3}, "sim.pool = 3 must hold the sim.prompts = 4 measured ones; raise sim.pool"),
         ({"horizn": 3}, "unknown key 'sim.horizn'; did you mean 'horizon'"),
     ],
 )
@@ -57,11 +73,20 @@ def test_a_pool_is_as_large_as_asked_or_as_it_can_be():
     assert Sim(vocab=9, prompt_length=4, pool=4096).training_prompts == 4096
 
 
+def test_a_chain_trains_on_what_is_measured_and_moves_theta_on_other_problems():
+    assert Sim(task="chain", prompts=3, staleness=1).training_prompts == 3
+    measured, others = rows(Sim(task="chain", prompts=3))
+    assert (measured.tolist(), others.tolist()) == ([0, 1, 2], [3, 4, 5])
+    assert [len(r) for r in rows(Sim(task="chain", prompts=3, pool=3))] == [3, 3]
+    assert Sim(task="chain", prompts=3, pool=8).training_prompts == Sim(task="chain", prompts=3, pool=8).available == 8
+
+
 def test_a_task_has_its_own_kind_of_reward_unless_told():
-    assert [task for task in TASKS if not Sim(task=task).graded] == ["sum"]
+    assert [task for task in TASKS if not Sim(task=task).graded] == ["sum", "chain"]
     for task in TASKS:
-        assert Sim(task=task, reward="graded").graded
-        assert not Sim(task=task, reward="binary").graded
+        sim = Sim(task=task, ending="answer", positions=3)
+        assert toml.build(Sim, sim.model_dump() | {"reward": "graded"}).graded
+        assert not toml.build(Sim, sim.model_dump() | {"reward": "binary"}).graded
 
 
 @pytest.mark.parametrize("mode", ["R2", "R3"])

@@ -9,11 +9,11 @@ from scipy import stats as scipy_stats
 from firstorder.core.errors import ConfigError
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
-from firstorder.sim.tasks import TASKS, task_of
+from firstorder.sim.tasks import WORD_TASKS, task_of
 from firstorder.sim.tasks.demonstrations import demonstrator
 
 STYLES = ("terse", "verbose", "roundabout")
-SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 5} for name in TASKS} | {
+SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 5} for name in WORD_TASKS} | {
     "program_of_a_prime": {"task": "program", "vocab": 5, "horizon": 5},
     "program_of_a_composite": {"task": "program", "vocab": 4, "horizon": 5, "prompt_length": 3},
     "text_of_three": {"task": "text", "vocab": 4, "horizon": 6, "prompt_length": 3},

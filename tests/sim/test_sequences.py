@@ -9,12 +9,12 @@ from firstorder.sim.exact.forward import along, run
 from firstorder.sim.exact.tree import episodes, gather
 from firstorder.sim.model import noise, policy
 from firstorder.sim.sampling.sequences import sample, score
-from firstorder.sim.tasks import TASKS
+from firstorder.sim.tasks import WORD_TASKS
 from firstorder.sim.tasks.task import converse, picks
 
 SIM = Sim(vocab=3, horizon=3, prompts=2, width=4, expert_width=4, experts=4)
 SEEDS = torch.tensor([3, 4])
-SETTINGS = {name: {"task": name, "vocab": 4} for name in TASKS} | {
+SETTINGS = {name: {"task": name, "vocab": 4} for name in WORD_TASKS} | {
     "sum_of_three": {},
     "guess_in_long_turns": {"task": "guess", "vocab": 4, "turn_length": 2, "horizon": 4, "prompts": 1},
 }

@@ -17,10 +17,10 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import answers, episodes, reach
 from firstorder.sim.model.policy import initial_weights
-from firstorder.sim.tasks import TASKS, Guess, Program, Text, task_of
+from firstorder.sim.tasks import WORD_TASKS, Guess, Program, Text, task_of
 from firstorder.sim.tasks.task import Layout, converse
 
-SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 4} for name in TASKS} | {
+SETTINGS = {name: {"task": name, "vocab": 4, "horizon": 4} for name in WORD_TASKS} | {
     "sum_of_five": {"task": "sum", "vocab": 5, "horizon": 3},
     "sum_graded": {"task": "sum", "vocab": 4, "horizon": 3, "reward": "graded", "truncated": "zero"},
     "program_of_a_prime": {"task": "program", "vocab": 5, "horizon": 3},
@@ -196,7 +196,7 @@ def test_an_answer_is_given_to_nobody_who_has_ended():
     assert found.lengths.tolist() == [4, 6, 7, 3]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WORD_TASKS)
 def test_prompts_are_all_different_and_the_same_for_every_seed(name):
     sim = Sim(task=name, vocab=9, prompt_length=4, pool=4096)
     task = task_of(sim)
