@@ -14,7 +14,6 @@ from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, initial_weights, load
 from firstorder.sim.sampling.sequences import score
-
 from firstorder.sim.tasks import task_of
 
 from .scene import engines

@@ -1,7 +1,7 @@
 """The variance of a sampled update where responses are too many to look at one by one.
 
-The gradient of a response is a sum over its edges, g = Σ_t a w(e_t) ∇ log π(e_t). With the scores of D edges as rows of a
-matrix of singular value decomposition U Σ Wᵀ and x_r = (U Σ)_r,
+The gradient of a response is a sum over its edges, g = Σ_t a w(e_t) ∇ log π(e_t). With the scores of D edges as the
+rows of a matrix of singular value decomposition U Σ Wᵀ and x_r = (U Σ)_r,
 
     ‖g‖² = Σ_r (Σ_t a w(e_t) x_r(e_t))²
 

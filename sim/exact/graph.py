@@ -152,9 +152,9 @@ class Graph:
     def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
         """`World.squares`."""
         cut, ends = self._worth(1)
-        walks = [self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square())]
+        mass, once, twice = (self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square()))
         with flushed():
-            found = recursion.squares(*walks, cut, ends, self._lengths(by_length))
+            found = recursion.squares(mass, once, twice, cut, ends, self._lengths(by_length))
         return torch.from_numpy(found).view(len(x), self.contexts, -1)[:, self.table.start].transpose(1, 2)
 
     def log_mass(self, kernel: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def ahead(levels: Levels, kernel: Tensor, worth: Tensor) -> tuple[list[Tensor], 
         after = ending.expand(len(kernel), -1, -1, -1)
         if found:
             after = after.clone()
-            after[..., levels.first :] = value.unflatten(-1, (mass.shape[1], -1))
+            after[..., levels.first :] = _children(value, mass.shape[1])
         found.append(after)
         value = (mass[:, None] * after).sum(-1)
     return found[::-1], value
@@ -77,14 +77,14 @@ def came(levels: Levels, kernel: Tensor) -> list[Tensor]:
 
 
 def expansion(levels: Levels, kernel: Tensor, change: Tensor, worth: Tensor, order: int) -> Tensor:
-    """E^k(c) = Σ_a K(a|c) (E^k(c a) + change(a|c) E^(k-1)(c a)) of each prompt for k = 0, ..., `order`, where a terminal
-    edge is worth `worth` `[N, V]`; `[M, order + 1, P]`."""
+    """E^k(c) = Σ_a K(a|c) (E^k(c a) + change(a|c) E^(k-1)(c a)) of each prompt for k = 0, ..., `order`, `[M, order + 1,
+    P]`, where a terminal edge is worth `worth` `[N, V]`."""
     value, last = torch.zeros(()), True
     for mass, moved, ending in zip(*(reversed(levels.split(x)) for x in (kernel, kernel * change, worth)), strict=True):
         after = torch.zeros(len(kernel), order + 1, *ending.shape, dtype=torch.float64)
         after[:, 0] = ending
         if not last:
-            after[..., levels.first :] = value.unflatten(-1, (len(ending), -1))
+            after[..., levels.first :] = _children(value, len(ending))
         value, last = (mass[:, None] * after).sum(-1), False
         value[:, 1:] += (moved[:, None] * after[:, :-1]).sum(-1)
     return value
@@ -96,5 +96,10 @@ def nearer(levels: Levels, kernel: Tensor, worth: Tensor, found: list[Tensor], s
         values = [(mass[:, None] * after).sum(-1) for mass, after in zip(levels.split(kernel), found, strict=True)]
         found = [after.clone() for after in found]
         for after, value in zip(found, values[1:], strict=False):
-            after[..., levels.first :] = value.unflatten(-1, (after.shape[-2], -1))
+            after[..., levels.first :] = _children(value, after.shape[-2])
     return found
+
+
+def _children(value: Tensor, contexts: int) -> Tensor:
+    """Values of the contexts of a level, `[..., N_{t+1}]`, by the context above, `[..., N_t, W]`."""
+    return value.view(*value.shape[:-1], contexts, -1)

@@ -19,17 +19,17 @@ from firstorder.sim.model.chunks import numbers
 
 from . import agree, objectives, replay
 from .bounds import bounds
+from .edge_variance import edge_variance
 from .edges import entropy, kl
 from .fit import fits
+from .forms import form
 from .measurement import Measurement
 from .memory import check_memory
 from .observed import log_chi2, observed
 from .sampled import Interval, block_fits, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
-from .staleness import path
 from .size import check_size, count
-from .forms import form
-from .edge_variance import edge_variance
+from .staleness import path
 from .variance import group_variance
 
 SATURATED = (

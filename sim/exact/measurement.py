@@ -122,7 +122,8 @@ class Measurement:
     @cached_property
     def edge_weights(self) -> tuple[TokenWeights, TokenWeights]:
         """Weights of a response of one token at advantage +1 and at -1, `[M, N V, 1]`, of a recipe that has a form."""
-        assert self.form is not None and isinstance(self.advantages, AdvantageTable)
+        assert self.form is not None
+        assert isinstance(self.advantages, AdvantageTable)
         token = self.form.token
         return edge_weights(self.scene, edge_stats(self.scene, token), token, self.advantages)
 

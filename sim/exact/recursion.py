@@ -245,7 +245,7 @@ def expansion(mass: Tensor, moved: Tensor, where: Branches, rewards: Tensor, hor
 
 
 def squares(mass: Walk, once: Walk, twice: Walk, cut: Array, worth: Array, f: Array) -> Array:
-    """Σ K (Σ_t x)² of every context by level, `[M S, n]`, from the walks of K, K x and K x²; the rest as of `backward`."""
+    """Σ K (Σ_t x)² of every context by level, `[M S, n]`, from the walks of K, K x and K x²; as `backward` otherwise."""
     n = cut.shape[1]
     nothing = np.zeros((len(mass.place), n))
     value = np.concatenate([np.tile(cut, (len(nothing) // len(cut), 1)) * f[-1], nothing, nothing], axis=1)

@@ -127,7 +127,7 @@ class Tree:
     @property
     def reachable(self) -> Tensor:
         """Those below it."""
-        return self.shape.prompt == torch.arange(self.prompts)[:, None]
+        return torch.eq(self.shape.prompt, torch.arange(self.prompts)[:, None])
 
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""

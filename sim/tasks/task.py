@@ -111,8 +111,8 @@ class SimTask(ABC):
             ConfigError: it depends on all that was said.
         """
         raise ConfigError(
-            f"sim.world = graph needs a task whose contexts merge, but those of sim.task = {self.sim.task} are all that "
-            "was said; set sim.task = chain or sim.world = tree"
+            f"sim.world = graph needs a task whose contexts merge, but those of sim.task = {self.sim.task} are all "
+            "that was said; set sim.task = chain or sim.world = tree"
         )
 
     @property

@@ -159,8 +159,17 @@ def test_every_context_of_any_size_is_in_its_table(problems, q, right, recovery,
     thinking = thinking if ending == "answer" else 0
     need = right * (2 if thinking else 1) + thinking + recovery * (1 + told)
     sim = Sim(
-        task="chain", prompts=4, positions=q, right=right, recovery=recovery, thinking=thinking,
-        feedback=told, ending=ending, turn_length=turn, horizon=40, vocab=max(3, need + spare + 1),
+        task="chain",
+        prompts=4,
+        positions=q,
+        right=right,
+        recovery=recovery,
+        thinking=thinking,
+        feedback=told,
+        ending=ending,
+        turn_length=turn,
+        horizon=40,
+        vocab=max(3, need + spare + 1),
     )
     task, rows = Chain(sim), torch.arange(problems)
     contexts = task.contexts(rows)
