@@ -12,7 +12,6 @@ from firstorder.sim.config import Sim
 from firstorder.sim.exact import objectives
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import engines, grow
-from firstorder.sim.exact.tree import reach
 from firstorder.sim.model.policy import load
 from firstorder.sim.tasks import WORD_TASKS
 
@@ -22,13 +21,13 @@ STYLES = ("none", "terse", "verbose", "roundabout")
 def figures(sim: Sim, policies: int) -> list[float]:
     """J on the measured prompts, entropy in nats a token and mean length in tokens, of π, over seeds 0, 1, ..."""
     seeds = torch.arange(policies)
-    tree, rewards = grow(sim)
+    tree = grow(sim)
     with torch.no_grad():
         logp = run(load(starting_weights(sim, seeds), engines(sim, seeds).pi, sim), tree).logp
-    chance = reach(logp, tree)
+    chance = tree.visits(logp.exp())
     length = chance.sum(-1)
     entropy = (chance * -(logp.exp() * logp).sum(-1)).sum(-1) / length
-    return [float(x.mean()) for x in (objectives.value(logp, tree, rewards), entropy, length)]
+    return [float(x.mean()) for x in (objectives.value(logp, tree), entropy, length)]
 
 
 if __name__ == "__main__":

@@ -35,27 +35,27 @@ LOOPED = 100
 
 @pytest.fixture(scope="module")
 def world():
-    tree, rewards = scene.grow(SIM)
+    tree = scene.grow(SIM)
     weights = policy.initial_weights(SIM, torch.tensor([0]))
     leaves = {name: w.requires_grad_() for name, w in weights.items()}
     pair = scene.engines(SIM, torch.tensor([0]))
-    return tree, rewards, leaves, pair
+    return tree, leaves, pair
 
 
 def objective_of_tree(world):
-    tree, rewards, leaves, pair = world
+    tree, leaves, pair = world
     done = run(policy.load(leaves, pair.pi, SIM), tree)
-    return objectives.value(done.logp, tree, rewards).sum()
+    return objectives.value(done.logp, tree).sum()
 
 
 def sequences(world, chosen, together):
     """J over some responses, each run on its own or all in one padded batch; no prefix is shared."""
-    tree, rewards, leaves, pair = world
-    model = policy.load(leaves, pair.pi, SIM)
+    tree, leaves, pair = world
+    model, every = policy.load(leaves, pair.pi, SIM), tree.every
     total = torch.zeros((), dtype=torch.float64)
     for rows in [chosen] if together else chosen.split(1):
-        length = SIM.horizon if together else int(tree.lengths[rows])
-        prompt, tokens = tree.prompts[tree.prompt[rows]], tree.tokens[rows]
+        length = SIM.horizon if together else int(every.lengths[rows])
+        prompt, tokens = tree.opening[every.prompt[rows]], every.tokens[rows]
         inputs = torch.cat([prompt, tokens[:, : length - 1]], dim=1)
         state, columns = policy.initial_state(model, len(rows)), []
         for position in range(inputs.shape[1]):
@@ -64,12 +64,12 @@ def sequences(world, chosen, together):
             if position >= SIM.prompt_length - 1:
                 columns.append(done.logp[0])
         logp = torch.stack(columns, dim=1).gather(-1, tokens[:, :length, None])[..., 0]
-        total = total + (torch.where(tree.mask[rows, :length], logp, 0.0).sum(-1).exp() * rewards[rows]).sum()
+        total = total + (torch.where(every.mask[rows, :length], logp, 0.0).sum(-1).exp() * every.rewards[rows]).sum()
     return total / SIM.prompts
 
 
 def gradient(world, value):
-    return torch.autograd.grad(value, list(world[2].values()))
+    return torch.autograd.grad(value, list(world[1].values()))
 
 
 def test_the_tree_beside_a_loop_over_sequences(in_turns, world):
@@ -100,7 +100,7 @@ def test_the_loop_adds_up_to_the_padded_batch(world):
 
 
 def test_ten_recipes_beside_a_bare_forward_and_backward(in_turns, world):
-    tree, rewards, leaves, pair = world
+    tree, leaves, pair = world
     recipes = [build_recipe(Recipe, read(name)) for name in TEN]
 
     def bare():
@@ -108,7 +108,7 @@ def test_ten_recipes_beside_a_bare_forward_and_backward(in_turns, world):
         torch.autograd.grad(done.logp, list(leaves.values()), grad_outputs=torch.ones_like(done.logp))
 
     def together():
-        built = scene.build(SIM, tree, rewards, pair, leaves)
+        built = scene.build(SIM, tree, pair, leaves)
         gradients = {mode: objectives.gradient(built, mode) for mode in scene.MODES}
         for recipe in recipes:
             mode = recipe.router_replay.mode
@@ -132,7 +132,7 @@ def peak_memory(horizon):
         "from firstorder.cli.main import run;"
         f"code = run(['measure', 'minirl-r3', '--set', 'sim.horizon={horizon}']);"
         "from firstorder.core import memory;"
-        "from firstorder.sim.exact.tree import count; from firstorder.sim.config import Sim;"
+        "from firstorder.sim.exact.size import count; from firstorder.sim.config import Sim;"
         f"print(json.dumps([code, count(Sim(horizon={horizon})), memory.peak()]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

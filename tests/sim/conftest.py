@@ -102,7 +102,7 @@ def make_scene():
         theta_old = starting_weights(sim, torch.tensor([sim.seed]))
         pair = engines(sim, torch.arange(1))
         *_, theta = path(sim, pair, theta_old, sim.staleness)
-        return build(sim, *grow(sim), pair, theta_old, theta if sim.staleness else None, modes)
+        return build(sim, grow(sim), pair, theta_old, theta if sim.staleness else None, modes)
 
     return make
 
@@ -124,9 +124,9 @@ def pairs_of():
     """The (prompt, response) of every response of a tree, in its order."""
 
     def pairs(tree):
-        found = []
-        for prompt, tokens, mask in zip(tree.prompt, tree.tokens, tree.mask, strict=True):
-            found.append((tuple(tree.prompts[prompt].tolist()), tuple(tokens[mask].tolist())))
+        found, every = [], tree.every
+        for prompt, tokens, mask in zip(every.prompt, every.tokens, every.mask, strict=True):
+            found.append((tuple(tree.opening[prompt].tolist()), tuple(tokens[mask].tolist())))
         return found
 
     return pairs

@@ -7,7 +7,6 @@ from firstorder.sim.exact.coherence import begin, bias, follow
 from firstorder.sim.exact.edges import entropy_gradient
 from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.scene import build, engines, grow
-from firstorder.sim.exact.tree import reach
 from firstorder.sim.model.policy import initial_weights
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -65,9 +64,9 @@ def test_no_bias_and_no_update_are_no_direction():
 def test_the_gradient_of_the_entropy_is_its_slope(name):
     sim = Sim(horizon=3, prompts=2)
     seeds = torch.tensor([4])
-    tree, rewards = grow(sim)
+    tree = grow(sim)
     weights = initial_weights(sim, seeds)
-    scene = build(sim, tree, rewards, engines(sim, seeds), weights, modes=[])
+    scene = build(sim, tree, engines(sim, seeds), weights, modes=[])
     found = entropy_gradient(scene.target["disabled"], scene.share, scene.weights)
     start = sum(w.numel() for w in list(weights.values())[: list(weights).index(name)])
     h, at = 1e-5, 3
@@ -76,9 +75,9 @@ def test_the_gradient_of_the_entropy_is_its_slope(name):
         moved = weights[name].flatten().clone()
         moved[at] += shift
         there = weights | {name: moved.view_as(weights[name])}
-        logp = build(sim, tree, rewards, engines(sim, seeds), there, modes=[]).target["disabled"].logp.detach()
+        logp = build(sim, tree, engines(sim, seeds), there, modes=[]).target["disabled"].logp.detach()
         return (share * -(logp.exp() * logp).sum(-1)).sum()
 
-    share = reach(scene.mu_old.logp, tree)
+    share = tree.visits(scene.mu_old.logp.exp())
     share = share / share.sum(-1, keepdim=True)
     torch.testing.assert_close(found[0, start + at], (entropy(h) - entropy(-h)) / (2 * h), rtol=1e-6, atol=1e-10)

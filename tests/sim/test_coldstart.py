@@ -16,7 +16,8 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.scene import engines, grow
-from firstorder.sim.exact.tree import gather, plant, reach
+from firstorder.sim.exact.tree import plant
+from firstorder.sim.exact.world import gather
 from firstorder.sim.model import noise
 from firstorder.sim.model.policy import flatten, initial_weights, load
 from firstorder.sim.tasks import WORD_TASKS, task_of
@@ -31,13 +32,13 @@ STYLES = ("terse", "verbose", "roundabout")
 
 def figures(sim, weights):
     """Exact J, entropy a token and mean length of the live training engine, `[3]`, for a start of one member."""
-    tree, rewards = grow(sim)
+    tree = grow(sim)
     with torch.no_grad():
         logp = run(load(weights, engines(sim, torch.arange(1)).pi, sim), tree).logp
-    chance = reach(logp, tree)[0]
+    chance = tree.visits(logp.exp())[0]
     entropy = -(logp.exp() * logp).sum(-1)[0]
     return torch.stack(
-        [objectives.value(logp, tree, rewards)[0], (chance * entropy).sum() / chance.sum(), chance.sum()]
+        [objectives.value(logp, tree)[0], (chance * entropy).sum() / chance.sum(), chance.sum()]
     )
 
 
@@ -85,11 +86,12 @@ def test_the_first_step_descends_the_cross_entropy_of_what_is_shown(task, same):
     shown = demonstrator(work.automaton(work.prompts(torch.arange(4)).tokens), 4, "terse", sim.coldstart_share)
     tokens, mask = shown.draw(rows, keys)
     tree = plant(work, torch.arange(4))
-    hit = (tokens[0][:, None] == tree.tokens).all(-1) & (mask[0][:, None] == tree.mask).all(-1)
-    hit &= rows[0][:, None] == tree.prompt
+    every = tree.every
+    hit = (tokens[0][:, None] == every.tokens).all(-1) & (mask[0][:, None] == every.mask).all(-1)
+    hit &= rows[0][:, None] == every.prompt
     assert (hit.sum(-1) == 1).all()
     leaves = {name: w.requires_grad_() for name, w in initial_weights(sim, seeds).items()}
-    logp = gather(run(load(leaves, engines(sim, seeds).pi, sim), tree).logp, tree)[0].sum(-1)
+    logp = gather(run(load(leaves, engines(sim, seeds).pi, sim), tree).logp, every)[0].sum(-1)
     loss = -logp[hit.long().argmax(-1)].mean()
     gradient = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss, list(leaves.values()))], dim=1)
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)])

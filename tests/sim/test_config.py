@@ -118,11 +118,12 @@ def test_prompts_measured_and_prompts_that_move_theta_are_disjoint_and_fixed():
 @pytest.mark.parametrize("vocab", [2, 3, 4, 5])
 def test_rewards_lie_between_zero_and_one_and_follow_the_rule(vocab, kind, truncated):
     sim = Sim(vocab=vocab, horizon=3, prompts=1, reward=kind, truncated=truncated)
-    tree, rewards = grow(sim)
+    tree = grow(sim)
+    rewards, every = tree.every.rewards, tree.every
     assert ((rewards >= 0) & (rewards <= 1)).all()
     for row, got in enumerate(rewards.tolist()):
-        gap = (int(tree.tokens[row].sum()) - int(tree.prompts[0].sum())) % vocab
+        gap = (int(every.tokens[row].sum()) - int(tree.opening[0].sum())) % vocab
         distance = min(gap, vocab - gap)
         expected = float(gap == 0) if kind == "binary" else 1 - distance / (vocab // 2)
-        cut = int(tree.tokens[row, tree.lengths[row] - 1]) != 0
+        cut = int(every.tokens[row, every.lengths[row] - 1]) != 0
         assert got == (0.0 if truncated == "zero" and cut else expected)

@@ -18,7 +18,7 @@ from firstorder.sim.exact.forward import states
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import token_stats, update
 from firstorder.sim.exact.scene import MODES, build, engines, grow
-from firstorder.sim.exact.tree import gather, gather_contexts, reach
+from firstorder.sim.exact.world import gather, gather_contexts
 from firstorder.sim.model.policy import initial_weights, load
 from firstorder.sim.sampling.sequences import score
 from firstorder.sim.training import critic
@@ -60,16 +60,16 @@ def token_gradient(make_recipe):
 def any_values(scene, seed=0):
     """A value of every context that has nothing to do with the reward."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(1, scene.tree.contexts, generator=g, dtype=torch.float64)
+    return torch.randn(1, scene.world.contexts, generator=g, dtype=torch.float64)
 
 
 def perfect(scene):
-    return objectives.state_values(scene.mu_old.logp, scene.tree, scene.rewards)
+    return objectives.state_values(scene.mu_old.logp, scene.world)
 
 
 def ratios(scene, mode):
     """ρ_t of every token, `[B, T]`."""
-    both = gather(scene.target[mode].logp.detach(), scene.tree), gather(scene.mu_old.logp, scene.tree)
+    both = gather(scene.target[mode].logp.detach(), scene.responses), gather(scene.mu_old.logp, scene.responses)
     return (both[0] - both[1]).exp()[0]
 
 
@@ -77,8 +77,8 @@ def ratios(scene, mode):
 def test_the_value_of_a_context_is_the_mean_reward_of_what_follows(changes, small, make_lab, make_scene, pairs_of):
     sim = small(**changes)
     lab, scene = make_lab(sim), make_scene(sim)
-    held = gather_contexts(perfect(scene), scene.tree)[0]
-    for row, (prompt, response) in enumerate(pairs_of(scene.tree)):
+    held = gather_contexts(perfect(scene), scene.responses)[0]
+    for row, (prompt, response) in enumerate(pairs_of(scene.world)):
         expected = [lab.value(prompt, response[:t]) for t in range(len(response))]
         assert held[row, : len(response)].tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -86,9 +86,9 @@ def test_the_value_of_a_context_is_the_mean_reward_of_what_follows(changes, smal
 def test_a_context_that_is_never_reached_has_no_value(stale):
     never = torch.full_like(stale.mu_old.logp, -math.inf)
     never[..., 0] = 0.0  # every response ends at once
-    found = objectives.state_values(never, stale.tree, stale.rewards)[0]
-    first = stale.tree.levels[0]
-    assert torch.equal(found[:first], stale.rewards[stale.tree.mask.sum(-1) == 1])
+    found = objectives.state_values(never, stale.world)[0]
+    first = stale.world.widths[0]
+    assert torch.equal(found[:first], stale.responses.rewards[stale.responses.mask.sum(-1) == 1])
     assert (found[first:] == 0).all()
 
 
@@ -121,20 +121,20 @@ def test_below_one_the_value_of_the_rollout_policy_leaves_it_too(mode, lam, stal
     expected = token_gradient(stale, mode)
     same(update(stale, valued(lam, mode), perfect(stale))[0], expected, RTOL)
     same(update(stale, valued(lam, mode))[0], expected, RTOL)  # what a measurement assumes
-    target = objectives.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
+    target = objectives.state_values(stale.target[mode].logp.detach(), stale.world)
     off = update(stale, valued(lam, mode), target)[0] - expected
     assert float(off.norm()) > 1e-3 * float(expected.norm())  # the value of π is not that of μ
 
 
 def test_at_lambda_zero_a_perfect_value_gives_the_advantage_of_every_token(stale, valued, same):
     plus, minus = advantage_table(stale, valued(0.0)).of(stale)
-    tree, v = stale.tree, perfect(stale)
+    tree, v = stale.world, perfect(stale)
     # Q^μ(c, y) from the responses that take the edge, V^μ(c) from those that reach the context
     edge = tree.path.long()
     taken = torch.zeros(2, tree.contexts * tree.vocab, dtype=torch.float64)
     for row in range(len(edge)):
-        for t in range(int(tree.lengths[row])):
-            taken[:, edge[row, t]] += stale.measure[0, row] * torch.tensor([1.0, stale.rewards[row]])
+        for t in range(int(stale.responses.lengths[row])):
+            taken[:, edge[row, t]] += stale.measure[0, row] * torch.tensor([1.0, stale.responses.rewards[row]])
     q = (taken[1] / taken[0])[edge]
     same((plus - minus)[0][tree.mask], (q - v[0][edge // tree.vocab])[tree.mask], 1e-9)
 
@@ -146,7 +146,7 @@ def test_the_spread_of_an_advantage_grows_with_lambda_as_its_residuals_are_uncor
         plus, minus = advantage_table(stale, valued(lam)).of(stale)
         return (stale.measure[..., None] * (plus - minus).square()).sum((0, 1))
 
-    by_token, horizon = second_moment(0.0).tolist(), stale.tree.horizon  # E d_t² of each token
+    by_token, horizon = second_moment(0.0).tolist(), stale.world.horizon  # E d_t² of each token
     for lam in (0.3, 0.9, 1.0):
         expected = sum(lam ** (2 * (late - t)) * by_token[late] for t in range(horizon) for late in range(t, horizon))
         assert float(second_moment(lam).sum()) == pytest.approx(expected, rel=1e-11)
@@ -154,9 +154,9 @@ def test_the_spread_of_an_advantage_grows_with_lambda_as_its_residuals_are_uncor
 
 def bias(scene, mode, lam, error):
     """(1 - λ) E_μ[Σ_t ρ_t (Σ_{l≥1} λ^(l-1) e(c_{t+l})) ∇log π(y_t)], e 0 past the last token; over plain numbers."""
-    rho, e = ratios(scene, mode), gather_contexts(error, scene.tree)[0]
+    rho, e = ratios(scene, mode), gather_contexts(error, scene.responses)[0]
     weight = torch.zeros(1, *rho.shape, dtype=torch.float64)
-    for row, length in enumerate(scene.tree.lengths.tolist()):
+    for row, length in enumerate(scene.responses.lengths.tolist()):
         for t in range(length):
             ahead = sum(lam**i * float(e[row, t + 1 + i]) for i in range(length - t - 1))
             weight[0, row, t] = scene.measure[0, row] * rho[row, t] * (1 - lam) * ahead
@@ -179,9 +179,9 @@ def test_the_target_s_own_value_at_lambda_zero_closes_one_half_of_the_gap_and_a_
 ):
     """A_t = Q^π - V^π stands where eq. (4) has Q^μ; with Π_{s≤t} ρ_s for ρ_t nothing is left."""
     rho, g = ratios(stale, mode), objectives.gradient(stale, mode)[0]
-    own = objectives.state_values(stale.target[mode].logp.detach(), stale.tree, stale.rewards)
-    future = torch.flip(torch.flip(torch.where(stale.tree.mask, rho, 1.0), [1]).cumprod(1), [1]) / rho
-    weight = stale.measure[..., None] * stale.rewards[:, None] * torch.where(stale.tree.mask, rho * (future - 1), 0.0)
+    own = objectives.state_values(stale.target[mode].logp.detach(), stale.world)
+    future = torch.flip(torch.flip(torch.where(stale.responses.mask, rho, 1.0), [1]).cumprod(1), [1]) / rho
+    weight = stale.measure[..., None] * stale.responses.rewards[:, None] * torch.where(stale.responses.mask, rho * (future - 1), 0.0)
     half = objectives.direction(stale, mode, weight)[0]
     found = update(stale, valued(0.0, mode), own)[0]
     same(found, token_gradient(stale, mode) + half, 1e-9)
@@ -192,7 +192,7 @@ def test_the_target_s_own_value_at_lambda_zero_closes_one_half_of_the_gap_and_a_
 
 def test_the_bias_is_of_first_order_in_the_error_and_stays_where_the_engines_agree(small, make_scene, valued, same):
     scene = make_scene(small(numerics={"kind": "exact"}))
-    assert (ratios(scene, "disabled")[scene.tree.mask] == 1).all()
+    assert (ratios(scene, "disabled")[scene.responses.mask] == 1).all()
     error, g = any_values(scene), objectives.gradient(scene, "disabled")[0]
 
     def off(scale):
@@ -204,14 +204,14 @@ def test_the_bias_is_of_first_order_in_the_error_and_stays_where_the_engines_agr
 
 def test_an_optimistic_value_rewards_tokens_that_go_on(stale, valued, token_gradient, same):
     """The same error e everywhere is e (1 - λ^(|y| - t)) more for token t: nothing for the last, most for the first."""
-    lam, lengths = 0.7, stale.tree.lengths
-    left = (lengths[:, None] - 1 - torch.arange(stale.tree.horizon)).clamp(min=0).double()
+    lam, lengths = 0.7, stale.responses.lengths
+    left = (lengths[:, None] - 1 - torch.arange(stale.world.horizon)).clamp(min=0).double()
     weight = stale.measure[..., None] * ratios(stale, "disabled") * 0.2 * (1 - lam**left)
     found = update(stale, valued(lam), perfect(stale) + 0.2)[0] - token_gradient(stale, "disabled")
     same(found, objectives.direction(stale, "disabled", weight)[0], 1e-9)
     # a step along it makes responses longer: the derivative of E_π|y| is positive
     longer = stale.probability("disabled") * lengths
-    slope = objectives.direction(stale, "disabled", longer[..., None].expand(-1, -1, stale.tree.horizon))[0]
+    slope = objectives.direction(stale, "disabled", longer[..., None].expand(-1, -1, stale.world.horizon))[0]
     assert float(found @ slope) > 0
 
 
@@ -252,9 +252,9 @@ def trained(arms, seeds, sim=SIM):
 
 def test_the_state_on_a_sampled_token_is_that_of_its_context_on_the_tree(stale, small):
     """Values on the training path and in exact evaluations are those of the same contexts."""
-    sim, tree = small(staleness=2, lr=1.0, horizon=4), stale.tree
+    sim, tree, every = small(staleness=2, lr=1.0, horizon=4), stale.world, stale.responses
     model = load(stale.weights, stale.pi, sim)
-    tokens = torch.cat([tree.prompts[tree.prompt], tree.tokens], dim=1)
+    tokens = torch.cat([tree.opening[every.prompt], every.tokens], dim=1)
     sampled = score(model, tokens[None]).state[:, :, sim.prompt_length :]
     on_tree = states(model, tree)[:, tree.path.long() // tree.vocab]
     assert sampled.shape == on_tree.shape
@@ -269,8 +269,8 @@ def test_a_critic_that_knows_nothing_decays_the_reward_along_the_response(make_s
     backend = SimBackend(sim, (Arm(recipe=method, members=1),), torch.tensor([5]))
     backend.engines = engines(sim, torch.tensor([0]))  # the noise of `make_scene`
     scene = make_scene(sim)
-    left = (scene.tree.lengths[:, None] - 1 - torch.arange(sim.horizon)).clamp(min=0).double()
-    weight = scene.measure[..., None] * ratios(scene, "disabled") * scene.rewards[:, None] * 0.5**left
+    left = (scene.responses.lengths[:, None] - 1 - torch.arange(sim.horizon)).clamp(min=0).double()
+    weight = scene.measure[..., None] * ratios(scene, "disabled") * scene.responses.rewards[:, None] * 0.5**left
     fit = compare(objectives.direction(scene, "disabled", weight), objectives.gradient(scene, "disabled"))
     same(backend.evaluate(0)["exact/gradient_error"], fit.error, 1e-9)
     blunt = compare(update(scene, method), objectives.gradient(scene, "disabled")).error
@@ -333,10 +333,10 @@ def test_a_critic_of_a_policy_that_stays_comes_near_the_best_linear_value():
     """Variance of V^μ explained on every context, beside that of the least-squares head on the same states."""
     more = ("optimizer.lr=1e-12", "schedule.steps=60", "schedule.group_size=32", "critic.lr=0.03")
     backend, _ = trained((Arm(recipe=recipe("minirl-critic", *more), members=2),), [0, 1])
-    scene = build(SIM, *grow(SIM), backend.engines, backend.weights, modes=[])
-    v, weight = perfect(scene), reach(scene.mu_old.logp, scene.tree)
+    scene = build(SIM, grow(SIM), backend.engines, backend.weights, modes=[])
+    v, weight = perfect(scene), scene.world.visits(scene.mu_old.logp.exp())
     weight = weight / weight.sum(-1, keepdim=True)
-    state = states(load(backend.weights, backend.engines.pi, SIM), scene.tree)
+    state = states(load(backend.weights, backend.engines.pi, SIM), scene.world)
     seen = torch.cat([state.flatten(2), torch.ones_like(state[..., :1, 0])], dim=-1)
     root = weight.sqrt()[..., None]
     best = (seen @ torch.linalg.lstsq(root * seen, root * v[..., None]).solution)[..., 0]

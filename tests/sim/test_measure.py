@@ -11,7 +11,7 @@ from firstorder.sim.config import Sim
 from firstorder.sim.exact import measure as module
 from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.measure import measure
-from firstorder.sim.exact.tree import count
+from firstorder.sim.exact.size import count
 
 KEYS = {
     "j_seq",

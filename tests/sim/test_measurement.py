@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from firstorder.sim.exact import measurement as module
-from firstorder.sim.exact import tree
+from firstorder.sim.exact import world
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
 
@@ -25,7 +25,7 @@ def test_chunks_are_weighed_again_rather_than_kept(small, make_scene, make_recip
     scene, recipe = make_scene(small(staleness=1)), make_recipe("minirl-r3")
     whole = Measurement(scene=scene, recipe=recipe)
     assert list(whole.batches()) == [whole.batch]
-    monkeypatch.setattr(tree, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(world, "CHUNK_TOKENS", 20)
     chunked = Measurement(scene=scene, recipe=recipe)
     weights = torch.cat([batch.expected for batch in chunked.batches()], dim=1)
     same(weights, whole.batch.expected)

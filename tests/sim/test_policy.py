@@ -8,7 +8,8 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.edges import Routes, vjp
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import MODES, build, engines, grow
-from firstorder.sim.exact.tree import gather, plant
+from firstorder.sim.exact.tree import plant
+from firstorder.sim.exact.world import gather
 from firstorder.sim.model import chunks
 from firstorder.sim.model.numerics import arithmetic
 from firstorder.sim.model.policy import flatten, initial_state, initial_weights, load, step, trainable, unflatten
@@ -42,14 +43,14 @@ def slopes(done, weights, seed=0):
 def test_the_probabilities_of_all_responses_add_up_to_one_for_every_prompt(router, mode, small, make_scene, same):
     scene = make_scene(small(router=router, staleness=1, **ROUTERS[router]))
     for chance in (scene.measure, scene.probability(mode)):
-        per_prompt = [float(chance[0, scene.tree.prompt == x].sum()) for x in range(2)]
+        per_prompt = [float(chance[0, scene.responses.prompt == x].sum()) for x in range(2)]
         same(per_prompt, [0.5, 0.5])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_score_function_has_mean_zero_under_its_own_policy(mode, small, make_scene):
     scene = make_scene(small(staleness=1))
-    weight = scene.probability(mode)[..., None].expand(-1, -1, scene.tree.horizon)
+    weight = scene.probability(mode)[..., None].expand(-1, -1, scene.world.horizon)
     size = objectives.gradient(scene, mode).norm()
     assert float(objectives.direction(scene, mode, weight).norm()) < 1e-12 * float(size)
 
@@ -58,7 +59,7 @@ def test_the_score_function_has_mean_zero_under_its_own_policy(mode, small, make
 @pytest.mark.parametrize("mode", ["live", "replayed"])
 def test_gradients_agree_with_finite_differences(router, mode, small):
     sim = small(router=router, horizon=2, width=3, expert_width=2, prompts=1, prompt_length=1, **ROUTERS[router])
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = weights_of(sim, [4])
     trained = [n for n in weights if n != "bias"]
     foreign = run(exact_model(sim, weights_of(sim, [5])), tree).routes
@@ -78,12 +79,12 @@ def test_gradients_agree_with_finite_differences(router, mode, small):
 )
 def test_a_member_is_the_same_alone_and_in_an_ensemble(kind, router, small, same):
     sim = small(router=router, numerics={"kind": kind, "scale": 0.3})
-    tree, rewards = grow(sim)
+    tree = grow(sim)
     seeds, draws = torch.tensor([3, 9, 1]), torch.tensor([5, 0, 2])
     scales = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
 
     def scene(pick):
-        return build(sim, tree, rewards, engines(sim, draws[pick], scales[pick]), initial_weights(sim, seeds[pick]))
+        return build(sim, tree, engines(sim, draws[pick], scales[pick]), initial_weights(sim, seeds[pick]))
 
     whole = scene(slice(None))
     for member in range(3):
@@ -103,7 +104,7 @@ def test_members_with_other_seeds_are_other_policies(small):
 @pytest.mark.parametrize("router", ["softmax_topk", "topk_softmax", "sigmoid_bias"])
 def test_renaming_the_experts_changes_nothing(router, small, same):
     sim = small(router=router, experts=5)
-    tree, _ = grow(sim)
+    tree = grow(sim)
     order = torch.tensor([3, 0, 4, 2, 1])
     weights = initial_weights(sim, torch.tensor([0]))
     renamed = weights | {"router": weights["router"][..., order]}
@@ -117,7 +118,7 @@ def test_renaming_the_experts_changes_nothing(router, small, same):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_replaying_one_s_own_routes_is_the_identity_bit_for_bit(router, small):
     sim = small(router=router, **ROUTERS[router])
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = weights_of(sim, [0, 1])
     model = exact_model(sim, weights)
     live = run(model, tree)
@@ -137,7 +138,7 @@ def test_a_fresh_target_that_replays_its_own_routes_is_the_natural_one_in_any_pr
 
 def test_rows_of_minus_one_route_live(small):
     sim = small()
-    tree, _ = grow(sim)
+    tree = grow(sim)
     model = exact_model(sim, weights_of(sim, [0]))
     live = run(model, tree)
     nobody = Routes(
@@ -150,7 +151,7 @@ def test_rows_of_minus_one_route_live(small):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_replaying_foreign_experts_keeps_a_gradient_on_the_router(router, small):
     sim = small(router=router, **ROUTERS[router])
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = weights_of(sim, [0])
     foreign = run(exact_model(sim, weights_of(sim, [1])), tree).routes
     done = run(exact_model(sim, weights), tree, foreign)
@@ -162,25 +163,25 @@ def test_replaying_foreign_experts_keeps_a_gradient_on_the_router(router, small)
 @pytest.mark.parametrize("where", ["prompt", "first context"])
 def test_another_expert_early_on_changes_every_later_log_prob(where, small):
     sim = small()
-    tree, _ = grow(sim)
+    tree = grow(sim)
     model = exact_model(sim, weights_of(sim, [0]))
     live = run(model, tree)
     routes = Routes(contexts=live.routes.contexts.clone(), leads=tuple(lead.clone() for lead in live.routes.leads))
     row = routes.leads[0][0, 0, 0, 0] if where == "prompt" else routes.contexts[0, 0, 0]
     row[0] = next(e for e in range(sim.experts) if e not in row)
     moved = (run(model, tree, routes).logp - live.logp).abs().amax(-1)[0] > 1e-9
-    owner = torch.cat([torch.arange(n) // (sim.vocab - 1) ** t for t, n in enumerate(tree.levels)])
+    owner = torch.cat([torch.arange(n) // (sim.vocab - 1) ** t for t, n in enumerate(tree.widths)])
     assert torch.equal(moved, owner == 0)
 
 
 def test_a_policy_says_the_same_token_by_token_as_over_the_tree(small, same):
     sim = small()
-    tree, _ = grow(sim)
+    tree = grow(sim)
     model = exact_model(sim, initial_weights(sim, torch.tensor([0])))
-    whole = gather(run(model, tree).logp.detach(), tree)[0]
+    whole = gather(run(model, tree).logp.detach(), tree.every)[0]
     row = len(tree.path) - 1
     state = initial_state(model, 1)
-    tokens = [*tree.prompts[tree.prompt[row]].tolist(), *tree.tokens[row].tolist()]
+    tokens = [*tree.opening[tree.prompt[row]].tolist(), *tree.every.tokens[row].tolist()]
     found = []
     for token, following in itertools.pairwise(tokens):
         done = step(model, state, torch.tensor([token]), torch.zeros(1, dtype=torch.int64))
@@ -202,7 +203,7 @@ def test_weights_survive_being_flattened(small):
 
 def test_logits_start_at_their_documented_sizes():
     sim = Sim(width=64, expert_width=64, experts=32, vocab=64, sharpness=1.5, horizon=1, prompts=30, layers=1)
-    tree, _ = grow(sim)
+    tree = grow(sim)
     model = exact_model(sim, initial_weights(sim, torch.arange(4)))
     done = run(model, tree)
     assert float((done.router_logp - done.router_logp.mean(-1, keepdim=True)).std()) == pytest.approx(1.0, rel=0.1)
@@ -211,7 +212,7 @@ def test_logits_start_at_their_documented_sizes():
 
 def test_temperature_divides_the_logits(small, same):
     sim = small(temperature=0.5)
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = initial_weights(sim, torch.tensor([0]))
     hot = run(exact_model(sim.model_copy(update={"temperature": 1.0}), weights), tree).logp
     same(run(exact_model(sim, weights), tree).logp, (2 * hot).log_softmax(-1))
@@ -221,7 +222,7 @@ def test_temperature_divides_the_logits(small, same):
 @pytest.mark.parametrize("replayed", [False, True])
 def test_checkpointed_chunks_change_neither_values_nor_gradients(rows, replayed, small, same, monkeypatch):
     sim = small(training_numerics={"kind": "noise", "scale": 0.1})
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = weights_of(sim, [0, 1])
     model = load(weights, arithmetic(sim.training_numerics, torch.arange(2)), sim)
     routes = run(exact_model(sim, weights_of(sim, [7, 8])), tree).routes if replayed else None
@@ -240,7 +241,7 @@ def test_checkpointed_chunks_change_neither_values_nor_gradients(rows, replayed,
 
 def test_chunks_are_as_small_as_they_are_told(small, monkeypatch):
     sim = small()
-    tree, _ = grow(sim)
+    tree = grow(sim)
     seen = []
     original = chunks.step
 
@@ -253,7 +254,7 @@ def test_chunks_are_as_small_as_they_are_told(small, monkeypatch):
     with torch.no_grad():
         run(exact_model(sim, weights_of(sim, [0])), tree)
     assert max(seen) == 3
-    assert sum(seen) == tree.contexts + len(tree.prompts) * (sim.prompt_length - 1)
+    assert sum(seen) == tree.contexts + tree.prompts * (sim.prompt_length - 1)
 
 
 @pytest.mark.parametrize("kind", ["exact", "noise", "bf16", "fp8", "batch"])
@@ -275,7 +276,7 @@ def test_an_engine_says_the_same_of_a_prefix_whatever_else_it_runs(kind, small, 
 
 def test_the_vector_jacobian_product_is_that_of_each_member(small, same):
     sim = small()
-    tree, _ = grow(sim)
+    tree = grow(sim)
     weights = weights_of(sim, [0, 1])
     done = run(exact_model(sim, weights), tree)
     edges = torch.randn(done.logp.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -296,6 +297,6 @@ def test_a_direction_is_a_derivative_of_j_along_itself(small, make_scene, same):
 
         def j(step, given=given, v=v):
             moved = unflatten(flatten(scene.weights).detach() + step * v, scene.weights)
-            return objectives.value(run(exact_model(sim, moved), scene.tree, given).logp, scene.tree, scene.rewards)
+            return objectives.value(run(exact_model(sim, moved), scene.world, given).logp, scene.world)
 
         same((j(1e-5) - j(-1e-5)) / 2e-5, g.norm()[None], 1e-7)

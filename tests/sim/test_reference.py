@@ -8,7 +8,7 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import token_stats, update
 from firstorder.sim.exact.scene import MODES
-from firstorder.sim.exact.tree import gather
+from firstorder.sim.exact.world import gather
 
 RTOL = 1e-10
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
@@ -47,7 +47,7 @@ def stale(small, make_lab, make_scene):
 
 def test_every_response_is_enumerated_once(both, pairs_of):
     _, lab, scene = both
-    assert sorted(pairs_of(scene.tree)) == sorted(lab.pairs)
+    assert sorted(pairs_of(scene.world)) == sorted(lab.pairs)
 
 
 def test_every_engine_gives_every_response_its_log_probs(both, pairs_of, same):
@@ -55,17 +55,17 @@ def test_every_engine_gives_every_response_its_log_probs(both, pairs_of, same):
     engines = [(scene.mu_old, lab.mu), (scene.mu, lab.mu_theta)]
     engines += [(scene.old[m], lab.old[m]) for m in MODES] + [(scene.target[m], lab.target[m]) for m in MODES]
     for done, engine in engines:
-        found = gather(done.logp.detach(), scene.tree)[0]
+        found = gather(done.logp.detach(), scene.responses)[0]
         expected = torch.zeros_like(found)
-        for row, pair in zip(expected, pairs_of(scene.tree), strict=True):
+        for row, pair in zip(expected, pairs_of(scene.world), strict=True):
             row[: len(pair[1])] = torch.tensor(engine.plain(pair), dtype=torch.float64)
         same(found, expected, RTOL)
 
 
 def test_rewards_and_the_measure_are_those_of_the_responses(both, pairs_of, same):
     _, lab, scene = both
-    pairs = pairs_of(scene.tree)
-    same(scene.rewards, [lab.reward[p] for p in pairs], RTOL)
+    pairs = pairs_of(scene.world)
+    same(scene.responses.rewards, [lab.reward[p] for p in pairs], RTOL)
     same(scene.measure[0], [lab.chance[p] for p in pairs], RTOL)
 
 

@@ -8,7 +8,7 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.measurement import Measurement, update
 from firstorder.sim.exact.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
-from firstorder.sim.exact.tree import scatter
+from firstorder.sim.exact.world import scatter
 
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
 
@@ -41,7 +41,7 @@ def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections
     groups, batches = (800, 30) if recipe.weight_scope == "batch" else (4, 3000)
     along = projections[recipe.router_replay.mode]
     measurement = Measurement(scene=stale, recipe=recipe)
-    limit = scatter(measurement.batch.expected, stale.tree).flatten() @ along
+    limit = scatter(measurement.batch.expected, stale.responses, stale.world.contexts).flatten() @ along
     picks = sample_responses(stale, groups, 4, batches, torch.Generator().manual_seed(1))
     found = sampled_edges(measurement, picks) @ along
     error = found.std(0, correction=1) / batches**0.5
@@ -52,14 +52,14 @@ def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections
 def test_responses_are_drawn_from_the_rollout_policy_prompt_by_prompt(stale):
     picks = sample_responses(stale, 500, 8, 6, torch.Generator().manual_seed(2))
     assert picks.shape == (6, 500, 8)
-    owner = stale.tree.prompt[picks]
+    owner = stale.responses.prompt[picks]
     assert (owner == owner[..., :1]).all()
     per_prompt = torch.bincount(owner[..., 0].flatten(), minlength=2)
     assert scipy_stats.chisquare(per_prompt.numpy()).pvalue > 0.001
-    seen = torch.bincount(picks.flatten(), minlength=len(stale.tree.path)).double()
+    seen = torch.bincount(picks.flatten(), minlength=len(stale.responses.path)).double()
     expected = torch.zeros_like(seen)
     for x in range(2):
-        mine = stale.tree.prompt == x
+        mine = stale.responses.prompt == x
         expected[mine] = stale.measure[0, mine] * 2 * seen[mine].sum()
     assert scipy_stats.chisquare(seen.numpy(), expected.numpy()).pvalue > 0.001
 
@@ -75,9 +75,9 @@ def test_a_sampled_batch_is_the_rows_of_the_exhaustive_one(stale, make_recipe):
     batch = sampled_stats(Measurement(scene=stale, recipe=recipe), picks)
     assert batch.measure is None
     assert batch.logp_theta.shape == (2, 12, 3)
-    assert torch.equal(batch.mask, stale.tree.mask[picks.flatten(1)])
+    assert torch.equal(batch.mask, stale.responses.mask[picks.flatten(1)])
     assert batch.router_shift.shape == (2, 12, 3)
-    rewards = stale.rewards[picks]
+    rewards = stale.responses.rewards[picks]
     assert torch.equal(batch.advantage.view(2, 3, 4) > 0, rewards > rewards.mean(-1, keepdim=True))
 
 

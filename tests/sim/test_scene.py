@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from firstorder.sim.exact import tree
-from firstorder.sim.exact.advantages import reward_levels
+from firstorder.sim.exact import world
+from firstorder.sim.exact.advantages import reward_chances
 from firstorder.sim.exact.forward import Routes
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import token_stats
@@ -23,17 +23,18 @@ def numbers(result, prefix=""):
 def test_responses_in_chunks_add_up_to_all_of_them(name, small, make_recipe, monkeypatch):
     recipe, sim = make_recipe(name, "correction.high=0.3") if "trm" in name else make_recipe(name), small(staleness=1)
     whole = numbers(measure(recipe, sim))
-    monkeypatch.setattr(tree, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(world, "CHUNK_TOKENS", 20)
     assert numbers(measure(recipe, sim)) == pytest.approx(whole, rel=1e-9, abs=1e-14)
 
 
 def test_parts_of_a_scene_hold_every_response_once(small, make_scene, monkeypatch):
     whole = make_scene(small())
-    monkeypatch.setattr(tree, "CHUNK_TOKENS", 12)
+    monkeypatch.setattr(world, "CHUNK_TOKENS", 12)
     parts = list(whole.parts())
-    assert [len(p.rewards) for p in parts] == [4] * 7 + [2]
-    for name in ("path", "mask", "prompt", "cut"):
-        assert torch.equal(torch.cat([getattr(p.tree, name) for p in parts]), getattr(whole.tree, name))
+    assert [len(p.responses) for p in parts] == [4] * 7 + [2]
+    for name in ("path", "mask", "prompt", "rewards"):
+        found = torch.cat([getattr(p.responses, name) for p in parts])
+        assert torch.equal(found, getattr(whole.world.every, name))
     assert torch.equal(torch.cat([p.measure for p in parts], -1), whole.measure)
     assert torch.equal(torch.cat([p.probability("R3") for p in parts], -1), whole.probability("R3"))
 
@@ -88,9 +89,9 @@ def test_the_batch_of_a_scene_is_exhaustive_and_carries_what_its_recipe_reads(sm
 
 def test_reward_levels_and_chances_are_those_of_the_rollout_policy(small, make_scene, same):
     found = make_scene(small(reward="graded", vocab=4, horizon=2))
-    levels, chance = reward_levels(found)
+    levels, chance = found.world.levels, reward_chances(found)
     assert levels.tolist() == [0.0, 0.5, 1.0]
     for x in range(2):
         for n, level in enumerate(levels):
-            inside = (found.tree.prompt == x) & (found.rewards == level)
+            inside = (found.responses.prompt == x) & (found.responses.rewards == level)
             same(chance[0, x, n], 2 * found.measure[0, inside].sum())

@@ -6,7 +6,8 @@ import torch
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import scene
 from firstorder.sim.exact.forward import along, run
-from firstorder.sim.exact.tree import episodes, gather
+from firstorder.sim.exact.tree import episodes
+from firstorder.sim.exact.world import gather
 from firstorder.sim.model import noise, policy
 from firstorder.sim.sampling.sequences import sample, score
 from firstorder.sim.tasks import WORD_TASKS
@@ -23,13 +24,13 @@ SETTINGS = {name: {"task": name, "vocab": 4} for name in WORD_TASKS} | {
 @pytest.fixture(scope="module", params=SETTINGS)
 def world(request):
     sim = Sim(**(SIM.model_dump() | SETTINGS[request.param]))
-    tree, _ = scene.grow(sim)
+    tree = scene.grow(sim)
     return sim, tree, scene.engines(sim, SEEDS), policy.initial_weights(sim, SEEDS)
 
 
 def every_response(tree):
     """All responses of the tree as sequences `[2, B, L]`."""
-    tokens = episodes(tree).tokens
+    tokens = episodes(tree, tree.every).tokens
     return tokens.expand(2, *tokens.shape)
 
 
@@ -37,7 +38,7 @@ def test_scores_are_those_of_the_tree(world):
     sim, tree, pair, weights = world
     for arithmetic in (pair.pi, pair.mu):
         model = policy.load(weights, arithmetic, sim)
-        on_tree = gather(run(model, tree).logp, tree)
+        on_tree = gather(run(model, tree).logp, tree.every)
         found = score(model, every_response(tree)).logp[..., tree.task.layout.places]
         torch.testing.assert_close(torch.where(tree.mask, found, 0.0), on_tree, rtol=1e-12, atol=1e-14)
 
@@ -47,7 +48,7 @@ def test_replayed_scores_and_their_gradients_are_those_of_the_tree(world):
     rollout = policy.load(weights, pair.mu, sim)
     leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
     model = policy.load(leaves, pair.pi, sim)
-    on_tree = gather(run(model, tree, run(rollout, tree).routes).logp, tree).sum(-1)
+    on_tree = gather(run(model, tree, run(rollout, tree).routes).logp, tree.every).sum(-1)
     tokens = every_response(tree)
     with torch.no_grad():
         replay = score(rollout, tokens).routes
@@ -63,10 +64,10 @@ def test_replayed_scores_and_their_gradients_are_those_of_the_tree(world):
 def test_the_routes_of_the_tree_along_a_response_are_those_of_its_scores(world):
     sim, tree, pair, weights = world
     model = policy.load(weights, pair.mu, sim)
-    found, laid = score(model, every_response(tree)).routes, episodes(tree)
+    found, laid = score(model, every_response(tree)).routes, episodes(tree, tree.every)
     ran = torch.arange(laid.tokens.shape[1]) < (laid.lengths - 1)[:, None]
     expected = torch.where(ran[..., None, None], found, -1)
-    assert torch.equal(along(run(model, tree).routes, tree), expected)
+    assert torch.equal(along(run(model, tree).routes, tree, tree.every), expected)
 
 
 def test_every_sampled_response_has_the_log_prob_that_the_tree_gives_it(world):
@@ -75,14 +76,14 @@ def test_every_sampled_response_has_the_log_prob_that_the_tree_gives_it(world):
     rows = torch.arange(200).expand(2, -1) % sim.prompts
     with torch.no_grad():
         done = sample(model, tree.task, rows, noise.combine(noise.mix(SEEDS)[:, None], torch.arange(200)))
-        on_tree = gather(run(model, tree).logp, tree)
+        on_tree = gather(run(model, tree).logp, tree.every)
     places = tree.task.layout.places
     response, mask = done.tokens[..., places], done.mask[..., places]
     laid = converse(tree.task, rows, response, mask)
     assert torch.equal(done.tokens, laid.tokens)
     assert torch.equal(done.mask, laid.mask)
     assert torch.equal(done.lengths, laid.lengths)
-    same = (response[:, :, None] == tree.tokens).all(-1) & (mask[:, :, None] == tree.mask).all(-1)
+    same = (response[:, :, None] == tree.every.tokens).all(-1) & (mask[:, :, None] == tree.mask).all(-1)
     same &= rows[..., None] == tree.prompt
     assert (same.sum(-1) == 1).all()
     expected = on_tree.gather(1, same.long().argmax(-1)[..., None].expand(-1, -1, sim.horizon))
@@ -97,10 +98,10 @@ def test_samples_follow_the_distribution_of_the_tree(world):
     keys = noise.combine(noise.mix(SEEDS)[:, None], torch.arange(count))
     with torch.no_grad():
         done = sample(model, tree.task, torch.zeros(2, count, dtype=torch.int64), keys)
-        chance = gather(run(model, tree).logp, tree).sum(-1).exp()
+        chance = gather(run(model, tree).logp, tree.every).sum(-1).exp()
     mine, places = tree.prompt == 0, tree.task.layout.places
     digits = 9 ** torch.arange(sim.horizon)
-    code = (digits * (tree.tokens[mine] + 4 * tree.mask[mine])).sum(-1)
+    code = (digits * (tree.every.tokens[mine] + 4 * tree.mask[mine])).sum(-1)
     drawn = (digits * (done.tokens[..., places] + 4 * done.mask[..., places])).sum(-1)
     share = torch.stack([(drawn == one).double().mean(1) for one in code], dim=1)
     expected = chance[:, mine]

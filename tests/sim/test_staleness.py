@@ -24,11 +24,11 @@ def test_each_step_is_plain_ascent_along_the_natural_gradient_of_the_other_promp
     sim, pair, theta_old = setting(small, router="sigmoid_bias")
     found = list(path(sim, pair, theta_old, 3))
     assert len(found) == 4
-    other, rewards = grow(sim, others=True)
-    measured, _ = grow(sim)
-    assert not any((row == measured.prompts).all(-1).any() for row in other.prompts)
+    other = grow(sim, others=True)
+    measured = grow(sim)
+    assert not any((row == measured.opening).all(-1).any() for row in other.opening)
     for before, after in itertools.pairwise(found):
-        g = objectives.gradient(build(sim, other, rewards, pair, theta_old, before), "disabled")
+        g = objectives.gradient(build(sim, other, pair, theta_old, before), "disabled")
         same(flatten({n: after[n] - before[n] for n in after if n != "bias"}), 0.7 * g, 1e-10)
         assert torch.equal(after["bias"], theta_old["bias"])
 
@@ -36,11 +36,11 @@ def test_each_step_is_plain_ascent_along_the_natural_gradient_of_the_other_promp
 def test_the_path_raises_the_reward_of_the_prompts_it_walks_on(small):
     sim, pair, theta_old = setting(small)
     sim = sim.model_copy(update={"lr": 0.01})
-    other, rewards = grow(sim, others=True)
+    other = grow(sim, others=True)
     earned = []
     for theta in path(sim, pair, theta_old, 3):
-        done = build(sim, other, rewards, pair, theta_old, theta, []).target["disabled"]
-        earned.append(objectives.value(done.logp.detach(), other, rewards))
+        done = build(sim, other, pair, theta_old, theta, []).target["disabled"]
+        earned.append(objectives.value(done.logp.detach(), other))
     assert (torch.stack(earned).diff(dim=0) > 0).all()
 
 
@@ -54,12 +54,12 @@ def test_the_engines_do_not_bend_a_natural_path(small):
 
 def test_a_recipe_s_path_follows_its_own_update_at_the_policies_it_would_see(small, same, make_recipe):
     sim, pair, theta_old = setting(small)
-    other, rewards = grow(sim, others=True)
+    other = grow(sim, others=True)
     for name in ("minirl-r3", "gspo"):
         recipe = make_recipe(name, "schedule.group_size=3")
         found = list(path(sim, pair, theta_old, 2, recipe))
         for before, after in itertools.pairwise(found):
-            u = update(build(sim, other, rewards, pair, theta_old, before), recipe)
+            u = update(build(sim, other, pair, theta_old, before), recipe)
             same(flatten({n: after[n] - before[n] for n in after}), 0.7 * u, 1e-10)
 
 

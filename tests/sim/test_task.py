@@ -15,7 +15,8 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.bounds import bounds
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import MODES, build, engines, grow
-from firstorder.sim.exact.tree import answers, episodes, reach
+from firstorder.sim.exact.size import answers
+from firstorder.sim.exact.tree import episodes
 from firstorder.sim.model.policy import initial_weights
 from firstorder.sim.tasks import WORD_TASKS, Guess, Program, Text, task_of
 from firstorder.sim.tasks.task import Layout, converse
@@ -39,15 +40,16 @@ def sim(request):
 
 
 def test_every_response_earns_what_the_slow_task_pays(sim, pairs_of, reference, same):
-    tree, rewards = grow(sim)
+    tree = grow(sim)
+    rewards = tree.every.rewards
     same(rewards, [reference.reward(sim, *pair) for pair in pairs_of(tree)])
     assert len(rewards.unique()) > 1
     assert ((rewards >= 0) & (rewards <= 1)).all()
 
 
 def test_an_episode_is_the_context_of_its_last_token_and_that_token(sim, pairs_of, reference):
-    tree, _ = grow(sim)
-    found = episodes(tree)
+    tree = grow(sim)
+    found = episodes(tree, tree.every)
     for row, (prompt, response) in enumerate(pairs_of(tree)):
         expected = (*reference.context(sim, prompt, response[:-1]), response[-1])
         assert tuple(found.tokens[row, : found.lengths[row]].tolist()) == expected
@@ -56,7 +58,7 @@ def test_an_episode_is_the_context_of_its_last_token_and_that_token(sim, pairs_o
 
 
 def test_answers_are_counted_without_planting(sim):
-    tree, _ = grow(sim)
+    tree = grow(sim)
     assert answers(sim) == sum(lead.numel() - lead.shape[1] for lead in tree.leads[1:])
 
 
@@ -151,7 +153,7 @@ def of_count(small, monkeypatch):
         sim = small(task="guess", vocab=4, staleness=0)
         weights = initial_weights(sim, torch.tensor([0]))
         weights["head"] = 0 * weights["head"]
-        return build(sim, *grow(sim), engines(sim, torch.arange(1)), weights, None, modes)
+        return build(sim, grow(sim), engines(sim, torch.arange(1)), weights, None, modes)
 
     return make
 
@@ -161,12 +163,12 @@ def test_how_many_tokens_an_environment_says_enters_no_denominator(name, of_coun
     recipe, found = acting(name, "schedule.group_size=3"), []
     for count in (1, 3):
         scene = of_count(count)
-        assert [len(lead) for lead in scene.tree.leads] == [2, 1 + count, 1 + count]
+        assert [len(lead) for lead in scene.world.leads] == [2, 1 + count, 1 + count]
         measurement = Measurement(scene=scene, recipe=recipe)
-        signed = measurement.batch.stats.with_advantage(measurement.advantages.plus[:, scene.tree.prompt, 0] + 1)
+        signed = measurement.batch.stats.with_advantage(measurement.advantages.plus[:, scene.responses.prompt, 0] + 1)
         numbers = {
             "weights": measurement.batch.expected,
-            "reach": reach(scene.mu_old.logp, scene.tree),
+            "reach": scene.world.visits(scene.mu_old.logp.exp()),
         }
         numbers |= vars(objectives.values(scene, recipe.router_replay.mode)) | bounds(scene, recipe.router_replay.mode)
         for pairs in (moments(measurement.batch.stats), receipts(signed, token_weights(signed, recipe), recipe)):

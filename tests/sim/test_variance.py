@@ -108,7 +108,7 @@ def test_norms_are_those_of_each_response_s_own_gradient(small, make_scene, make
     measurement = Measurement(scene=scene, recipe=recipe)
     up, down = measurement.batch.up.weight, measurement.batch.down.weight
     found = variance.response_norms(measurement, torch.cat([up, down]))
-    for row in range(0, len(scene.tree.path), 4):
+    for row in range(0, len(scene.responses.path), 4):
         only = torch.zeros_like(up)
         only[:, row] = 1
         alone = [objectives.direction(scene, "R3", only * w).square().sum() for w in (up, down)]
