@@ -65,7 +65,7 @@ def _taught(sim: Sim, seeds: Tensor, task: Chain) -> Weights:
     features, keys, target = (
         contexts.features[taught],
         contexts.keys[taught],
-        lesson.target(sim.coldstart_share)[taught],
+        lesson.target(sim.taught)[taught],
     )
     weights = initial_weights(sim, seeds)
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))

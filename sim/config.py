@@ -18,6 +18,7 @@ NOISE, NOISE_WHY = "[0, 100]", "noise is relative, and 1 drowns what it is added
 PIECES, PIECES_WHY = "[1, 65536]", "no product is longer"
 MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
+SHARE = 0.75  # of demonstrations that are correct
 MODES = 4  # of a context of `chain`
 MAX_SEED = 2**63 - 1
 SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
@@ -155,11 +156,12 @@ class Sim(Section):
         description="`none`: random weights; `calibrated`, of `chain` alone: taught what is right, then as sharp as "
         "earns `coldstart_value`; the others: demonstrations of that style distilled into them first",
     )
-    coldstart_share: float = within(
-        0.75,
+    coldstart_share: float | None = within(
+        None,
         "(0, 1]",
         "it is a share",
-        "share of the demonstrations that are correct; with `calibrated` the probability taught for the right tokens",
+        "share of the demonstrations that are correct, or of the probability of right tokens that `calibrated` teaches; "
+        "unset: 0.75, or what earns `coldstart_value` where every token has it",
     )
     coldstart_value: float = within(
         0.25,
@@ -224,6 +226,14 @@ class Sim(Section):
         if self.task == "chain":
             return self.pool or self.prompts
         return self.pool or min(max(self.prompts, DEFAULT_POOL), self.available)
+
+    @property
+    def taught(self) -> float:
+        """What `coldstart_share` comes to: J = share^n over the n tokens that must be right, so share = J^(1/n)."""
+        if self.coldstart_share is not None:
+            return self.coldstart_share
+        tokens = self.horizon if self.ending == "horizon" else self.positions
+        return float(self.coldstart_value ** (1 / tokens)) if self.coldstart == "calibrated" else SHARE
 
     @property
     def graded(self) -> bool:

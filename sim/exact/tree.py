@@ -127,7 +127,8 @@ class Tree:
     @property
     def reachable(self) -> Tensor:
         """Those below it."""
-        return torch.eq(self.shape.prompt, torch.arange(self.prompts)[:, None])
+        below: Tensor = self.shape.prompt == torch.arange(self.prompts)[:, None]
+        return below
 
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""
