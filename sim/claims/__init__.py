@@ -2,12 +2,13 @@
 
 from firstorder.sim.trials.budget import FULL, QUICK, Budget
 
-from . import ablations, crossover, identities, order, targets
+from . import ablations, crossover, identities, order, targets, worlds
 from .claim import Claim, Outcome
 
 CLAIMS: tuple[Claim, ...] = (
     *identities.CLAIMS,
     *targets.CLAIMS,
+    *worlds.CLAIMS,
     *order.CLAIMS,
     *crossover.CLAIMS,
     *ablations.CLAIMS,
