@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .budget import Verdict
 from .collapse import collapsed
-from .runs import Condition, Series
+from .runs import Series
 from .statistics import Estimate, bootstrap, middle_mean, share
 
 LAST = 3  # evaluations whose mean is the final value
@@ -48,7 +48,7 @@ def summary(series: Series) -> dict[str, Any]:
     }
 
 
-def over_conditions(holds: Mapping[Condition, bool | None]) -> tuple[Verdict, str]:
+def over_conditions(holds: Mapping[Any, bool | None]) -> tuple[Verdict, str]:
     """One verdict for a finding: reproduced if it holds in every condition, not reproduced if it is contradicted in
     every one, else inconclusive; with the count."""
     states = list(holds.values())
