@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .router import Router
+from .softmax import softmax
 
 Routes = TypeVar("Routes")
 
@@ -29,6 +30,12 @@ class Routing:
     live: Tensor
     gates: Tensor
     selection: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """How far the live choice is from flipping, `[...]`; see `margin`."""
+        last = self.selection.gather(-1, self.live[..., -1:])[..., 0]
+        return last - self.selection.scatter(-1, self.live, -torch.inf).amax(-1)
 
 
 def route(logits: Tensor, router: Router, bias: Tensor | None = None, replay: Tensor | None = None) -> Routing:
@@ -65,7 +72,7 @@ def score(logits: Tensor, router: Router) -> Tensor:
     """Scores over all experts `[..., E]`: softmax or sigmoid of the logits; the logits where top-k comes first."""
     if router.kind in ("sigmoid_bias", "group_limited"):
         return logits.sigmoid()
-    return logits if router.kind == "topk_softmax" else logits.softmax(-1)
+    return logits if router.kind == "topk_softmax" else softmax(logits)
 
 
 def restrict(selection: Tensor, router: Router) -> Tensor:
@@ -81,7 +88,7 @@ def restrict(selection: Tensor, router: Router) -> Tensor:
 def gate_weights(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) -> Tensor:
     """Gate weights of the chosen experts from live scores, `[..., K]`."""
     if router.kind == "topk_softmax":
-        return logits.gather(-1, ids).softmax(-1)
+        return softmax(logits.gather(-1, ids))
     chosen = scores.gather(-1, ids)
     if router.kind == "top1":
         return chosen

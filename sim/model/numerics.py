@@ -87,6 +87,11 @@ class Arithmetic:
             return quantize.fp8_blocks(w, self.numerics.block) if self._blocked else quantize.fp8(w, (-2, -1))
         return w
 
+    @property
+    def plain(self) -> bool:
+        """Whether a product is x @ w as float64 has it, whatever else runs in it; see `product`."""
+        return self.numerics.kind in ("exact", "noise", "gate_order")
+
     def product(self, x: Tensor, w: Tensor, site: Site) -> Tensor:
         """x @ w, `[M, N, D] @ [M, D, F]`, as the engine computes it."""
         kind = self.numerics.kind

@@ -17,17 +17,20 @@ Every product goes through an `Arithmetic`, so the training and the inference en
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
 from firstorder.core.router import Router
-from firstorder.core.routing import margin, route
+from firstorder.core.routing import route
+from firstorder.core.softmax import log_softmax
 from firstorder.sim.config import Sim
 
 from . import noise
+from .experts import chosen, fills
+from .norm import unit
 from .numerics import DOWN, HEAD, MIX, ROUTER, UP, Arithmetic, Site
 
 Weights = dict[str, Tensor]
@@ -42,7 +45,7 @@ class Step:
     """What running one token of N prefixes gives.
 
     Args:
-        state: `[M, N, L, D]`, carried to the next token.
+        state: `[M, N, L, D]`, carried to the next token; `[M, N, 0, D]` where none is carried.
         logp: `[M, N, V]` nats, of the next token.
         ids: int16 `[M, N, L, K]`, the experts used.
         live: int16 `[M, N, L, K]`, those that the routers would have chosen without replay.
@@ -123,9 +126,17 @@ def gradient(objective: Tensor, weights: Weights, *, keep: bool = False) -> Tens
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Weights as one engine stores them: quantised once, experts laid side by side for one product a layer."""
+    """Weights as one engine stores them: quantised once.
+
+    Args:
+        weights: `embed` and `head`.
+        layers: the other weights of each layer, without the axis of layers; `wide` is `up` with the experts side by
+            side, `[M, D, E·F]`.
+        arithmetic, router, temperature: what they are run with.
+    """
 
     weights: Weights
+    layers: tuple[Weights, ...]
     arithmetic: Arithmetic
     router: Router
     temperature: float
@@ -134,19 +145,24 @@ class Model:
 def load(weights: Weights, arithmetic: Arithmetic, sim: Sim) -> Model:
     """Load weights into an engine."""
     stored = {name: arithmetic.weight(w, name) for name, w in weights.items() if name not in ("embed", "bias")}
-    stored["embed"] = arithmetic.round(weights["embed"])
-    m, n, e, d, f = weights["up"].shape
-    stored["up"] = stored["up"].transpose(2, 3).reshape(m, n, d, e * f)
-    stored["down"] = stored["down"].reshape(m, n, e * f, d)
+    stored["wide"] = stored["up"].transpose(2, 3).flatten(3)
     if "bias" in weights:
         stored["bias"] = weights["bias"]
-    return Model(weights=stored, arithmetic=arithmetic, router=sim.routing, temperature=sim.temperature)
+    ends = {"embed": arithmetic.round(weights["embed"]), "head": stored.pop("head")}
+    layers = zip(*(w.unbind(1) for w in stored.values()), strict=True)
+    return Model(
+        weights=ends,
+        layers=tuple(dict(zip(stored, layer, strict=True)) for layer in layers),
+        arithmetic=arithmetic,
+        router=sim.routing,
+        temperature=sim.temperature,
+    )
 
 
 def initial_state(model: Model, prefixes: int) -> Tensor:
     """The state before the first token, zero: `[M, N, L, D]`."""
-    m, n, d, _ = model.weights["mix_s"].shape
-    return torch.zeros(m, prefixes, n, d, dtype=torch.float64)
+    m, d, _ = model.layers[0]["mix_s"].shape
+    return torch.zeros(m, prefixes, len(model.layers), d, dtype=torch.float64)
 
 
 def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None = None) -> Step:
@@ -159,38 +175,33 @@ def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, repla
         keys: int64 `[N]` or `[M, N]`: hash of each prefix with its new token, where noise is looked up.
         replay: `[M, N, L, K]` expert ids to use, -1 where live.
     """
-    w, a = model.weights, model.arithmetic
-    x = _embedded(w["embed"], inputs)
-    layers = w["mix_x"].shape[1]
-    states, ids, lives, margins, router_logps = [], [], [], [], []
-    for layer in range(layers):
-        mixed = a.product(x, w["mix_x"][:, layer], Site(layer=layer, name=MIX, keys=keys))
-        if state is not None:
-            site = Site(layer=layer, name=MIX + 8, keys=keys)
-            mixed = mixed + a.product(state[:, :, layer], w["mix_s"][:, layer], site)
-        h = a.round(x + torch.tanh(mixed))
-        normed = _norm(h)
-        logits = a.product(normed, w["router"][:, layer], Site(layer=layer, name=ROUTER, keys=keys))
+    a, layers = model.arithmetic, len(model.layers)
+    x = _embedded(model.weights["embed"], inputs)
+    carried = [None] * layers if state is None else state.unbind(2)
+    given = [None] * layers if replay is None else replay.unbind(2)
+    states, routings, router_logits = [], [], []
+    for layer, w in enumerate(model.layers):
+        h = a.round(x + torch.tanh(_mixed(a, w, x, carried[layer], Site(layer=layer, name=MIX, keys=keys))))
+        normed = unit(h)
+        logits = a.product(normed, w["router"], Site(layer=layer, name=ROUTER, keys=keys))
         logits = a.perturb(logits, Site(layer=layer, name=ROUTER, keys=keys))
-        bias = w["bias"][:, layer, None] if "bias" in w else None
-        routing = route(logits, model.router, bias, None if replay is None else replay[:, :, layer])
+        routing = route(logits, model.router, w["bias"][:, None] if "bias" in w else None, given[layer])
         gates = a.gates(logits, routing.ids, routing.gates, model.router)
-        out = _experts(model, layer, normed, routing.ids, gates, keys)
-        x = a.round(h + out)
-        states.append(_norm(x))
-        ids.append(routing.ids.to(torch.int16))
-        lives.append(routing.live)
-        margins.append(margin(routing.selection, model.router.top_k))
-        router_logps.append(logits.detach().log_softmax(-1))
-    logits = a.product(_norm(x), w["head"], Site(layer=layers, name=HEAD, keys=keys))
-    used = torch.stack(ids, dim=2)
+        x = a.round(h + _experts(a, w, normed, routing.ids, gates, Site(layer=layer, name=UP, keys=keys)))
+        if state is not None or layer == layers - 1:
+            states.append(unit(x))
+        routings.append(routing)
+        router_logits.append(logits.detach())
+    logits = a.product(states[-1], model.weights["head"], Site(layer=layers, name=HEAD, keys=keys))
+    used = torch.stack([routing.ids for routing in routings], dim=2).to(torch.int16)
+    live = torch.stack([routing.live for routing in routings], dim=2).to(torch.int16) if replay is not None else used
     return Step(
-        state=torch.stack(states, dim=2),
-        logp=(logits / model.temperature).log_softmax(-1),
+        state=x.new_empty(*x.shape[:2], 0, x.shape[2]) if state is None else torch.stack(states, dim=2),
+        logp=log_softmax(logits / model.temperature),
         ids=used,
-        live=used if replay is None else torch.stack(lives, dim=2).to(torch.int16),
-        margin=torch.stack(margins, dim=2),
-        router_logp=torch.stack(router_logps, dim=2),
+        live=live,
+        margin=torch.stack([routing.margin for routing in routings], dim=2),
+        router_logp=log_softmax(torch.stack(router_logits, dim=2)),
     )
 
 
@@ -201,16 +212,19 @@ def _embedded(embed: Tensor, inputs: Tensor) -> Tensor:
     return embed[:, inputs] if inputs.ndim == 1 else embed[torch.arange(len(inputs))[:, None], inputs]
 
 
-def _experts(model: Model, layer: int, x: Tensor, ids: Tensor, gates: Tensor, keys: Tensor) -> Tensor:
-    """Σ_e g_e · silu(x W1_e) W2_e, all experts in two products; unchosen ones have gate 0."""
-    w, a = model.weights, model.arithmetic
-    dense = torch.zeros(*ids.shape[:-1], model.router.experts, dtype=gates.dtype).scatter(-1, ids, gates)
-    hidden = nn.silu(a.product(x, w["up"][:, layer], Site(layer=layer, name=UP, keys=keys)))
-    gated = hidden.unflatten(-1, (model.router.experts, -1)) * dense[..., None]  # type: ignore[no-untyped-call]
-    out = a.product(gated.flatten(-2), w["down"][:, layer], Site(layer=layer, name=DOWN, keys=keys))
-    return a.perturb(out, Site(layer=layer, name=DOWN, keys=keys))
+def _mixed(a: Arithmetic, w: Weights, x: Tensor, state: Tensor | None, site: Site) -> Tensor:
+    """x A + s B, `[M, N, D]`; x A where no state is carried."""
+    mixed = a.product(x, w["mix_x"], site)
+    return mixed if state is None else mixed + a.product(state, w["mix_s"], replace(site, name=MIX + 8))
 
 
-def _norm(x: Tensor) -> Tensor:
-    """RMS normalisation without a gain, rows of zeros staying zero."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+def _experts(a: Arithmetic, w: Weights, x: Tensor, ids: Tensor, gates: Tensor, site: Site) -> Tensor:
+    """Σ_e g_e · silu(x W1_e) W2_e: the chosen alone where they fill blocks, else all, the unchosen with gate 0."""
+    experts = w["up"].shape[1]
+    after = replace(site, name=DOWN)
+    if a.plain and fills(ids, experts):
+        return a.perturb(chosen(x, gates, ids, w["up"], w["down"]), after)
+    dense = gates.new_zeros(*ids.shape[:-1], experts).scatter(-1, ids, gates)
+    hidden = nn.silu(a.product(x, w["wide"], site))
+    gated = hidden.unflatten(-1, (experts, -1)) * dense[..., None]  # type: ignore[no-untyped-call]
+    return a.perturb(a.product(gated.flatten(-2), w["down"].flatten(1, 2), after), after)
