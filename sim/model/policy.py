@@ -188,15 +188,15 @@ def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, repla
         routing = route(logits, model.router, w["bias"][:, None] if "bias" in w else None, given[layer])
         gates = a.gates(logits, routing.ids, routing.gates, model.router)
         x = a.round(h + _experts(a, w, normed, routing.ids, gates, Site(layer=layer, name=UP, keys=keys)))
-        if state is not None or layer == layers - 1:
-            states.append(unit(x))
+        goes_on = state is not None or layer == layers - 1  # what nothing is carried from has no gradient
+        states.append(unit(x if goes_on else x.detach()))
         routings.append(routing)
         router_logits.append(logits.detach())
     logits = a.product(states[-1], model.weights["head"], Site(layer=layers, name=HEAD, keys=keys))
     used = torch.stack([routing.ids for routing in routings], dim=2).to(torch.int16)
     live = torch.stack([routing.live for routing in routings], dim=2).to(torch.int16) if replay is not None else used
     return Step(
-        state=x.new_empty(*x.shape[:2], 0, x.shape[2]) if state is None else torch.stack(states, dim=2),
+        state=torch.stack(states, dim=2),
         logp=log_softmax(logits / model.temperature),
         ids=used,
         live=live,
