@@ -45,7 +45,7 @@ class Step:
     """What running one token of N prefixes gives.
 
     Args:
-        state: `[M, N, L, D]`, carried to the next token; `[M, N, 0, D]` where none is carried.
+        state: `[M, N, L, D]`, carried to the next token, or what each layer has made of it where none is.
         logp: `[M, N, V]` nats, of the next token.
         ids: int16 `[M, N, L, K]`, the experts used.
         live: int16 `[M, N, L, K]`, those that the routers would have chosen without replay.
