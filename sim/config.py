@@ -29,7 +29,7 @@ class Numerics(Section):
 
     - `exact`: none.
     - `noise`: router logits and expert outputs plus Gaussian noise of relative size `scale`; `router_scale` and
-      `expert_scale` set the two apart.
+      `expert_scale` set the two apart, and `head_scale` adds the same to the output logits.
     - `bf16`, `fp16`: operands, products and residuals rounded to the format, accumulation exact.
     - `fp8`: e4m3 weights and activations (`granularity` tensor or block), router and head in bf16, outputs bf16.
     - `int8`: per-channel weights and per-token activations, router and head in bf16, outputs bf16.
@@ -44,6 +44,7 @@ class Numerics(Section):
     scale: float = within(0.1, NOISE, NOISE_WHY, "relative size of the noise; read by `noise`")
     router_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on router logits; unset: `scale`")
     expert_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on expert outputs; unset: `scale`")
+    head_scale: float = within(0.0, NOISE, NOISE_WHY, "the same on output logits; read by `noise`")
     granularity: Literal["tensor", "block"] = Field("tensor", description="what shares a scale; read by `fp8`")
     block: int = within(8, PIECES, PIECES_WHY, "edge of a block; read by `fp8` with `granularity = block`")
     split: int = within(4, PIECES, PIECES_WHY, "pieces that a product is summed in; read by `split`")

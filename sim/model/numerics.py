@@ -103,7 +103,8 @@ class Arithmetic:
             return self._split_product(x, w, self.numerics.split)
         if kind == "batch":
             return self._batch_product(x, w, site)
-        return torch.bmm(x, w)
+        product = torch.bmm(x, w)
+        return self.perturb(product, site) if site.name == HEAD and self.numerics.head_scale else product
 
     def round(self, x: Tensor) -> Tensor:
         """A residual or an output in the engine's activation format."""
@@ -116,7 +117,7 @@ class Arithmetic:
         """x plus relative Gaussian noise of this site: x + s · rms(x) · ξ(seed, prefix, layer, site); `[M, N, F]`."""
         if self.numerics.kind != "noise":
             return x
-        scale = self.router_scale if site.name == ROUTER else self.expert_scale
+        scale = self._scale(site)
         channel = torch.arange(x.shape[-1], dtype=torch.int64)
         draw = noise.normal(noise.combine(site.key(self.seed)[..., None], channel))
         size = (x.square().mean(-1, keepdim=True) + TINY).sqrt()
@@ -130,6 +131,12 @@ class Arithmetic:
         swapped = router.model_copy(update={"kind": other})
         low = logits.to(DTYPES[self.numerics.accumulate])
         return gate_weights(low, score(low, swapped), ids, swapped).to(logits.dtype)
+
+    def _scale(self, site: Site) -> Tensor:
+        """Relative size of the noise of each member at a site, `[M]`."""
+        if site.name == HEAD:
+            return torch.full_like(self.expert_scale, self.numerics.head_scale)
+        return self.router_scale if site.name == ROUTER else self.expert_scale
 
     @property
     def _blocked(self) -> bool:
