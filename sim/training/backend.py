@@ -38,7 +38,7 @@ from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
-from firstorder.sim.sampling.sequences import Scores, sample, score
+from firstorder.sim.sampling.reader import Scores, reader
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
@@ -112,6 +112,7 @@ class SimBackend:
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
         self.task = task_of(sim)
+        self.reader = reader(self.task)
         self.engines: Engines = engines(sim, seeds)
         self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
@@ -136,7 +137,7 @@ class SimBackend:
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            sampled = sample(engine, self.task, groups, keys)
+            sampled = self.reader.sample(engine, groups, keys)
         tokens, mask, lengths = sampled.tokens, sampled.mask, sampled.lengths
         episodes = Episodes(tokens=tokens, mask=mask, lengths=lengths, prompt=groups)
         batch = RolloutBatch(
@@ -159,14 +160,14 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
             members = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
             replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in members])
-            used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
+            used = self.reader.score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
-        values = None if self.critic is None else critic.values(self.critic, used.state)
+        values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
         return scored, agreement(batch, live.routes, live.margin, used.entropy)
@@ -175,7 +176,7 @@ class SimBackend:
         """One optimiser step of every member, and one of every critic."""
         theta = leaves(self.weights)
         trainer = load(theta, self.engines.pi, self.sim)
-        scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
+        scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
         logp = torch.where(minibatch.batch.mask, scores.logp, 0.0)
         stats = minibatch.stats(logp)
         loss = surrogate_loss(stats, weight_fn(stats))
@@ -192,7 +193,7 @@ class SimBackend:
         one = torch.ones_like(norm)
         sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
         if self.critic is not None:
-            self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
             sums |= fitted
         return sums | _replayed(minibatch, scores)
 
