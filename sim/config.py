@@ -196,6 +196,11 @@ class Sim(Section):
         "gradient steps from θ_old to θ, on other prompts than those measured",
     )
     lr: float = within(0.1, "(0, 100]", "weights are of the order of 1", "step size of those steps")
+    update: Literal["sampled", "expected"] = Field(
+        "sampled",
+        description="what a training step follows: the mean over its responses, or the exact expected update on the "
+        "training prompts, the limit of an infinite batch; responses are then drawn for the logs alone",
+    )
     direction: Literal["natural", "recipe"] = Field(
         "natural",
         description="of those steps: the exact ∇J_seq of the natural target, or the recipe's own expected update, "

@@ -57,7 +57,7 @@ class RecipeWeights:
         return _join([made.weight for made in factors])
 
     def _pieces(self, stats: TokenStats) -> Iterator[tuple[Arm, TokenStats]]:
-        return ((arm, stats.members(mine)) for arm, mine in _cuts(self.arms))
+        return ((arm, stats.members(mine)) for arm, mine in cuts(self.arms))
 
 
 def with_advantages(scored: Scored, arms: tuple[Arm, ...], group_size: int) -> Scored:
@@ -74,7 +74,7 @@ def with_advantages(scored: Scored, arms: tuple[Arm, ...], group_size: int) -> S
     rewards = scored.batch.rewards
     if rewards.shape[-1] % group_size:
         raise DataError(f"a batch of {rewards.shape[-1]} responses does not divide into groups of {group_size}")
-    pieces = [_advantage(arm.recipe, scored, mine, group_size) for arm, mine in _cuts(arms)]
+    pieces = [_advantage(arm.recipe, scored, mine, group_size) for arm, mine in cuts(arms)]
     if any(piece.ndim > rewards.ndim for piece in pieces):
         positions = scored.logp_old.shape[-1]
         pieces = [p if p.ndim > rewards.ndim else p[..., None].expand(*p.shape, positions) for p in pieces]
@@ -100,11 +100,11 @@ def _returns(scored: Scored, arms: tuple[Arm, ...]) -> Tensor | None:
     if scored.values is None:
         return None
     v, r, mask = scored.values, scored.batch.rewards, scored.batch.mask
-    lams = [(arm.recipe.advantage.gae_lambda, mine) for arm, mine in _cuts(arms)]
+    lams = [(arm.recipe.advantage.gae_lambda, mine) for arm, mine in cuts(arms)]
     return _join([lambda_returns(v[mine], r[mine], mask[mine], lam) for lam, mine in lams])
 
 
-def _cuts(arms: tuple[Arm, ...]) -> Iterator[tuple[Arm, slice]]:
+def cuts(arms: tuple[Arm, ...]) -> Iterator[tuple[Arm, slice]]:
     """Where each arm's members lie on the leading axis; everywhere without an ensemble axis."""
     start = 0
     for arm in arms:

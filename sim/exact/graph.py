@@ -16,6 +16,7 @@ from torch import Tensor
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step
+from firstorder.sim.sampling.table import draw
 from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask
 
@@ -188,7 +189,16 @@ class Graph:
         each = -(-self.samples // self.prompts)
         prompt = torch.arange(self.prompts).repeat(each)
         keys = noise.combine(noise.mix(torch.tensor(SALT)), torch.arange(len(prompt)))
-        return draw(self.table, logp, prompt.expand(len(logp), -1), keys, self.horizon)
+        asked = prompt.expand(len(logp), -1)
+        drawn = draw(self.table, logp, asked, keys, self.horizon)
+        return Responses(
+            path=(drawn.contexts * self.vocab + drawn.tokens).int(),
+            mask=drawn.mask,
+            prompt=asked,
+            rewards=drawn.rewards,
+            vocab=self.vocab,
+            sampled=True,
+        )
 
     def _step(self, model: Model, replay: Routes | None) -> Step:
         return chunked_step(
@@ -218,33 +228,3 @@ class Graph:
         with flushed():
             for now in recursion.forward(self._walk(kernel), range(1, self.horizon + 1), start):
                 yield torch.from_numpy(now).view(len(kernel), self.contexts)
-
-
-def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Responses:
-    """Responses of a policy that a table holds.
-
-    Args:
-        table: where tokens lead.
-        logp: `[M, S, V]` nats.
-        prompt: int64 `[M, B]`.
-        keys: int64 `[M, B]` or `[B]`, the hash key of each response's random numbers.
-        horizon: T.
-    """
-    members, size, vocab = logp.shape
-    edges = logp.exp().cumsum(-1)[..., :-1].flatten(0, 1)
-    offset = (torch.arange(members) * size)[:, None]
-    context, running = table.start[prompt], torch.ones(prompt.shape, dtype=torch.bool)
-    path = torch.zeros(*prompt.shape, horizon, dtype=torch.int32)
-    mask = torch.zeros(path.shape, dtype=torch.bool)
-    rewards = torch.zeros(prompt.shape, dtype=torch.float64)
-    follow, earns = table.follow.flatten(), table.rewards
-    for t in range(horizon):
-        u = noise.uniform(noise.combine(keys, t)).expand(prompt.shape)
-        token = (edges[context + offset] < u[..., None]).sum(-1)
-        edge = context * vocab + token
-        path[..., t], mask[..., t] = torch.where(running, edge, 0), running
-        place = follow[edge]
-        rewards = torch.where(running, earns[place], rewards)
-        running = running & (place < size)
-        context = torch.where(running, place, context)
-    return Responses(path=path, mask=mask, prompt=prompt, rewards=rewards, vocab=vocab, sampled=True)

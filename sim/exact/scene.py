@@ -37,6 +37,10 @@ class Engines:
     pi: Arithmetic
     mu: Arithmetic
 
+    def members(self, cut: slice) -> Engines:
+        """The engines of some members."""
+        return Engines(pi=self.pi.members(cut), mu=self.mu.members(cut))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -109,7 +113,12 @@ def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
 
 def grow(sim: Sim, *, others: bool = False) -> World:
     """The world of the measured prompts, or of the others, which move θ."""
-    task, which = task_of(sim), rows(sim)[1 if others else 0]
+    return world_of(sim, rows(sim)[1 if others else 0])
+
+
+def world_of(sim: Sim, which: Tensor) -> World:
+    """The world of the task's prompts `which`, int64 `[X]`."""
+    task = task_of(sim)
     if sim.world == "tree":
         return plant(task, which)
     return Graph(task=task, table=task.contexts(which), horizon=sim.horizon, samples=sim.samples)

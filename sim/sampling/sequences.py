@@ -35,7 +35,7 @@ class Rollouts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class TokenScores:
     """Sequences under an engine: `logp` `[M, B, L]` nats of each token given those before it (0 at position 0),
     `entropy` `[M, B, L]` nats of the distribution it was drawn from, `routes` `[M, B, L, N, K]` of each token run,
     `live` `[M, B, L, N, K]` what each router would have chosen without replay, `margin` `[M, B, L, N]` of that choice,
@@ -48,6 +48,25 @@ class Scores:
     live: Tensor
     margin: Tensor
     state: Tensor
+
+    def at(self, values: Tensor, members: Tensor | None = None) -> Tensor:
+        """Values `[C, B, L]` of the contexts that tokens are said in: themselves, every token has its own."""
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """A `reader.Reader` of a policy that carries a state from token to token."""
+
+    task: SimTask
+
+    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
+        """`Reader.sample`."""
+        return sample(model, self.task, rows, keys)
+
+    def score(self, model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
+        """`Reader.score`."""
+        return score(model, tokens, replay)
 
 
 def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
@@ -94,7 +113,7 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     )
 
 
-def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
+def score(model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
     """Run an engine over given sequences.
 
     Args:
@@ -117,7 +136,7 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> Scores:
         lives.append(step.live)
         margins.append(step.margin)
         states.append(state.detach())
-    return Scores(
+    return TokenScores(
         logp=torch.stack(logps, dim=2),
         entropy=torch.stack(entropies, dim=2),
         routes=torch.stack([*ids, torch.full_like(ids[0], -1)], dim=2),

@@ -22,7 +22,7 @@ from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
-from firstorder.core.training.arms import Arm
+from firstorder.core.training.arms import Arm, cuts
 from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 from firstorder.sim import optimizer
@@ -38,11 +38,12 @@ from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
-from firstorder.sim.sampling.sequences import Scores, sample, score
+from firstorder.sim.sampling.reader import Scores, reader
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
 from . import critic
+from .expected import Expectation, training_world
 
 _ENUMERATED = "after the step, every response to the measured prompts enumerated"
 EXACT: dict[str, Quantity] = {
@@ -112,11 +113,17 @@ class SimBackend:
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
         self.task = task_of(sim)
+        self.reader = reader(self.task)
         self.engines: Engines = engines(sim, seeds)
         self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
         self.optimizer = optimizer.start(self._vector())
         self.trail = coherence.begin(*self._vector().shape)
+        self.expectation = (
+            None
+            if sim.update == "sampled"
+            else Expectation(sim=sim, arms=arms, engines=self.engines, world=training_world(sim))
+        )
         self.critic = critic.start([arm.recipe for arm in members], sim)
         self.mismatch = mismatch(sim)
 
@@ -136,7 +143,7 @@ class SimBackend:
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            sampled = sample(engine, self.task, groups, keys)
+            sampled = self.reader.sample(engine, groups, keys)
         tokens, mask, lengths = sampled.tokens, sampled.mask, sampled.lengths
         episodes = Episodes(tokens=tokens, mask=mask, lengths=lengths, prompt=groups)
         batch = RolloutBatch(
@@ -159,14 +166,14 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
             members = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
             replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in members])
-            used = score(trainer, batch.tokens, replay) if "R3" in self.modes else live
+            used = self.reader.score(trainer, batch.tokens, replay) if "R3" in self.modes else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
-        values = None if self.critic is None else critic.values(self.critic, used.state)
+        values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
         return scored, agreement(batch, live.routes, live.margin, used.entropy)
@@ -174,12 +181,15 @@ class SimBackend:
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of every member, and one of every critic."""
         theta = leaves(self.weights)
-        trainer = load(theta, self.engines.pi, self.sim)
-        scores = score(trainer, minibatch.batch.tokens, minibatch.replay)
-        logp = torch.where(minibatch.batch.mask, scores.logp, 0.0)
-        stats = minibatch.stats(logp)
-        loss = surrogate_loss(stats, weight_fn(stats))
-        slope = gradient(loss.sum(), theta)
+        with torch.set_grad_enabled(self.expectation is None):
+            trainer = load(theta, self.engines.pi, self.sim)
+            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
+            stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
+            loss = surrogate_loss(stats, weight_fn(stats))
+        if self.expectation is None:
+            slope = gradient(loss.sum(), theta)
+        else:
+            slope = -self.expectation.update(self.rollout_weights, self.weights)
         if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
@@ -192,7 +202,7 @@ class SimBackend:
         one = torch.ones_like(norm)
         sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
         if self.critic is not None:
-            self.critic, fitted = critic.fit(self.critic, minibatch, scores.state)
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
             sums |= fitted
         return sums | _replayed(minibatch, scores)
 
@@ -206,13 +216,11 @@ class SimBackend:
         if not every or (step % every and step != self.schedule.steps):
             return {}
         world = grow(self.sim)
-        errors, biases, start = [], [], 0
-        for arm in self.arms:
-            cut = slice(start, start + (arm.members or 1))
-            of_arm, bias = self._exact(arm.recipe, cut, world)
+        errors, biases = [], []
+        for arm, mine in cuts(self.arms):
+            of_arm, bias = self._exact(arm.recipe, mine, world)
             errors.append(of_arm)
             biases.append(bias)
-            start = cut.stop
         self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
         return {name: torch.cat([of_arm[name] for of_arm in errors]) for name in errors[0]} | heading
 
@@ -220,9 +228,8 @@ class SimBackend:
         """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
         the natural target; `[members]`, and `[members, P]`."""
         mode = recipe.router_replay.mode
-        arithmetics = Engines(pi=self.engines.pi.members(cut), mu=self.engines.mu.members(cut))
         weights = {name: w[cut] for name, w in self.weights.items()}
-        scene = build(self.sim, world, arithmetics, weights, modes=[mode])
+        scene = build(self.sim, world, self.engines.members(cut), weights, modes=[mode])
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
         u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)

@@ -25,6 +25,7 @@ from firstorder.core.training.backend import Scored
 from firstorder.sim import optimizer
 from firstorder.sim.config import Sim
 from firstorder.sim.optimizer import OptimizerState, Settings
+from firstorder.sim.sampling.reader import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,13 @@ def value(phi: Tensor, state: Tensor) -> Tensor:
     return (torch.einsum("cxf,cf->cx", flat, phi[:, :-1]) + phi[:, -1:]).view(features.shape[:-1])
 
 
-def values(critic: Critic, state: Tensor) -> Tensor:
-    """V(c_t) at every position, `[M, B, L]`, NaN for members without a critic; `state` is `Scores.state`."""
-    return _spread(value(critic.phi, state[critic.members]), critic, len(state))
+def values(critic: Critic, scores: Scores) -> Tensor:
+    """V(c_t) at every position, `[M, B, L]`, NaN for members without a critic."""
+    known = scores.at(value(critic.phi, scores.state[critic.members]), critic.members)
+    return _spread(known, critic, len(scores.state))
 
 
-def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Moments]:
+def fit(critic: Critic, minibatch: Scored, scores: Scores) -> tuple[Critic, Moments]:
     """One optimiser step of every critic down the gradient of its value loss.
 
     Raises:
@@ -72,7 +74,7 @@ def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Momen
     """
     assert minibatch.returns is not None
     phi = critic.phi.detach().requires_grad_()
-    predicted = value(phi, state[critic.members])
+    predicted = scores.at(value(phi, scores.state[critic.members]), critic.members)
     loss = value_loss(predicted, minibatch.returns[critic.members], minibatch.batch.mask[critic.members])
     (gradient,) = torch.autograd.grad(loss.sum(), phi)
     if not torch.isfinite(gradient).all():
@@ -81,7 +83,7 @@ def fit(critic: Critic, minibatch: Scored, state: Tensor) -> tuple[Critic, Momen
     moved, state_after = optimizer.step(critic.phi, clipped, critic.optimizer, critic.settings)
     if not torch.isfinite(moved).all():
         raise NotFiniteError("the critic is not finite after an update; lower critic.lr")
-    lost = _spread(loss.detach(), critic, len(state))
+    lost = _spread(loss.detach(), critic, len(scores.state))
     return replace(critic, phi=moved, optimizer=state_after), {"critic/vf_loss": (lost, torch.ones_like(lost))}
 
 

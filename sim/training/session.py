@@ -26,6 +26,7 @@ from firstorder.sim.exact.size import check_size
 from firstorder.sim.model.chunks import numbers
 
 from .backend import SimBackend
+from .expected import check_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class SimRun:
         check_runs(self.recipe)
         check_replay(self.recipe, self.sim)
         check_trainable(self.recipe)
+        check_update(self.recipe, self.sim)
         check_memory(self.sim, self.sim.members, memory.available(), self.recipe.schedule)
         if self.sim.evaluate_every:
             try:
@@ -66,6 +68,13 @@ class SimRun:
                 check_baseline(self.recipe, self.sim)
             except (SizeError, ConfigError) as error:
                 raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
+        if self.sim.update == "expected":
+            pool = self.sim.model_copy(update={"prompts": self.sim.training_prompts})
+            try:
+                check_size(pool, self.sim.members, memory.available())
+                check_baseline(self.recipe, pool)
+            except (SizeError, ConfigError) as error:
+                raise type(error)(f"{error}, or lower sim.pool, or set sim.update=sampled") from None
 
     def prepare(self, out: Path, *, resume: bool = False) -> Session:
         """Check everything, open the run folder and restore its newest checkpoint.

@@ -1,0 +1,65 @@
+"""How responses are sampled and scored: token by token, or from a table where the policy carries no state.
+
+Shapes: M members, B responses, L positions, N layers, D width, K experts a token.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from firstorder.sim.model.policy import Model
+from firstorder.sim.tasks.task import SimTask
+
+from .sequences import Rollouts, Sequences
+from .table import Table
+
+
+class Scores(Protocol):
+    """Sequences under an engine; what it says off the response tokens means nothing."""
+
+    @property
+    def logp(self) -> Tensor:
+        """`[M, B, L]` nats of each token given those before it."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """`[M, B, L]` nats of the distribution that each token was drawn from."""
+
+    @property
+    def routes(self) -> Tensor:
+        """`[M, B, L, N, K]`, the experts of each token run."""
+
+    @property
+    def live(self) -> Tensor:
+        """`[M, B, L, N, K]`, what each router would have chosen without replay."""
+
+    @property
+    def margin(self) -> Tensor:
+        """`[M, B, L, N]`, of that choice."""
+
+    @property
+    def state(self) -> Tensor:
+        """`[M, ..., N, D]`, what the policy has made of each context, without gradient."""
+
+    def at(self, values: Tensor, members: Tensor | None = None) -> Tensor:
+        """`[C, B, L]`, values of the contexts of `state` where each token is said, of all or some `members` `[C]`."""
+
+
+class Reader(Protocol):
+    """What samples and scores."""
+
+    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
+        """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`."""
+
+    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> Scores:
+        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live."""
+
+
+def reader(task: SimTask) -> Reader:
+    """The reader of a task's policy, for its training prompts."""
+    if task.sim.carries:
+        return Sequences(task=task)
+    return Table(task=task, contexts=task.contexts(torch.arange(task.sim.training_prompts)))

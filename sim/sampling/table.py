@@ -1,0 +1,186 @@
+"""Sampling and scoring where contexts merge and the policy carries no state: one pass over a table serves every token.
+
+Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment), S contexts,
+V vocabulary, T horizon, N layers, K experts a token.
+
+A response walks c_{t+1} = follow(c_t, y_t), so that all that an engine says of it is looked up. A prompt is one token,
+the number of its problem. The answer of an environment and the token before it are run as the context that they lead
+to. Every random number is a hash of (member, step, response, token), so a member samples the same alone and in any
+ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from firstorder.sim.model import noise
+from firstorder.sim.model.chunks import chunked_step
+from firstorder.sim.model.policy import Model, Step
+from firstorder.sim.tasks.contexts import Contexts
+from firstorder.sim.tasks.task import SimTask, converse
+
+from .sequences import Rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walks:
+    """Sampled walks: `contexts` and `tokens`, int64 `[M, B, T]`, 0 once a response has ended; `mask` bool, where it has
+    not; `rewards` `[M, B]`."""
+
+    contexts: Tensor
+    tokens: Tensor
+    mask: Tensor
+    rewards: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableScores:
+    """What an engine says of sequences, looked up when it is read; fields as of `sequences.TokenScores`.
+
+    Args:
+        step: the engine at every context.
+        contexts: int64 `[M, B, L]`, where each token is said; at an answer, where it leads to.
+        tokens: int64 `[M, B, L]`.
+    """
+
+    step: Step
+    contexts: Tensor
+    tokens: Tensor
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """`[M, B, L]` nats of each token; off the response tokens it says nothing."""
+        edge = self.contexts * self.step.logp.shape[-1] + self.tokens
+        return self.step.logp.flatten(1).gather(1, edge.flatten(1)).view(edge.shape)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """`[M, B, L]` nats of the distribution that each token was drawn from."""
+        logp = self.step.logp.detach()
+        return self.at(-(logp.exp() * logp).sum(-1))
+
+    @cached_property
+    def routes(self) -> Tensor:
+        """Experts used, int16 `[M, B, L, N, K]`; -1 in the last row."""
+        return self._rows(self.step.ids, -1)
+
+    @cached_property
+    def live(self) -> Tensor:
+        """Those that the routers would have chosen without replay, as `routes`."""
+        return self.routes if self.step.live is self.step.ids else self._rows(self.step.live, -1)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """Distance of those from flipping, `[M, B, L, N]`; 0 in the last row."""
+        return self._rows(self.step.margin, 0)
+
+    @property
+    def state(self) -> Tensor:
+        """What the engine makes of every context, `[M, S, N, D]`, without gradient."""
+        return self.step.state.detach()
+
+    def at(self, values: Tensor, members: Tensor | None = None) -> Tensor:
+        """Values of contexts `[C, S]` where each token is said, `[C, B, L]`, of all or some `members`."""
+        contexts = self.contexts if members is None else self.contexts[members]
+        return values.gather(1, contexts.flatten(1)).view(contexts.shape)
+
+    def _rows(self, x: Tensor, last: int) -> Tensor:
+        """Of `[M, S, ...]` what stands in each row: row t says the token t + 1."""
+        size = x.shape[1]
+        place = self.contexts[..., 1:] + (torch.arange(len(x)) * size)[:, None, None]
+        taken = x.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, *x.shape[2:])
+        return torch.cat([taken, torch.full_like(taken[:, :, :1], last)], dim=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A `reader.Reader` of a policy that carries no state.
+
+    Args:
+        task: whose prompts are answered.
+        contexts: those of the prompts 0, ..., X - 1 that are sampled.
+    """
+
+    task: SimTask
+    contexts: Contexts
+
+    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
+        """`Reader.sample`."""
+        step = self._step(model)
+        drawn = draw(self.contexts, step.logp, rows, keys, self.task.layout.horizon)
+        episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
+        said = TableScores(step=step, contexts=self._along(drawn.contexts), tokens=episodes.tokens)
+        used = torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None]
+        return Rollouts(
+            tokens=episodes.tokens,
+            mask=episodes.mask,
+            logp=torch.where(episodes.mask, said.logp, 0.0),
+            lengths=episodes.lengths,
+            routes=torch.where(used[..., None, None], said.routes, -1),
+        )
+
+    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> TableScores:
+        """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
+        response = tokens[..., self.task.layout.places]
+        everywhere = torch.ones(1, dtype=torch.bool)
+        contexts = self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
+        ids = None if replay is None else self._gathered(replay, contexts)
+        return TableScores(step=self._step(model, ids), contexts=contexts, tokens=tokens)
+
+    def _step(self, model: Model, replay: Tensor | None = None) -> Step:
+        return chunked_step(model, None, self.contexts.features, self.contexts.keys, replay)
+
+    def _along(self, contexts: Tensor) -> Tensor:
+        """Contexts of response tokens `[M, B, T]` at every position `[M, B, L]`: of the next token that is said."""
+        layout = self.task.layout
+        said = torch.zeros(layout.length, dtype=torch.int64)
+        said[layout.places] = 1
+        return contexts.index_select(-1, said.cumsum(0) - said)
+
+    def _gathered(self, replay: Tensor, contexts: Tensor) -> Tensor:
+        """Experts of every context, `[M, S, N, K]`, from those of rows `[M, B, L, N, K]`; -1 where no row has any."""
+        members, size = len(replay), len(self.contexts.features)
+        given = (replay[:, :, :-1, :, 0] >= 0).any(-1)
+        place = torch.where(given, contexts[..., 1:], size).flatten(1)
+        row = torch.arange(replay.shape[1] * replay.shape[2]).view(replay.shape[1:3])[:, :-1].flatten()
+        source = torch.full((members, size + 1), -1).scatter_(1, place, row.expand(members, -1))[:, :size, None, None]
+        rows = replay.flatten(1, 2)
+        taken = rows.gather(1, source.clamp(min=0).expand(-1, -1, *rows.shape[2:]))
+        return torch.where(source >= 0, taken, -1)
+
+
+def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Walks:
+    """Responses of a policy that a table holds, by inversion of the cumulative distribution.
+
+    Args:
+        table: where tokens lead.
+        logp: `[M, S, V]` nats.
+        prompt: int64 `[M, B]`.
+        keys: int64 `[M, B]` or `[B]`, the hash key of each response's random numbers.
+        horizon: T.
+    """
+    members, size, vocab = logp.shape
+    edges = logp.exp().cumsum(-1)[..., :-1].flatten(0, 1)
+    offset = (torch.arange(members) * size)[:, None]
+    context, running = table.start[prompt], torch.ones(prompt.shape, dtype=torch.bool)
+    contexts, tokens = torch.zeros(2, horizon, *prompt.shape, dtype=torch.int64)
+    mask = torch.zeros(horizon, *prompt.shape, dtype=torch.bool)
+    place, follow = context, table.follow.flatten()
+    for t in range(horizon):
+        u = noise.uniform(noise.combine(keys, t)).expand(prompt.shape)
+        token = (edges[context + offset] < u[..., None]).sum(-1)
+        contexts[t], tokens[t], mask[t] = context, token, running
+        place = torch.where(running, follow[context * vocab + token], place)
+        running = place < size
+        context = torch.where(running, place, 0)
+    contexts, tokens, mask = (x.movedim(0, -1).contiguous() for x in (contexts, tokens, mask))
+    return Walks(
+        contexts=torch.where(mask, contexts, 0),
+        tokens=torch.where(mask, tokens, 0),
+        mask=mask,
+        rewards=table.rewards[place],
+    )

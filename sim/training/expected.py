@@ -1,0 +1,88 @@
+"""The exact expected update of every arm in training: the limit of an infinite batch of the training prompts.
+
+    u = E_μ[Σ_t w_t ∇ log π_θ(y_t | c_t)]
+
+with θ_old and μ_old those of the rollout over all mini-batches of a step, so that θ is stale after the first.
+
+Shapes: M members, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.training.arms import Arm, cuts
+from firstorder.sim.config import Sim
+from firstorder.sim.exact import measurement
+from firstorder.sim.exact.forms import form
+from firstorder.sim.exact.scene import Engines, build, world_of
+from firstorder.sim.exact.world import World
+from firstorder.sim.model.policy import Weights
+
+
+def training_world(sim: Sim) -> World:
+    """The world of the training prompts, equally likely as they are over an epoch."""
+    return world_of(sim, torch.arange(sim.training_prompts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What takes a sampled update to its expectation.
+
+    Args:
+        sim: sizes and engines.
+        arms: recipes with their member counts.
+        engines: of all members.
+        world: from `training_world`.
+    """
+
+    sim: Sim
+    arms: tuple[Arm, ...]
+    engines: Engines
+    world: World
+
+    def update(self, old: Weights, weights: Weights) -> Tensor:
+        """u `[M, P]` at θ = `weights` of responses from θ_old = `old`; the same object where θ has not moved."""
+        return torch.cat([self._of(arm.recipe, mine, old, weights) for arm, mine in cuts(self.arms)])
+
+    def _of(self, recipe: Recipe, mine: slice, old: Weights, weights: Weights) -> Tensor:
+        theta_old, theta = ({name: w[mine] for name, w in all_of.items()} for all_of in (old, weights))
+        scene = build(
+            self.sim,
+            self.world,
+            self.engines.members(mine),
+            theta_old,
+            None if weights is old else theta,
+            modes=[recipe.router_replay.mode],
+        )
+        return measurement.update(scene, recipe)
+
+
+def check_update(recipe: Recipe, sim: Sim) -> None:
+    """Refuse `sim.update = expected` where there is no such update.
+
+    Raises:
+        ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine.
+    """
+    if sim.update == "sampled":
+        return
+    if sim.numerics.kind == "batch":
+        raise ConfigError(
+            "sim.update = expected needs one update, but numerics.kind = batch draws many; use sim.update = sampled"
+        )
+    if recipe.has_critic:
+        raise ConfigError(
+            "sim.update = expected knows no critic that is learnt from sampled responses, got advantage.baseline = "
+            f"{recipe.advantage.baseline}; use a baseline over groups or sim.update = sampled"
+        )
+    if sim.world == "graph" and form(recipe) is None:
+        raise ConfigError(
+            f"sim.update = expected needs the exact expected update, and that of {recipe.about.name} has no exact form "
+            "in sim.world = graph, for a bound on a product or a mean over a response; use sim.update = sampled or "
+            "sim.world = tree"
+        )
