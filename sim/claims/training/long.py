@@ -23,7 +23,7 @@ from firstorder.sim.trials.compare import lead, over_conditions, share_collapsed
 from firstorder.sim.trials.runs import Series, is_quick, series, trained
 
 RECIPES = ("minirl", "minirl-no-is", "minirl-r3")
-UPDATES, EVALUATIONS = {False: 120, True: 60}, 12
+UPDATES, EVALUATIONS = {False: 60, True: 30}, 6
 LR = 0.002
 SHORT, MIDDLE, LONG = 32, 128, 512
 
