@@ -68,7 +68,7 @@ class Graph:
     @cached_property
     def branches(self) -> Branches:
         """The distinct places that a context's tokens lead to."""
-        return branches(self.table.follow, self.contexts)
+        return branches(self.table.follow, self.contexts, len(self.table.ends))
 
     @cached_property
     def owner(self) -> Tensor | None:

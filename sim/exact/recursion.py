@@ -36,11 +36,12 @@ ROUNDING = 1e-12  # of a sum, below which it is 0
 @dataclass(frozen=True, kw_only=True)
 class Branches:
     """The distinct places that a context's tokens lead to: `place` int64 `[S, U]`, and `which` of them each token leads
-    to, int64 `[S, V]`. Contexts with fewer repeat their first."""
+    to, int64 `[S, V]`; S and E. Contexts with fewer repeat their first."""
 
     place: Tensor
     which: Tensor
     contexts: int
+    endings: int
 
     def collapse(self, kernel: Tensor) -> Tensor:
         """A kernel `[M, S, V]` added up over the tokens that lead to one place, `[M, S, U]`."""
@@ -48,13 +49,13 @@ class Branches:
         return total.scatter_add_(2, self.which.expand(kernel.shape), kernel)
 
 
-def branches(follow: Tensor, contexts: int) -> Branches:
+def branches(follow: Tensor, contexts: int, endings: int) -> Branches:
     """The distinct places in every row of `follow`, int64 `[S, V]`."""
     ordered, order = follow.sort(dim=1)
     rank = torch.cat([torch.zeros_like(ordered[:, :1]), (ordered[:, 1:] != ordered[:, :-1]).long()], dim=1).cumsum(1)
     which = torch.empty_like(follow).scatter_(1, order, rank)
     place = ordered[:, :1].expand(-1, int(rank.max()) + 1).clone().scatter_(1, rank, ordered)
-    return Branches(place=place, which=which, contexts=contexts)
+    return Branches(place=place, which=which, contexts=contexts, endings=endings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +91,12 @@ def walk(kernel: Tensor, where: Branches) -> Walk:
     inside = where.place < where.contexts
     offset = (torch.arange(members) * size)[:, None, None]
     ends = torch.where(inside, -1, where.place - where.contexts)
-    count = max(int(ends.max()) + 1, 0)
-    ending = torch.zeros(members, size, count, dtype=torch.float64)
-    for e in range(count):
+    ending = torch.zeros(members, size, where.endings, dtype=torch.float64)
+    for e in range(where.endings):
         ending[..., e] = torch.where(ends == e, kernel, 0.0).sum(-1)
     return Walk(
         mass=torch.where(inside, kernel, 0.0).view(-1, wide).numpy(),
-        ending=ending.view(members * size, count).numpy(),
+        ending=ending.view(members * size, where.endings).numpy(),
         place=torch.where(inside, where.place + offset, 0).view(-1, wide).int().numpy(),
         end=ends.repeat(members, 1).numpy(),
     )
