@@ -22,7 +22,7 @@ from firstorder.sim.tasks.task import SimTask
 
 from . import recursion
 from .edges import Pass, Routes
-from .recursion import After, Array, Branches, Walk, branches, flushed
+from .recursion import After, Array, Branches, Walk, Worth, branches, flushed
 from .world import Near, Responses, Rows
 
 SALT = 2  # keeps the random numbers of a sample apart from those of weights and rollouts
@@ -68,7 +68,23 @@ class Graph:
     @cached_property
     def branches(self) -> Branches:
         """The distinct places that a context's tokens lead to."""
-        return branches(self.table.follow, self.contexts)
+        return branches(self.table.follow, self.contexts, len(self.table.ends))
+
+    @cached_property
+    def owner(self) -> Tensor | None:
+        """The prompt whose responses alone come to each context, int64 `[S]`, 0 where none does; None where prompts
+        share a context."""
+        inside = self.branches.place < self.contexts
+        origin, target = inside.nonzero()[:, 0], self.branches.place[inside]
+        prompts = torch.arange(self.prompts)
+        least = torch.full((self.contexts,), self.prompts).scatter_reduce(0, self.table.start, prompts, "amin")
+        most = torch.full((self.contexts,), -1).scatter_reduce(0, self.table.start, prompts, "amax")
+        while True:
+            lower = least.scatter_reduce(0, target, least[origin], "amin")
+            higher = most.scatter_reduce(0, target, most[origin], "amax")
+            if torch.equal(lower, least) and torch.equal(higher, most):
+                return None if bool((least < most).any()) else most.clamp(min=0)
+            least, most = lower, higher
 
     @cached_property
     def reachable(self) -> Tensor:
@@ -103,45 +119,43 @@ class Graph:
 
     def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:
         """`World.earned`."""
-        cut, worth = self._worth(len(kernel))
-        f = self._lengths(by_length)
-        steps = range(1, self.horizon + 1)
+        members, worth, f = len(kernel), self._worth(len(kernel)), self._lengths(by_length)
+        walk, count, steps = self._walk(kernel), len(worth.cut), range(1, self.horizon + 1)
+        final = worth.cut.ravel() * f[-1]
         with flushed():
-            values = recursion.last(recursion.backward(self._walk(kernel), steps, cut * f[-1], worth, f), cut)
-        return torch.from_numpy(values).view(len(kernel), self.contexts, -1)[:, self.table.start].transpose(1, 2)
+            values = recursion.last(
+                recursion.backward(walk.step(count), steps, final, walk.gained(worth.ends), f), final
+            )
+        return torch.from_numpy(values).view(count, members, -1)[..., self.table.start].transpose(0, 1)
 
     def through(
         self, before: Tensor, after: Tensor, worth: Tensor, by_length: Tensor | None = None, near: Near | None = None
     ) -> Tensor:
         """`World.through`."""
-        members, columns, levels, _ = worth.shape
-        cut, ends = self._worth(members)
-        used = [(c, n) for c in range(columns) for n in range(levels) if bool(worth[:, c, n].any())]
-        passed = torch.zeros(members * self.contexts, self.branches.place.shape[1], columns, dtype=torch.float64)
-        if used:
-            start = np.stack([self._start(worth[:, c, n]) for c, n in used], axis=1)
+        members, columns = worth.shape[:2]
+        passed = torch.zeros(columns, members * self.contexts, self.branches.place.shape[1], dtype=torch.float64)
+        if bool(worth.any()):
             first = self._walk(before)
             far = first if after is before else self._walk(after)
             close = far if near is None else self._walk(near.kernel)
             second = After(far=far, near=close, steps=0 if near is None else near.steps)
-            column, level = (list(x) for x in zip(*used, strict=True))
+            start, kinds, sums = self._together(worth) if self.owner is None else self._apart(worth, self.owner)
             with flushed():
-                found = recursion.through(first, second, start, level, column, cut, ends, self._lengths(by_length))
-            passed[..., : found.shape[-1]] = torch.from_numpy(found)
-        passed = passed.view(members, self.contexts, -1, columns)
-        which = self.branches.which[None, ..., None].expand(members, -1, -1, columns)
-        return passed.gather(2, which).permute(0, 3, 1, 2)
+                found = recursion.through(first, second, start, kinds, sums, self._lengths(by_length))
+            passed[: len(found)] = torch.from_numpy(found)
+        passed = passed.view(columns, members, self.contexts, -1).transpose(0, 1)
+        return passed.gather(3, self.branches.which.expand(members, columns, -1, -1))
 
     def visits(self, kernel: Tensor) -> Tensor:
         """`World.visits`."""
         total = torch.zeros(len(kernel), self.contexts, dtype=torch.float64)
         for came in self._came(kernel):
-            total += came
+            total += came.sum(0)
         return total
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
         """`World.by_step`."""
-        return torch.stack([(came * x).sum(-1) for came in self._came(kernel)], dim=-1)
+        return torch.cat([torch.einsum("tms,ms->mt", came, x) for came in self._came(kernel)], dim=1)
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""
@@ -152,11 +166,10 @@ class Graph:
 
     def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
         """`World.squares`."""
-        cut, ends = self._worth(1)
-        mass, once, twice = (self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square()))
+        walks = [self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square())]
         with flushed():
-            found = recursion.squares(mass, once, twice, cut, ends, self._lengths(by_length))
-        return torch.from_numpy(found).view(len(x), self.contexts, -1)[:, self.table.start].transpose(1, 2)
+            found = recursion.squares(*walks, self._worth(len(x)), self._lengths(by_length))
+        return torch.from_numpy(found).view(len(found), len(x), -1)[..., self.table.start].transpose(0, 1)
 
     def log_mass(self, kernel: Tensor) -> Tensor:
         """`World.log_mass`."""
@@ -165,13 +178,16 @@ class Graph:
 
     def run_rows(self, routes: Routes, kernel: Tensor) -> Rows:
         """The row of every prompt, and of every context that a token leads to and from which another is said."""
-        members, place = len(kernel), self.branches.place
-        ids, inside, layout = routes.contexts, place < self.contexts, self.task.layout
+        members, place, layout = len(kernel), self.branches.place, self.task.layout
+        ids, inside = routes.contexts, place < self.contexts
         mass, answered = (torch.zeros(members, self.contexts, dtype=torch.float64) for _ in range(2))
-        for depth, came in enumerate(self._came(kernel), start=1):
-            if depth < self.horizon:
-                mass += came
-                answered += came * layout.answered(depth)
+        depth = 0
+        for came in self._came(kernel, self.horizon - 1):
+            steps = range(depth + 1, depth + len(came) + 1)
+            mass += came.sum(0)
+            if layout.answer:
+                answered += came[torch.tensor([layout.answered(t) for t in steps])].sum(0)
+            depth = steps[-1]
         spoken = self.branches.collapse(kernel)
         flow, told = ((x[..., None] * spoken)[:, inside] for x in (mass, answered))
         origin, target = inside.nonzero()[:, 0], place[inside]
@@ -208,10 +224,29 @@ class Graph:
     def _walk(self, kernel: Tensor) -> Walk:
         return recursion.walk(self.branches.collapse(kernel), self.branches)
 
-    def _worth(self, members: int) -> tuple[Array, Array]:
-        """1 where a response that is cut on its way to a context earns a level, `[M S, n]`; the same of endings."""
-        hot = torch.nn.functional.one_hot(self.table.level, len(self.levels)).double()
-        return hot[: self.contexts].repeat(members, 1).numpy(), hot[self.contexts :].numpy()
+    def _worth(self, members: int) -> Worth:
+        """1 where a response earns a level, n kinds."""
+        hot = torch.nn.functional.one_hot(self.table.level, len(self.levels)).double().T
+        ends = hot[:, None, self.contexts :].expand(-1, members * self.contexts, -1)
+        return Worth(cut=hot[:, : self.contexts].repeat(1, members).numpy(), ends=ends.numpy())
+
+    def _apart(self, worth: Tensor, owner: Tensor) -> tuple[Array, Worth, list[tuple[int, int, int]]]:
+        """Start, kinds and sums where every context has one prompt, so that what a response is worth hangs on where it
+        is: as many kinds as columns, `worth` `[M, C, n, X]`."""
+        members, used = len(worth), [c for c in range(worth.shape[1]) if bool(worth[:, c].any())]
+        level, size = self.table.level, self.contexts
+        cut = worth[:, used][:, :, level[:size], owner].transpose(0, 1).flatten(1)
+        ends = worth[:, used][:, :, level[size:, None], owner].permute(1, 0, 3, 2).flatten(1, 2)
+        start = self._start(torch.ones(members, self.prompts, dtype=torch.float64))
+        sums = [(0, kind, column) for kind, column in enumerate(used)]
+        return start[None], Worth(cut=cut.numpy(), ends=ends.numpy()), sums
+
+    def _together(self, worth: Tensor) -> tuple[Array, Worth, list[tuple[int, int, int]]]:
+        """The same where prompts share contexts: a kind for every level, a start for every column and level."""
+        members, columns, levels, _ = worth.shape
+        used = [(c, n) for c in range(columns) for n in range(levels) if bool(worth[:, c, n].any())]
+        start = np.stack([self._start(worth[:, c, n]) for c, n in used])
+        return start, self._worth(members), [(p, n, c) for p, (c, n) in enumerate(used)]
 
     def _start(self, weight: Tensor) -> Array:
         """d_1 of prompts that weigh `[M, X]`, each divided by X, `[M S]`."""
@@ -222,9 +257,10 @@ class Graph:
     def _lengths(self, by_length: Tensor | None) -> Array:
         return np.ones(self.horizon + 1) if by_length is None else by_length.double().numpy()
 
-    def _came(self, kernel: Tensor) -> Iterator[Tensor]:
-        """d_t of every step, prompts equally likely, `[M, S]` each."""
+    def _came(self, kernel: Tensor, steps: int | None = None) -> Iterator[Tensor]:
+        """d_t of every step, or of the first so many, prompts equally likely, `[k, M, S]` for k steps at a time."""
         start = self._start(torch.ones(len(kernel), self.prompts, dtype=torch.float64))
+        back = recursion.transposed(self._walk(kernel).step())
         with flushed():
-            for now in recursion.forward(self._walk(kernel), range(1, self.horizon + 1), start):
-                yield torch.from_numpy(now).view(len(kernel), self.contexts)
+            for came in recursion.forward(back, range(1, (self.horizon if steps is None else steps) + 1), start):
+                yield torch.from_numpy(came).view(len(came), len(kernel), self.contexts)

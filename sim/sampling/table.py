@@ -14,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
@@ -24,6 +26,8 @@ from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse
 
 from .sequences import Rollouts
+
+DRAWN = 1 << 18  # random numbers that are made at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,23 +168,32 @@ def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: i
         horizon: T.
     """
     members, size, vocab = logp.shape
-    edges = logp.exp().cumsum(-1)[..., :-1].flatten(0, 1)
-    offset = (torch.arange(members) * size)[:, None]
-    context, running = table.start[prompt], torch.ones(prompt.shape, dtype=torch.bool)
-    contexts, tokens = torch.zeros(2, horizon, *prompt.shape, dtype=torch.int64)
-    mask = torch.zeros(horizon, *prompt.shape, dtype=torch.bool)
-    place, follow = context, table.follow.flatten()
-    for t in range(horizon):
-        u = noise.uniform(noise.combine(keys, t)).expand(prompt.shape)
-        token = (edges[context + offset] < u[..., None]).sum(-1)
-        contexts[t], tokens[t], mask[t] = context, token, running
-        place = torch.where(running, follow[context * vocab + token], place)
-        running = place < size
-        context = torch.where(running, place, 0)
-    contexts, tokens, mask = (x.movedim(0, -1).contiguous() for x in (contexts, tokens, mask))
+    endings = len(table.rewards) - size
+    # endings are contexts that lead to themselves
+    still = torch.arange(size, size + endings)[:, None].expand(-1, vocab)
+    follow = torch.cat([table.follow, still]).flatten().numpy()
+    edges = pad(logp.exp().cumsum(-1)[..., :-1], (0, 0, 0, endings), value=1.0).flatten(0, 1).numpy()
+    offset = (torch.arange(members) * (size + endings))[:, None].expand(prompt.shape).flatten().numpy()
+    place = table.start[prompt].flatten().numpy()
+    contexts, tokens = np.empty((2, horizon, len(place)), dtype=np.int32)
+    block, shared = max(1, DRAWN // keys.numel()), (keys.numel() // prompt.shape[1], prompt.shape[1])
+    for first in range(0, horizon, block):
+        steps = torch.arange(first, min(first + block, horizon))
+        uniform = noise.uniform(noise.combine(keys.expand(shared), steps[:, None, None]))
+        chance = uniform.expand(-1, *prompt.shape).reshape(len(steps), -1, 1).numpy()
+        for t, u in zip(steps.tolist(), chance, strict=True):
+            token = (edges[place + offset] < u).sum(1)
+            contexts[t], tokens[t] = place, token
+            place = follow[place * vocab + token]
+    mask = contexts < size
+    shape = (*prompt.shape, horizon)
+    walked, said, running = (
+        torch.from_numpy(np.ascontiguousarray(x.T)).view(shape)
+        for x in (np.where(mask, contexts, 0).astype(np.int64), np.where(mask, tokens, 0).astype(np.int64), mask)
+    )
     return Walks(
-        contexts=torch.where(mask, contexts, 0),
-        tokens=torch.where(mask, tokens, 0),
-        mask=mask,
-        rewards=table.rewards[place],
+        contexts=walked,
+        tokens=said,
+        mask=running,
+        rewards=table.rewards[torch.from_numpy(place)].view(prompt.shape),
     )
