@@ -64,7 +64,7 @@ ENGINES: dict[str, Quantity] = {
     ),
     "log_chi2_seq": Quantity(
         formula="log(1 + χ²(π_old ‖ μ_old)) = log E[Π_t ρ_t²] of whole responses, ρ = π_old/μ_old under the recipe's "
-        "replay; the log of how many responses weighed by Π ρ tell as much as one of π_old",
+        "replay, so that their effective sample size is exp(-log_chi2_seq) of their number",
         unit="nats",
         source=f"the weights of {_PAPER} eq. (1)",
     ),
