@@ -70,6 +70,7 @@ class MeasureResult(Result):
     value_error_natural: float
     approximation_error: float
     replay_bias: float
+    expansion: list[float]
     gradient_error: float | None
     gradient_error_raw: float | None
     gradient_error_natural: float | None
@@ -81,6 +82,7 @@ class MeasureResult(Result):
     variance: float | None
     kl_mu_old: float
     kl_mu_old_replayed: float
+    log_chi2_seq: float
     entropy: float
     flip_rate: float
     flip_rate_per_layer: list[float]
@@ -105,7 +107,7 @@ class MeasureResult(Result):
         from rich.table import Table
         from rich.text import Text
 
-        about = f"{self.recipe.about.name}, scope {self.recipe.scope}: {self.nodes} prefixes, {self.seconds:.2f} s"
+        about = f"{self.recipe.about.name}, scope {self.recipe.scope}: {self.nodes} contexts, {self.seconds:.2f} s"
         table = Table(title=about, title_justify="left", box=None, header_style="bold")
         table.add_column("quantity")
         table.add_column("value", justify="right")

@@ -24,6 +24,12 @@ VALUES: dict[str, Quantity] = {
         unit=_REWARD,
         source=f"what eq. (3) of {_PAPER} leaves out",
     ),
+    "expansion": Quantity(
+        formula="J(π) = j_mu + Σ_k e_k, e_k = E[R Σ_{t_1 < ... < t_k} Π_i (ρ_{t_i} - 1)], own target; a list of e_1 to "
+        "e_4, so that approximation_error is e_2 + e_3 + ...",
+        unit=_REWARD,
+        source=f"{_PAPER} eq. (1) around eq. (3)",
+    ),
     "value_error": Quantity(formula="|approximation_error|", unit=_REWARD, source=_OURS),
     "replay_bias": Quantity(
         formula="J(π natural) - J(π), signed; 0 without replay", unit=_REWARD, source=f"{_PAPER} Table 1"
@@ -56,6 +62,12 @@ ENGINES: dict[str, Quantity] = {
     "kl_mu_old_replayed": Quantity(
         formula="KL(μ_old ‖ π_old) under the recipe's replay", unit="nats/token", source=_OURS
     ),
+    "log_chi2_seq": Quantity(
+        formula="log(1 + χ²(π_old ‖ μ_old)) = log E[Π_t ρ_t²] of whole responses, ρ = π_old/μ_old under the recipe's "
+        "replay, so that their effective sample size is exp(-log_chi2_seq) of their number",
+        unit="nats",
+        source=f"the weights of {_PAPER} eq. (1)",
+    ),
     "entropy": Quantity(
         formula="entropy of the own target's next token on μ_old's contexts", unit="nats/token", source=_PAPER
     ),
@@ -84,9 +96,14 @@ ENGINES: dict[str, Quantity] = {
 
 SIZES: dict[str, Quantity] = {
     "nodes": Quantity(
-        formula="contexts enumerated: prompts · Σ_{t<horizon} (vocab-1)^t", unit="contexts", source=_OURS
+        formula="contexts: of a tree prompts · Σ_{t<horizon} W^t, with W tokens that a response goes on after; of a "
+        "graph the rows of its table",
+        unit="contexts",
+        source=_OURS,
     ),
-    "responses": Quantity(formula="complete responses", unit="responses", source=_OURS),
+    "responses": Quantity(
+        formula="responses that are looked at one by one: all that there are, or those drawn", unit="responses", source=_OURS
+    ),
     "parameters": Quantity(formula="weights that the gradients are taken by", unit="weights", source=_OURS),
 }
 

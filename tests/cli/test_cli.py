@@ -200,7 +200,7 @@ def test_validate_settles_one_claim_and_compares_it_with_a_record(capsys, tmp_pa
 def test_a_theorem_that_fails_is_exit_code_one(monkeypatch, capsys):
     from firstorder.sim.claims import identities
 
-    monkeypatch.setattr(identities, "ratios", lambda scene, mode: scene.tree.mask[None] * 1.01 + 0.0)
+    monkeypatch.setattr(identities, "ratios", lambda scene, mode: scene.responses.mask[None] * 1.01 + 0.0)
     assert run(["validate", "--quick", "--only", "value-identity"]) == 1
     assert "fails" in capsys.readouterr().out
 

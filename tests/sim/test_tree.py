@@ -214,11 +214,12 @@ def test_visits_and_their_sums_by_step_are_those_of_the_responses_through_each_c
 def test_an_expansion_is_a_sum_over_responses_and_sets_of_their_tokens(size):
     tree = tree_of(*size, reward="graded")
     mass, change, order = kernel(tree, 1), normal(2, tree.contexts, tree.vocab, seed=2), 3
-    expected = torch.zeros(2, order + 1, len(tree.levels), tree.prompts, dtype=torch.float64)
-    for edges, prompt, rank in every(tree):
+    expected = torch.zeros(2, order + 1, dtype=torch.float64)
+    for edges, _, rank in every(tree):
+        earned = product(mass, edges) * tree.levels[rank] / tree.prompts
         for k in range(order + 1):
             for chosen in itertools.combinations(edges, k):
-                expected[:, k, rank, prompt] += product(mass, edges) * product(change, chosen)
+                expected[:, k] += earned * product(change, chosen)
     close(tree.expansion(mass, change, order), expected)
 
 
