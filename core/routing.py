@@ -8,6 +8,7 @@ A replayed row is K distinct ids, or -1 throughout: that token routes live.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from .router import Router
 from .softmax import softmax
 
 Routes = TypeVar("Routes")
+FEW = 4  # experts a token, up to which comparing all pairs is faster than sorting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,11 @@ def gate_weights(logits: Tensor, scores: Tensor, ids: Tensor, router: Router) ->
 
 def flips(a: Tensor, b: Tensor) -> Tensor:
     """Whether two routings choose different expert *sets*, bool `[...]` for ids `[..., K]`."""
-    return (a.sort(-1).values != b.sort(-1).values).any(-1)
+    if a.shape[-1] > FEW:
+        return (a.sort(-1).values != b.sort(-1).values).any(-1)
+    same = [[x == y for y in b.unbind(-1)] for x in a.unbind(-1)]
+    found = [reduce(torch.logical_or, hits) for hits in (*same, *zip(*same, strict=True))]
+    return ~reduce(torch.logical_and, found)
 
 
 def jaccard(a: Tensor, b: Tensor) -> Tensor:

@@ -30,7 +30,17 @@ from .tasks import WORD_TASKS
 from .tasks.demonstrations import Style, demonstrator
 from .tasks.task import converse, picks
 
-LATER = ("world", "update", "numerics", "training_numerics", "evaluate_every", "checkpoint_every", "members", "seed", "staleness")
+LATER = (
+    "world",
+    "update",
+    "numerics",
+    "training_numerics",
+    "evaluate_every",
+    "checkpoint_every",
+    "members",
+    "seed",
+    "staleness",
+)
 """Settings that a cold start does not read: two that differ in these alone start from the same weights."""
 BATCH = 64  # demonstrations a step
 SALT = 1  # keeps the random numbers of a cold start apart from those of the rollouts after it

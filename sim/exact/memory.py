@@ -15,6 +15,7 @@ from .size import count
 from .world import CHUNK_TOKENS
 
 COPIES = 24  # float64 numbers a parameter at the peak: weights, two engines, gradients, moments; 23.7 measured
+LOOKED_UP = 200  # bytes of a token of a table at the peak of a step: log-probs, places, masks, the sums of diagnostics
 TABLES = 4  # int64 numbers that are alive for each of those that a task's rules go through
 
 
@@ -84,6 +85,10 @@ def batch_bytes(sim: Sim, schedule: Schedule, members: int) -> int:
     """The responses of a step with what is recorded at every token, and the graph of an update."""
     length = task_of(sim).layout.length
     tokens = members * schedule.prompts * schedule.group_size * length
+    if not sim.carries:  # one pass over the contexts of the training prompts serves all tokens
+        rows = members * sim.training_prompts * sim.places
+        recorded = LOOKED_UP + 12 * sim.layers * (sim.top_k + 2)
+        return tokens * recorded + update_bytes(sim, min(rows, CHUNK_ROWS), 1) + 8 * 4 * sim.vocab * rows
     recorded = 100 + sim.layers * (6 * sim.top_k + 16 + 16 * sim.width)
     rows = min(members * schedule.prompts * schedule.group_size // schedule.minibatches, CHUNK_ROWS)
     return tokens * recorded + update_bytes(sim, rows, length - 1) + 16 * sim.vocab * rows * length

@@ -46,6 +46,7 @@ EVERY = [[48, 0.9], [-0.66, -1.47, -0.65]], [[-48, -0.9], [0.66, 1.47, 0.65]]
 
 EXPECTED = {
     "reinforce": ([[1, 1], [-1, -1, -1]], [[-1, -1], [1, 1, 1]]),
+    "reinforce-is": ([[43.2] * 2, [-0.63063] * 3], [[-43.2] * 2, [0.63063] * 3]),  # the sequence ratios
     "minirl": MINIRL,
     "minirl-no-clip": EVERY,
     "minirl-no-is": PPO,  # MiniRL's mask on theta/old, with 1.27 for 1.2
