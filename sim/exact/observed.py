@@ -76,9 +76,8 @@ def _of_edges(measurement: Measurement) -> dict[str, float]:
             "seq_eff_sample_size": (-log_chi2(measurement)).exp(),
             "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
         }
-    else:  # they read what is recorded: a mean over the sample
-        found.pop("seq_eff_sample_size")
-        found.pop("second_order_remainder")
+    else:  # it is made of products of what is recorded: a mean over the sample
+        found.pop("seq_eff_sample_size", None)
     return _averaged(found)
 
 
