@@ -45,11 +45,21 @@ class Numerics(Section):
     router_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on router logits; unset: `scale`")
     expert_scale: float | None = within(None, NOISE, NOISE_WHY, "the same on expert outputs; unset: `scale`")
     head_scale: float = within(0.0, NOISE, NOISE_WHY, "the same on output logits; read by `noise`")
+    fresh: bool = Field(
+        False,
+        description="the noise is drawn at every token of every response, one of `sim.draws` equally likely ones, where "
+        "else it is fixed by the context; read by `noise`",
+    )
     granularity: Literal["tensor", "block"] = Field("tensor", description="what shares a scale; read by `fp8`")
     block: int = within(8, PIECES, PIECES_WHY, "edge of a block; read by `fp8` with `granularity = block`")
     split: int = within(4, PIECES, PIECES_WHY, "pieces that a product is summed in; read by `split`")
     accumulate: Precision = Field("bf16", description="of partial sums; read by `split`, `gate_order` and `batch`")
     seed: int = within(0, SEED, SEED_WHY, "of the noise, or of the draws; read by `noise` and `batch`")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether every token is computed by a draw of its own."""
+        return self.kind == "noise" and self.fresh
 
     @model_validator(mode="after")
     def _accumulate_rounds(self) -> Self:
@@ -147,10 +157,21 @@ class Sim(Section):
     numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
     training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
     samples: int = within(
-        64, "[2, 1000000]", COUNT_WHY, "responses drawn for what has no exact form; read by `world = graph`"
+        64,
+        "[2, 1000000]",
+        COUNT_WHY,
+        "responses drawn for what has no exact form; read by `world = graph`, `numerics.fresh` and `reading_noise`",
     )
     draws: int = within(
-        32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`"
+        32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`, `numerics.fresh` "
+        "and `reading_noise`",
+    )
+    reading_noise: float = within(
+        0.0,
+        "[0, 10]",
+        "beyond it readings say nothing",
+        "standard deviation, in nats, of a fresh error in every log-prob that μ records, tokens and rewards as without; "
+        "a reading above 0 is 0",
     )
     coldstart: Literal["none", "terse", "verbose", "roundabout", "calibrated"] = Field(
         "none",
@@ -247,6 +268,11 @@ class Sim(Section):
         return self.reward == "graded" or (self.reward is None and self.task not in ("sum", "chain"))
 
     @property
+    def random_readings(self) -> bool:
+        """Whether what μ records of a token is drawn anew at each."""
+        return self.numerics.drawn or self.reading_noise > 0
+
+    @property
     def carries(self) -> bool:
         """Whether the policy carries a state from token to token: not where contexts are rows of features."""
         return self.task != "chain"
@@ -325,6 +351,20 @@ class Sim(Section):
                     f"sim.{name}.kind = gate_order reorders a softmax and a top-k, but sim.router = {self.router} has "
                     "one order only; use softmax_topk or topk_softmax"
                 )
+        if self.numerics.drawn and self.reading_noise:
+            raise ValueError(
+                f"sim.numerics.fresh and sim.reading_noise = {self.reading_noise:g} both draw what is recorded of a "
+                "token; set one of them"
+            )
+        if self.reading_noise and self.numerics.kind == "batch":
+            raise ValueError(
+                f"sim.reading_noise = {self.reading_noise:g} and numerics.kind = batch both average over sim.draws; set "
+                "one of them"
+            )
+        if self.training_numerics.drawn:
+            raise ValueError(
+                "sim.training_numerics.fresh is not defined: the target must be a function of the prefix; unset it"
+            )
         if self.training_numerics.kind == "batch":
             raise ValueError(
                 "sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix"
@@ -390,4 +430,14 @@ def check_replay(recipe: Recipe, sim: Sim) -> None:
         raise ConfigError(
             f"router_replay.mode = {recipe.router_replay.mode} can never act with sim.top_k = sim.experts = "
             f"{sim.experts} (a dense model); lower sim.top_k or disable replay"
+        )
+    if recipe.router_replay.mode == "R3" and sim.numerics.drawn:
+        raise ConfigError(
+            "router_replay.mode = R3 replays routes that sim.numerics.fresh draws at every token, so that the target "
+            "is no policy; use R2, disabled or sim.numerics.fresh = false"
+        )
+    if sim.random_readings and "kl_mu" in recipe.needs:
+        raise ConfigError(
+            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh and "
+            "sim.reading_noise draw what is recorded of it at every token; use another correction"
         )

@@ -24,7 +24,7 @@ from firstorder.core import progress
 from .advantages import AdvantageTable
 from .edges import vjp
 from .groups import expected_products
-from .measurement import Measurement
+from .measurement import Measurement, on_edges
 from .sampled import Interval, blocks, jackknife
 from .variance import combined, response_norms
 
@@ -34,8 +34,10 @@ AT_ONCE = 1 << 16  # directions x contexts of one recursion
 
 
 def exact_in_time(measurement: Measurement) -> bool:
-    """Whether every direction can be followed in about a minute."""
+    """Whether every direction can be followed in about a minute: not where an edge has many weights."""
     world = measurement.scene.world
+    if measurement.scene.readings is not None:
+        return False
     edges = world.contexts * world.vocab
     return edges <= DIRECTIONS and edges * world.contexts * world.horizon <= WORK
 
@@ -93,7 +95,7 @@ def _means(measurement: Measurement, levels: int) -> Tensor:
     for row in progress.steps("means", range(prompts * levels)):
         for sign, weight in enumerate(measurement.edge_weights):
             if worth[row, sign]:
-                edges = mu * passed(row // levels, row % levels) * weight.weight.view(mu.shape)
+                edges = mu * passed(row // levels, row % levels) * on_edges(scene, weight.weight)
                 means[row, sign] = vjp(measurement.target, edges, scene.weights)[0]
     return means.view(prompts, levels, 2, size)
 

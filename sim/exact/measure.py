@@ -58,15 +58,16 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
-    check_memory(sim, members, memory.available())
-    check_size(sim, members, memory.available())
+    held = sim.draws if sim.random_readings else members
+    check_memory(sim, held, memory.available())
+    check_size(sim, held, memory.available())
     measurement = Measurement(scene=_scene(recipe, sim, members), recipe=recipe)
     scene, mode = measurement.scene, measurement.mode
     u, targets = measurement.update, (measurement.gradient, measurement.natural_gradient)
     result, intervals = summarise(_values(measurement) | _engines(measurement), u, *targets)
     if members == 1 and measurement.sampled:
         intervals = block_fits(measurement)
-    elif members == 1 and recipe.weight_scope == "batch" and scene.world.exhaustive:
+    elif members == 1 and recipe.weight_scope == "batch" and scene.exhaustive:
         intervals = sampled_fits(measurement)
     result["expansion"] = [float(term) for term in objectives.terms(scene, mode).mean(0)]
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
@@ -154,26 +155,40 @@ def _values(measurement: Measurement) -> dict[str, Tensor]:
 def _engines(measurement: Measurement) -> dict[str, Tensor]:
     """How far the engines are apart, and the entropy: means over the response tokens that μ_old draws."""
     scene = measurement.scene
-    mu, old = scene.mu_old, scene.old["disabled"]
+    old = scene.old["disabled"]
+    mu_logp, mu_routes = _calls(scene)
+    pi_routes = old.routes.contexts[:, None]
 
     def per_token(x: Tensor) -> Tensor:
         return (scene.share * x).sum(-1)
 
-    flipped = flips(old.routes.contexts, mu.routes.contexts)
+    def apart(pi: Tensor) -> Tensor:
+        return per_token(kl(mu_logp, pi[:, None]).mean(1))
+
+    flipped = flips(pi_routes, mu_routes)
     return {
-        "kl_mu_old": per_token(kl(mu.logp, old.logp)),
-        "kl_mu_old_replayed": per_token(kl(mu.logp, scene.old[measurement.mode].logp)),
+        "kl_mu_old": apart(old.logp),
+        "kl_mu_old_replayed": apart(scene.old[measurement.mode].logp),
         "entropy": per_token(entropy(measurement.target.logp.detach())),
-        "flip_rate": per_token(flipped.double().mean(-1)),
-        "tokens_flipped": per_token(flipped.any(-1).double()),
-        "jaccard": per_token(jaccard(old.routes.contexts, mu.routes.contexts).mean(-1)),
+        "flip_rate": per_token(flipped.double().mean((1, -1))),
+        "tokens_flipped": per_token(flipped.any(-1).double().mean(1)),
+        "jaccard": per_token(jaccard(pi_routes, mu_routes).mean((1, -1))),
         "gate_margin": per_token(old.margin.mean(-1)),
         "mean_length": scene.reached.sum(-1),
     }
 
 
+def _calls(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Log-probs `[M, K, N, V]` and experts `[M, K, N, L, E]` of the inference engine in every draw of it, K = 1 where
+    it is a function of the context."""
+    readings = scene.readings
+    if readings is None or readings.routes is None:
+        return scene.mu_old.logp[:, None], scene.mu_old.routes.contexts[:, None]
+    return readings.logp, readings.routes
+
+
 def _flips_per_layer(scene: Scene) -> list[float]:
-    flipped = flips(scene.old["disabled"].routes.contexts, scene.mu_old.routes.contexts).double()
+    flipped = flips(scene.old["disabled"].routes.contexts[:, None], _calls(scene)[1]).double().mean(1)
     rates = (scene.share[..., None] * flipped).sum(1)
     return [float(rate) for rate in rates.mean(0)]
 
@@ -184,9 +199,9 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
     groups = schedule.prompts // schedule.minibatches
     if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES:
         return None, {}
-    if scene.world.exhaustive:
+    if scene.exhaustive:
         return float(group_variance(measurement)) / groups, {}
-    if form(measurement.recipe) is None:
+    if form(measurement.recipe) is None or scene.world.exhaustive:
         return None, {}
     found, interval = edge_variance(measurement)
     if interval is None:
@@ -214,7 +229,17 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         notes.append(
             "variance is not formed for several draws, above 20,000 responses, or of an update that is sampled"
         )
-    if sim.world == "graph":
+    if sim.numerics.drawn:
+        notes.append(
+            f"mu draws one of sim.draws = {sim.draws} noises at every token: it is their mean policy that is sampled, and "
+            "expectations over them are exact"
+        )
+    if sim.reading_noise:
+        notes.append(
+            f"readings of mu are off by sim.reading_noise = {sim.reading_noise:g} nats, one of sim.draws = {sim.draws} "
+            "equally likely errors, and those above 0 are 0; expectations over them are exact"
+        )
+    if sim.world == "graph" or sim.random_readings:
         notes.append(
             f"what has an interval is a mean over {result['responses']:,} responses drawn from mu; all else is exact"
         )

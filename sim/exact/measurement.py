@@ -27,6 +27,7 @@ from . import objectives
 from .advantages import AdvantageTable, CriticTable, advantage_table
 from .edges import Pass, kl, router_shift, vjp
 from .forms import Form, form
+from .rollout import recorded
 from .scene import Mode, Scene
 from .world import Near, gather, gather_contexts, scatter
 
@@ -102,12 +103,12 @@ class Measurement:
         Where they are enumerated a product is taken over each, so that it is held at its bound as in training.
         """
         found = form(self.recipe)
-        return None if found is None or (found.product and self.scene.world.exhaustive) else found
+        return None if found is None or (found.product and self.scene.exhaustive) else found
 
     @property
     def sampled(self) -> bool:
         """Whether the expected update is that of a sample."""
-        return self.form is None and not self.scene.world.exhaustive
+        return self.form is None and not self.scene.exhaustive
 
     def coefficients(self) -> Tensor:
         """E_μ[Σ_t w_t] over the tokens that take each edge, `[M, N, V]`."""
@@ -121,7 +122,8 @@ class Measurement:
 
     @cached_property
     def edge_weights(self) -> tuple[TokenWeights, TokenWeights]:
-        """Weights of a response of one token at advantage +1 and at -1, `[M, N V, 1]`, of a recipe that has a form."""
+        """Weights of a response of one token at advantage +1 and at -1, of a recipe that has a form: `[M, N V, 1]`,
+        or `[M, K N V, 1]` where each edge has K readings."""
         assert self.form is not None
         assert isinstance(self.advantages, AdvantageTable)
         token = self.form.token
@@ -136,7 +138,7 @@ class Measurement:
         """What reaches each edge times what is earned after it, for `World.through`, under the products of a form."""
         form, mu = self.form, self.scene.mu_old.logp.exp()
         assert form is not None
-        keep = (self.edge_weights[0].correction != 0).double().view(mu.shape) if form.masked else torch.ones(())
+        keep = on_edges(self.scene, (self.edge_weights[0].correction != 0).double()) if form.masked else torch.ones(())
         before, after = (mu * self._ratios(of) * keep if of or form.masked else mu for of in (form.before, form.after))
         near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
         return self.scene.world.through(before, after, worth, self.lengths, near)
@@ -145,16 +147,19 @@ class Measurement:
         """`coefficients` by edge: μ(a|c) w(c, a, ±) times what reaches the edge and what is earned after it."""
         mu = self.scene.mu_old.logp.exp()
         passed = self.passed(torch.stack([advantages.plus, advantages.minus], dim=1).transpose(-1, -2))
-        up, down = (weights.weight.view(mu.shape) for weights in self.edge_weights)
+        up, down = (on_edges(self.scene, weights.weight) for weights in self.edge_weights)
         return mu * (passed[:, 0] * up + passed[:, 1] * down)
 
     def _ratios(self, of: tuple[str, ...]) -> Tensor:
-        """Π of token ratios at every edge, `[M, N, V]`."""
+        """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
-        log = torch.zeros(())
+        every = {name: _every(self.scene, logp.detach()) for name, logp in policies.items()}
+        if self.scene.readings is not None:
+            every["mu"] = self.scene.readings.flat()
+        log = torch.zeros_like(every["mu"])
         for above, below in (one.split("/") for one in of):
-            log = log + policies[above].detach() - policies[below]
-        return log.exp()
+            log = log + every[above] - every[below]
+        return on_edges(self.scene, log.exp())
 
     @cached_property
     def update(self) -> Tensor:
@@ -187,7 +192,7 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
     paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
     target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
-    logp_mu = gather(scene.mu_old.logp, paths)
+    logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
         logp_old=gather(old, paths),
@@ -211,21 +216,26 @@ def distances(scene: Scene, recipe: Recipe) -> tuple[Tensor | None, Tensor | Non
 
 
 def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
-    """Every edge as a response of one token, `[M, N V, 1]`, with the times that μ_old takes it as its measure.
+    """Every edge as a response of one token, `[M, N V, 1]`, with the times that μ_old takes it as its measure; each
+    with every reading, `[M, K N V, 1]`, where these are drawn.
 
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
     target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
-    logp_theta, logp_old, logp_mu = (x.flatten(1)[..., None] for x in (target, old, mu))
-    kl_mu, shift = (None if x is None else x.repeat_interleave(vocab, 1)[..., None] for x in distances(scene, recipe))
+    logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
+    logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
+    measure = (scene.reached[..., None] * mu.exp()).flatten(1)
+    kl_mu, shift = (
+        None if x is None else _every(scene, x.repeat_interleave(vocab, 1))[..., None] for x in distances(scene, recipe)
+    )
     return TokenStats(
         logp_theta=logp_theta,
         logp_old=logp_old,
         logp_mu=logp_mu,
         mask=torch.ones(logp_mu.shape, dtype=torch.bool),
         advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
-        measure=(scene.reached[..., None] * mu.exp()).flatten(1),
+        measure=measure if scene.readings is None else scene.readings.share(measure),
         kl_mu=kl_mu,
         router_shift=shift,
     )
@@ -241,8 +251,22 @@ def edge_weights(
     mu = scene.mu_old.logp.exp()
     worth = torch.stack([advantages.positive, advantages.negative], dim=1).transpose(-1, -2)
     flow = (scene.world.through(mu, mu, worth) * mu[:, None]).flatten(2)
+    if scene.readings is not None:
+        flow = torch.stack([scene.readings.share(one) for one in flow.unbind(1)], dim=1)
     chances = torch.where(stats.measure[:, None] > 0, flow / stats.measure[:, None], 0.0)
     return _among_signs(stats, recipe, chances[:, 0], chances[:, 1])
+
+
+def on_edges(scene: Scene, values: Tensor) -> Tensor:
+    """Values of `edge_stats` as those of edges, the mean over readings where these are drawn, `[M, N, V]`."""
+    shape = scene.mu_old.logp.shape
+    return values.reshape(shape) if scene.readings is None else scene.readings.mean(values)
+
+
+def _every(scene: Scene, edges: Tensor) -> Tensor:
+    """Values of edges once for each reading, `[M, N V]` or `[M, K N V]`."""
+    flat = edges.flatten(1)
+    return flat if scene.readings is None else scene.readings.every(flat)
 
 
 def length_weights(recipe: Recipe, horizon: int) -> Tensor | None:

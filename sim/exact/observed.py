@@ -34,7 +34,7 @@ Sums = dict[str, Moments]
 
 def observed(measurement: Measurement) -> tuple[dict[str, Any], dict[str, Interval]]:
     """`diagnostics` and `receipts` of a measurement, and the intervals of those that were sampled, by dotted name."""
-    if measurement.scene.world.exhaustive:
+    if measurement.scene.exhaustive:
         sums: Sums = {}
         for batch in measurement.batches():
             sums = _added(sums, _sums(batch, measurement.recipe))
@@ -68,11 +68,16 @@ def _of_edges(measurement: Measurement) -> dict[str, float]:
     mu = scene.mu_old.logp
     found = {name: x for name, x in finalise(sums).items() if name not in OF_RESPONSES}
     found |= {
-        "seq_eff_sample_size": (-log_chi2(measurement)).exp(),
         "response_length": scene.reached.sum(-1),
         "reward_pi": objectives.value(old, scene.world),
-        "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
     }
+    if scene.readings is None:
+        found |= {
+            "seq_eff_sample_size": (-log_chi2(measurement)).exp(),
+            "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
+        }
+    else:  # it is made of products of what is recorded: a mean over the sample
+        found.pop("seq_eff_sample_size", None)
     return _averaged(found)
 
 
@@ -85,6 +90,8 @@ def _edge_receipts(measurement: Measurement) -> dict[str, dict[str, float]]:
     weights = edge_weights(scene, stats, measurement.recipe, table)
     worth = torch.stack([(table.plus > 0).double(), (table.minus > 0).double()], dim=1).transpose(-1, -2)
     signed = (scene.world.through(mu, mu, worth) * mu[:, None]).flatten(2)
+    if scene.readings is not None:
+        signed = torch.stack([scene.readings.share(one) for one in signed.unbind(1)], dim=1)
     found = {}
     for place, (name, sign) in enumerate({"positive": 1.0, "negative": -1.0}.items()):
         every = receipts(stats, weights[place], measurement.recipe)

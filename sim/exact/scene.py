@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from firstorder.core.routing import replay_of
+from firstorder.core.errors import ConfigError
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, leaves, load
+from firstorder.sim.model.readings import Readings
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
 
 from .edges import Pass, Routes
 from .graph import Graph
+from .rollout import rollout, sampled
 from .tree import plant
 from .world import Responses, World, chunks, gather, worth_ahead
 
@@ -55,6 +58,8 @@ class Scene:
         old: π_old by replay mode; R2's is the live one.
         target: π_θ by replay mode, with graph.
         stale: whether θ has left θ_old.
+        readings: what μ_old records; None where that is what it sampled from.
+        samples: responses to draw where these are not all looked at.
     """
 
     world: World
@@ -66,11 +71,23 @@ class Scene:
     target: Mapping[Mode, Pass]
     stale: bool
     part: Responses | None = None
+    readings: Readings | None = None
+    samples: int = 0
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether `responses` are all that there are, each with all that is recorded of it."""
+        return self.world.exhaustive and self.readings is None
 
     @cached_property
     def responses(self) -> Responses:
         """What stands for all responses where they are looked at one by one: all, a part of them, or a sample."""
-        return self.world.responses(self.mu_old.logp) if self.part is None else self.part
+        if self.part is not None:
+            return self.part
+        found = self.world.responses(self.mu_old.logp)
+        if self.readings is None or found.sampled:
+            return found
+        return sampled(found, self.mu_old.logp, self.world.prompts, self.samples)
 
     @cached_property
     def measure(self) -> Tensor:
@@ -141,14 +158,19 @@ def build(
         theta_old: weights at rollout.
         theta: weights being optimised; None means θ = θ_old.
         modes: replay modes whose targets are wanted; `disabled` is always there.
+
+    Raises:
+        ConfigError: R3 is wanted of an engine that is drawn at every token.
     """
     stale, modes = theta is not None, set(modes)
+    if "R3" in modes and sim.numerics.drawn:
+        raise ConfigError("R3 is not defined where sim.numerics.fresh draws the routes of every token; use R2")
     weights = leaves(theta or theta_old)
     trainer = load(weights, arithmetics.pi, sim)
     target = {"disabled": world.run(trainer)}
     with torch.no_grad():
-        mu_old = world.run(load(theta_old, arithmetics.mu, sim))
-        mu = world.run(load(weights, arithmetics.mu, sim)) if stale else mu_old
+        mu_old, readings = rollout(sim, world, theta_old, arithmetics.mu)
+        mu = rollout(sim, world, weights, arithmetics.mu)[0] if stale else mu_old
         trainer_old = load(theta_old, arithmetics.pi, sim)
         old_live = world.run(trainer_old) if stale else target["disabled"].frozen()
     for mode in MODES[1:]:
@@ -167,4 +189,6 @@ def build(
         old=old,
         target=target,
         stale=stale,
+        readings=readings,
+        samples=sim.samples,
     )

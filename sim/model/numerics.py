@@ -36,10 +36,11 @@ class Site:
     name: int
     keys: Tensor | None
 
-    def key(self, seed: Tensor) -> Tensor:
-        """Hash keys `[M, N]` of this site for every member and prefix."""
+    def key(self, seed: Tensor, draw: Tensor | None = None) -> Tensor:
+        """Hash keys `[M, N]` of this site for every member and prefix, and of the member's `draw` `[M]` if it has one."""
         assert self.keys is not None
-        base = noise.combine(seed[:, None], self.keys)
+        keys = self.keys if draw is None else noise.combine(self.keys, draw[:, None])
+        base = noise.combine(seed[:, None], keys)
         return noise.combine(base, self.layer * 16 + self.name)
 
 
@@ -56,12 +57,14 @@ class Arithmetic:
         numerics: the kind and its constants.
         router_scale, expert_scale: `[M]` relative noise of each member; read by `noise` only.
         seed: int64 `[M]` noise seed of each member.
+        draw: int64 `[M]`, which of its engine's noises each member is; None where an engine has one.
     """
 
     numerics: Numerics
     router_scale: Tensor
     expert_scale: Tensor
     seed: Tensor
+    draw: Tensor | None = None
 
     def members(self, cut: slice) -> Arithmetic:
         """The arithmetic of some members."""
@@ -73,6 +76,12 @@ class Arithmetic:
         first = self.members(slice(0, 1))
         copies = {name: getattr(first, name).expand(count) for name in ("router_scale", "expert_scale", "seed")}
         return replace(first, **copies)
+
+    def each(self, draws: int) -> Arithmetic:
+        """Every member once for each of its engine's noises, the draws of a member one after the other."""
+        names = ("router_scale", "expert_scale", "seed")
+        copies = {name: getattr(self, name).repeat_interleave(draws) for name in names}
+        return replace(self, **copies, draw=torch.arange(draws).repeat(len(self.seed)))
 
     def weight(self, w: Tensor, name: str) -> Tensor:
         """A weight as the engine stores it: `[M, ..., D, F]`, the router and head spared from 8 bits."""
@@ -119,7 +128,7 @@ class Arithmetic:
             return x
         scale = self._scale(site)
         channel = torch.arange(x.shape[-1], dtype=torch.int64)
-        draw = noise.normal(noise.combine(site.key(self.seed)[..., None], channel))
+        draw = noise.normal(noise.combine(site.key(self.seed, self.draw)[..., None], channel))
         size = (x.square().mean(-1, keepdim=True) + TINY).sqrt()
         return x + scale[:, None, None] * size * draw
 
