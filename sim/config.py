@@ -163,8 +163,10 @@ class Sim(Section):
         "responses drawn for what has no exact form; read by `world = graph`, `numerics.fresh` and `reading_noise`",
     )
     draws: int = within(
-        32, "[2, 65536]", "an interval needs two at least", "draws averaged over; read by `numerics.kind = batch`, `numerics.fresh` "
-        "and `reading_noise`",
+        32,
+        "[2, 65536]",
+        "an interval needs two at least",
+        "draws averaged over; read by `numerics.kind = batch`, `numerics.fresh` and `reading_noise`",
     )
     reading_noise: float = within(
         0.0,

@@ -102,7 +102,9 @@ SIZES: dict[str, Quantity] = {
         source=_OURS,
     ),
     "responses": Quantity(
-        formula="responses that are looked at one by one: all that there are, or those drawn", unit="responses", source=_OURS
+        formula="responses that are looked at one by one: all that there are, or those drawn",
+        unit="responses",
+        source=_OURS,
     ),
     "parameters": Quantity(formula="weights that the gradients are taken by", unit="weights", source=_OURS),
 }

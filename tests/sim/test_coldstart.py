@@ -37,9 +37,7 @@ def figures(sim, weights):
         logp = run(load(weights, engines(sim, torch.arange(1)).pi, sim), tree).logp
     chance = tree.visits(logp.exp())[0]
     entropy = -(logp.exp() * logp).sum(-1)[0]
-    return torch.stack(
-        [objectives.value(logp, tree)[0], (chance * entropy).sum() / chance.sum(), chance.sum()]
-    )
+    return torch.stack([objectives.value(logp, tree)[0], (chance * entropy).sum() / chance.sum(), chance.sum()])
 
 
 @pytest.mark.parametrize("task", WORD_TASKS)

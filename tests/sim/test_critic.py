@@ -181,7 +181,11 @@ def test_the_target_s_own_value_at_lambda_zero_closes_one_half_of_the_gap_and_a_
     rho, g = ratios(stale, mode), objectives.gradient(stale, mode)[0]
     own = objectives.state_values(stale.target[mode].logp.detach(), stale.world)
     future = torch.flip(torch.flip(torch.where(stale.responses.mask, rho, 1.0), [1]).cumprod(1), [1]) / rho
-    weight = stale.measure[..., None] * stale.responses.rewards[:, None] * torch.where(stale.responses.mask, rho * (future - 1), 0.0)
+    weight = (
+        stale.measure[..., None]
+        * stale.responses.rewards[:, None]
+        * torch.where(stale.responses.mask, rho * (future - 1), 0.0)
+    )
     half = objectives.direction(stale, mode, weight)[0]
     found = update(stale, valued(0.0, mode), own)[0]
     same(found, token_gradient(stale, mode) + half, 1e-9)

@@ -38,7 +38,11 @@ def test_the_exact_receipts_are_those_of_every_response_weighed(mode, change, sm
     told = episodes(scene.world, scene.responses)
     weight = run_rows(told.lengths, told.tokens.shape[-1]) * scene.measure[..., None]
     mu = along(scene.mu_old.routes, scene.world, scene.responses)
-    given = {"disabled": torch.full_like(mu, -1), "R2": along(scene.old["R2"].routes, scene.world, scene.responses), "R3": mu}[mode]
+    given = {
+        "disabled": torch.full_like(mu, -1),
+        "R2": along(scene.old["R2"].routes, scene.world, scene.responses),
+        "R3": mu,
+    }[mode]
     with torch.no_grad():
         done = score(load(scene.weights, scene.pi, sim), told.tokens[None], given)
     before = torch.cat([torch.full_like(mu[:, :, :1], -1), mu[:, :, :-1]], dim=2)

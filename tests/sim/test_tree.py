@@ -93,7 +93,10 @@ def test_a_context_s_key_is_the_hash_of_its_prompt_and_tokens():
 def test_scatter_is_the_adjoint_of_gather(size, seed):
     tree = tree_of(*size)
     edges, values = normal(2, tree.contexts, tree.vocab, seed=seed), normal(2, *tree.path.shape, seed=seed + 1)
-    left, right = (gather(edges, tree.every) * values).sum((1, 2)), (edges * scatter(values, tree.every, tree.contexts)).sum((1, 2))
+    left, right = (
+        (gather(edges, tree.every) * values).sum((1, 2)),
+        (edges * scatter(values, tree.every, tree.contexts)).sum((1, 2)),
+    )
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
@@ -111,7 +114,10 @@ def test_gathering_is_looking_up_and_zero_off_the_mask():
 def test_scatter_ignores_what_is_off_the_mask():
     tree = tree_of(3, 3, 1)
     values = normal(1, *tree.path.shape)
-    assert torch.equal(scatter(values.masked_fill(~tree.mask, torch.nan), tree.every, tree.contexts), scatter(values, tree.every, tree.contexts))
+    assert torch.equal(
+        scatter(values.masked_fill(~tree.mask, torch.nan), tree.every, tree.contexts),
+        scatter(values, tree.every, tree.contexts),
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
