@@ -21,6 +21,7 @@ from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, leaves, load
 from firstorder.sim.model.readings import Readings
 from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks.contexts import check_reached
 from firstorder.sim.tasks.task import rows
 
 from .edges import Pass, Routes
@@ -138,7 +139,7 @@ def world_of(sim: Sim, which: Tensor) -> World:
     task = task_of(sim)
     if sim.world == "tree":
         return plant(task, which)
-    return Graph(task=task, table=task.contexts(which), horizon=sim.horizon, samples=sim.samples)
+    return Graph(task=task, table=check_reached(task.contexts(which)), horizon=sim.horizon, samples=sim.samples)
 
 
 def build(

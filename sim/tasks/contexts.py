@@ -129,3 +129,25 @@ class Contexts:
         last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
         context, token = (x.gather(-1, last)[..., 0] for x in (self.walk(start, tokens, mask), tokens))
         return torch.where(mask.any(-1), self.follow[context, token], start)
+
+
+def check_reached(table: Contexts) -> Contexts:
+    """Refuse contexts from whose prompts no response comes to a second reward, however long it is.
+
+    Raises:
+        ConfigError: with the reward that all earn.
+    """
+    seen = torch.zeros(len(table.rewards), dtype=torch.bool)
+    fresh = table.start.unique()
+    while len(fresh):
+        ahead = table.follow[fresh].unique()
+        ahead = ahead[~seen[ahead]]
+        seen[ahead] = True
+        fresh = ahead[ahead < len(table.follow)]
+    earned = torch.unique(table.rewards[seen])
+    if len(earned) < 2:
+        raise ConfigError(
+            f"no token leads to another reward than {float(earned[0]):g}, so there is nothing to learn; let some ending "
+            "or context that responses come to earn another"
+        )
+    return table

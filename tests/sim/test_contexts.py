@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.sim.tasks.contexts import Contexts
+from firstorder.sim.tasks.contexts import Contexts, check_reached
 from firstorder.sim.tasks.value import value
 
 # two contexts and two endings: token 0 ends (badly at context 0, well at 1), token 1 goes on, token 2 goes back
@@ -50,6 +50,13 @@ def drawn(generator, size, vocab, endings):
 def test_a_table_that_cannot_be_is_refused(changes, error, message):
     with pytest.raises(error, match=message):
         table(**changes)
+
+
+def test_a_reward_that_no_token_leads_to_is_refused():
+    assert check_reached(table()) is not None
+    stuck = table(follow=[[2, 2, 0], [3, 1, 0]], start=[0, 0])  # nobody leaves context 0 but to the ending that pays 0
+    with pytest.raises(ConfigError, match="no token leads to another reward than 0, so there is nothing to learn"):
+        check_reached(stuck)
 
 
 def test_a_walk_written_out():
