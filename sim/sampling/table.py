@@ -172,9 +172,10 @@ def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: i
     place, follow = context, table.follow.flatten()
     for t in range(horizon):
         u = noise.uniform(noise.combine(keys, t)).expand(prompt.shape)
-        token = (edges[context + offset] < u[..., None]).sum(-1)
+        below = edges.index_select(0, (context + offset).flatten()).view(*prompt.shape, -1)
+        token = (below < u[..., None]).sum(-1)
         contexts[t], tokens[t], mask[t] = context, token, running
-        place = torch.where(running, follow[context * vocab + token], place)
+        place = torch.where(running, follow.take(context * vocab + token), place)
         running = place < size
         context = torch.where(running, place, 0)
     contexts, tokens, mask = (x.movedim(0, -1).contiguous() for x in (contexts, tokens, mask))
