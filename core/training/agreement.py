@@ -51,5 +51,5 @@ def agreement(batch: RolloutBatch, routes: Tensor, margin: Tensor, entropy: Tens
 
 
 def _share(hits: Tensor) -> Tensor:
-    """The mean of 0s and 1s over layers, `[..., M]` to `[...]`: their sum is exact in any order, and this one is fast."""
+    """The mean of 0s and 1s over layers, `[..., M]` to `[...]`: exact in any order, and this one is fast."""
     return sum(hits.unbind(-1), start=torch.zeros((), dtype=hits.dtype, device=hits.device)) / hits.shape[-1]
