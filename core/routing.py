@@ -107,7 +107,8 @@ def flips(a: Tensor, b: Tensor) -> Tensor:
         return (a.sort(-1).values != b.sort(-1).values).any(-1)
     same = [[x == y for y in b.unbind(-1)] for x in a.unbind(-1)]
     found = [reduce(torch.logical_or, hits) for hits in (*same, *zip(*same, strict=True))]
-    return ~reduce(torch.logical_and, found)
+    agree: Tensor = reduce(torch.logical_and, found)
+    return ~agree
 
 
 def jaccard(a: Tensor, b: Tensor) -> Tensor:

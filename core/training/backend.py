@@ -155,6 +155,9 @@ def split(scored: Scored, parts: int) -> Iterator[Scored]:
     size, rest = divmod(scored.logp_old.shape[-2], parts)
     if rest or not size:
         raise DataError(f"a batch of {scored.logp_old.shape[-2]} responses does not divide into {parts} mini-batches")
+    if parts == 1:
+        yield scored  # as it was checked
+        return
     for start in range(0, size * parts, size):
         yield take(scored, slice(start, start + size))
 

@@ -119,10 +119,10 @@ class Contexts:
         vocab = self.follow.shape[1]
         follow = self.follow.clamp(max=len(self.follow) - 1).flatten()  # nobody walks on from an ending
         context, visited = start, []
-        for token in tokens.unbind(-1):
+        for token in tokens.movedim(-1, 0).contiguous():
             visited.append(context)
-            context = follow[context * vocab + token]
-        return torch.where(mask, torch.stack(visited, dim=-1), 0)
+            context = follow.take(context * vocab + token)
+        return torch.where(mask, torch.stack(visited).movedim(0, -1).contiguous(), 0)
 
     def end(self, start: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The context or ending that each walk comes to, int64 `[...]`; arguments as of `walk`."""

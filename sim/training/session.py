@@ -116,9 +116,11 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
 
 def _numbers(recipes: Sequence[Recipe], sim: Sim) -> int:
     """What the kernels of an update work on at once."""
-    schedule = recipes[0].schedule
-    rows = len(recipes) * sim.members * schedule.prompts * schedule.group_size // schedule.minibatches
-    return numbers(rows, sim.width)
+    schedule, members = recipes[0].schedule, len(recipes) * sim.members
+    rows = members * schedule.prompts * schedule.group_size // schedule.minibatches
+    if sim.carries:
+        return numbers(rows, sim.width)
+    return numbers(members * sim.training_prompts * sim.places, sim.width)
 
 
 def check_baseline(recipe: Recipe, sim: Sim) -> None:
