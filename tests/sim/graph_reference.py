@@ -138,11 +138,12 @@ class Table:
     def coefficients(self, mu, weight, group, baseline):
         """E_μ[Σ_t w_t] over the tokens that take each edge: every response, every way the rest of its group falls.
 
-        `weight(edges, t, a)` is the weight of token t over an advantage of the sign of a; `baseline(own, rest)` that advantage.
+        `weight(edges, t, a)` is the weight of token t over an advantage of the sign of a;
+        `baseline(own, rest)` is that advantage.
         """
         found = [[0.0] * self.vocab for _ in range(self.size)]
         for start in self.start:
-            chance = {level: 0.0 for level in self.levels}
+            chance = dict.fromkeys(self.levels, 0.0)
             every = []
             for edges, reward in self.responses(start):
                 share = math.prod(mu[c][a] for c, a in edges)
