@@ -22,7 +22,7 @@ from firstorder.sim.trials.budget import Budget
 from firstorder.sim.trials.compare import lead, over_conditions, share_collapsed, summary
 from firstorder.sim.trials.runs import Series, is_quick, series, trained
 
-RECIPES = ("minirl", "minirl-no-is", "minirl-r3")
+RECIPES = ("minirl", "minirl-no-is")
 UPDATES, EVALUATIONS = {False: 60, True: 30}, 6
 LR = 0.002
 SHORT, MIDDLE, LONG = 32, 128, 512
@@ -111,7 +111,6 @@ def _importance_sampling(budget: Budget) -> Outcome:
         measured[str(setting)] = {
             "differences": {
                 "minirl - minirl-no-is": ahead.json(),
-                "minirl-r3 - minirl-no-is": lead(cells["minirl-r3"], cells["minirl-no-is"]).json(),
                 "collapsed without IS": share_collapsed(cells["minirl-no-is"]).json(),
             },
             "recipes": {name: summary(one) for name, one in cells.items()},
