@@ -1,4 +1,4 @@
-"""Write everything on the pages that is known to the code: tables between their markers, and the picture of the rooms.
+"""Write everything on the pages that is known to the code: tables between their markers, and the pictures.
 
 `make docs-tables` runs it; a test makes the same in memory and compares. A marker names its table and what it is of:
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import results
 import rooms
 import tables
+import walks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +26,7 @@ TABLES = {
     "recipes": tables.recipes,
     "options": tables.options,
     "parts": tables.parts,
+    "forms": tables.forms,
     "rooms": rooms.table,
     "verdicts": results.verdicts,
     "conditions": results.conditions,
@@ -46,3 +48,4 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
+    walks.write()

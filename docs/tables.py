@@ -27,6 +27,7 @@ from firstorder.core.settings.toml import build, read, shipped
 from firstorder.core.training import backend, diagnostics, inert, loop, replay
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
+from firstorder.sim.exact.forms import form
 from firstorder.sim.training.backend import EXACT
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -157,6 +158,43 @@ def _recipe(name: str) -> list[str]:
     about = recipe.about
     scopes = ("not run", "") if about.unsupported else (recipe.scope, recipe.weight_scope)
     return [f"`{name}`", *scopes, about.summary, about.source]
+
+
+def forms() -> str:
+    """How the expected update of each shipped recipe is made on a graph; those that are not run are left out."""
+    recipes = {name: build(Recipe, read(name)) for name in shipped()}
+    return rows(
+        ("recipe", "on the graph", "why"),
+        ((f"`{name}`", *_made(recipe)) for name, recipe in recipes.items() if not recipe.about.unsupported),
+    )
+
+
+def _made(recipe: Recipe) -> tuple[str, str]:
+    found = form(recipe)
+    if found is None:
+        return "sampled", " with ".join(_without_form(recipe))
+    products = {"before it": found.before, "after it": found.after, "right after it": (found.ahead,) * bool(found.ahead)}
+    reach = [f"the product of {', '.join(f'`{one}`' for one in of)} {where}" for where, of in products.items() if of]
+    reach += ["the mask of a whole response, a product of 0 and 1"] * found.masked
+    if reach:
+        return "exact, by product", "a weight of the token and " + " and ".join(reach)
+    return "exact, by edge", "a weight of the token alone"
+
+
+def _without_form(recipe: Recipe) -> list[str]:
+    """The part but for which there were a form."""
+    neutral = {
+        "advantage": ({"baseline": "none"}, f"`advantage.baseline = {recipe.advantage.baseline}`"),
+        "clip": ({"kind": "none"}, f"`clip.kind = {recipe.clip.kind}`"),
+        "correction": ({"kind": "none"}, f"`correction.kind = {recipe.correction.kind}`"),
+        "ratio": ({"span": "token"}, f"`ratio.span = {recipe.ratio.span}`"),
+    }
+    without = {
+        said: recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=change)})
+        for section, (change, said) in neutral.items()
+    }
+    alone = [said for said, other in without.items() if form(other) is not None]
+    return alone or list(without)
 
 
 def parts(section: str) -> str:
