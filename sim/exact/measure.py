@@ -231,8 +231,8 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         )
     if sim.numerics.drawn:
         notes.append(
-            f"mu draws one of sim.draws = {sim.draws} noises at every token: it is their mean policy that is sampled, and "
-            "expectations over them are exact"
+            f"mu draws one of sim.draws = {sim.draws} noises at every token: it is their mean policy that is sampled, "
+            "and expectations over them are exact"
         )
     if sim.reading_noise:
         notes.append(

@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from firstorder.core.routing import replay_of
 from firstorder.core.errors import ConfigError
+from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, leaves, load

@@ -114,7 +114,8 @@ def calibrate(
     optimum = optimize.minimize(loss, start[0], method="Nelder-Mead", options=options)
     found = _noise(optimum.x, beside)
     divergence, rate = measured(optimum.x)
-    assert found.router_scale is not None and found.expert_scale is not None
+    assert found.router_scale is not None
+    assert found.expert_scale is not None
     return Calibration(
         router_scale=found.router_scale,
         expert_scale=found.expert_scale,
