@@ -275,6 +275,11 @@ class Sim(Section):
         return self.numerics.drawn or self.reading_noise > 0
 
     @property
+    def passes(self) -> int:
+        """What is recorded of an edge, how many numbers."""
+        return self.draws if self.random_readings else 1
+
+    @property
     def carries(self) -> bool:
         """Whether the policy carries a state from token to token: not where contexts are rows of features."""
         return self.task != "chain"

@@ -90,6 +90,14 @@ class Scene:
             return found
         return sampled(found, self.mu_old.logp, self.world.prompts, self.samples)
 
+    @property
+    def calls(self) -> tuple[Tensor, Tensor]:
+        """Log-probs `[M, K, N, V]` and experts `[M, K, N, L, E]` of μ_old in every draw of it, K = 1 where it is a
+        function of the context."""
+        if self.readings is None or self.readings.routes is None:
+            return self.mu_old.logp[:, None], self.mu_old.routes.contexts[:, None]
+        return self.readings.logp, self.readings.routes
+
     @cached_property
     def measure(self) -> Tensor:
         """μ_old(y|x) / X of every response, `[M, B]`, summing to 1; 1/B where they are a sample."""

@@ -39,7 +39,7 @@ CHAIN = {
     "experts": 4,
     "sharpness": 1.0,
     "draws": 4,
-    "samples": 20_000,
+    "samples": 10_000,
 }
 TREE = {"vocab": 3, "horizon": 3, "prompts": 2, "width": 4, "expert_width": 3, "experts": 4, "draws": 3}
 FRESH = {"numerics": Numerics(kind="noise", scale=0.5, fresh=True)}
@@ -133,15 +133,15 @@ def test_a_fresh_engine_is_the_mean_of_its_draws(same, make_recipe):
 @pytest.mark.parametrize("name", ["minirl", "tis", "icepop", "reinforce"])
 def test_sampled_responses_with_sampled_readings_come_to_the_exact_update(name, setting, world, make_recipe):
     """The mean over a sample, each token with one recorded log-prob, against the sum over every draw of every edge."""
-    sizes = CHAIN if world == "graph" else TREE | {"samples": 20_000}
+    sizes = CHAIN if world == "graph" else TREE | {"samples": 10_000}
     measured = Measurement(scene=scene_of(Sim(**(sizes | setting)), make_recipe(name)), recipe=make_recipe(name))
     exact, batch = measured.coefficients(), measured.batch
     assert measured.form is not None
     assert batch.scene.responses.sampled
-    parts = batch.expected.split(1000, dim=1)
+    parts = batch.expected.split(500, dim=1)
     found = torch.stack(
         [
-            scatter(len(parts) * part, batch.scene.responses.of(slice(1000 * i, 1000 * (i + 1))), exact.shape[1])
+            scatter(len(parts) * part, batch.scene.responses.of(slice(500 * i, 500 * (i + 1))), exact.shape[1])
             for i, part in enumerate(parts)
         ]
     )
@@ -182,7 +182,7 @@ def test_training_samples_what_measure_knows(setting, world, make_recipe):
     """Rewards, recorded ratios and flips of a large rollout against their expectations."""
     sizes = CHAIN if world == "graph" else TREE | {"pool": 2}
     sim = Sim(**(sizes | setting | {"evaluate_every": 0}))
-    recipe = make_recipe("minirl", "schedule.prompts=2", "schedule.group_size=8000")
+    recipe = make_recipe("minirl", "schedule.prompts=2", "schedule.group_size=4000")
     backend = SimBackend(sim, (Arm(recipe=recipe),), SEED)
     batch = backend.rollout(0)
     scored, _ = backend.score(batch)
