@@ -47,8 +47,8 @@ class Numerics(Section):
     head_scale: float = within(0.0, NOISE, NOISE_WHY, "the same on output logits; read by `noise`")
     fresh: bool = Field(
         False,
-        description="the noise is drawn at every token of every response, one of `sim.draws` equally likely ones, where "
-        "else it is fixed by the context; read by `noise`",
+        description="noise is drawn at every token of every response, one of `sim.draws` equally likely ones; else the "
+        "context fixes it; read by `noise`",
     )
     granularity: Literal["tensor", "block"] = Field("tensor", description="what shares a scale; read by `fp8`")
     block: int = within(8, PIECES, PIECES_WHY, "edge of a block; read by `fp8` with `granularity = block`")
@@ -172,8 +172,8 @@ class Sim(Section):
         0.0,
         "[0, 10]",
         "beyond it readings say nothing",
-        "standard deviation, in nats, of a fresh error in every log-prob that μ records, tokens and rewards as without; "
-        "a reading above 0 is 0",
+        "standard deviation, in nats, of a fresh error in every log-prob that μ records, tokens and rewards as "
+        "without; a reading above 0 is 0",
     )
     coldstart: Literal["none", "terse", "verbose", "roundabout", "calibrated"] = Field(
         "none",
@@ -275,6 +275,11 @@ class Sim(Section):
         return self.numerics.drawn or self.reading_noise > 0
 
     @property
+    def passes(self) -> int:
+        """What is recorded of an edge, how many numbers."""
+        return self.draws if self.random_readings else 1
+
+    @property
     def carries(self) -> bool:
         """Whether the policy carries a state from token to token: not where contexts are rows of features."""
         return self.task != "chain"
@@ -360,8 +365,8 @@ class Sim(Section):
             )
         if self.reading_noise and self.numerics.kind == "batch":
             raise ValueError(
-                f"sim.reading_noise = {self.reading_noise:g} and numerics.kind = batch both average over sim.draws; set "
-                "one of them"
+                f"sim.reading_noise = {self.reading_noise:g} and numerics.kind = batch both average over sim.draws; "
+                "set one of them"
             )
         if self.training_numerics.drawn:
             raise ValueError(
@@ -440,6 +445,6 @@ def check_replay(recipe: Recipe, sim: Sim) -> None:
         )
     if sim.random_readings and "kl_mu" in recipe.needs:
         raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh and "
-            "sim.reading_noise draw what is recorded of it at every token; use another correction"
+            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
+            "and sim.reading_noise draw what is recorded of it at every token; use another correction"
         )

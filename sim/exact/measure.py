@@ -58,7 +58,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     check_runs(recipe)
     check_replay(recipe, sim)
     members = sim.draws if sim.numerics.kind == "batch" else 1
-    held = sim.draws if sim.random_readings else members
+    held = members * sim.passes
     check_memory(sim, held, memory.available())
     check_size(sim, held, memory.available())
     measurement = Measurement(scene=_scene(recipe, sim, members), recipe=recipe)
@@ -156,7 +156,7 @@ def _engines(measurement: Measurement) -> dict[str, Tensor]:
     """How far the engines are apart, and the entropy: means over the response tokens that μ_old draws."""
     scene = measurement.scene
     old = scene.old["disabled"]
-    mu_logp, mu_routes = _calls(scene)
+    mu_logp, mu_routes = scene.calls
     pi_routes = old.routes.contexts[:, None]
 
     def per_token(x: Tensor) -> Tensor:
@@ -178,17 +178,8 @@ def _engines(measurement: Measurement) -> dict[str, Tensor]:
     }
 
 
-def _calls(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Log-probs `[M, K, N, V]` and experts `[M, K, N, L, E]` of the inference engine in every draw of it, K = 1 where
-    it is a function of the context."""
-    readings = scene.readings
-    if readings is None or readings.routes is None:
-        return scene.mu_old.logp[:, None], scene.mu_old.routes.contexts[:, None]
-    return readings.logp, readings.routes
-
-
 def _flips_per_layer(scene: Scene) -> list[float]:
-    flipped = flips(scene.old["disabled"].routes.contexts[:, None], _calls(scene)[1]).double().mean(1)
+    flipped = flips(scene.old["disabled"].routes.contexts[:, None], scene.calls[1]).double().mean(1)
     rates = (scene.share[..., None] * flipped).sum(1)
     return [float(rate) for rate in rates.mean(0)]
 
@@ -231,8 +222,8 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         )
     if sim.numerics.drawn:
         notes.append(
-            f"mu draws one of sim.draws = {sim.draws} noises at every token: it is their mean policy that is sampled, and "
-            "expectations over them are exact"
+            f"mu draws one of sim.draws = {sim.draws} noises at every token: it is their mean policy that is sampled, "
+            "and expectations over them are exact"
         )
     if sim.reading_noise:
         notes.append(

@@ -5,7 +5,6 @@ Shapes: M members, K draws, N contexts, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic
-from firstorder.sim.model.policy import Weights, load
-from firstorder.sim.model.readings import Readings, of_engines, of_errors
+from firstorder.sim.model.policy import Weights
+from firstorder.sim.model.readings import Readings, engine, of_engines, of_errors
 
 from .edges import Pass, Routes
 from .world import Responses, World
@@ -30,14 +29,13 @@ def rollout(sim: Sim, world: World, weights: Weights, mu: Arithmetic) -> tuple[P
     draw.
     """
     if not sim.numerics.drawn:
-        one = world.run(load(weights, mu, sim))
+        one = world.run(engine(sim, weights, mu))
         return one, of_errors(one.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None
     draws = sim.draws
-    copies = {name: w.repeat_interleave(draws, dim=0) for name, w in weights.items()}
-    every = world.run(load(copies, mu.each(draws), sim))
-    logp = every.logp.unflatten(0, (-1, draws))
-    readings = of_engines(logp, every.routes.contexts.unflatten(0, (-1, draws)))
-    return replace(_first(every, draws), logp=logp.logsumexp(1) - math.log(draws)), readings
+    every = world.run(engine(sim, weights, mu))
+    logp, ids = (x.unflatten(0, (-1, draws)) for x in (every.logp, every.routes.contexts))
+    readings = of_engines(logp, ids)
+    return replace(_first(every, draws), logp=readings.sampled), readings
 
 
 def recorded(readings: Readings, responses: Responses) -> Tensor:

@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from firstorder.core.routing import replay_of
 from firstorder.core.errors import ConfigError
+from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, leaves, load
@@ -89,6 +89,14 @@ class Scene:
         if self.readings is None or found.sampled:
             return found
         return sampled(found, self.mu_old.logp, self.world.prompts, self.samples)
+
+    @property
+    def calls(self) -> tuple[Tensor, Tensor]:
+        """Log-probs `[M, K, N, V]` and experts `[M, K, N, L, E]` of μ_old in every draw of it, K = 1 where it is a
+        function of the context."""
+        if self.readings is None or self.readings.routes is None:
+            return self.mu_old.logp[:, None], self.mu_old.routes.contexts[:, None]
+        return self.readings.logp, self.readings.routes
 
     @cached_property
     def measure(self) -> Tensor:

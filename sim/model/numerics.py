@@ -37,7 +37,7 @@ class Site:
     keys: Tensor | None
 
     def key(self, seed: Tensor, draw: Tensor | None = None) -> Tensor:
-        """Hash keys `[M, N]` of this site for every member and prefix, and of the member's `draw` `[M]` if it has one."""
+        """Hash keys `[M, N]` of this site for every member and prefix, and of each member's `draw` `[M]`."""
         assert self.keys is not None
         keys = self.keys if draw is None else noise.combine(self.keys, draw[:, None])
         base = noise.combine(seed[:, None], keys)
@@ -69,7 +69,7 @@ class Arithmetic:
     def members(self, cut: slice) -> Arithmetic:
         """The arithmetic of some members."""
         parts = {name: getattr(self, name)[cut] for name in ("router_scale", "expert_scale", "seed")}
-        return replace(self, **parts)
+        return replace(self, **parts, draw=None if self.draw is None else self.draw[cut])
 
     def repeat(self, count: int) -> Arithmetic:
         """The arithmetic of the first member, for an ensemble of copies of it."""

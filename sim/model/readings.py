@@ -17,12 +17,19 @@ reading that would be above is 0. K draws make every expectation over them a fin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from firstorder.sim.config import Sim
+
 from . import noise
+from .numerics import Arithmetic
+from .policy import Model, Weights, load
+
+READINGS = 5  # keeps the random numbers of readings apart from those of tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,11 @@ class Readings:
     def draws(self) -> int:
         """K."""
         return int(self.logp.shape[1])
+
+    @property
+    def sampled(self) -> Tensor:
+        """log μ̄ of K engines, `[M, N, V]` nats."""
+        return self.logp.logsumexp(1) - math.log(self.draws)
 
     def flat(self) -> Tensor:
         """What is recorded, `[M, K N V]`."""
@@ -82,8 +94,16 @@ class Readings:
         return self.logp.flatten(1).gather(1, place.flatten(1)).view(edge.shape)
 
 
+def engine(sim: Sim, weights: Weights, mu: Arithmetic) -> Model:
+    """The inference engine; where it is drawn at every token, all K of it, those of a member one after the other."""
+    if not sim.numerics.drawn:
+        return load(weights, mu, sim)
+    copies = {name: w.repeat_interleave(sim.draws, dim=0) for name, w in weights.items()}
+    return load(copies, mu.each(sim.draws), sim)
+
+
 def of_engines(logp: Tensor, routes: Tensor) -> Readings:
-    """Readings of K engines, `logp` `[M, K, N, V]`, of which each token is sampled by one."""
+    """Readings of K engines, `logp` `[M, K, N, V]` and their experts, of which each token is sampled by one."""
     chance = (logp - logp.logsumexp(1, keepdim=True)).exp()
     return Readings(logp=logp, chance=chance, routes=routes)
 

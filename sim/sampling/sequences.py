@@ -17,6 +17,7 @@ from torch import Tensor
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, initial_state
+from firstorder.sim.model.readings import READINGS, pick
 from firstorder.sim.tasks.task import SimTask, ends, heard
 
 Replay = Tensor | None
@@ -73,7 +74,7 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     """Sample responses until token 0 or the horizon, answered by the task's environment.
 
     Args:
-        model: the inference engine.
+        model: the inference engine; of M K members, K engines of each, of which every token is said by one.
         task: whose prompts are answered.
         rows: int64 `[M, B]`, the prompts.
         keys: int64 `[M, B]`, the hash key of each response's random numbers.
@@ -84,19 +85,26 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     logp = torch.zeros(tokens.shape, dtype=torch.float64)
     state, hashed, running = initial_state(model, rows.shape[1]), None, torch.ones(rows.shape, dtype=torch.bool)
+    draws = len(state) // len(rows)
     depth_at = {layout.before(depth): depth for depth in range(layout.horizon)}
     ids = []
     for position in range(layout.length - 1):
         now = tokens[..., position]
         hashed = noise.extend(hashed, now)
-        step = chunked_step(model, state, now, hashed, None)
+        if draws == 1:
+            step = chunked_step(model, state, now, hashed, None)
+            said, used = step.logp, step.ids
+        else:
+            step = chunked_step(model, state, *(x.repeat_interleave(draws, dim=0) for x in (now, hashed)), None)
+            which = pick(noise.combine(noise.combine(keys, READINGS), position), draws)
+            said, used = (_of(x, which, draws) for x in (step.logp, step.ids))
         state = step.state
-        ids.append(step.ids)
+        ids.append(used)
         depth = depth_at.get(position + 1)
         if depth is None:
             continue
-        drawn = _draw(step.logp, noise.uniform(noise.combine(keys, position)))
-        logp_drawn = step.logp.gather(-1, drawn[..., None])[..., 0]
+        drawn = _draw(said, noise.uniform(noise.combine(keys, position)))
+        logp_drawn = said.gather(-1, drawn[..., None])[..., 0]
         tokens[..., position + 1] = torch.where(running, drawn, 0)
         mask[..., position + 1] = running
         logp[..., position + 1] = torch.where(running, logp_drawn, 0.0)
@@ -144,6 +152,12 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
         margin=torch.stack([*margins, torch.zeros_like(margins[0])], dim=2),
         state=torch.stack(states, dim=2),
     )
+
+
+def _of(values: Tensor, which: Tensor, draws: int) -> Tensor:
+    """Of `[M K, B, ...]` the engine that is taken for each response, `which` `[M, B]`; `[M, B, ...]`."""
+    member, response = torch.arange(len(which))[:, None], torch.arange(which.shape[1])
+    return values[member * draws + which, response]
 
 
 def _draw(logp: Tensor, u: Tensor) -> Tensor:

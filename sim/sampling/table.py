@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step
+from firstorder.sim.model.readings import READINGS, of_engines
 from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse
 
@@ -115,10 +116,32 @@ class Table:
     def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
         """`Reader.sample`."""
         step = self._step(model)
+        if len(step.logp) > len(rows):
+            return self._sample_drawn(step, rows, keys)
         drawn = draw(self.contexts, step.logp, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
         said = TableScores(step=step, contexts=self._along(drawn.contexts), tokens=episodes.tokens)
         used = torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None]
+        return Rollouts(
+            tokens=episodes.tokens,
+            mask=episodes.mask,
+            logp=torch.where(episodes.mask, said.logp, 0.0),
+            lengths=episodes.lengths,
+            routes=torch.where(used[..., None, None], said.routes, -1),
+        )
+
+    def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor) -> Rollouts:
+        """The same from K engines a member, of which each token is said by one."""
+        logp = every.logp.unflatten(0, (len(rows), -1))
+        readings = of_engines(logp, every.ids.unflatten(0, (len(rows), -1)))
+        drawn = draw(self.contexts, readings.sampled, rows, keys, self.task.layout.horizon)
+        episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
+        contexts, length = self._along(drawn.contexts), episodes.tokens.shape[-1]
+        edge = contexts * logp.shape[-1] + episodes.tokens
+        of_token = noise.combine(noise.combine(keys, READINGS)[..., None], torch.arange(length))
+        of_engine = contexts + readings.taken(edge, of_token) * logp.shape[2]
+        said = TableScores(step=_together(every, len(rows)), contexts=of_engine, tokens=episodes.tokens)
+        used = torch.arange(length) < (episodes.lengths - 1)[..., None]
         return Rollouts(
             tokens=episodes.tokens,
             mask=episodes.mask,
@@ -155,6 +178,11 @@ class Table:
         rows = replay.flatten(1, 2)
         taken = rows.gather(1, source.clamp(min=0).expand(-1, -1, *rows.shape[2:]))
         return torch.where(source >= 0, taken, -1)
+
+
+def _together(every: Step, members: int) -> Step:
+    """The contexts of all K engines of a member as one table, `[M, K S, ...]`."""
+    return Step(**{name: x.unflatten(0, (members, -1)).flatten(1, 2) for name, x in vars(every).items()})
 
 
 def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Walks:

@@ -38,6 +38,7 @@ from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
+from firstorder.sim.model.readings import READINGS, engine, misread
 from firstorder.sim.sampling.reader import Scores, reader
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
@@ -142,21 +143,28 @@ class SimBackend:
         number = torch.arange(groups.shape[1])
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
-            engine = load(self.rollout_weights, self._rollout_arithmetic(step), self.sim)
-            sampled = self.reader.sample(engine, groups, keys)
+            mu = engine(self.sim, self.rollout_weights, self._rollout_arithmetic(step))
+            sampled = self.reader.sample(mu, groups, keys)
         tokens, mask, lengths = sampled.tokens, sampled.mask, sampled.lengths
         episodes = Episodes(tokens=tokens, mask=mask, lengths=lengths, prompt=groups)
         batch = RolloutBatch(
             tokens=tokens,
             mask=mask,
             lengths=lengths,
-            logp_mu=sampled.logp,
+            logp_mu=torch.where(mask, self._recorded(sampled.logp, keys), 0.0),
             rewards=self.task.verify(episodes),
             groups=groups,
             routes=sampled.routes,
         )
         check_rewards(batch, *RANGE)
         return batch
+
+    def _recorded(self, logp: Tensor, keys: Tensor) -> Tensor:
+        """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
+        if not self.sim.reading_noise:
+            return logp
+        of_token = noise.combine(noise.combine(keys, READINGS)[..., None], torch.arange(logp.shape[-1]))
+        return misread(logp, self.sim.reading_noise, of_token, self.sim.draws)
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.

@@ -80,9 +80,10 @@ def check_update(recipe: Recipe, sim: Sim) -> None:
             "sim.update = expected knows no critic that is learnt from sampled responses, got advantage.baseline = "
             f"{recipe.advantage.baseline}; use a baseline over groups or sim.update = sampled"
         )
-    if sim.world == "graph" and form(recipe) is None:
+    if (sim.world == "graph" or sim.random_readings) and form(recipe) is None:
+        where = "in sim.world = graph" if sim.world == "graph" else "where sim.numerics.fresh or sim.reading_noise acts"
+        other = " or sim.world = tree" if sim.world == "graph" and not sim.random_readings else ""
         raise ConfigError(
             f"sim.update = expected needs the exact expected update, and that of {recipe.about.name} has no exact form "
-            "in sim.world = graph, for a bound on a product or a mean over a response; use sim.update = sampled or "
-            "sim.world = tree"
+            f"{where}, for a bound on a product or a mean over a response; use sim.update = sampled{other}"
         )

@@ -64,14 +64,14 @@ class SimRun:
         check_memory(self.sim, self.sim.members, memory.available(), self.recipe.schedule)
         if self.sim.evaluate_every:
             try:
-                check_size(self.sim, self.sim.members, memory.available())
+                check_size(self.sim, self.sim.members * self.sim.passes, memory.available())
                 check_baseline(self.recipe, self.sim)
             except (SizeError, ConfigError) as error:
                 raise type(error)(f"{error}, or set sim.evaluate_every=0 to train without exact evaluations") from None
         if self.sim.update == "expected":
             pool = self.sim.model_copy(update={"prompts": self.sim.training_prompts})
             try:
-                check_size(pool, self.sim.members, memory.available())
+                check_size(pool, self.sim.members * self.sim.passes, memory.available())
                 check_baseline(self.recipe, pool)
             except (SizeError, ConfigError) as error:
                 raise type(error)(f"{error}, or lower sim.pool, or set sim.update=sampled") from None

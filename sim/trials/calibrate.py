@@ -66,10 +66,10 @@ def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, 
     at the start of training; `[M]` each."""
     with torch.no_grad():
         scene = build(sim, grow(sim), engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
-    share = scene.share
-    pi, mu = scene.old["disabled"], scene.mu_old
-    flipped = flips(pi.routes.contexts, mu.routes.contexts).double().mean(-1)
-    return (share * kl(mu.logp, scene.old[mode].logp)).sum(-1), (share * flipped).sum(-1)
+    share, (logp, routes) = scene.share, scene.calls
+    flipped = flips(scene.old["disabled"].routes.contexts[:, None], routes).double().mean((1, -1))
+    divergence = kl(logp, scene.old[mode].logp[:, None]).mean(1)
+    return (share * divergence).sum(-1), (share * flipped).sum(-1)
 
 
 @sized(lambda sim, seeds, **_: numbers(len(seeds) * count(sim), sim.width))
@@ -114,7 +114,8 @@ def calibrate(
     optimum = optimize.minimize(loss, start[0], method="Nelder-Mead", options=options)
     found = _noise(optimum.x, beside)
     divergence, rate = measured(optimum.x)
-    assert found.router_scale is not None and found.expert_scale is not None
+    assert found.router_scale is not None
+    assert found.expert_scale is not None
     return Calibration(
         router_scale=found.router_scale,
         expert_scale=found.expert_scale,

@@ -57,7 +57,7 @@ class Engine:
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
-        self.router_noise, self.expert_noise = pick if noisy else (0.0, 0.0)
+        self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
         self.seed = combine(mix(member), numerics.seed)
 
     def run(self, tokens):
@@ -99,7 +99,7 @@ class Engine:
             states.append(unit(x))
             experts.append(ids)
             router_logps.append([p.log().item() for p in softmax(list(logits))])
-        logits = unit(x) @ w["head"] / sim.temperature
+        logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
         logp = logits - max(logits.tolist())
         return states, logp - logp.exp().sum().log(), experts, router_logps
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "group_limited": {"router": "group_limited", "experts": 6, "groups": 3, "limited_groups": 2, "staleness": 1},
     "top1": {"router": "top1", "top_k": 1, "staleness": 1, "numerics": {"kind": "noise", "scale": 0.4}},
     "router_noise_only": {"numerics": {"kind": "noise", "router_scale": 0.5, "expert_scale": 0.0, "seed": 3}},
+    "head_noise": {"numerics": {"kind": "noise", "scale": 0.1, "head_scale": 0.3}, "temperature": 0.7, "staleness": 1},
     "noisy_trainer": {"training_numerics": {"kind": "noise", "scale": 0.1, "seed": 8}, "staleness": 1, "seed": 1},
 }
 
