@@ -173,7 +173,11 @@ def _made(recipe: Recipe) -> tuple[str, str]:
     found = form(recipe)
     if found is None:
         return "sampled", " with ".join(_without_form(recipe))
-    products = {"before it": found.before, "after it": found.after, "right after it": (found.ahead,) * bool(found.ahead)}
+    products = {
+        "before it": found.before,
+        "after it": found.after,
+        "right after it": (found.ahead,) * bool(found.ahead),
+    }
     reach = [f"the product of {', '.join(f'`{one}`' for one in of)} {where}" for where, of in products.items() if of]
     reach += ["the mask of a whole response, a product of 0 and 1"] * found.masked
     if reach:

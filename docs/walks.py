@@ -144,7 +144,9 @@ def _arrow(axes: Axes, lead: dict[str, Any], positions: int) -> None:
     )
     axes.add_patch(arrow)
     if q == 0:
-        x, y = {(1, 1): (0.5, 1.1), (1, 0): (0.29, 0.62), (0, 0): (0.5, -0.2), (0, 1): (0.29, 0.38)}[int(on), int(lands)]
+        x, y = {(1, 1): (0.5, 1.1), (1, 0): (0.29, 0.62), (0, 0): (0.5, -0.2), (0, 1): (0.29, 0.38)}[
+            int(on), int(lands)
+        ]
         side = "center" if on == lands else "right"
         axes.text(x, y, _tokens(lead["tokens"]), ha=side, va="center", fontsize=9, color=arrow.get_edgecolor())
 

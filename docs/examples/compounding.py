@@ -42,7 +42,7 @@ def own(model: Model, tree: Tree, replay: Routes) -> torch.Tensor:
 
 
 def figures(horizon: int, policies: int) -> dict[str, dict[str, list[float]]]:
-    """Size of the replay bias in units of reward, and KL(μ‖π) in nats a token: mean over seeds and its standard error."""
+    """Size of the replay bias in units of reward, KL(μ‖π) in nats a token: mean over seeds and its standard error."""
     sim, seeds = Sim(horizon=horizon), torch.arange(policies)
     tree: Any = grow(sim)
     weights, engine = starting_weights(sim, seeds), engines(sim, seeds)
@@ -75,7 +75,9 @@ def table(policies: int) -> list[str]:
     for horizon in HORIZONS:
         of = figures(horizon, policies)
         cells = [of[name]["bias"] for name in ("own", "whole")] + [of[name]["kl"] for name in of]
-        lines.append(f"| {horizon} | " + " | ".join(f"{1e3 * mean:.2f} ± {1e3 * error:.2f}" for mean, error in cells) + " |")
+        lines.append(
+            f"| {horizon} | " + " | ".join(f"{1e3 * mean:.2f} ± {1e3 * error:.2f}" for mean, error in cells) + " |"
+        )
     return lines
 
 

@@ -96,7 +96,8 @@ class Tree:
     @cached_property
     def levels(self) -> Tensor:
         """The distinct rewards, ascending, `[n]`."""
-        return torch.unique(self.every.rewards)
+        levels: Tensor = torch.unique(self.every.rewards)
+        return levels
 
     @cached_property
     def table(self) -> Contexts:
@@ -127,8 +128,7 @@ class Tree:
     @property
     def reachable(self) -> Tensor:
         """Those below it."""
-        below: Tensor = self.shape.prompt == torch.arange(self.prompts)[:, None]
-        return below
+        return torch.eq(self.shape.prompt, torch.arange(self.prompts)[:, None])
 
     def run(self, model: Model, replay: Routes | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""

@@ -95,7 +95,8 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
             step = chunked_step(model, state, now, hashed, None)
             said, used = step.logp, step.ids
         else:
-            step = chunked_step(model, state, *(x.repeat_interleave(draws, dim=0) for x in (now, hashed)), None)
+            said_by_all, keys_of_all = (x.repeat_interleave(draws, dim=0) for x in (now, hashed))
+            step = chunked_step(model, state, said_by_all, keys_of_all, None)
             which = pick(noise.combine(noise.combine(keys, READINGS), position), draws)
             said, used = (_of(x, which, draws) for x in (step.logp, step.ids))
         state = step.state

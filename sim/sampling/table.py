@@ -132,8 +132,8 @@ class Table:
 
     def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor) -> Rollouts:
         """The same from K engines a member, of which each token is said by one."""
-        logp = every.logp.unflatten(0, (len(rows), -1))
-        readings = of_engines(logp, every.ids.unflatten(0, (len(rows), -1)))
+        logp = every.logp.view(len(rows), -1, *every.logp.shape[1:])
+        readings = of_engines(logp, every.ids.view(len(rows), -1, *every.ids.shape[1:]))
         drawn = draw(self.contexts, readings.sampled, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
         contexts, length = self._along(drawn.contexts), episodes.tokens.shape[-1]
@@ -182,7 +182,7 @@ class Table:
 
 def _together(every: Step, members: int) -> Step:
     """The contexts of all K engines of a member as one table, `[M, K S, ...]`."""
-    return Step(**{name: x.unflatten(0, (members, -1)).flatten(1, 2) for name, x in vars(every).items()})
+    return Step(**{name: x.view(members, -1, *x.shape[2:]) for name, x in vars(every).items()})
 
 
 def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Walks:

@@ -138,16 +138,16 @@ def check_reached(table: Contexts) -> Contexts:
         ConfigError: with the reward that all earn.
     """
     seen = torch.zeros(len(table.rewards), dtype=torch.bool)
-    fresh = table.start.unique()
+    fresh: Tensor = torch.unique(table.start)
     while len(fresh):
-        ahead = table.follow[fresh].unique()
+        ahead: Tensor = torch.unique(table.follow[fresh])
         ahead = ahead[~seen[ahead]]
         seen[ahead] = True
         fresh = ahead[ahead < len(table.follow)]
     earned = torch.unique(table.rewards[seen])
     if len(earned) < 2:
         raise ConfigError(
-            f"no token leads to another reward than {float(earned[0]):g}, so there is nothing to learn; let some ending "
-            "or context that responses come to earn another"
+            f"no token leads to another reward than {float(earned[0]):g}, so there is nothing to learn; let some "
+            "ending or context that responses come to earn another"
         )
     return table
