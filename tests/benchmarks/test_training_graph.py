@@ -41,7 +41,8 @@ def test_a_training_step_beside_a_pass_over_the_table_and_the_tokens(in_turns, b
             torch.autograd.grad(logp.sum(), [w for w in theta.values() if w.requires_grad])
             draw(table, logp.detach(), batch.groups, batch.groups, SIM.horizon)
 
-    in_turns(rounds=5, a_pass_over_the_table_and_its_tokens=bare, a_training_step=lambda: trained(backend))
+    step = {f"a_training_step_of_{name}": lambda: trained(backend)}
+    in_turns(rounds=5, a_pass_over_the_table_and_its_tokens=bare, **step)
 
 
 def test_an_exact_evaluation_beside_a_training_step(in_turns, benchmarking):
