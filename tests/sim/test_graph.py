@@ -211,7 +211,7 @@ def policies(scene, mode):
 
 def test_a_horizon_too_long_for_the_memory_is_refused_with_one_that_fits():
     sim, available = Sim(**LONG), 2**30
-    with pytest.raises(SizeError, match="lower sim.horizon to") as refused:
+    with pytest.raises(SizeError, match=r"lower sim\.horizon to") as refused:
         check_size(sim.model_copy(update={"horizon": 1 << 20}), 1, available)
     fits = int(str(refused.value).split("sim.horizon to ")[1].split(",")[0])
     check_size(sim.model_copy(update={"horizon": fits}), 1, available)
