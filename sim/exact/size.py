@@ -13,8 +13,9 @@ from .recursion import KEPT
 
 LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
 MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
-EDGE = 24  # float64 numbers of an edge that are alive at once: log-probs of five passes, weights, sums
-TOKEN = 48  # of a sampled token
+EDGE = 96  # float64 numbers of an edge that are alive at once, 56 to 65 measured: passes, weights at each sign, sums
+TOKEN = 32  # of a sampled token; 20 measured
+FIXED = 1 << 26  # bytes that any measurement takes: modules that are imported late, what the allocator holds
 WORKING_ROWS = 3 << 15  # tokens whose graph is alive at once before checkpointing bounds it
 
 
@@ -87,10 +88,11 @@ def _graph_bytes(sim: Sim, members: int) -> int:
     """Per edge: what is said of it. Per context and block of steps: its values. Per token of the sample: its weight and
     what diagnostics read. And the working space of two graphs over what is run at once."""
     rows = members * count(sim)
+    values = rows * max(2, sim.positions + 1 if sim.graded else 0)  # of either sign, or of every reward level
     edges = 8 * EDGE * sim.vocab * rows
-    steps = 8 * 2 * (rows * math.isqrt(sim.horizon) + 2 * KEPT)
+    steps = 8 * (min(values * sim.horizon, KEPT) + 2 * values * math.isqrt(sim.horizon))
     sample = 8 * TOKEN * members * max(sim.samples, sim.prompts) * sim.horizon
-    return edges + steps + sample + 8 * sim.inputs * count(sim) + _working(sim, rows)
+    return FIXED + edges + steps + sample + 8 * sim.inputs * count(sim) + _working(sim, rows)
 
 
 def _working(sim: Sim, rows: int) -> int:

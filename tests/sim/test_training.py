@@ -392,9 +392,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_remedy(tmp_pa
     # what the range of optimizer.lr refuses
     wild = method.model_copy(update={"optimizer": method.optimizer.model_copy(update={"lr": 1e300})})
     session = SimRun(recipe=wild, sim=SIM).prepare(tmp_path / "a")
-    with pytest.raises(
-        NotFiniteError, match=r"step 0: `logp_theta` must be .*, the first nan .* lower optimizer.lr or bound .* no che"
-    ):
+    # weights of 1e300 overflow in the forward pass or in its gradient, which depends on the processor's kernels
+    seen = r"(`logp_theta` must be .*, the first nan .*|the gradient is not finite;)"
+    with pytest.raises(NotFiniteError, match=rf"step 0: {seen} lower optimizer.lr or bound .* no che"):
         session.run()
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
 
