@@ -83,4 +83,4 @@ def table(policies: int) -> list[str]:
 
 if __name__ == "__main__":
     print("in thousandths, of a unit of reward and of a nat a token")
-    print("\n".join(table(int(sys.argv[1]) if len(sys.argv) > 1 else 32)))
+    print("\n".join(table(int(sys.argv[1]) if len(sys.argv) > 1 else 128)))
