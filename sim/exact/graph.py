@@ -166,9 +166,9 @@ class Graph:
 
     def squares(self, kernel: Tensor, x: Tensor, by_length: Tensor | None = None) -> Tensor:
         """`World.squares`."""
-        walks = [self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square())]
+        mass, once, twice = (self._walk((kernel * factor).expand_as(x)) for factor in (torch.ones(()), x, x.square()))
         with flushed():
-            found = recursion.squares(*walks, self._worth(len(x)), self._lengths(by_length))
+            found = recursion.squares(mass, once, twice, self._worth(len(x)), self._lengths(by_length))
         return torch.from_numpy(found).view(len(found), len(x), -1)[..., self.table.start].transpose(0, 1)
 
     def log_mass(self, kernel: Tensor) -> Tensor:
