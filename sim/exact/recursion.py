@@ -292,20 +292,20 @@ def expansion(mass: Tensor, moved: Tensor, where: Branches, rewards: Tensor, hor
             apart = (n * (wide - 1) + u - 1) * len(at) + torch.arange(len(at))
             differ.put(apart, n * row + to[:, u], torch.ones(()))
             differ.put(apart, n * row + to[:, 0], -torch.ones(()))
-    ahead = Entries()
+    after = Entries()
     for n in range(order + 1):
-        ahead.put(n * row + still, n * row + still, torch.ones(()))
+        after.put(n * row + still, n * row + still, torch.ones(()))
         for u in range(wide):
-            ahead.put(n * row + at, n * row + to[:, u], k[:, u])
+            after.put(n * row + at, n * row + to[:, u], k[:, u])
         if n:
-            ahead.put(n * row + at, (n - 1) * row + to[:, 0], rest)
+            after.put(n * row + at, (n - 1) * row + to[:, 0], rest)
             for u in range(1, wide):
                 apart = ((n - 1) * (wide - 1) + u - 1) * len(at) + torch.arange(len(at))
-                ahead.put(n * row + at, (order + 1) * row + apart, q[:, u])
+                after.put(n * row + at, (order + 1) * row + apart, q[:, u])
     value = np.zeros((order + 1) * row)
     value[:row] = rewards.repeat(members).numpy()
-    differences = order * (wide - 1) * len(at)
-    difference, step = differ.matrix(differences, len(value)), ahead.matrix(len(value), len(value) + differences)
+    height = order * (wide - 1) * len(at)
+    difference, step = differ.matrix(height, len(value)), after.matrix(len(value), len(value) + height)
     for _ in range(horizon):
         value = step @ np.concatenate([value, difference @ value])
     return torch.from_numpy(value).view(order + 1, members, places)[..., :size].permute(1, 2, 0)
