@@ -33,8 +33,7 @@ def rollout(sim: Sim, world: World, weights: Weights, mu: Arithmetic) -> tuple[P
         return one, of_errors(one.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None
     draws = sim.draws
     every = world.run(engine(sim, weights, mu))
-    logp, ids = (x.view(-1, draws, *x.shape[1:]) for x in (every.logp, every.routes.contexts))
-    readings = of_engines(logp, ids)
+    readings = of_engines(*(x.reshape(-1, draws, *x.shape[1:]) for x in (every.logp, every.routes.contexts)))
     return replace(_first(every, draws), logp=readings.sampled), readings
 
 

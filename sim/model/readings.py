@@ -124,6 +124,11 @@ def misread(logp: Tensor, size: float, keys: Tensor, draws: int) -> Tensor:
     return read(logp, size, normals(draws)[pick(keys, draws)]) if size else logp
 
 
+def token_keys(keys: Tensor, length: int) -> Tensor:
+    """The hash key of what is drawn at every token of responses with keys `[...]`, `[..., length]`."""
+    return noise.combine(noise.combine(keys, READINGS)[..., None], torch.arange(length))
+
+
 def pick(keys: Tensor, draws: int) -> Tensor:
     """One of so many draws a key, int64."""
     return (noise.uniform(keys) * draws).long()

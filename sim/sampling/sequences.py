@@ -17,7 +17,7 @@ from torch import Tensor
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, initial_state
-from firstorder.sim.model.readings import READINGS, pick
+from firstorder.sim.model.readings import pick, token_keys
 from firstorder.sim.tasks.task import SimTask, ends, heard
 
 Replay = Tensor | None
@@ -85,7 +85,7 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     logp = torch.zeros(tokens.shape, dtype=torch.float64)
     state, hashed, running = initial_state(model, rows.shape[1]), None, torch.ones(rows.shape, dtype=torch.bool)
-    draws = len(state) // len(rows)
+    draws, of_token = len(state) // len(rows), token_keys(keys, layout.length)
     depth_at = {layout.before(depth): depth for depth in range(layout.horizon)}
     ids = []
     for position in range(layout.length - 1):
@@ -95,9 +95,9 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
             step = chunked_step(model, state, now, hashed, None)
             said, used = step.logp, step.ids
         else:
-            said_by_all, keys_of_all = (x.repeat_interleave(draws, dim=0) for x in (now, hashed))
-            step = chunked_step(model, state, said_by_all, keys_of_all, None)
-            which = pick(noise.combine(noise.combine(keys, READINGS), position), draws)
+            every, keyed = (x.repeat_interleave(draws, dim=0) for x in (now, hashed))
+            step = chunked_step(model, state, every, keyed, None)
+            which = pick(of_token[..., position + 1], draws)
             said, used = (_of(x, which, draws) for x in (step.logp, step.ids))
         state = step.state
         ids.append(used)

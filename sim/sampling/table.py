@@ -1,7 +1,7 @@
 """Sampling and scoring where contexts merge and the policy carries no state: one pass over a table serves every token.
 
-Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment),
-S contexts, V vocabulary, T horizon, N layers, K experts a token.
+Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment), S contexts,
+V vocabulary, T horizon, N layers, K experts a token.
 
 A response walks c_{t+1} = follow(c_t, y_t), so that all that an engine says of it is looked up. A prompt is one token,
 the number of its problem. The answer of an environment and the token before it are run as the context that they lead
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from firstorder.core.tasks import Episodes
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step
-from firstorder.sim.model.readings import READINGS, of_engines
+from firstorder.sim.model.readings import of_engines, token_keys
 from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse
 
@@ -120,35 +121,19 @@ class Table:
             return self._sample_drawn(step, rows, keys)
         drawn = draw(self.contexts, step.logp, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
-        said = TableScores(step=step, contexts=self._along(drawn.contexts), tokens=episodes.tokens)
-        used = torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None]
-        return Rollouts(
-            tokens=episodes.tokens,
-            mask=episodes.mask,
-            logp=torch.where(episodes.mask, said.logp, 0.0),
-            lengths=episodes.lengths,
-            routes=torch.where(used[..., None, None], said.routes, -1),
-        )
+        return _rollouts(step, self._along(drawn.contexts), episodes)
 
     def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor) -> Rollouts:
         """The same from K engines a member, of which each token is said by one."""
-        logp = every.logp.view(len(rows), -1, *every.logp.shape[1:])
-        readings = of_engines(logp, every.ids.view(len(rows), -1, *every.ids.shape[1:]))
+        members, size = len(rows), every.logp.shape[1]
+        readings = of_engines(*(x.reshape(members, -1, *x.shape[1:]) for x in (every.logp, every.ids)))
         drawn = draw(self.contexts, readings.sampled, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
-        contexts, length = self._along(drawn.contexts), episodes.tokens.shape[-1]
-        edge = contexts * logp.shape[-1] + episodes.tokens
-        of_token = noise.combine(noise.combine(keys, READINGS)[..., None], torch.arange(length))
-        of_engine = contexts + readings.taken(edge, of_token) * logp.shape[2]
-        said = TableScores(step=_together(every, len(rows)), contexts=of_engine, tokens=episodes.tokens)
-        used = torch.arange(length) < (episodes.lengths - 1)[..., None]
-        return Rollouts(
-            tokens=episodes.tokens,
-            mask=episodes.mask,
-            logp=torch.where(episodes.mask, said.logp, 0.0),
-            lengths=episodes.lengths,
-            routes=torch.where(used[..., None, None], said.routes, -1),
-        )
+        contexts = self._along(drawn.contexts)
+        edge = contexts * every.logp.shape[-1] + episodes.tokens
+        taken = readings.taken(edge, token_keys(keys, edge.shape[-1]))
+        together = {name: x.reshape(members, -1, *x.shape[2:]) for name, x in vars(every).items()}
+        return _rollouts(Step(**together), taken * size + contexts, episodes)
 
     def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> TableScores:
         """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
@@ -180,9 +165,17 @@ class Table:
         return torch.where(source >= 0, taken, -1)
 
 
-def _together(every: Step, members: int) -> Step:
-    """The contexts of all K engines of a member as one table, `[M, K S, ...]`."""
-    return Step(**{name: x.view(members, -1, *x.shape[2:]) for name, x in vars(every).items()})
+def _rollouts(step: Step, contexts: Tensor, episodes: Episodes) -> Rollouts:
+    """What an engine says of episodes whose tokens are said in `contexts` `[M, B, L]`."""
+    said = TableScores(step=step, contexts=contexts, tokens=episodes.tokens)
+    used = torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None]
+    return Rollouts(
+        tokens=episodes.tokens,
+        mask=episodes.mask,
+        logp=torch.where(episodes.mask, said.logp, 0.0),
+        lengths=episodes.lengths,
+        routes=torch.where(used[..., None, None], said.routes, -1),
+    )
 
 
 def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Walks:

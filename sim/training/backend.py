@@ -38,7 +38,7 @@ from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
-from firstorder.sim.model.readings import READINGS, engine, misread
+from firstorder.sim.model.readings import engine, misread, token_keys
 from firstorder.sim.sampling.reader import Scores, reader
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
@@ -163,8 +163,7 @@ class SimBackend:
         """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
         if not self.sim.reading_noise:
             return logp
-        of_token = noise.combine(noise.combine(keys, READINGS)[..., None], torch.arange(logp.shape[-1]))
-        return misread(logp, self.sim.reading_noise, of_token, self.sim.draws)
+        return misread(logp, self.sim.reading_noise, token_keys(keys, logp.shape[-1]), self.sim.draws)
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays.
