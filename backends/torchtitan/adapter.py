@@ -242,7 +242,10 @@ def balanced_experts() -> Iterator[None]:
         AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange = stock
 
 
-class FusedNorm(torch.autograd.Function):
+_Function: Any = torch.autograd.Function
+
+
+class FusedNorm(_Function):
     """What a GPU's RMS norm allocates: the result and a float32 scale of each row, and it keeps its input for backward.
 
     A CPU has no such kernel and keeps two float32 tensors as large as the input. For fake tensors, without values.
