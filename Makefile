@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines check format lint types test test-engines test-gpu docs docs-tables bench bench-engines
+.PHONY: venv engines check format lint types test test-engines test-gpu docs docs-tables bench bench-engines bench-gpu
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -46,3 +46,7 @@ bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, w
 bench-engines: PYTHON = .venv-engines/bin/python
 bench-engines: ## the same on the real engines; needs `make engines`
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/benchmarks/engines --benchmark-enable
+
+bench-gpu: PYTHON = .venv-engines/bin/python
+bench-gpu: ## the trainer's figures on one GPU, where .venv-engines holds the extra engines-cuda
+	$(PYTHON) tests/gpu/figures.py tests/records/gpu.json $(ARGS)

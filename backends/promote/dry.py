@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -53,7 +54,11 @@ def dry_run(shape: Shape, titan: Torchtitan, recipe: Recipe, num_ranks: int) -> 
         "num_ranks": num_ranks,
     }
     command = [sys.executable, "-W", "ignore", "-m", "firstorder.backends.torchtitan.dryrun"]
-    process = subprocess.run(command, input=json.dumps(specification), capture_output=True, text=True, check=False)
+    # torchtitan settles on a device when it is imported, so a GPU has to be hidden before the process starts
+    there = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(
+        command, input=json.dumps(specification), capture_output=True, text=True, check=False, env=there
+    )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"it ended with code {process.returncode}"]
         raise ConfigError(lines[-1] if process.returncode == 2 else f"the dry run failed: {lines[-1]}")

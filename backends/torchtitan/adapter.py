@@ -54,6 +54,7 @@ with _device_named():
     from torchtitan.models.common import CosSinRoPE, Embedding, Linear
     from torchtitan.models.common.attention import FlexAttention
     from torchtitan.models.common.moe import GroupedExperts, TokenChoiceTopKRouter
+    from torchtitan.models.common.nn_modules import RMSNorm
     from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
     from torchtitan.models.qwen3 import (
         _LINEAR_INIT,
@@ -91,6 +92,7 @@ __all__ = [
     "derive",
     "device_type",
     "dist_utils",
+    "fused_norms",
     "linear_init",
     "moe_layers",
     "norm",
@@ -238,3 +240,39 @@ def balanced_experts() -> Iterator[None]:
         yield
     finally:
         AllToAllTokenDispatcher.dispatch, AllToAllTokenDispatcher._sync_token_count_exchange = stock
+
+
+_Function: Any = torch.autograd.Function
+
+
+class FusedNorm(_Function):
+    """What a GPU's RMS norm allocates: the result and a float32 scale of each row, and it keeps its input for backward.
+
+    A CPU has no such kernel and keeps two float32 tensors as large as the input. For fake tensors, without values.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """A result of the shape of `x`."""
+        ctx.save_for_backward(x, weight, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the shapes of `x` and of the weight."""
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+@contextmanager
+def fused_norms() -> Iterator[None]:
+    """Let norms allocate what they do on a GPU, as long as tensors are fake and hold no values."""
+
+    def forward(self: Any, x: Tensor) -> Any:  # torchtitan finds arguments by their names
+        return FusedNorm.apply(x, self.weight)
+
+    stock, RMSNorm.forward = RMSNorm.forward, forward
+    try:
+        yield
+    finally:
+        RMSNorm.forward = stock

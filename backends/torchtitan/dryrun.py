@@ -1,10 +1,10 @@
 """One update of a large model over many ranks, on a machine that has neither: meta tensors, fake ranks, fake tensors.
 
 The model, its layout, its replaying routers, loss, clipping and optimizer are those of a run. What is read off are the
-shardings of every parameter and the bytes that a rank holds. Three things are assumed: experts take equally many
-tokens, rows are full, and attention is a fused kernel, which holds its output and its log-sum-exp.
+shardings of every parameter and the bytes that a rank holds. Four things are assumed: experts take equally many
+tokens, rows are full, attention is a fused kernel, which holds its output and its log-sum-exp, and so are norms.
 
-    python -m firstorder.backends.torchtitan.dryrun < specification.json > report.json
+    CUDA_VISIBLE_DEVICES= python -m firstorder.backends.torchtitan.dryrun < specification.json > report.json
 
 Shapes: R packed rows, P positions of a row, M MoE layers, K experts a token.
 """
@@ -12,11 +12,11 @@ Shapes: R packed rows, P positions of a row, M MoE layers, K experts a token.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Report:
     resident: int
 
 
-def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) -> Report:
+def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int, *, gpu: bool = True) -> Report:
     """Build a model on meta, lay it out over fake ranks and run one update under fake tensors.
 
     The process must have no process group; a fake one stands in for it while this runs.
@@ -116,6 +116,7 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) 
         settings: the `[torchtitan]` section.
         recipe: its replay, weights and optimizer.
         num_ranks: of the trainer.
+        gpu: estimate what a GPU's norms allocate, and not a CPU's.
 
     Raises:
         ConfigError: the layout does not fit the ranks, or the dtype has no fake kernel.
@@ -127,7 +128,8 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int) 
         )
     adapter.dist_utils.init_fake_mode(num_ranks)
     try:
-        return _dry_run(shape, settings, recipe, num_ranks, started)
+        with adapter.fused_norms() if gpu else nullcontext():  # before the layout, which binds what norms do
+            return _dry_run(shape, settings, recipe, num_ranks, started)
     finally:
         distributed.destroy_process_group()
 
@@ -177,18 +179,20 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
         dims: the meshes.
         note: called with the name of every moment that is reached.
     """
-    tokens = torch.randint(shape.vocab_size, (settings.microbatch_rows, settings.pack_length))
-    positions = torch.arange(settings.pack_length).expand_as(tokens)
+    size, device = (settings.microbatch_rows, settings.pack_length), adapter.device_type
+    tokens = torch.randint(shape.vocab_size, size, device=device)
+    positions = torch.arange(settings.pack_length, device=device).expand_as(tokens)
+    masks = None if adapter.ON_CPU else adapter.attention_masks(trained, positions)  # a CPU's would be dense
     moves.zero_grad()
     note("start")
     with torch.no_grad(), recording(trained) as record:
-        old = _logp(trained, tokens, positions, entropy=True)
+        old = _logp(trained, tokens, positions, masks, entropy=True)
     ids = None if recipe.router_replay.mode == "disabled" else record.ids
     note("scored")
     for _ in range(MICROBATCHES):
         note("begun")
         with replaying(trained, ids):
-            logp = _logp(trained, tokens, positions)
+            logp = _logp(trained, tokens, positions, masks)
             note("forward")
             torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))
             del logp, stats
@@ -200,19 +204,38 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
 
 
 def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
-    """Peak bytes that the same update really allocates here, on one rank, for a model that fits this machine.
+    """Peak bytes that the same update really allocates here, on one rank: of a GPU, if there is one.
 
-    As with `dry_run`, the process must have no process group.
+    The model has to fit. As with `dry_run`, the process must have no process group.
     """
     num_ranks = adapter.start_process_group()
     parallelism, dims = model.layout(settings, num_ranks)
     laid_out = model.lay_out(shape, settings, parallelism, dims)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+
+    def updates() -> Iterator[None]:
         trained = model.materialise(laid_out)
         moves = optimizer(recipe.optimizer, trained)
-        for _ in range(2):  # the second update finds the optimizer's state
+        for _ in range(2):  # the second update finds the optimizer's state, and its kernels compiled
             step(trained, moves, shape, settings, recipe, dims, lambda moment: None)
-    distributed.destroy_process_group()
+            yield
+
+    try:
+        return _peak_of_host(updates()) if adapter.ON_CPU else _peak_of_gpu(updates())
+    finally:
+        distributed.destroy_process_group()
+
+
+def _peak_of_gpu(updates: Iterator[None]) -> int:
+    next(updates)
+    torch.cuda.reset_peak_memory_stats()
+    next(updates)
+    return torch.cuda.max_memory_allocated()
+
+
+def _peak_of_host(updates: Iterator[None]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        for _ in updates:
+            pass
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())
@@ -225,14 +248,13 @@ def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
 
 
 def error(recipe: Recipe, activation_checkpoint: Any) -> float:
-    """How far the estimate for a small model is from what it allocates, as a share of the latter."""
+    """How far the estimate for a small model on a CPU is from what it allocates there, as a share of the latter."""
     settings = Torchtitan(activation_checkpoint=activation_checkpoint, pack_length=256, microbatch_rows=1)
-    return dry_run(SMALL, settings, recipe, 1).memory.peak / measure(SMALL, settings, recipe) - 1.0
+    return dry_run(SMALL, settings, recipe, 1, gpu=False).memory.peak / measure(SMALL, settings, recipe) - 1.0
 
 
 def main() -> None:
     """Read a specification from standard input, write the report to standard output; a mistake is one line, code 2."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     specification = json.load(sys.stdin)
     try:
         settings, recipe = build(Torchtitan, specification["torchtitan"]), build(Recipe, specification["recipe"])
@@ -244,8 +266,8 @@ def main() -> None:
     sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
 
 
-def _logp(trained: Any, tokens: Tensor, positions: Tensor, *, entropy: bool = False) -> Tensor:
-    logp: Tensor = trained(tokens, positions=positions, attention_masks=None, labels=tokens, entropy=entropy)[0]
+def _logp(trained: Any, tokens: Tensor, positions: Tensor, masks: Any, *, entropy: bool = False) -> Tensor:
+    logp: Tensor = trained(tokens, positions=positions, attention_masks=masks, labels=tokens, entropy=entropy)[0]
     return logp.double()
 
 
@@ -255,7 +277,7 @@ def _stats(logp: Tensor, old: Tensor) -> TokenStats:
         logp_old=old,
         logp_mu=old,
         mask=torch.ones_like(logp, dtype=torch.bool),
-        advantage=torch.ones(len(logp), dtype=torch.float64),
+        advantage=torch.ones(len(logp), dtype=torch.float64, device=logp.device),
     )
 
 

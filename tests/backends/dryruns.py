@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
@@ -29,11 +30,25 @@ def small():
     for recompute in ("none", "full"):
         for length in (128, 256):
             titan = Torchtitan(activation_checkpoint=recompute, pack_length=length, microbatch_rows=1)
-            estimate = dryrun.dry_run(dryrun.SMALL, titan, recipe, 1).memory.peak
+            estimate = dryrun.dry_run(dryrun.SMALL, titan, recipe, 1, gpu=False).memory.peak
             found[f"{recompute} {length}"] = [estimate, dryrun.measure(dryrun.SMALL, titan, recipe)]
     titan = Torchtitan(pack_length=256, microbatch_rows=1, expert=2)
     return found | {"two ranks": asdict(dryrun.dry_run(dryrun.SMALL, titan, recipe, 2))}
 
 
+def recorded():
+    """The layouts whose peaks on a GPU are in the record: what is estimated, and what was allocated there."""
+    record = json.loads((Path(__file__).parents[1] / "records/gpu.json").read_text())
+    peaks = {(2, kind): peak for kind, peak in record["peaks of two layers, 32,768 tokens, 16 chunks"].items()}
+    for one in (found for name, found in record.items() if name.startswith("memory")):
+        peaks[one["layers"], one["activation_checkpoint"]] = one["moments"]["backward"]["peak"]
+    recipe, found = build(Recipe, read("qwen3-30b-a3b-r3-n2")), {}
+    for (layers, kind), peak in peaks.items():
+        titan = Torchtitan(activation_checkpoint=kind, pack_length=32_768, microbatch_rows=1, loss_chunks=16)
+        shape = replace(models.shape_of(), num_hidden_layers=layers)
+        found[f"{layers} {kind}"] = [dryrun.dry_run(shape, titan, recipe, 1).memory.peak, peak]
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps({"shipped": shipped, "small": small}[sys.argv[1]]()))
+    print(json.dumps({"shipped": shipped, "small": small, "recorded": recorded}[sys.argv[1]]()))

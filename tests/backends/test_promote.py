@@ -145,6 +145,26 @@ def test_a_dry_run_that_cannot_be_is_one_line():
         dry.dry_run(models.shape_of(), titan, build(Recipe, read(NAME)), 8)
 
 
+def test_the_dry_run_expects_what_updates_allocated_on_a_gpu():
+    found = dryruns("recorded")
+    assert len(found) == 4
+    for layout, (estimate, allocated) in found.items():
+        assert abs(estimate / allocated - 1.0) < 0.01, (layout, estimate, allocated)
+
+
+def test_the_dry_run_is_shown_no_gpu(monkeypatch):
+    seen = []
+
+    def ran(command, **given):
+        seen.append(given["env"]["CUDA_VISIBLE_DEVICES"])
+        return subprocess.CompletedProcess(command, 2, "", "a reason")
+
+    monkeypatch.setattr(dry.subprocess, "run", ran)
+    with pytest.raises(ConfigError, match="a reason"):
+        dry.dry_run(models.shape_of(), models.engines([("task.kind", "sums")])[0], build(Recipe, read(NAME)), 8)
+    assert seen == [""]
+
+
 def test_vllm_leaves_the_routers_out():
     from vllm.model_executor.layers.quantization.compressed_tensors.utils import should_ignore_layer
 

@@ -14,7 +14,7 @@ import pytest
 from firstorder.backends.coldstart import SMALL
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # tasks.py
+sys.path.insert(0, str(HERE))  # tasks.py, trainers.py
 
 engines = runpy.run_path(str(HERE.parent / "backends/conftest.py"))
 write_model, pytest_configure = engines["write_model"], engines["pytest_configure"]
@@ -27,6 +27,7 @@ def folder(tmp_path_factory, write_model):
 
 @pytest.fixture
 def alone():
-    """Calls a function of tasks.py in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda task, *arguments: pool.submit(task, *arguments).result()
+    """Calls a function in a process of its own, a new one every time."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield lambda task, *arguments, **settings: pool.submit(task, *arguments, **settings).result()
