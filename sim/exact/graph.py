@@ -17,12 +17,12 @@ from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step
 from firstorder.sim.sampling.table import draw
+from firstorder.sim.tasks import recursion
 from firstorder.sim.tasks.contexts import Contexts
+from firstorder.sim.tasks.recursion import After, Array, Branches, Walk, Worth, flushed
 from firstorder.sim.tasks.task import SimTask
 
-from . import recursion
 from .edges import Pass, Routes
-from .recursion import After, Array, Branches, Walk, Worth, branches, flushed
 from .world import Near, Responses, Rows
 
 SALT = 2  # keeps the random numbers of a sample apart from those of weights and rollouts
@@ -65,10 +65,10 @@ class Graph:
         """The distinct rewards, ascending, `[n]`."""
         return self.table.levels
 
-    @cached_property
+    @property
     def branches(self) -> Branches:
         """The distinct places that a context's tokens lead to."""
-        return branches(self.table.follow, self.contexts, len(self.table.ends))
+        return self.table.branches
 
     @cached_property
     def owner(self) -> Tensor | None:

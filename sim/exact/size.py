@@ -9,8 +9,6 @@ from firstorder.core.errors import SizeError
 from firstorder.sim.config import Sim
 from firstorder.sim.tasks import task_of
 
-from .recursion import KEPT
-
 LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
 MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large
 EDGE = 96  # float64 numbers of an edge that are alive at once, 56 to 65 measured: passes, weights at each sign, sums

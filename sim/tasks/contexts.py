@@ -19,25 +19,7 @@ from torch import Tensor
 
 from firstorder.core.errors import ConfigError, DataError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Branches:
-    """The distinct places that each context leads to, so that what costs as much as the vocabulary is done once.
-
-    Args:
-        slot: int64 `[S, V]`, by which of them each token goes.
-        places: int64 `[S, U]`, contexts or endings, ascending; a context that leads to fewer than U has its last one
-            again, where no token goes.
-    """
-
-    slot: Tensor
-    places: Tensor
-
-    def mass(self, p: Tensor) -> Tensor:
-        """The probability of each place, `[..., S, U]`, of those of the tokens, `[..., S, V]`."""
-        zero = torch.zeros(*p.shape[:-1], self.places.shape[-1], dtype=p.dtype)
-        gathered: Tensor = zero.scatter_add(-1, self.slot.expand_as(p), p)
-        return gathered
+from .recursion import Branches, branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +83,8 @@ class Contexts:
 
     @cached_property
     def branches(self) -> Branches:
-        """Where tokens lead, each place once."""
-        follow, order = self.follow.sort(-1)
-        fresh = follow.diff(dim=-1, prepend=follow[:, :1]) != 0
-        rank = fresh.long().cumsum(-1)
-        places = follow[:, -1:].repeat(1, int(rank.max()) + 1).scatter(-1, rank, follow)
-        return Branches(slot=torch.empty_like(rank).scatter(-1, order, rank), places=places)
+        """The distinct places that a context's tokens lead to."""
+        return branches(self.follow, len(self.follow), len(self.ends))
 
     def walk(self, start: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The contexts that tokens are said at, int64 `[..., T]`; 0 off the mask.

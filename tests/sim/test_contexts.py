@@ -101,12 +101,12 @@ def test_branches_are_the_distinct_places_with_all_their_tokens(seed, size, voca
     generator = torch.Generator().manual_seed(seed)
     contexts = drawn(generator, size, vocab, endings)
     branches = contexts.branches
-    assert torch.equal(branches.places.gather(-1, branches.slot), contexts.follow)
+    assert torch.equal(branches.place.gather(-1, branches.which), contexts.follow)
     p = torch.rand(2, size, vocab, generator=generator, dtype=torch.float64)
-    mass = branches.mass(p)
+    mass = branches.collapse(p)
     for c in range(size):
         found = contexts.follow[c].unique().tolist()
-        assert branches.places[c, : len(found)].tolist() == found
+        assert branches.place[c, : len(found)].tolist() == found
         assert not mass[:, c, len(found) :].any()
         for u, place in enumerate(found):
             expected = p[:, c, contexts.follow[c] == place].sum(-1)
