@@ -72,6 +72,12 @@ def test_the_page_says_what_the_picture_shows():
     assert min(median(name, "gradient_error", "2048") for name in without) > 0.985
 
 
+def test_responses_of_one_length_are_not_changed_by_a_norm_of_lengths():
+    plain, normed = (measure(name, **walks.PROBLEM, prompts=2, horizon=8) for name in ("minirl", "minirl-length-norm"))
+    assert normed.gradient_error == pytest.approx(plain.gradient_error, rel=1e-9)
+    assert normed.update_scale == pytest.approx(8 * plain.update_scale, rel=1e-9)
+
+
 def test_replay_without_compounding_is_what_the_script_prints():
     lines = runpy.run_path(str(ROOT / "docs/examples/compounding.py"))["table"](128)
     for line in lines[2:]:
