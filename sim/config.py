@@ -311,15 +311,11 @@ class Sim(Section):
                     f"sim.{name}.kind = gate_order reorders a softmax and a top-k, but sim.router = {self.router} has "
                     "one order only; use softmax_topk or topk_softmax"
                 )
-        if self.numerics.drawn and self.reading_noise:
+        batch = self.numerics.kind == "batch"
+        if self.reading_noise and (self.numerics.drawn or batch):
             raise ValueError(
-                f"sim.numerics.fresh and sim.reading_noise = {self.reading_noise:g} both draw what is recorded of a "
-                "token; set one of them"
-            )
-        if self.reading_noise and self.numerics.kind == "batch":
-            raise ValueError(
-                f"sim.reading_noise = {self.reading_noise:g} and numerics.kind = batch both average over sim.draws; "
-                "set one of them"
+                f"sim.reading_noise = {self.reading_noise:g} and numerics.{'kind = batch' if batch else 'fresh'} both "
+                "draw one of sim.draws; set one of them"
             )
         if self.training_numerics.drawn:
             raise ValueError(

@@ -231,8 +231,8 @@ def test_what_is_drawn_is_refused_where_it_has_no_meaning(make_recipe):
         with pytest.raises(ConfigError, match=message):
             measure(recipe, Sim(**(CHAIN | setting)))
     for message, setting in {
-        "both draw what is recorded": FRESH | {"reading_noise": 0.1},
-        "both average over sim.draws": {"numerics": Numerics(kind="batch"), "reading_noise": 0.1},
+        "numerics.fresh both draw one of sim.draws": FRESH | {"reading_noise": 0.1},
+        "numerics.kind = batch both draw one of sim.draws": {"numerics": Numerics(kind="batch"), "reading_noise": 0.1},
         "training_numerics.fresh is not defined": {"training_numerics": Numerics(kind="noise", fresh=True)},
     }.items():
         with pytest.raises(ValidationError, match=message):
