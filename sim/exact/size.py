@@ -8,6 +8,7 @@ from bisect import bisect_right
 from firstorder.core.errors import SizeError
 from firstorder.sim.config import Sim
 from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks.recursion import KEPT
 
 LARGEST_INDEX = 2**31 - 1  # of an edge, which is an int32
 MOST_DIGITS = 1 << 10  # binary ones, above which a count is only called large

@@ -1,7 +1,7 @@
-"""Sampling and scoring where contexts merge and the policy carries no state: one pass over a table serves every token.
+"""Sampling and scoring where contexts merge and a policy carries no state: a pass over a table serves every token.
 
-Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment), S contexts,
-V vocabulary, T horizon, N layers, K experts a token.
+Shapes: M members, B responses, L positions (prompt, then response tokens and the answers of an environment), S
+contexts, V vocabulary, T horizon, N layers, K experts a token.
 
 A response walks c_{t+1} = follow(c_t, y_t), so that all that an engine says of it is looked up. A prompt is one token,
 the number of its problem. The answer of an environment and the token before it are run as the context that they lead

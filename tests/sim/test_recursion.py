@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import objectives, recursion
+from firstorder.sim.exact import objectives
 from firstorder.sim.exact.edges import Pass, Routes
 from firstorder.sim.exact.graph import Graph
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Scene
 from firstorder.sim.exact.world import Near
-from firstorder.sim.tasks import task_of
+from firstorder.sim.tasks import recursion, task_of
 from firstorder.sim.tasks.contexts import Contexts
 
 Table = runpy.run_path(str(Path(__file__).with_name("graph_reference.py")))["Table"]
