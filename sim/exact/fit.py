@@ -22,14 +22,20 @@ class Fit:
 
 
 def compare(u: Tensor, g: Tensor) -> Fit:
-    """Compare expected updates `[M, P]` with gradients `[M, P]`."""
+    """Compare expected updates `[M, P]` with gradients `[M, P]`.
+
+    Both are first brought near 1 by a power of two, which changes no digit, so that no square is lost below 1e-308.
+    """
+    power_u, power_g = (torch.frexp(x.abs().amax(-1)).exponent for x in (u, g))
+    near = torch.ldexp(u, -power_g[:, None])
+    u, g = torch.ldexp(u, -power_u[:, None]), torch.ldexp(g, -power_g[:, None])
     uu, gg, ug = (u * u).sum(-1), (g * g).sum(-1), (u * g).sum(-1)
     scale = torch.where(uu > 0, ug / uu, 0.0)
     norm = gg.sqrt()
     return Fit(
         error=(scale[:, None] * u - g).norm(dim=-1) / norm,
-        raw=(u - g).norm(dim=-1) / norm,
-        scale=scale,
+        raw=(near - g).norm(dim=-1) / norm,
+        scale=torch.ldexp(scale, power_g - power_u),
         cosine=torch.where(uu > 0, ug / (uu.sqrt() * norm), 0.0),
     )
 

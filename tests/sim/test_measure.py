@@ -251,3 +251,13 @@ def test_a_fit_knows_the_best_scale_the_raw_error_and_the_angle():
 
 def test_the_default_simulator_is_the_one_that_the_claims_are_settled_in(make_recipe):
     assert measure(make_recipe("minirl-r3", "schedule.group_size=2"), Sim())["nodes"] == 484
+
+
+@pytest.mark.parametrize("power", [-600, 500])
+def test_comparisons_do_not_depend_on_how_large_both_are(power):
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    u = g + 0.3 * torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    near, far = compare(u, g), compare(u * 2.0**power, g * 2.0**power)
+    for name in ("error", "raw", "scale", "cosine"):
+        assert torch.equal(getattr(near, name), getattr(far, name))
