@@ -27,7 +27,7 @@ SETTINGS = {
     "coldstart": "calibrated",
     "coldstart_steps": 400,
 }
-QUICK = {k: v for k, v in SETTINGS.items() if k != "coldstart_steps"} | {"horizon": 256, "coldstart": "none"}
+QUICK = SETTINGS | {"horizon": 256, "prompts": 8, "coldstart_steps": 100}
 SAMPLED = 256
 PEAK = """
 import json, sys
