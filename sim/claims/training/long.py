@@ -109,6 +109,7 @@ def _importance_sampling(budget: Budget) -> Outcome:
         if setting.horizon > SHORT:
             holds[setting] = True if ahead.low > 0 else (False if ahead.high < 0 else None)
         measured[str(setting)] = {
+            "holds": holds.get(setting),
             "differences": {
                 "minirl - minirl-no-is": ahead.json(),
                 "collapsed without IS": share_collapsed(cells["minirl-no-is"]).json(),
