@@ -46,6 +46,11 @@ class Numerics(Section):
     seed: int = within(0, SEED, SEED_WHY, "of the noise, or of the draws; read by `noise` and `batch`")
 
     @property
+    def plain(self) -> bool:
+        """Whether products are as float64 has them."""
+        return self.kind in ("exact", "noise", "gate_order")
+
+    @property
     def drawn(self) -> bool:
         """Whether every token is computed by a draw of its own."""
         return self.kind == "noise" and self.fresh

@@ -95,5 +95,10 @@ def batch_bytes(sim: Sim, schedule: Schedule, members: int) -> int:
 
 
 def update_bytes(sim: Sim, rows: int, tokens: int) -> int:
-    """The graph of an update of so many responses, each of so many tokens that are run."""
-    return 8 * rows * tokens * sim.layers * (5 * sim.experts * sim.expert_width + 7 * sim.width)
+    """The graph of an update of so many responses, each of so many tokens that are run.
+
+    An engine that rounds runs all experts on every token; the others those that it chose, in blocks with fillings.
+    """
+    every = 5 * sim.experts * sim.expert_width + 7 * sim.width
+    chosen = sim.top_k * (9 * sim.expert_width + 4 * sim.width) + 7 * sim.width
+    return 8 * rows * tokens * sim.layers * (min(every, chosen) if sim.training_numerics.plain else every)

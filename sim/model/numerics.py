@@ -99,7 +99,7 @@ class Arithmetic:
     @property
     def plain(self) -> bool:
         """Whether a product is x @ w as float64 has it, whatever else runs in it; see `product`."""
-        return self.numerics.kind in ("exact", "noise", "gate_order")
+        return self.numerics.plain
 
     def product(self, x: Tensor, w: Tensor, site: Site) -> Tensor:
         """x @ w, `[M, N, D] @ [M, D, F]`, as the engine computes it."""

@@ -19,12 +19,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
 KEPT = 1 << 24  # float64 numbers of a block of steps
@@ -108,14 +111,22 @@ def stacked(parts: Sequence[tuple[Walk, int]]) -> csr_array:
     data = np.concatenate([walk.mass.ravel() for walk, _ in parts])
     indices = np.concatenate([(walk.place + np.int32(source * rows)).ravel() for walk, source in parts])
     starts = np.arange(0, len(data) + 1, wide, dtype=np.int32)
-    matrix = csr_array((data, indices, starts), shape=(len(parts) * rows, len(parts) * rows))
+    size = len(parts) * rows
+    matrix = _sparse()((data, indices, starts), shape=(size, size))
     matrix.eliminate_zeros()
     return matrix
 
 
+def _sparse() -> Any:
+    """The matrices of scipy, which takes a third of a second to import: no work on a tree needs it."""
+    from scipy.sparse import csr_array
+
+    return csr_array
+
+
 def transposed(step: csr_array) -> csr_array:
     """The other way round, in the same layout."""
-    return csr_array(step.T.tocsr())
+    return _sparse()(step.T.tocsr())
 
 
 @contextmanager
@@ -328,9 +339,9 @@ class Entries:
     def matrix(self, height: int, width: int) -> csr_array:
         """What was set."""
         if not self.rows:
-            return csr_array((height, width), dtype=np.float64)
+            return _sparse()((height, width), dtype=np.float64)
         rows, columns = (torch.cat(x).int().numpy() for x in (self.rows, self.columns))
-        matrix = csr_array((torch.cat(self.data).numpy(), (rows, columns)), shape=(height, width))
+        matrix = _sparse()((torch.cat(self.data).numpy(), (rows, columns)), shape=(height, width))
         matrix.eliminate_zeros()
         return matrix
 
