@@ -92,3 +92,13 @@ def test_the_example_of_long_responses_measures(tmp_path):
     result = json.loads(place.read_text())["result"]
     assert result["mean_length"] == pytest.approx(2048)
     assert result["nodes"] == 2 * 8 * 2  # problems, positions, on the chain and off it
+
+
+def test_the_page_shows_what_the_records_hold():
+    page = (ROOT / "docs/long.md").read_text()
+    claims = json.loads((ROOT / "tests/records/training.json").read_text())["claims"]
+    conditions = next(c for c in claims if c["id"] == "training-long-is")["measured"]["conditions"]
+    sampled = json.loads((ROOT / "tests/records/long-sampled.json").read_text())["horizons"]
+    for leads in [*conditions.values(), *sampled.values()]:
+        lead = leads["differences"]["minirl - minirl-no-is"]
+        assert f"{lead['value']:+.2f} [{lead['low']:.2f}, {lead['high']:.2f}]" in page
