@@ -77,7 +77,7 @@ def _distilled(sim: Sim, style: Style, members: tuple[int, ...]) -> Weights:
     seeds = torch.tensor(members)
     weights, task = initial_weights(sim, seeds), WORD_TASKS[sim.task](sim)
     automaton = task.automaton(task.prompts(torch.arange(sim.training_prompts)).tokens)
-    demonstrations = demonstrator(automaton, sim.horizon, style, sim.taught)
+    demonstrations = demonstrator(automaton, sim.horizon, style, sim.coldstart_share)
     settings = optimizer.settings([Optimizer(lr=sim.coldstart_lr)] * len(seeds))
     vector, own = flatten(weights), noise.combine(seeds, SALT)
     state = optimizer.start(vector)

@@ -17,7 +17,6 @@ from .engine import Numerics as Numerics
 
 MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
-SHARE = 0.75  # of demonstrations that are correct
 MODES = 4  # of a context of `chain`
 MAX_SEED = 2**63 - 1
 SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
@@ -133,12 +132,8 @@ class Sim(Section):
         description="`none`: random weights; `calibrated`, of `chain` alone: taught what is right, then as sharp as "
         "earns `coldstart_value`; the others: demonstrations of that style distilled into them first",
     )
-    coldstart_share: float | None = within(
-        None,
-        "(0, 1]",
-        "it is a share",
-        "share of the demonstrations that are correct, or of the probability of right tokens that `calibrated` "
-        "teaches; unset: 0.75, or what earns `coldstart_value` where every token has it",
+    coldstart_share: float = within(
+        0.75, "(0, 1]", "it is a share", "share of the demonstrations that are correct; not read by `calibrated`"
     )
     coldstart_value: float = within(
         0.25,
@@ -211,11 +206,9 @@ class Sim(Section):
 
     @property
     def taught(self) -> float:
-        """What `coldstart_share` comes to: J = share^n over the n tokens that must be right, so share = J^(1/n)."""
-        if self.coldstart_share is not None:
-            return self.coldstart_share
+        """What `calibrated` teaches right tokens: J = share^n over the n tokens that must be right, share = J^(1/n)."""
         tokens = self.horizon if self.ending == "horizon" else self.positions
-        return float(self.coldstart_value ** (1 / tokens)) if self.coldstart == "calibrated" else SHARE
+        return float(self.coldstart_value ** (1 / tokens))
 
     @property
     def graded(self) -> bool:

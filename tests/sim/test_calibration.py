@@ -47,7 +47,7 @@ def test_every_member_begins_at_the_value(horizon, changes):
 
 def test_the_first_step_descends_the_cross_entropy_of_the_lesson(same):
     """Against plain numbers: the mean over the contexts taught, of all problems there are."""
-    sim = Sim(**SIZES, coldstart_steps=1, coldstart_share=0.5, tail=1.0)
+    sim = Sim(**SIZES | {"horizon": 1}, coldstart_steps=1, coldstart_value=0.5, tail=1.0)  # half on the right
     task, seeds = Chain(sim), torch.tensor([5])
     contexts = task.contexts(torch.arange(4))
     weights = leaves(initial_weights(sim, seeds))

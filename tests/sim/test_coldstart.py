@@ -81,7 +81,7 @@ def test_the_first_step_descends_the_cross_entropy_of_what_is_shown(task, same):
     work, own = task_of(sim), noise.combine(seeds, coldstart.SALT)
     rows = picks(4, own, 0, coldstart.BATCH)
     keys = noise.combine(noise.combine(noise.mix(own)[:, None], 0), torch.arange(coldstart.BATCH))
-    shown = demonstrator(work.automaton(work.prompts(torch.arange(4)).tokens), 4, "terse", sim.taught)
+    shown = demonstrator(work.automaton(work.prompts(torch.arange(4)).tokens), 4, "terse", sim.coldstart_share)
     tokens, mask = shown.draw(rows, keys)
     tree = plant(work, torch.arange(4))
     every = tree.every
