@@ -105,11 +105,11 @@ def check_rehearsal(model: Path) -> None:
             raise ConfigError(f"--rehearse {model} holds no {wanted}; give a folder of `firstorder coldstart`")
 
 
-def tried(recipe: Recipe, target: Target, folder: Path) -> dict[str, Any]:
-    """The gate as plain numbers; the runs behind it stay in `folder`."""
+def tried(recipe: Recipe, target: Target, folder: Path, horizon: int | None) -> dict[str, Any]:
+    """The gate as plain numbers, on responses of `horizon` tokens; the runs behind it stay in `folder`."""
     from firstorder.sim.trials.evidence import judge
 
-    return judge(recipe, target, folder).json()
+    return judge(recipe, target, folder, horizon).json()
 
 
 def collapsed(gate: dict[str, Any]) -> float:

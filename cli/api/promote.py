@@ -132,6 +132,7 @@ def promote(
     out: str | os.PathLike[str],
     gpu: str = "h100",
     match: str | os.PathLike[str] | None = None,
+    horizon: int | None = None,
     evidence: str | os.PathLike[str] | None = None,
     rehearse: str | os.PathLike[str] | None = None,
     account: str | None = None,
@@ -149,6 +150,7 @@ def promote(
         out: a new or empty folder for the bundle.
         gpu: of every node: a100-80gb, h100, h200, b200.
         match: a run of this recipe on real engines, whose KL and flip rate are taken.
+        horizon: tokens of a response in the simulator's trial; None for three.
         evidence: the gate.json of an earlier bundle, in place of another trial.
         rehearse: a small model, on which the bundle's launchers run for a step.
         account, partition, time: of a SLURM job; placeholders unless given.
@@ -190,7 +192,7 @@ def promote(
     with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
         if gate is None:
             log.info("gate: the recipe's twin and its neighbours in the simulator")
-            gate = tried(recipe, target, Path(work, "gate"))
+            gate = tried(recipe, target, Path(work, "gate"), horizon)
         if not gate["stable"] and not force:
             raise ConfigError(
                 f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "

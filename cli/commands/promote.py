@@ -16,6 +16,14 @@ def promote(
     match: str | None = typer.Option(
         None, "--match", metavar="RUN", help="Take KL and flip rate from a run of this recipe on real engines."
     ),
+    horizon: int | None = typer.Option(
+        None,
+        "--horizon",
+        min=8,
+        max=32768,
+        metavar="TOKENS",
+        help="Of a response in the simulator's trial; three unless given.",
+    ),
     evidence: str | None = typer.Option(
         None, "--evidence", metavar="FILE", help="The gate.json of an earlier bundle, in place of another trial."
     ),
@@ -41,6 +49,7 @@ def promote(
             out=out,
             gpu=gpu,
             match=match,
+            horizon=horizon,
             evidence=evidence,
             rehearse=rehearse,
             account=account,

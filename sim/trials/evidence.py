@@ -138,13 +138,14 @@ class Evidence:
         }
 
 
-def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
+def judge(recipe: Recipe, target: Target, out: Path, horizon: int | None = None) -> Evidence:
     """Calibrate the engines, train the twin and its neighbours, and read what they came to.
 
     Args:
         recipe: the method and its N.
         target: the discrepancy.
         out: a folder for the run folders, `cells/NAME`; finished ones are not trained again.
+        horizon: tokens of a response, on contexts that merge; None for the three of the tree.
 
     Raises:
         ConfigError: the recipe cannot be trained.
@@ -152,7 +153,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
     check_runs(recipe)
     check_trainable(recipe)
     calibration = calibrate(
-        world(recipe),
+        world(recipe, horizon),
         torch.arange(CALIBRATION_SEEDS),
         wanted_kl=target.kl,
         wanted_flips=target.flip_rate,
@@ -164,7 +165,7 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
             name=f"{number:04d}",  # as `Evidence.json` says
             point={"trial": name},
             recipe=each,
-            sim=world(each).model_copy(update={"numerics": calibration.numerics, "members": SEEDS}),
+            sim=world(each, horizon).model_copy(update={"numerics": calibration.numerics, "members": SEEDS}),
         )
         for number, (name, each) in enumerate(wanted.items())
     }
@@ -174,9 +175,27 @@ def judge(recipe: Recipe, target: Target, out: Path) -> Evidence:
     return Evidence(recipe=fingerprint(recipe), target=target, calibration=calibration, trials=trials)
 
 
-def world(recipe: Recipe) -> Sim:
-    """The simulator that a recipe is tried in, but for its numerics."""
+def world(recipe: Recipe, horizon: int | None = None) -> Sim:
+    """The simulator that a recipe is tried in, but for its numerics; `horizon` as of `judge`.
+
+    Long responses have a token that leads back from a failure: without one, what follows it is never taught, and the
+    engines are further apart there than any published pair is.
+    """
     steps = schedule(recipe)["steps"]
+    if horizon is not None:
+        return Sim(
+            world="graph",
+            task="chain",
+            vocab=8,
+            right=2,
+            recovery=1,
+            horizon=horizon,
+            prompts=8,
+            coldstart="calibrated",
+            seed=FIRST_SEED,
+            evaluate_every=max(1, steps // EVALUATIONS),
+            checkpoint_every=steps,
+        )
     return Sim(
         vocab=8,
         horizon=3,

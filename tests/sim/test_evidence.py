@@ -99,15 +99,21 @@ def test_the_mismatch_is_that_of_measure_with_the_same_replay(recipe, mode):
     assert float(flips) == pytest.approx(measured["flip_rate"], rel=1e-12)
 
 
-def test_a_gate_trains_every_neighbour_and_says_what_it_saw(monkeypatch, tmp_path):
-    for name, small in {"SEEDS": 2, "CALIBRATION_SEEDS": 1, "UPDATES": 4, "LEAST_STEPS": 2}.items():
-        monkeypatch.setattr(evidence, name, small)
+@pytest.mark.parametrize(
+    ("horizon", "small"),
+    [
+        (None, {"vocab": 4, "horizon": 2, "pool": 9, "coldstart": "none"}),
+        (16, {"prompts": 2, "positions": 2, "width": 8, "coldstart_value": 0.5}),
+    ],
+)
+def test_a_gate_trains_every_neighbour_and_says_what_it_saw(horizon, small, monkeypatch, tmp_path):
+    for name, few in {"SEEDS": 2, "CALIBRATION_SEEDS": 1, "UPDATES": 4, "LEAST_STEPS": 2}.items():
+        monkeypatch.setattr(evidence, name, few)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    small = {"vocab": 4, "horizon": 2, "pool": 9, "coldstart": "none"}
     whole = evidence.world
-    monkeypatch.setattr(evidence, "world", lambda recipe: whole(recipe).model_copy(update=small))
+    monkeypatch.setattr(evidence, "world", lambda *given: whole(*given).model_copy(update=small))
     recipe = shipped("minirl-r2-n2")
-    judged = evidence.judge(recipe, evidence.PUBLISHED, tmp_path)
+    judged = evidence.judge(recipe, evidence.PUBLISHED, tmp_path, horizon)
     document = json.loads(json.dumps(judged.json()))
     assert document["recipe"] == fingerprint(recipe)
     assert document["stable"] is True
@@ -117,5 +123,5 @@ def test_a_gate_trains_every_neighbour_and_says_what_it_saw(monkeypatch, tmp_pat
         assert one["worst"]["gradient_error"] >= one["first"]["gradient_error"] > 0
     assert document["trials"][evidence.SELF]["lead"]["value"] == 0.0
     assert document["trials"]["router_replay.mode = disabled"]["worst"]["replay_bias"] == 0.0
-    again = evidence.judge(recipe, evidence.PUBLISHED, tmp_path)
+    again = evidence.judge(recipe, evidence.PUBLISHED, tmp_path, horizon)
     assert again.json() == judged.json()
