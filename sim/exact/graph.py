@@ -74,17 +74,8 @@ class Graph:
     def owner(self) -> Tensor | None:
         """The prompt whose responses alone come to each context, int64 `[S]`, 0 where none does; None where prompts
         share a context."""
-        inside = self.branches.place < self.contexts
-        origin, target = inside.nonzero()[:, 0], self.branches.place[inside]
-        prompts = torch.arange(self.prompts)
-        least = torch.full((self.contexts,), self.prompts).scatter_reduce(0, self.table.start, prompts, "amin")
-        most = torch.full((self.contexts,), -1).scatter_reduce(0, self.table.start, prompts, "amax")
-        while True:
-            lower = least.scatter_reduce(0, target, least[origin], "amin")
-            higher = most.scatter_reduce(0, target, most[origin], "amax")
-            if torch.equal(lower, least) and torch.equal(higher, most):
-                return None if bool((least < most).any()) else most.clamp(min=0)
-            least, most = lower, higher
+        shared = bool((self.reachable.sum(0) > 1).any())
+        return None if shared else self.reachable.long().argmax(0)
 
     @cached_property
     def reachable(self) -> Tensor:

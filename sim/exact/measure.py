@@ -25,7 +25,7 @@ from .fit import fits
 from .forms import form
 from .measurement import Measurement
 from .memory import check_memory
-from .observed import log_chi2, observed
+from .observed import observed
 from .sampled import Interval, block_fits, jackknife, sampled_fits
 from .scene import Scene, build, engines, grow
 from .size import check_size, count
@@ -52,7 +52,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
 
     Raises:
         ConfigError: the recipe cannot be run, or contradicts the simulator.
-        SizeError: the tree does not fit in memory.
+        SizeError: the world does not fit in memory.
         NotFiniteError: a result is NaN or infinite.
     """
     check_runs(recipe)
@@ -149,7 +149,7 @@ def summarise(
 def _values(measurement: Measurement) -> dict[str, Tensor]:
     values = vars(objectives.values(measurement.scene, measurement.mode)).copy()
     error = values.pop("error")
-    return values | {"approximation_error": error, "log_chi2_seq": log_chi2(measurement)}
+    return values | {"approximation_error": error, "log_chi2_seq": measurement.log_chi2}
 
 
 def _engines(measurement: Measurement) -> dict[str, Tensor]:
@@ -204,7 +204,8 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     notes = []
     if recipe.weight_scope == "batch":
-        sampled = "" if sim.numerics.kind == "batch" else ", intervals the sampled minibatch"
+        drawn = sim.numerics.kind == "batch" or sim.world == "graph" or sim.random_readings
+        sampled = "" if drawn else ", intervals the sampled minibatch"
         notes.append(f"weights read the whole batch: values and variance are the large-batch limit{sampled}")
     if sim.numerics.kind == "batch":
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")

@@ -176,6 +176,12 @@ class Measurement:
         """∇J_seq of the target that routes live, `[M, P]`."""
         return objectives.gradient(self.scene, "disabled")
 
+    @cached_property
+    def log_chi2(self) -> Tensor:
+        """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
+        old, mu = self.scene.old[self.mode].logp.detach(), self.scene.mu_old.logp
+        return self.scene.world.log_mass((2 * old - mu).exp())
+
     def _weighed(self, part: Scene) -> Batch:
         stats = token_stats(part, self.recipe)
         plus, minus = self.advantages.of(part)

@@ -23,8 +23,7 @@ from firstorder.core.training.diagnostics import finalise, moments
 
 from . import objectives
 from .advantages import AdvantageTable
-from .forms import form
-from .measurement import Batch, Measurement, edge_stats, edge_weights
+from .measurement import Batch, Measurement, edge_stats
 from .sampled import Interval, blocks, jackknife
 
 OF_RESPONSES = ("chi2_seq", "training_ppl", "rollout_ppl", "ppl_ratio", "seq_log_ratio_std")
@@ -53,13 +52,6 @@ def observed(measurement: Measurement) -> tuple[dict[str, Any], dict[str, Interv
     return _nested(found | exact), sampled
 
 
-def log_chi2(measurement: Measurement) -> Tensor:
-    """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
-    scene = measurement.scene
-    old, mu = scene.old[measurement.mode].logp.detach(), scene.mu_old.logp
-    return scene.world.log_mass((2 * old - mu).exp())
-
-
 def _of_edges(measurement: Measurement) -> dict[str, float]:
     """The diagnostics that are exact without enumeration."""
     scene = measurement.scene
@@ -73,7 +65,7 @@ def _of_edges(measurement: Measurement) -> dict[str, float]:
     }
     if scene.readings is None:
         found |= {
-            "seq_eff_sample_size": (-log_chi2(measurement)).exp(),
+            "seq_eff_sample_size": (-measurement.log_chi2).exp(),
             "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
         }
     else:  # it is made of products of what is recorded: a mean over the sample
@@ -83,11 +75,10 @@ def _of_edges(measurement: Measurement) -> dict[str, float]:
 
 def _edge_receipts(measurement: Measurement) -> dict[str, dict[str, float]]:
     """The receipts of weights of tokens alone, by edge; nothing for others."""
-    scene, table, known = measurement.scene, measurement.advantages, form(measurement.recipe)
-    if known is None or known.product or not isinstance(table, AdvantageTable):
+    scene, table = measurement.scene, measurement.advantages
+    if measurement.form is None or measurement.form.product or not isinstance(table, AdvantageTable):
         return {}
-    stats, mu = edge_stats(scene, measurement.recipe), scene.mu_old.logp.exp()
-    weights = edge_weights(scene, stats, measurement.recipe, table)
+    stats, mu, weights = edge_stats(scene, measurement.recipe), scene.mu_old.logp.exp(), measurement.edge_weights
     worth = torch.stack([(table.plus > 0).double(), (table.minus > 0).double()], dim=1).transpose(-1, -2)
     signed = (scene.world.through(mu, mu, worth) * mu[:, None]).flatten(2)
     if scene.readings is not None:

@@ -52,13 +52,13 @@ class Scene:
 
     Args:
         world: contexts and transitions.
-        responses: what stands for all responses where they are looked at one by one; all, a part of them or a sample.
         weights: the leaves θ.
         pi: the training engine's arithmetic.
         mu_old, mu: the inference engine at θ_old and at θ, routing live.
         old: π_old by replay mode; R2's is the live one.
         target: π_θ by replay mode, with graph.
         stale: whether θ has left θ_old.
+        part: some of the responses, to be looked at in place of all or of a sample.
         readings: what μ_old records; None where that is what it sampled from.
         samples: responses to draw where these are not all looked at.
     """

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Condition:
         return f"{self.discrepancy}-n{self.updates}-lr{self.lr:.0e}-t{self.horizon}-{self.style}"
 
 
+C = TypeVar("C")  # a condition
 Series = dict[str, Tensor]
 """By logged name, `[S, K]`: every seed at every exact evaluation."""
 
@@ -157,10 +158,7 @@ def runs(budget: Budget) -> Runs:
     """Train what the budget's folder does not hold yet, in as many processes as there are cores, and read it all."""
     published = publish(budget)
     wanted = cells(budget, published.numerics)
-    if budget.folder is not None:
-        return Runs(series=_series(wanted, budget.folder), published=published)
-    with tempfile.TemporaryDirectory() as folder:
-        return Runs(series=_series(wanted, Path(folder)), published=published)
+    return Runs(series=gathered(wanted, budget.folder), published=published)
 
 
 def trained(cells: Sequence[Cell], out: Path) -> None:
@@ -170,10 +168,14 @@ def trained(cells: Sequence[Cell], out: Path) -> None:
         train(missing, out, open_executor("local"))
 
 
-def _series(cells: Mapping[tuple[Condition, str], Cell], out: Path) -> dict[Condition, dict[str, Series]]:
-    """What every run logged, trained first where the folder does not hold it."""
+def gathered(cells: Mapping[tuple[C, str], Cell], out: Path | None) -> dict[C, dict[str, Series]]:
+    """What every run logged by condition and recipe, trained first where the folder does not hold it; None for a folder
+    that is thrown away."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return gathered(cells, Path(folder))
     trained(list(cells.values()), out)
-    logged: dict[Condition, dict[str, Series]] = {}
+    logged: dict[C, dict[str, Series]] = {}
     for (condition, name), cell in cells.items():
         logged.setdefault(condition, {})[name] = series(out / "cells" / cell.name, cell.recipe.schedule.steps)
     return logged

@@ -16,7 +16,7 @@ from firstorder.sim.exact import bounds, objectives, replay
 from firstorder.sim.exact.edge_variance import edge_variance
 from firstorder.sim.exact.forms import form
 from firstorder.sim.exact.measurement import Measurement
-from firstorder.sim.exact.observed import log_chi2, observed
+from firstorder.sim.exact.observed import observed
 from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.size import bytes_needed, check_size
 from firstorder.sim.exact.variance import group_variance
@@ -98,7 +98,7 @@ def test_the_expected_update_of_every_recipe_that_has_a_form(pair, formed):
     for recipe in formed:
         expected, found = (Measurement(scene=scene, recipe=recipe) for scene in (tree, graph))
         close(found.update, expected.update)
-        close(log_chi2(found), log_chi2(expected))
+        close(found.log_chi2, expected.log_chi2)
 
 
 @pytest.mark.parametrize("product", ["prefix", "sequence", "forward"])

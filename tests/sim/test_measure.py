@@ -261,3 +261,11 @@ def test_comparisons_do_not_depend_on_how_large_both_are(power):
     near, far = compare(u, g), compare(u * 2.0**power, g * 2.0**power)
     for name in ("error", "raw", "scale", "cosine"):
         assert torch.equal(getattr(near, name), getattr(far, name))
+
+
+def test_the_graph_gives_the_large_batch_limit_and_says_that_nothing_of_it_is_sampled(make_recipe):
+    sim = Sim(world="graph", task="chain", prompts=2, positions=2, vocab=4, horizon=4, samples=8)
+    found = measure(make_recipe("dapo"), sim)
+    note = next(note for note in found["notes"] if note.startswith("weights read the whole batch"))
+    assert note.endswith("the large-batch limit")
+    assert "gradient_error" not in found["intervals"]

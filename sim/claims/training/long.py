@@ -6,11 +6,9 @@ differ by noise that is fixed by context. Settings were chosen on seeds below 10
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from firstorder.core.method.recipe import Recipe
@@ -20,7 +18,7 @@ from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.sweep.ensemble import Cell
 from firstorder.sim.trials.budget import Budget
 from firstorder.sim.trials.compare import lead, over_conditions, share_collapsed, summary
-from firstorder.sim.trials.runs import Series, is_quick, series, trained
+from firstorder.sim.trials.runs import Series, gathered, is_quick
 
 RECIPES = ("minirl", "minirl-no-is")
 UPDATES, EVALUATIONS = {False: 60, True: 30}, 6
@@ -85,18 +83,7 @@ def cell(setting: Setting, name: str, budget: Budget) -> Cell:
 def runs(budget: Budget) -> Mapping[Setting, Mapping[str, Series]]:
     """Train what the budget's folder does not hold yet, and read it all."""
     wanted = {(setting, name): cell(setting, name, budget) for setting in SETTINGS for name in RECIPES}
-    if budget.folder is not None:
-        return _read(wanted, budget.folder)
-    with tempfile.TemporaryDirectory() as folder:
-        return _read(wanted, Path(folder))
-
-
-def _read(wanted: Mapping[tuple[Setting, str], Cell], out: Path) -> dict[Setting, dict[str, Series]]:
-    trained(list(wanted.values()), out)
-    found: dict[Setting, dict[str, Series]] = {}
-    for (setting, name), each in wanted.items():
-        found.setdefault(setting, {})[name] = series(out / "cells" / each.name, each.recipe.schedule.steps)
-    return found
+    return gathered(wanted, budget.folder)
 
 
 def _importance_sampling(budget: Budget) -> Outcome:
