@@ -45,7 +45,7 @@ QUANTITIES: dict[str, Quantity] = {
         source="verl rollout_corr/rollout_is_eff_sample_size at rollout_is = token and its default threshold",
     ),
     "seq_eff_sample_size": Quantity(
-        formula="mean(W)^2 / mean(W^2) over sequences, W = exp(sum D)",
+        formula="mean(W)^2 / mean(W^2) over sequences, W = exp(sum D); 0 where every W^2 is below float64",
         unit="fraction of responses",
         source="Kish; what is left of a batch under sequence-level importance sampling",
     ),
@@ -128,7 +128,8 @@ def moments(stats: TokenStats) -> Moments:
     sums["response_length"] = per_response, some.sum(-1)
     sums["tokens"] = _count(stats), torch.ones_like(per_response)
     if stats.rewards is not None:
-        sums["seq_rho_reward"] = (some * w * stats.rewards).sum(-1), (some * w).sum(-1)
+        held = total.clamp(-WIDE, WIDE).exp()  # where every product vanishes, a plain mean
+        sums["seq_rho_reward"] = (some * held * stats.rewards).sum(-1), (some * held).sum(-1)
         sums["second_order_remainder"] = remainder_moment(stats, stats.logp_old)
     return sums
 
@@ -203,7 +204,9 @@ def finalise(sums: Moments) -> dict[str, Tensor]:
         "chi2_seq": m["seq_chi2"],
         "token_eff_sample_size": m["rho"] ** 2 / m["rho_square"],
         "rollout_is_eff_sample_size": m["cut"] ** 2 / m["cut_square"],
-        "seq_eff_sample_size": m["seq_rho"] ** 2 / m["seq_rho_square"],
+        "seq_eff_sample_size": torch.where(
+            m["seq_rho_square"] > 0, m["seq_rho"] ** 2 / m["seq_rho_square"], 0.0
+        ),
         "training_ppl": m["training_ppl"],
         "rollout_ppl": m["rollout_ppl"],
         "ppl_ratio": m["ppl_ratio"],
