@@ -10,10 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.sweep.ensemble import Cell
+
+from .runs import Series
 
 EVALUATIONS = 12
 LOGGED = 8  # responses drawn for the logs of an expected update
@@ -100,6 +105,12 @@ class LongCondition:
 
 
 BASE = LongCondition()
+
+
+def course(series: Series, condition: LongCondition) -> Tensor:
+    """J of π from before the first update on, `[S, 1 + K]`: what a policy starts with is what it can lose."""
+    start = torch.full_like(series["exact/j_pi"][:, :1], condition.value)
+    return torch.cat([start, series["exact/j_pi"]], dim=-1)
 
 
 def _word(value: Any) -> str:
