@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from . import regimes
 from .study import Answer, Plan, Study, plan
 
-STUDIES: tuple[Study, ...] = ()
+STUDIES: tuple[Study, ...] = (regimes.STUDY,)
 
 __all__ = ["STUDIES", "Answer", "Plan", "Study", "plan"]

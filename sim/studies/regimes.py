@@ -1,0 +1,310 @@
+"""Where each finding of the paper begins to hold: its border along one axis at a time, from the base condition.
+
+Runs follow exact expected updates, so that nothing of a border is luck of the samples. Length, accuracy of the cold
+start and how often a response comes back to a context are moved apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from firstorder.core import progress
+from firstorder.sim.trials.collapse import collapsed
+from firstorder.sim.trials.compare import final, interquartile_mean, lead
+from firstorder.sim.trials.long import BASE, LongCondition, course
+from firstorder.sim.trials.runs import Series, gathered
+from firstorder.sim.trials.statistics import Estimate, share
+
+from .bisection import Axis, Border, borders
+from .study import Answer, Plan, Study
+
+WORTH = 0.05  # of reward: a lead below it is not one that a user would change a recipe for
+HALF = 0.5  # of the seeds
+CLOSE = 0.1  # of reward: starts that end this near have converged
+CONTEXTS = 128  # problems times positions, kept as positions are moved
+STARTS = (0.3, 0.5, 0.7)
+ANSWERS = (("ending", "answer"), ("positions", 32), ("prompts", 4), ("thinking", 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a finding came to at a point: whether it holds there, and the number behind it."""
+
+    holds: bool
+    value: Estimate
+    of: str
+
+
+Judge = Callable[[Mapping[str, Series], LongCondition], Reading]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A finding of the paper.
+
+    Args:
+        statement: in a sentence, with the rule at a point.
+        recipes: what it compares.
+        judge: from their runs in a condition.
+        base: the condition that axes depart from.
+        axes: those that it is searched along.
+        starts: J of π of the cold starts that are compared, in place of recipes; none for that of the condition.
+    """
+
+    statement: str
+    recipes: tuple[str, ...]
+    judge: Judge
+    base: LongCondition = BASE
+    axes: tuple[str, ...] = ("horizon", "horizon at this accuracy", "value", "returns", "noise", "lr", "minibatches")
+    starts: tuple[float, ...] = ()
+
+    def runs(self, condition: LongCondition) -> dict[str, tuple[LongCondition, str]]:
+        """What is trained at a point, by the name that `judge` knows it under."""
+        if not self.starts:
+            return {recipe: (condition, recipe) for recipe in self.recipes}
+        (recipe,) = self.recipes
+        return {f"{value:g}": (condition.but(value=value), recipe) for value in self.starts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """An axis, and the condition at each point of it."""
+
+    axis: Axis
+    at: Callable[[LongCondition, float], LongCondition]
+    unit: str
+
+
+def _accuracy(base: LongCondition, horizon: float) -> LongCondition:
+    """Longer responses of policies that err as often a token."""
+    return base.but(horizon=int(horizon), value=float(f"{base.value ** (horizon / base.horizon):.4g}"))
+
+
+def _returns(base: LongCondition, returns: float) -> LongCondition:
+    """The same length and number of contexts, each come to so many times by a response that is never lost."""
+    positions = max(2, round(base.horizon / returns))
+    return base.but(sim=(("positions", positions), ("prompts", max(1, CONTEXTS // positions))))
+
+
+AXES: Mapping[str, Along] = {
+    "horizon": Along(
+        axis=Axis(low=32, high=4096, whole=True),
+        at=lambda base, x: base.but(horizon=int(x)),
+        unit="tokens, at this value of the cold start",
+    ),
+    "horizon at this accuracy": Along(
+        axis=Axis(low=32, high=1024, whole=True),
+        at=_accuracy,
+        unit="tokens, at this accuracy a token",
+    ),
+    "value": Along(
+        axis=Axis(low=0.1, high=0.9, ratio=1.25),
+        at=lambda base, x: base.but(value=x),
+        unit="J of π of the cold start, at this length",
+    ),
+    "returns": Along(
+        axis=Axis(low=8, high=128, ratio=2.0, whole=True),
+        at=_returns,
+        unit="visits of a context by a response, at this length and number of contexts",
+    ),
+    "noise": Along(
+        axis=Axis(low=0.003, high=0.5),
+        at=lambda base, x: base.but(noise=x),
+        unit="relative noise of the rollout engine",
+    ),
+    "lr": Along(
+        axis=Axis(low=2e-4, high=0.02),
+        at=lambda base, x: base.but(lr=x),
+        unit="learning rate",
+    ),
+    "minibatches": Along(
+        axis=Axis(low=1, high=16, ratio=2.0, whole=True),
+        at=lambda base, x: base.but(minibatches=int(x), updates=128),
+        unit="updates a rollout, N",
+    ),
+}
+
+
+def _collapsed(series: Series, condition: LongCondition) -> Tensor:
+    return collapsed(course(series, condition))
+
+
+def _no_is(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
+    """Collapse without the train-infer factor, where it does not collapse with it."""
+    without, having = (share(_collapsed(cells[name], condition)) for name in ("minirl-no-is", "minirl"))
+    holds = without.value >= HALF > having.value
+    return Reading(holds=holds, value=without, of="share of seeds that collapse without it")
+
+
+def _lead(better: str, worse: str) -> Judge:
+    def judge(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
+        ahead = lead(cells[better], cells[worse])
+        return Reading(holds=ahead.low > WORTH, value=ahead, of=f"{better} - {worse}")
+
+    return judge
+
+
+def _best(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
+    """The smallest of the leads over the ablations."""
+    return min(
+        (_lead("minirl", name)(cells, condition) for name in cells if name != "minirl"),
+        key=lambda reading: reading.value.low,
+    )
+
+
+def _both(replay: str) -> Judge:
+    """Clipping with replay against the other three cells of the square: the smallest lead."""
+
+    def judge(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
+        both = f"minirl-{replay}"
+        others = (f"minirl-{replay}-no-clip", "minirl", "minirl-no-clip")
+        return min((_lead(both, other)(cells, condition) for other in others), key=lambda reading: reading.value.low)
+
+    return judge
+
+
+def _alike(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
+    """How far apart the starts end."""
+    ends = [interquartile_mean(final(series)) for series in cells.values()]
+    low, high = (pick(ends, key=lambda end: end.value) for pick in (min, max))
+    spread = Estimate(value=high.value - low.value, low=max(0.0, high.low - low.high), high=high.high - low.low)
+    return Reading(holds=spread.value <= CLOSE, value=spread, of=f"spread of J at the end over starts {STARTS}")
+
+
+STALE = BASE.but(minibatches=8, updates=128, lr=0.005)
+FINDINGS: Mapping[str, Finding] = {
+    "best": Finding(
+        statement="On-policy, MiniRL with importance sampling ends above its ablations "
+        f"(every lead's interval above {WORTH})",
+        recipes=("minirl", "minirl-no-is", "minirl-r3-no-is", "minirl-r3"),
+        judge=_best,
+    ),
+    "is": Finding(
+        statement=f"MiniRL with importance sampling ends above itself without it (the lead's interval above {WORTH})",
+        recipes=("minirl", "minirl-no-is"),
+        judge=_lead("minirl", "minirl-no-is"),
+    ),
+    "collapse": Finding(
+        statement="Without importance sampling training collapses (in half of the seeds, and in fewer with it)",
+        recipes=("minirl", "minirl-no-is"),
+        judge=_no_is,
+    ),
+    "length": Finding(
+        statement=f"Length normalisation ends below MiniRL (the lead's interval above {WORTH})",
+        recipes=("minirl", "minirl-length-norm"),
+        judge=_lead("minirl", "minirl-length-norm"),
+        base=BASE.but(sim=ANSWERS),
+        axes=("horizon", "value", "noise", "lr", "minibatches"),
+    ),
+    "clip-r2": Finding(
+        statement="Off-policy, clipping with R2 ends above clipping alone, R2 alone and neither "
+        f"(every lead's interval above {WORTH})",
+        recipes=("minirl-r2", "minirl-r2-no-clip", "minirl", "minirl-no-clip"),
+        judge=_both("r2"),
+        base=STALE,
+        axes=("horizon", "noise", "lr", "minibatches"),
+    ),
+    "clip-r3": Finding(
+        statement="Off-policy, clipping with R3 ends above clipping alone, R3 alone and neither "
+        f"(every lead's interval above {WORTH})",
+        recipes=("minirl-r3", "minirl-r3-no-clip", "minirl", "minirl-no-clip"),
+        judge=_both("r3"),
+        base=STALE,
+        axes=("horizon", "noise", "lr", "minibatches"),
+    ),
+    "starts": Finding(
+        statement=f"Cold starts of J = {', '.join(map(str, STARTS))} end within {CLOSE} of each other under MiniRL",
+        recipes=("minirl",),
+        judge=_alike,
+        axes=("horizon", "noise", "lr", "minibatches"),
+        starts=STARTS,
+    ),
+    "starts-no-is": Finding(
+        statement=f"The same starts end within {CLOSE} of each other without importance sampling",
+        recipes=("minirl-no-is",),
+        judge=_alike,
+        axes=("horizon", "noise"),
+        starts=STARTS,
+    ),
+}
+
+
+def _answer(plan: Plan) -> Answer:
+    """Search every finding along every axis, round by round."""
+    searched = {f"{name} / {axis}": (name, axis) for name, found in FINDINGS.items() for axis in found.axes}
+    if plan.quick:
+        searched = {key: value for key, value in searched.items() if key == "collapse / horizon"}
+    readings: dict[str, dict[float, Reading]] = {key: {} for key in searched}
+    rounds = 0
+
+    def ask(points: Mapping[str, float]) -> dict[str, bool]:
+        nonlocal rounds
+        rounds += 1
+        progress.tell("rounds", rounds, rounds, f"{len(points)} searches")
+        for key, reading in _at({key: (*searched[key], point) for key, point in points.items()}, plan).items():
+            readings[key][points[key]] = reading
+        return {key: readings[key][points[key]].holds for key in points}
+
+    found = borders({key: _axis(searched[key][1], plan) for key in searched}, ask)
+    rows = [_row(*searched[key], border, readings[key]) for key, border in found.items()]
+    points = {key: [_point(x, reading) for x, reading in sorted(readings[key].items())] for key in found}
+    seen = sum(row["border"] is not None for row in rows)
+    measured: dict[str, Any] = {"base": str(BASE), "stale": str(STALE), "seeds": list(plan.seeds), "points": points}
+    return Answer(headline=f"{seen} of {len(rows)} searches find a border", rows=rows, measured=measured)
+
+
+def _axis(name: str, plan: Plan) -> Axis:
+    """A first look knows a border within a factor of 4."""
+    return Axis(low=128, high=2048, ratio=4, whole=True) if plan.quick else AXES[name].axis
+
+
+def _at(points: Mapping[str, tuple[str, str, float]], plan: Plan) -> dict[str, Reading]:
+    """What each finding comes to at a point of an axis; runs that several ask for are trained once."""
+    wanted = {
+        key: (FINDINGS[name], condition, FINDINGS[name].runs(condition))
+        for key, (name, axis, x) in points.items()
+        for condition in [AXES[axis].at(FINDINGS[name].base, x)]
+    }
+    runs = {run: run[0].cell(run[1], plan.seeds) for *_, named in wanted.values() for run in named.values()}
+    found = gathered(runs, plan.folder)
+    return {
+        key: finding.judge({name: found[run[0]][run[1]] for name, run in named.items()}, condition)
+        for key, (finding, condition, named) in wanted.items()
+    }
+
+
+def _row(name: str, axis: str, border: Border, readings: Mapping[float, Reading]) -> dict[str, Any]:
+    """A search in a line: the border, or the range in which there is none, and what was seen nearest to it."""
+    known = border.json()
+    side = list(border.asked.values())
+    return {
+        "finding": name,
+        "axis": axis,
+        "border": known["border"],
+        "below": known["below"],
+        "above": known["above"],
+        "holds": None if known["border"] is not None else side[0],
+        "holds_above": border.asked[known["above"]] if known["border"] is not None else None,
+        "low": min(border.asked),
+        "high": max(border.asked),
+        "widest_interval": max(reading.value.high - reading.value.low for reading in readings.values()),
+    }
+
+
+def _point(x: float, reading: Reading) -> dict[str, Any]:
+    return {"at": x, "holds": reading.holds, "of": reading.of} | asdict(reading.value)
+
+
+STUDY = Study(
+    id="regimes",
+    question="Where does each finding begin to hold, in length, accuracy, repetition, discrepancy, step size and N?",
+    source="arXiv 2512.01374 sec. 4",
+    rule="along one axis at a time from the base condition, 8 seeds, exact expected updates; a border lies between two "
+    "points at which the finding's own rule says yes and no: "
+    + "; ".join(f"{name}: {found.statement}" for name, found in FINDINGS.items()),
+    answer=_answer,
+)
