@@ -92,7 +92,7 @@ def _returns(base: LongCondition, returns: float) -> LongCondition:
 
 AXES: Mapping[str, Along] = {
     "horizon": Along(
-        axis=Axis(low=32, high=4096, whole=True),
+        axis=Axis(low=32, high=2048, whole=True),
         at=lambda base, x: base.but(horizon=int(x)),
         unit="tokens, at this value of the cold start",
     ),
@@ -123,7 +123,7 @@ AXES: Mapping[str, Along] = {
     ),
     "minibatches": Along(
         axis=Axis(low=1, high=16, ratio=2.0, whole=True),
-        at=lambda base, x: base.but(minibatches=int(x), updates=128),
+        at=lambda base, x: base.but(minibatches=int(x)),
         unit="updates a rollout, N",
     ),
 }
@@ -175,13 +175,14 @@ def _alike(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
     return Reading(holds=spread.value <= CLOSE, value=spread, of=f"spread of J at the end over starts {STARTS}")
 
 
-STALE = BASE.but(minibatches=8, updates=128, lr=0.005)
+STALE = BASE.but(minibatches=8, lr=0.005)
 FINDINGS: Mapping[str, Finding] = {
     "best": Finding(
         statement="On-policy, MiniRL with importance sampling ends above its ablations "
         f"(every lead's interval above {WORTH})",
         recipes=("minirl", "minirl-no-is", "minirl-r3-no-is", "minirl-r3"),
         judge=_best,
+        axes=("horizon", "noise", "lr", "minibatches"),
     ),
     "is": Finding(
         statement=f"MiniRL with importance sampling ends above itself without it (the lead's interval above {WORTH})",

@@ -46,7 +46,7 @@ class LongCondition:
     noise: float = 0.1
     minibatches: int = 1
     lr: float = 0.002
-    updates: int = 120
+    updates: int = 128
     sampled: bool = False
     sim: tuple[tuple[str, Any], ...] = ()
     recipe: tuple[tuple[str, Any], ...] = ()
