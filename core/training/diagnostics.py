@@ -204,9 +204,7 @@ def finalise(sums: Moments) -> dict[str, Tensor]:
         "chi2_seq": m["seq_chi2"],
         "token_eff_sample_size": m["rho"] ** 2 / m["rho_square"],
         "rollout_is_eff_sample_size": m["cut"] ** 2 / m["cut_square"],
-        "seq_eff_sample_size": torch.where(
-            m["seq_rho_square"] > 0, m["seq_rho"] ** 2 / m["seq_rho_square"], 0.0
-        ),
+        "seq_eff_sample_size": torch.where(m["seq_rho_square"] > 0, m["seq_rho"] ** 2 / m["seq_rho_square"], 0.0),
         "training_ppl": m["training_ppl"],
         "rollout_ppl": m["rollout_ppl"],
         "ppl_ratio": m["ppl_ratio"],

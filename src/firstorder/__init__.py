@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.promote import PromoteResult, promote
     from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
     from firstorder.cli.api.report import ReportResult, report
+    from firstorder.cli.api.study import StudiesResult, StudyResult, studies, study
     from firstorder.cli.api.sweep import SweepResult, sweep
     from firstorder.cli.api.train import TrainResult, train
     from firstorder.cli.api.validate import ValidateResult, validate
@@ -55,6 +56,8 @@ __all__ = [
     "ReplayError",
     "ReportResult",
     "SizeError",
+    "StudiesResult",
+    "StudyResult",
     "SweepResult",
     "TrainResult",
     "ValidateResult",
@@ -67,6 +70,8 @@ __all__ = [
     "recipe",
     "recipes",
     "report",
+    "studies",
+    "study",
     "sweep",
     "train",
     "validate",
@@ -79,6 +84,7 @@ _HOMES = {
     "cli.api.promote": ["PromoteResult", "promote"],
     "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],
     "cli.api.report": ["ReportResult", "report"],
+    "cli.api.study": ["StudiesResult", "StudyResult", "studies", "study"],
     "cli.api.sweep": ["SweepResult", "sweep"],
     "cli.api.train": ["TrainResult", "train"],
     "cli.api.validate": ["ValidateResult", "validate"],
