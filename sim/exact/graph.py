@@ -22,6 +22,7 @@ from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.recursion import After, Array, Branches, Walk, Worth, flushed
 from firstorder.sim.tasks.task import SimTask
 
+from .blocks import BlockSums, block_sums
 from .edges import Pass, Routes
 from .world import Near, Responses, Rows
 
@@ -78,6 +79,11 @@ class Graph:
         return None if shared else self.reachable.long().argmax(0)
 
     @cached_property
+    def doubled(self) -> BlockSums | None:
+        """Sums by doubling over the contexts of each prompt, where that is faster than a recursion over time."""
+        return block_sums(self.table, self.horizon)
+
+    @cached_property
     def reachable(self) -> Tensor:
         """Those that some tokens lead to."""
         place = self.branches.place
@@ -110,6 +116,8 @@ class Graph:
 
     def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:
         """`World.earned`."""
+        if self.doubled is not None and by_length is None:
+            return self.doubled.earned(kernel)
         members, worth, f = len(kernel), self._worth(len(kernel)), self._lengths(by_length)
         walk, count, steps = self._walk(kernel), len(worth.cut), range(1, self.horizon + 1)
         final = worth.cut.ravel() * f[-1]
@@ -123,6 +131,8 @@ class Graph:
         self, before: Tensor, after: Tensor, worth: Tensor, by_length: Tensor | None = None, near: Near | None = None
     ) -> Tensor:
         """`World.through`."""
+        if self.doubled is not None and by_length is None and near is None:
+            return self.doubled.through(before, after, worth)
         members, columns = worth.shape[:2]
         passed = torch.zeros(columns, members * self.contexts, self.branches.place.shape[1], dtype=torch.float64)
         if bool(worth.any()):
@@ -139,8 +149,14 @@ class Graph:
 
     def visits(self, kernel: Tensor) -> Tensor:
         """`World.visits`."""
+        return self._visits(kernel, self.horizon)
+
+    def _visits(self, kernel: Tensor, steps: int) -> Tensor:
+        """How often a response comes to each context in so many steps, `[M, S]`."""
+        if self.doubled is not None:
+            return self.doubled.visits(kernel, steps)
         total = torch.zeros(len(kernel), self.contexts, dtype=torch.float64)
-        for came in self._came(kernel):
+        for came in self._came(kernel, steps):
             total += came.sum(0)
         return total
 
@@ -164,6 +180,8 @@ class Graph:
 
     def log_mass(self, kernel: Tensor) -> Tensor:
         """`World.log_mass`."""
+        if self.doubled is not None:
+            return self.doubled.log_mass(kernel)
         start = self._start(torch.ones(len(kernel), self.prompts, dtype=torch.float64))
         return recursion.log_mass(self._walk(kernel), start, len(kernel), self.horizon)
 
@@ -173,11 +191,12 @@ class Graph:
         ids, inside = routes.contexts, place < self.contexts
         mass, answered = (torch.zeros(members, self.contexts, dtype=torch.float64) for _ in range(2))
         depth = 0
-        for came in self._came(kernel, self.horizon - 1):
+        if not layout.answer:
+            mass = self._visits(kernel, self.horizon - 1)
+        for came in self._came(kernel, self.horizon - 1) if layout.answer else ():
             steps = range(depth + 1, depth + len(came) + 1)
             mass += came.sum(0)
-            if layout.answer:
-                answered += came[torch.tensor([layout.answered(t) for t in steps])].sum(0)
+            answered += came[torch.tensor([layout.answered(t) for t in steps])].sum(0)
             depth = steps[-1]
         spoken = self.branches.collapse(kernel)
         flow, told = ((x[..., None] * spoken)[:, inside] for x in (mass, answered))
