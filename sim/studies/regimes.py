@@ -15,7 +15,7 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.sim.trials.collapse import collapsed
 from firstorder.sim.trials.compare import final, interquartile_mean, lead
-from firstorder.sim.trials.long import BASE, LongCondition, course
+from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import Series, gathered
 from firstorder.sim.trials.statistics import Estimate, share
 
@@ -25,9 +25,10 @@ from .study import Answer, Plan, Study
 WORTH = 0.05  # of reward: a lead below it is not one that a user would change a recipe for
 HALF = 0.5  # of the seeds
 CLOSE = 0.1  # of reward: starts that end this near have converged
-CONTEXTS = 128  # problems times positions, kept as positions are moved
+BASE = LongCondition(problems=8, updates=64)
+CONTEXTS = 64  # problems times positions, kept as positions are moved
 STARTS = (0.3, 0.5, 0.7)
-ANSWERS = (("ending", "answer"), ("positions", 32), ("prompts", 4), ("thinking", 1))
+ANSWERS = (("ending", "answer"), ("positions", 32), ("thinking", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,12 @@ def _accuracy(base: LongCondition, horizon: float) -> LongCondition:
 def _returns(base: LongCondition, returns: float) -> LongCondition:
     """The same length and number of contexts, each come to so many times by a response that is never lost."""
     positions = max(2, round(base.horizon / returns))
-    return base.but(sim=(("positions", positions), ("prompts", max(1, CONTEXTS // positions))))
+    return base.but(problems=max(1, CONTEXTS // positions), sim=(("positions", positions),))
 
 
 AXES: Mapping[str, Along] = {
     "horizon": Along(
-        axis=Axis(low=32, high=2048, whole=True),
+        axis=Axis(low=32, high=8192, whole=True),
         at=lambda base, x: base.but(horizon=int(x)),
         unit="tokens, at this value of the cold start",
     ),
@@ -107,7 +108,7 @@ AXES: Mapping[str, Along] = {
         unit="J of π of the cold start, at this length",
     ),
     "returns": Along(
-        axis=Axis(low=8, high=128, ratio=2.0, whole=True),
+        axis=Axis(low=16, high=128, ratio=2.0, whole=True),
         at=_returns,
         unit="visits of a context by a response, at this length and number of contexts",
     ),
@@ -198,7 +199,7 @@ FINDINGS: Mapping[str, Finding] = {
         statement=f"Length normalisation ends below MiniRL (the lead's interval above {WORTH})",
         recipes=("minirl", "minirl-length-norm"),
         judge=_lead("minirl", "minirl-length-norm"),
-        base=BASE.but(sim=ANSWERS),
+        base=BASE.but(problems=2, sim=ANSWERS),
         axes=("horizon", "value", "noise", "lr", "minibatches"),
     ),
     "clip-r2": Finding(
@@ -259,7 +260,7 @@ def _answer(plan: Plan) -> Answer:
 
 
 def _axis(name: str, plan: Plan) -> Axis:
-    """A first look knows a border within a factor of 4."""
+    """A first look knows a border within a factor of 8."""
     return Axis(low=128, high=2048, ratio=4, whole=True) if plan.quick else AXES[name].axis
 
 

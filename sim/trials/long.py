@@ -36,6 +36,7 @@ class LongCondition:
         minibatches: updates a rollout, the N of the paper.
         lr: AdamW's.
         updates: of a run, a multiple of `minibatches`.
+        problems: of 8 positions, each with 16 contexts.
         sampled: whether an update is the mean over 64 responses; else it is the exact expected one.
         sim: other keys of `[sim]`, by name.
         recipe: other keys of the recipe, dotted.
@@ -47,6 +48,7 @@ class LongCondition:
     minibatches: int = 1
     lr: float = 0.002
     updates: int = 128
+    problems: int = 16
     sampled: bool = False
     sim: tuple[tuple[str, Any], ...] = ()
     recipe: tuple[tuple[str, Any], ...] = ()
@@ -54,7 +56,7 @@ class LongCondition:
     def __str__(self) -> str:
         """Short, and a file name."""
         parts = [f"t{self.horizon}", f"j{self.value:g}", f"noise{self.noise:g}", f"n{self.minibatches}"]
-        parts += [f"lr{self.lr:g}", f"u{self.updates}", *["sampled"] * self.sampled]
+        parts += [f"lr{self.lr:g}", f"u{self.updates}", f"p{self.problems}", *["sampled"] * self.sampled]
         parts += [f"{key}-{_word(value)}" for key, value in (*self.sim, *self.recipe)]
         return "-".join(parts)
 
@@ -63,13 +65,13 @@ class LongCondition:
         return replace(self, **changes)
 
     def world(self, seeds: range) -> Sim:
-        """The `[sim]` section: 16 problems of 8 positions, 256 contexts."""
+        """The `[sim]` section."""
         steps = self.updates // self.minibatches
         settings: dict[str, Any] = {
             "world": "graph",
             "task": "chain",
             "update": "sampled" if self.sampled else "expected",
-            "prompts": 16,
+            "prompts": self.problems,
             "positions": 8,
             "vocab": 8,
             "right": 2,

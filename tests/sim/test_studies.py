@@ -12,7 +12,8 @@ import firstorder as fo
 from firstorder.cli.main import run
 from firstorder.sim.studies import STUDIES, Answer, Plan, Study, plan, regimes
 from firstorder.sim.studies.bisection import Axis, borders
-from firstorder.sim.trials.long import BASE, LongCondition, course
+from firstorder.sim.studies.regimes import BASE
+from firstorder.sim.trials.long import LongCondition, course
 
 
 @given(st.floats(0.5, 2000.0), st.booleans(), st.booleans())
@@ -93,10 +94,10 @@ def test_every_point_of_a_search_is_a_world_of_its_own(name, axis):
 
 
 def test_returns_are_moved_apart_from_length_and_number_of_contexts():
-    few, many = (regimes.AXES["returns"].at(BASE, x).world(range(1)) for x in (8, 128))
+    few, many = (regimes.AXES["returns"].at(BASE, x).world(range(1)) for x in (16, 128))
     assert few.horizon == many.horizon
     assert few.prompts * few.positions == many.prompts * many.positions
-    assert few.horizon / few.positions == 8
+    assert few.horizon / few.positions == 16
 
 
 def test_an_accuracy_is_kept_as_responses_grow():
@@ -114,9 +115,7 @@ def test_each_study_has_a_question_and_a_rule():
     assert all(study.question.endswith("?") and study.rule and study.source for study in STUDIES)
 
 
-TINY = LongCondition(
-    horizon=8, updates=4, sim=(("positions", 2), ("prompts", 2), ("width", 8), ("coldstart_steps", 60))
-)
+TINY = LongCondition(horizon=8, updates=4, sim=(("positions", 2), ("width", 8), ("coldstart_steps", 60)))
 
 
 def answer(budget: Plan) -> Answer:
