@@ -115,7 +115,7 @@ def test_each_study_has_a_question_and_a_rule():
     assert all(study.question.endswith("?") and study.rule and study.source for study in STUDIES)
 
 
-TINY = LongCondition(horizon=8, updates=4, sim=(("positions", 2), ("width", 8), ("coldstart_steps", 60)))
+TINY = LongCondition(horizon=8, updates=4, problems=2, sim=(("positions", 2), ("width", 8), ("coldstart_steps", 60)))
 
 
 def answer(budget: Plan) -> Answer:
