@@ -107,7 +107,8 @@ class EnginePair:
     def quantities(self) -> dict[str, Quantity]:
         """What every reported name means."""
         layers = self.trainer.shape.num_hidden_layers
-        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES
+        scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
+        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled
 
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""
@@ -141,6 +142,8 @@ class EnginePair:
         updated = self.trainer.update(minibatch, weight_fn)
         one = torch.ones((), dtype=torch.float64)
         moments = {"update/grad_norm": (one * updated.grad_norm, one), "update/loss": (one * updated.loss, one)}
+        if updated.step_scale is not None:
+            moments["update/step_scale"] = one * updated.step_scale, one
         rows = {name: torch.tensor(each, dtype=torch.float64) for name, each in updated.rows.items()}
         return moments | replays.replayed(rows, minibatch.batch.tokens.numel())
 

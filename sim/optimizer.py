@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from firstorder.core.method.recipe import Optimizer
+from firstorder.core.method.sections import Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Settings:
     max_grad_norm: Tensor
 
 
-def settings(sections: list[Optimizer]) -> Settings:
+def settings(sections: Sequence[Steps]) -> Settings:
     """One section a member, as columns."""
 
     def column(values: list[float]) -> Tensor:
@@ -47,6 +48,11 @@ def settings(sections: list[Optimizer]) -> Settings:
         weight_decay=column([s.weight_decay for s in sections]),
         max_grad_norm=column([s.max_grad_norm for s in sections]),
     )
+
+
+def scaled(s: Settings, scale: Tensor) -> Settings:
+    """The same with learning rates times `scale` `[M]`."""
+    return replace(s, lr=s.lr * scale[:, None])
 
 
 def start(parameters: Tensor) -> OptimizerState:

@@ -21,6 +21,7 @@ from firstorder.backends.ranks import all_gather_map, broadcast_from_rank0
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.runs.checkpoint import digest
 from firstorder.core.training.backend import Scored, WeightFn, take
@@ -56,11 +57,13 @@ class Update:
         loss: of the mini-batch.
         grad_norm: before it was cut.
         rows: of each MoE layer, those that its router replayed, routed live, or changed by its replay.
+        step_scale: what lr was multiplied by; None where the recipe leaves it.
     """
 
     loss: float
     grad_norm: float
     rows: Mapping[str, list[float]] = field(default_factory=dict)
+    step_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,7 @@ class Trainer:
         if self.recipe.weight_scope != "token":
             weight = weight_fn(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
         self.optimizer.zero_grad()
-        total, did = 0.0, []
+        total, did, logs = 0.0, [], []
         for at in self._rounds(batch.lengths):
             piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
@@ -160,11 +163,15 @@ class Trainer:
                 logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
                 did.append(self._witnessed(packed, own.batch, ids, at))
                 stats = piece.stats(logp.where(piece.batch.mask, 0.0))
+                logs.append(log_weights(stats))
                 share = (at.rows.stop - at.rows.start) / size
                 loss = surrogate_loss(stats, weight_fn(stats) if weight is None else weight[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
-        return Update(loss=total, grad_norm=self._step(total), rows=self._rows(did))
+        # every rank holds the weights of all responses, so that all take the same step
+        scale = float(step_scale(effective_share(torch.cat(logs)))) if self.recipe.optimizer.step_scale else None
+        norm = self._step(total, 1.0 if scale is None else scale)
+        return Update(loss=total, grad_norm=norm, rows=self._rows(did), step_scale=scale)
 
     @microbatch()
     def supervise(self, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Update:
@@ -264,7 +271,7 @@ class Trainer:
         )
         return tuple(_shift(packed.batch(x.to("cpu", torch.float64), 0.0), packed.place) for x in scores)
 
-    def _step(self, loss: float) -> float:
+    def _step(self, loss: float, scale: float = 1.0) -> float:
         norm = adapter.dist_utils.clip_grad_norm_(
             self.model.parameters(), self.recipe.optimizer.max_grad_norm, ep_enabled=self._dims.ep_enabled
         )
@@ -273,7 +280,13 @@ class Trainer:
                 f"the gradient is not finite, at a loss of {loss:g}, and no step was taken; lower optimizer.lr or "
                 "bound the ratio with correction or clip"
             )
+        groups = [group for one in self.optimizer for group in one.param_groups]
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * scale
         self.optimizer.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
         self.rate.step()
         return float(norm)
 

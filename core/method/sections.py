@@ -164,8 +164,8 @@ class Schedule(Section):
     )
 
 
-class Optimizer(Section):
-    """The optimiser of the training engine."""
+class Steps(Section):
+    """An optimiser."""
 
     kind: Literal["adamw", "sgd"] = Field("adamw", description="the rule of a step")
     lr: float = within(1e-6, "(0, 100]", STEP_WHY, "learning rate")
@@ -186,7 +186,17 @@ class Optimizer(Section):
     )
 
 
-class Critic(Optimizer):
+class Optimizer(Steps):
+    """The optimiser of the training engine."""
+
+    step_scale: Literal["ess"] | None = Field(
+        None,
+        description="`ess`: lr of each update times sqrt(ESS / B), ESS the effective sample size of the B sequence "
+        "weights Π π_θ/μ (arXiv 2602.17616), of an expected update the limit of large B; unset: lr as it is",
+    )
+
+
+class Critic(Steps):
     """The optimiser of the critic, whose parameters are its own; one step beside each step of the policy."""
 
     lr: float = within(1e-5, "(0, 100]", STEP_WHY, "learning rate")

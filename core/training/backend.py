@@ -51,6 +51,16 @@ QUANTITIES: dict[str, Quantity] = {
 }
 """What `score` and `update` report under names that all backends share."""
 
+SCALED: dict[str, Quantity] = {
+    "update/step_scale": Quantity(
+        formula="sqrt(ESS / B), ESS = (sum W)^2 / sum W^2, W = prod pi_theta / mu: what lr was multiplied by, mean over "
+        "updates",
+        unit="1",
+        source="arXiv 2602.17616",
+    ),
+}
+"""What `update` reports besides with `optimizer.step_scale = ess`."""
+
 
 def layer_flips(layers: int) -> dict[str, Quantity]:
     """The flip rate of each MoE layer."""

@@ -182,6 +182,14 @@ class Measurement:
         old, mu = self.scene.old[self.mode].logp.detach(), self.scene.mu_old.logp
         return self.scene.world.log_mass((2 * old - mu).exp())
 
+    @cached_property
+    def effective_share(self) -> Tensor:
+        """ESS / B of sequence weights W = Π π_θ/μ_old over ever more responses, `[M]`: (E_μ W)² / E_μ W², with what is
+        recorded of μ_old in the place of it."""
+        mass, mu = self.scene.world.log_mass, self.scene.mu_old.logp.exp()
+        log = 2 * mass(mu * self._ratios(("theta/mu",))) - mass(mu * self._ratios(("theta/mu", "theta/mu")))
+        return log.exp().clamp(max=1.0)
+
     def _weighed(self, part: Scene) -> Batch:
         stats = token_stats(part, self.recipe)
         plus, minus = self.advantages.of(part)

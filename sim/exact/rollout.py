@@ -17,6 +17,7 @@ from firstorder.sim.model.policy import Weights
 from firstorder.sim.model.readings import Readings, engine, of_engines, of_errors
 
 from .edges import Pass, Routes
+from .pruning import kept, pruned
 from .world import Responses, World
 
 TOKENS, SAMPLE = 3, 4  # keep the random numbers of readings, and of a sample of a tree, apart from all others
@@ -30,6 +31,7 @@ def rollout(sim: Sim, world: World, weights: Weights, mu: Arithmetic) -> tuple[P
     """
     if not sim.numerics.drawn:
         one = world.run(engine(sim, weights, mu))
+        one = pruned(one, kept(one.logp, sim.min_p))
         return one, of_errors(one.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None
     draws = sim.draws
     every = world.run(engine(sim, weights, mu))

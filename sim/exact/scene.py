@@ -18,7 +18,7 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
-from firstorder.sim.model.policy import Weights, leaves, load
+from firstorder.sim.model.policy import Model, Weights, leaves, load
 from firstorder.sim.model.readings import Readings
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.contexts import check_reached
@@ -26,6 +26,7 @@ from firstorder.sim.tasks.task import rows
 
 from .edges import Pass, Routes
 from .graph import Graph
+from .pruning import FLOOR, pruned
 from .rollout import rollout, sampled
 from .tree import plant
 from .world import Responses, World, chunks, gather, worth_ahead
@@ -176,19 +177,25 @@ def build(
         raise ConfigError("R3 is not defined where sim.numerics.fresh draws the routes of every token; use R2")
     weights = leaves(theta or theta_old)
     trainer = load(weights, arithmetics.pi, sim)
-    target = {"disabled": world.run(trainer)}
     with torch.no_grad():
         mu_old, readings = rollout(sim, world, theta_old, arithmetics.mu)
         mu = rollout(sim, world, weights, arithmetics.mu)[0] if stale else mu_old
         trainer_old = load(theta_old, arithmetics.pi, sim)
-        old_live = world.run(trainer_old) if stale else target["disabled"].frozen()
+    keep = mu_old.logp > FLOOR if sim.min_p else None
+
+    def run(model: Model, replay: Routes | None = None) -> Pass:
+        return pruned(world.run(model, replay), keep)
+
+    target = {"disabled": run(trainer)}
+    with torch.no_grad():
+        old_live = run(trainer_old) if stale else target["disabled"].frozen()
     for mode in MODES[1:]:
         if mode in modes:
-            target[mode] = world.run(trainer, replay_of(mode, old_live.routes, mu_old.routes))
+            target[mode] = run(trainer, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
     if "R3" in modes:
         with torch.no_grad():
-            old["R3"] = world.run(trainer_old, mu_old.routes) if stale else target["R3"].frozen()
+            old["R3"] = run(trainer_old, mu_old.routes) if stale else target["R3"].frozen()
     return Scene(
         world=world,
         weights=weights,

@@ -14,6 +14,7 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.method import value
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import replay_of, replay_rows
@@ -113,6 +114,7 @@ class SimBackend:
         self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
         self.modes = [arm.recipe.router_replay.mode for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
+        self.scaled = torch.tensor([arm.recipe.optimizer.step_scale is not None for arm in members])
         self.task = task_of(sim)
         self.reader = reader(self.task)
         self.engines: Engines = engines(sim, seeds)
@@ -133,7 +135,8 @@ class SimBackend:
         """What every reported name means."""
         learned = {} if self.critic is None else value.QUANTITIES
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
-        return shared.QUANTITIES | layers | EXACT | learned
+        scaled = shared.SCALED if bool(self.scaled.any()) else {}
+        return shared.QUANTITIES | layers | EXACT | learned | scaled
 
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
@@ -195,19 +198,24 @@ class SimBackend:
             loss = surrogate_loss(stats, weight_fn(stats))
         if self.expectation is None:
             slope = gradient(loss.sum(), theta)
+            scale = torch.where(self.scaled, step_scale(effective_share(log_weights(stats))), 1.0)
         else:
-            slope = -self.expectation.update(self.rollout_weights, self.weights)
+            update, scale = self.expectation.update(self.rollout_weights, self.weights)
+            slope = -update
         if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
             )
         clipped, norm = optimizer.clip(slope, self.settings)
-        vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, self.settings)
+        scaled = optimizer.scaled(self.settings, scale)
+        vector, self.optimizer = optimizer.step(self._vector(), clipped, self.optimizer, scaled)
         if not torch.isfinite(vector).all():
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self.weights = unflatten(vector, self.weights)
         one = torch.ones_like(norm)
         sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        if bool(self.scaled.any()):
+            sums["update/step_scale"] = scale, one
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores)
             sums |= fitted

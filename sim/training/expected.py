@@ -10,19 +10,23 @@ Shapes: M members, P parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.step_scale import step_scale
 from firstorder.core.training.arms import Arm, cuts
 from firstorder.sim.config import Sim
-from firstorder.sim.exact import measurement
+from firstorder.sim.exact.edges import vjp
 from firstorder.sim.exact.forms import form
+from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, build, world_of
 from firstorder.sim.exact.world import World
 from firstorder.sim.model.policy import Weights
+from firstorder.sim.tasks.places import places
 
 
 def training_world(sim: Sim) -> World:
@@ -46,11 +50,20 @@ class Expectation:
     engines: Engines
     world: World
 
-    def update(self, old: Weights, weights: Weights) -> Tensor:
-        """u `[M, P]` at θ = `weights` of responses from θ_old = `old`; the same object where θ has not moved."""
-        return torch.cat([self._of(arm.recipe, mine, old, weights) for arm, mine in cuts(self.arms)])
+    def update(self, old: Weights, weights: Weights) -> tuple[Tensor, Tensor]:
+        """u `[M, P]` at θ = `weights` of responses from θ_old = `old`, the same object where θ has not moved; and what
+        lr is multiplied by, `[M]`."""
+        pieces = [self._of(arm.recipe, mine, old, weights) for arm, mine in cuts(self.arms)]
+        return torch.cat([u for u, _ in pieces]), torch.cat([scale for _, scale in pieces])
 
-    def _of(self, recipe: Recipe, mine: slice, old: Weights, weights: Weights) -> Tensor:
+    @cached_property
+    def learnt(self) -> Tensor | None:
+        """The contexts whose tokens are learnt from, bool `[N]`; None where all are."""
+        if self.sim.update_contexts == "all":
+            return None
+        return places(self.sim, torch.arange(self.sim.training_prompts)).holds
+
+    def _of(self, recipe: Recipe, mine: slice, old: Weights, weights: Weights) -> tuple[Tensor, Tensor]:
         theta_old, theta = ({name: w[mine] for name, w in all_of.items()} for all_of in (old, weights))
         scene = build(
             self.sim,
@@ -60,16 +73,25 @@ class Expectation:
             None if weights is old else theta,
             modes=[recipe.router_replay.mode],
         )
-        return measurement.update(scene, recipe)
+        found = Measurement(scene=scene, recipe=recipe)
+        scale = step_scale(found.effective_share) if recipe.optimizer.step_scale else torch.ones(len(scene.mu_old.logp), dtype=torch.float64)
+        if self.learnt is None:
+            return found.update, scale
+        return vjp(found.target, found.coefficients() * self.learnt[:, None], scene.weights), scale
 
 
 def check_update(recipe: Recipe, sim: Sim) -> None:
-    """Refuse `sim.update = expected` where there is no such update.
+    """Refuse `sim.update = expected` where there is no such update, and what only such an update knows.
 
     Raises:
-        ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine.
+        ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine;
+            or samples would be drawn of a pruned vocabulary.
     """
     if sim.update == "sampled":
+        if sim.min_p:
+            raise ConfigError(
+                f"sim.min_p = {sim.min_p:g} prunes expected updates alone, got sim.update = sampled; use expected"
+            )
         return
     if sim.numerics.kind == "batch":
         raise ConfigError(
