@@ -40,6 +40,8 @@ LATER = (
     "members",
     "seed",
     "staleness",
+    "min_p",
+    "update_contexts",
 )
 """Settings that a cold start does not read: two that differ in these alone start from the same weights."""
 BATCH = 64  # demonstrations a step

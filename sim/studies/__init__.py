@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import regimes
+from . import causes, regimes
 from .study import Answer, Plan, Study, plan
 
-STUDIES: tuple[Study, ...] = (regimes.STUDY,)
+STUDIES: tuple[Study, ...] = (causes.STUDY, regimes.STUDY)
 
 __all__ = ["STUDIES", "Answer", "Plan", "Study", "plan"]
