@@ -8,6 +8,7 @@ fixed on seeds below 1000; verdicts are reported on seeds from 1000.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,4 +192,9 @@ def series(folder: Path, steps: int) -> Series:
     lines = whole(folder / "metrics.jsonl", least, f"remove {folder}, and it is trained again")
     rows = [line for line in lines if "exact/j_pi" in line]
     names = [name for name in rows[0] if name.startswith("exact/") or name in LOGGED]
-    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64).T for name in names}
+    return {name: torch.tensor([_numbers(row[name]) for row in rows], dtype=torch.float64).T for name in names}
+
+
+def _numbers(logged: list[float | None]) -> list[float]:
+    """A log's null is a quantity that had no value, such as an error relative to a gradient of 0: NaN."""
+    return [math.nan if value is None else value for value in logged]
