@@ -64,4 +64,35 @@ def _parts(row: Mapping[str, Any]) -> list[tuple[float, float, bool]]:
     return [(row["low"], row["below"], not row["holds_above"]), (row["above"], row["high"], row["holds_above"])]
 
 
-FIGURES: Mapping[str, Callable[[Rows], Figure]] = {"regimes": regimes}
+def causes(rows: Rows) -> Figure:
+    """An axes for each run that declines: the share of its loss that goes with each suspect, with its interval, and the
+    two shares that it is judged by."""
+    names = list(dict.fromkeys(row["condition"] for row in rows))
+    parts = {name: [row for row in rows if row["condition"] == name and row["removal"]] for name in names}
+    columns, lines = arranged(len(names))
+    most = max(map(len, parts.values()))
+    figure = Figure(figsize=(WIDTH * columns, lines * (LINE * most + 0.8)), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for ax, name in zip(panels, names, strict=False):
+        _shares(ax, name, parts[name])
+    for ax in panels[len(names) :]:
+        ax.remove()
+    return figure
+
+
+def _shares(ax: Axes, name: str, rows: Rows) -> None:
+    ax.set_title(name, loc="left")
+    for edge in (0.25, 0.5):
+        ax.axvline(edge, color="0.8", linewidth=1)
+    for place, row in enumerate(rows):
+        colour = HOLDS if row["verdict"] in ("cause", "in part") else NOT
+        ends = [min(max(row[key], -1.0), 1.5) for key in ("share_low", "share_high", "share")]
+        ax.plot(ends[:2], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+        ax.plot(ends[2], place, "o", color=colour)
+    ax.set_yticks(range(len(rows)), [f"{row['suspect']}: {row['removal']}" for row in rows])
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-1.05, 1.55), xlabel="share of the loss that goes")
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
+
+
+FIGURES: Mapping[str, Callable[[Rows], Figure]] = {"causes": causes, "regimes": regimes}

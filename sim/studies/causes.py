@@ -174,7 +174,7 @@ def _misread(condition: LongCondition, recipe: str = "minirl-tis") -> Decline:
     return Decline(condition=condition, recipe=recipe, removals=removals)
 
 
-SHORT = BASE.but(updates=60)
+SHORT = BASE.but(problems=8, updates=64)
 DECLINES: Mapping[str, Decline] = {
     "no IS, exact": _biased(SHORT),
     "no IS, sampled": _sampled(
@@ -185,10 +185,10 @@ DECLINES: Mapping[str, Decline] = {
     "IS, sampled": _sampled(SHORT.but(sampled=True), "minirl"),
     "no IS, close engines": _long(SHORT.but(horizon=2048, noise=0.02)),
     "large step": _large(SHORT.but(lr=0.008)),
-    "stale": _stale(BASE.but(minibatches=8, lr=0.02, updates=96)),
+    "stale": _stale(SHORT.but(minibatches=8, lr=0.02, updates=96)),
     "misread": _misread(keyed(SHORT, reading_noise=1.0, draws=8)),
 }
-FIRST_LOOK: Mapping[str, Decline] = {"no IS, exact": _long(BASE.but(updates=24))}
+FIRST_LOOK: Mapping[str, Decline] = {"no IS, exact": _long(SHORT.but(updates=24))}
 
 
 def flipless(condition: LongCondition, seeds: range) -> LongCondition:
