@@ -236,12 +236,13 @@ def _answer(plan: Plan) -> Answer:
         run = each.condition, each.recipe
         rows += [row(name, None, run, run, found)]
         rows += [row(name, removal, run, other, found) for removal, other in made[name].items()]
-        deployed += [_deployed(name, each.condition, found[each.condition][each.recipe])]
+        deployed += [_deployed(name, each.recipe, found[each.condition][each.recipe])]
+        deployed += [_deployed(f"{name}: reference", "minirl", found[reference(each.condition)]["minirl"])]
     answers = claims(rows)
     holds = [claim["suspect"] for claim in answers if claim["answer"].startswith("holds")]
     mixed = [claim["suspect"] for claim in answers if ":" in claim["answer"]]
     headline = f"a cause wherever it was settled: {', '.join(holds) or 'none'}; in some runs: {', '.join(mixed) or 'none'}"
-    return Answer(headline=headline, rows=rows, measured={"claims": answers, "deployed": deployed})
+    return Answer(headline=headline, rows=rows, measured={"claims": answers, "deployed": {"claim": DEPLOYED, "runs": deployed}})
 
 
 def _without(removal: Removal, plan: Plan) -> Run:
@@ -288,11 +289,16 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
-def _deployed(name: str, condition: LongCondition, series: Series) -> dict[str, Any]:
-    """Whether μ gets worse while π gets better, in a run that declines."""
-    fails = interquartile_mean(verdicts.rises_that_fail(series["exact/j_pi"], series["exact/j_mu"]))
-    holds = None if fails.low <= verdicts.LEAST <= fails.high else fails.low > verdicts.LEAST
-    return {"condition": name, "claim": DEPLOYED, "holds": holds, **fails.json()}
+def _deployed(name: str, recipe: str, series: Series) -> dict[str, Any]:
+    """Whether μ gets worse where π gets better, and how far μ is behind at the end."""
+    fails = verdicts.rises_that_fail(series["exact/j_pi"], series["exact/j_mu"])
+    behind = interquartile_mean((series["exact/j_pi"] - series["exact/j_mu"])[:, -LAST:].mean(-1))
+    found: dict[str, Any] = {"condition": name, "recipe": recipe, "behind": behind.json(), "seeds_that_rise": len(fails)}
+    if len(fails) < 2:
+        return found | {"holds": None}
+    share = interquartile_mean(fails)
+    settled = share.low > verdicts.LEAST or share.high < verdicts.LEAST
+    return found | share.json() | {"holds": share.low > verdicts.LEAST if settled else None}
 
 
 STUDY = Study(

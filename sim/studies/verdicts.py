@@ -62,11 +62,12 @@ def seeds_needed(share: Estimate, seeds: int) -> int | None:
 
 
 def rises_that_fail(trained: Tensor, deployed: Tensor) -> Tensor:
-    """Of the steps between evaluations at which J of π `[S, K]` rises, the share at which J of μ falls, `[S]`; 0 of a
-    seed without a rise."""
+    """Of the steps between evaluations at which J of π `[S, K]` rises, the share at which J of μ falls: of every seed
+    that has a rise, `[s]`."""
     rises = trained.diff(dim=-1) > MOVED
     fails = rises & (deployed.diff(dim=-1) < 0)
-    return fails.double().sum(-1) / rises.double().sum(-1).clamp(min=1)
+    some = rises.any(-1)
+    return fails[some].double().sum(-1) / rises[some].double().sum(-1)
 
 
 def over(states: Iterable[tuple[str, Verdict]]) -> str:
