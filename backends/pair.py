@@ -128,7 +128,7 @@ class EnginePair:
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)
-        moments = agreement(batch, live.routes, live.margin, used.entropy)
+        moments = agreement(batch, live.routes, live.margin, used.logp, used.entropy)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
             moments["rollout/emulated"] = one, one

@@ -14,6 +14,7 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Advantage, Recipe, Schedule
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.quantities import means
+from firstorder.core.training import strata
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.diagnostics import diagnose
@@ -83,7 +84,8 @@ def parity(pair: EnginePair) -> dict[str, Any]:
     batch = pair.rollout(0)
     seconds, tokens = time.perf_counter() - started, int(batch.mask.sum())
     live, replayed = pair.trainer.score(batch), pair.trainer.score(batch, batch.routes)
-    routes = means(agreement(batch, live.routes, live.margin, live.entropy))
+    sums = agreement(batch, live.routes, live.margin, live.logp, live.entropy)
+    routes = means(sums) | strata.finalise(sums)
     measured = {
         "tokens": tokens,
         "reward": float(batch.rewards.mean()),

@@ -24,10 +24,11 @@ from firstorder.core.method import surrogate, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.settings.toml import build, read, shipped
-from firstorder.core.training import backend, diagnostics, inert, loop, replay
+from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
 from firstorder.sim.exact.forms import form
+from firstorder.sim.training import halves
 from firstorder.sim.training.backend import EXACT
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -115,13 +116,18 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
     flips = {"route/flip_rate_layer_N": replace(layer, formula=layer.formula.replace("layer 0", "layer N"))}
     routes = {name: one for name, one in backend.QUANTITIES.items() if name.startswith("route/")}
     updates = {name: one for name, one in backend.QUANTITIES.items() if name not in routes}
+    rewards = {name: one for name, one in loop.QUANTITIES.items() if name.startswith("reward")}
     return {
         "values": exact.VALUES,
         "gradients": exact.GRADIENTS,
         "engines": exact.ENGINES,
         "sizes": exact.SIZES,
-        "batch": diagnostics.QUANTITIES | {"reward": loop.QUANTITIES["reward"]},
-        "routes": routes | flips | updates | {n: one for n, one in loop.QUANTITIES.items() if n != "reward"},
+        "batch": diagnostics.QUANTITIES | strata.QUANTITIES | rewards,
+        "routes": routes
+        | flips
+        | updates
+        | halves.QUANTITIES
+        | {n: one for n, one in loop.QUANTITIES.items() if n not in rewards},
         "exact": EXACT,
         "critic": value.QUANTITIES,
         "receipts": surrogate.RECEIPTS,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from firstorder.core.method import value
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.quantities import Quantity
-from firstorder.core.training import backend, diagnostics, inert, loop, replay
+from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
+from firstorder.sim.training import halves
 from firstorder.sim.training.backend import EXACT
 
 from .runs import Run
 
 LAYER = "route/flip_rate_layer_"
-KNOWN = (diagnostics, loop, backend, replay, value)
+KNOWN = (diagnostics, strata, loop, backend, halves, replay, value)
 QUANTITIES = {name: q for module in KNOWN for name, q in module.QUANTITIES.items()} | RECEIPTS | EXACT
 
 
@@ -92,6 +93,9 @@ REMAINDER = (
 KL = (
     _panel("kl", "k1 estimate of KL(μ_old ‖ π_old)", heavy=True),
     _panel("k3_kl", "k3 estimate of KL(μ_old ‖ π_old)", heavy=True),
+    _panel("kl_failing", "k1 where A < 0", heavy=True),
+    _panel("kl_succeeding", "k1 where A > 0", heavy=True),
+    _panel("kl_flipped", "k1 where experts flipped", heavy=True),
 )
 CRITIC = (_panel("critic/vf_loss", "value loss"), _panel("critic/vf_explained_var", "explained variance"))
 BIAS = (

@@ -12,6 +12,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.method.stats import TokenStats, check_log_probs
 from firstorder.core.quantities import Moments, Quantity
 
+from .agreement import THIN
 from .batch import RolloutBatch
 
 WeightFn = Callable[[TokenStats], Tensor]
@@ -32,6 +33,12 @@ QUANTITIES: dict[str, Quantity] = {
         formula="k-th minus (k+1)-th largest selection score of pi_old, mean over tokens and layers",
         unit="router score",
         source="gate_margin of measure",
+    ),
+    "route/thin_margin": Quantity(
+        formula=f"share of (token, layer) with a margin, as of route/gate_margin, below {THIN:g}; divided by {THIN:g} "
+        "about the density f of margins at 0: engines that differ by s in each score flip about f s / sqrt(pi)",
+        unit="share of (token, layer)",
+        source="firstorder; independent Gaussian differences of a small standard deviation s",
     ),
     "update/entropy": Quantity(
         formula="-sum_v pi_old(v) log pi_old(v) with the recipe's replay, mean over response tokens",

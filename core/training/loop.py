@@ -23,7 +23,7 @@ from firstorder.core.method.value import explained_variance, value_moments
 from firstorder.core.quantities import Moments, Quantity, add, means
 from firstorder.core.runs.logs import StepLog
 
-from . import diagnostics, inert, replay
+from . import diagnostics, inert, replay, strata
 from .arms import Arm, RecipeWeights, with_advantages
 from .backend import Backend, split
 from .batch import check_groups
@@ -32,6 +32,11 @@ from .diagnostics import finalise, moments
 QUANTITIES: dict[str, Quantity] = {
     "reward": Quantity(
         formula="mean R of the responses sampled from mu", unit="reward", source="verl critic/rewards/mean; TRL reward"
+    ),
+    "reward_std": Quantity(
+        formula="sqrt(mean (R - reward)^2) over the responses sampled from mu",
+        unit="reward",
+        source="firstorder; TRL reward_std divides by n - 1, or averages over groups",
     ),
     "update/second_order_remainder": Quantity(
         formula="second_order_remainder with pi_theta in place of pi_old, mean over updates",
@@ -66,7 +71,8 @@ def train(
         check_groups(batch, schedule.prompts, schedule.group_size)
         scored, agreement = backend.score(batch)
         scored = with_advantages(scored, arms, schedule.group_size)
-        sums = add(agreement, moments(scored.stats(scored.logp_old)))
+        stats = scored.stats(scored.logp_old)
+        sums = add(add(agreement, moments(stats)), strata.moments(stats))
         sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))
         replay.check_given(scored, arms)
         weight_fn = RecipeWeights(arms)
@@ -75,9 +81,7 @@ def train(
             replay.check_replayed(minibatch, updated, arms, fresh=number == 0)
             sums = add(sums, updated)
         backend.sync_weights()
-        metrics = (
-            _finalise(add(sums, weight_fn.moments)) | {"reward": batch.rewards.mean(-1)} | backend.evaluate(step + 1)
-        )
+        metrics = _finalise(add(sums, weight_fn.moments)) | _rewards(batch.rewards) | backend.evaluate(step + 1)
         acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
         on_step(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
 
@@ -98,7 +102,14 @@ def check_trainable(recipe: Recipe) -> None:
 
 def logged_quantities(backend: Backend) -> dict[str, Quantity]:
     """What every name means that a step on this backend can log, in metrics or receipts."""
-    return diagnostics.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS | inert.QUANTITIES
+    return (
+        diagnostics.QUANTITIES | strata.QUANTITIES | QUANTITIES | dict(backend.quantities) | RECEIPTS | inert.QUANTITIES
+    )
+
+
+def _rewards(rewards: Tensor) -> dict[str, Tensor]:
+    """`reward` and `reward_std` of a batch, `[..., B]`."""
+    return {"reward": rewards.mean(-1), "reward_std": rewards.std(-1, correction=0)}
 
 
 def _named(sums: Moments, *prefixes: str) -> Moments:
@@ -108,5 +119,5 @@ def _named(sums: Moments, *prefixes: str) -> Moments:
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
-    known = finalise(sums) | explained_variance(averaged)
+    known = finalise(sums) | strata.finalise(sums) | explained_variance(averaged)
     return known | means(_named(sums, "route/", "update/", "critic/"))

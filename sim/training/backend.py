@@ -44,7 +44,7 @@ from firstorder.sim.sampling.reader import Scores, reader
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
-from . import critic
+from . import critic, halves
 from .expected import Expectation, training_world
 
 _ENUMERATED = "after the step, every response to the measured prompts enumerated"
@@ -127,20 +127,22 @@ class SimBackend:
             if sim.update == "sampled"
             else Expectation(sim=sim, arms=arms, engines=self.engines, world=training_world(sim))
         )
+        self.comparable = halves.comparable(sim, self.schedule)
+        self.halving = False  # whether halves are compared in the step that is under way: it is evaluated
         self.critic = critic.start([arm.recipe for arm in members], sim)
         self.mismatch = mismatch(sim)
 
     @property
     def quantities(self) -> dict[str, Quantity]:
         """What every reported name means."""
-        learned = {} if self.critic is None else value.QUANTITIES
+        more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        return shared.QUANTITIES | layers | EXACT | learned | scaled
+        return shared.QUANTITIES | layers | EXACT | more | scaled
 
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
-        size = self.schedule.group_size
+        self.halving, size = self.comparable and self._evaluates(step + 1), self.schedule.group_size
         picked = picks(self.sim.training_prompts, self.seeds, step, self.schedule.prompts)
         groups = picked.repeat_interleave(size, dim=1)
         number = torch.arange(groups.shape[1])
@@ -186,7 +188,7 @@ class SimBackend:
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
         scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
-        return scored, agreement(batch, live.routes, live.margin, used.entropy)
+        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of every member, and one of every critic."""
@@ -195,13 +197,17 @@ class SimBackend:
             trainer = load(theta, self.engines.pi, self.sim)
             scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
             stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
-            loss = surrogate_loss(stats, weight_fn(stats))
+            weight = weight_fn(stats)
+            loss = surrogate_loss(stats, weight)
         if self.expectation is None:
-            slope = gradient(loss.sum(), theta)
+            slope = gradient(loss.sum(), theta, keep=self.halving)
             scale = torch.where(self.scaled, step_scale(effective_share(log_weights(stats))), 1.0)
         else:
             update, scale = self.expectation.update(self.rollout_weights, self.weights)
             slope = -update
+        together: Moments = {}
+        if self.halving:
+            together = halves.agreement(stats, weight, slope, theta, self.schedule.group_size)
         if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
@@ -213,7 +219,7 @@ class SimBackend:
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self.weights = unflatten(vector, self.weights)
         one = torch.ones_like(norm)
-        sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        sums = together | {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
         if bool(self.scaled.any()):
             sums["update/step_scale"] = scale, one
         if self.critic is not None:
@@ -227,8 +233,7 @@ class SimBackend:
 
     def evaluate(self, step: int) -> dict[str, Tensor]:
         """Exact objectives and errors on the measured prompts, every `sim.evaluate_every` steps and after the last."""
-        every = self.sim.evaluate_every
-        if not every or (step % every and step != self.schedule.steps):
+        if not self._evaluates(step):
             return {}
         world = grow(self.sim)
         errors, biases = [], []
@@ -238,6 +243,10 @@ class SimBackend:
             biases.append(bias)
         self.trail, heading = coherence.follow(self.trail, torch.cat(biases))
         return {name: torch.cat([of_arm[name] for of_arm in errors]) for name in errors[0]} | heading
+
+    def _evaluates(self, step: int) -> bool:
+        every = self.sim.evaluate_every
+        return bool(every) and (step % every == 0 or step == self.schedule.steps)
 
     def _exact(self, recipe: Recipe, cut: slice, world: World) -> tuple[dict[str, Tensor], Tensor]:
         """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against

@@ -129,7 +129,7 @@ def test_routes_that_are_missing_are_no_flips():
     margin = torch.zeros(len(LENGTHS), POSITIONS, LAYERS, dtype=torch.float64)
     kept = torch.tensor([0, 1, 3])
     found, expected = (
-        means(agreement(make_batch(routes), own, margin, zeros))
+        means(agreement(make_batch(routes), own, margin, zeros, zeros))
         for routes, own in ((lost, live), (torch.where(torch.arange(4)[:, None, None, None] == 2, live, mu), live))
     )
     tokens = make_batch(mu).mask.sum(-1)

@@ -1,6 +1,7 @@
 """What a run logs: every name is described, and the new ones are what they say."""
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import logged_quantities, train
-from firstorder.sim.config import Sim
+from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.training.backend import SimBackend
 
 TINY = [
@@ -37,10 +38,11 @@ def test_every_logged_name_is_described_beside_the_log_and_nothing_else_is(name,
 def test_a_name_means_one_thing():
     """No two owners describe the same name, so none hides the other."""
     from firstorder.core.method import surrogate
-    from firstorder.core.training import backend, diagnostics, inert, loop, replay
+    from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
+    from firstorder.sim.training import halves
     from firstorder.sim.training.backend import EXACT
 
-    tables = [module.QUANTITIES for module in (diagnostics, loop, backend, replay, inert)]
+    tables = [module.QUANTITIES for module in (diagnostics, strata, loop, backend, halves, replay, inert)]
     names = [name for table in (*tables, surrogate.RECEIPTS, EXACT) for name in table]
     assert len(names) == len(set(names))
     whole = logged_quantities(SimBackend(SIM, (Arm(recipe=recipe("minirl"), members=1),), torch.tensor([1])))
@@ -87,3 +89,33 @@ def test_a_mask_and_a_truncation_leave_their_receipts():
     assert (acted["masked"] > 0).all()
     assert (acted["masked"] <= acted["corrected"]).all()
     assert (acted["truncated"] == 0).all()
+
+
+def test_rewards_have_the_mean_and_the_spread_of_the_batch():
+    arms = (Arm(recipe=recipe("minirl"), members=3),)
+    rewards = SimBackend(SIM, arms, torch.tensor([5, 6, 7])).rollout(0).rewards
+    found = logged("minirl")[0].metrics
+    for member, each in enumerate(rewards.tolist()):
+        assert float(found["reward"][member]) == pytest.approx(statistics.fmean(each), rel=1e-12)
+        assert float(found["reward_std"][member]) == pytest.approx(statistics.pstdev(each), rel=1e-12)
+
+
+@pytest.mark.parametrize("update", ["sampled", "expected"])
+def test_what_may_warn_of_a_collapse_is_logged_in_every_step(update):
+    sim = SIM.model_copy(update={"update": update, "evaluate_every": 0})
+    arms, logs = (Arm(recipe=recipe("minirl-r3-n2"), members=2),), []
+    train(arms, SimBackend(sim, arms, torch.tensor([5, 6])), on_step=logs.append)
+    names = ("kl_failing", "kl_succeeding", "kl_flipped", "reward_std", "route/thin_margin", "update/grad_norm")
+    for log in logs:
+        assert all(torch.isfinite(log.metrics[name]).all() for name in names)
+        assert {"clip_upper", "clip_lower"} <= log.receipts.keys()
+        sides = [log.metrics[name] for name in ("kl_failing", "kl_succeeding")]
+        assert (sides[0] != sides[1]).all()
+
+
+def test_engines_that_agree_log_no_flipped_kl():
+    arms, logs = (Arm(recipe=recipe("minirl"), members=2),), []
+    sim = SIM.model_copy(update={"numerics": Numerics(kind="exact")})
+    train(arms, SimBackend(sim, arms, torch.tensor([5, 6])), on_step=logs.append)
+    assert all(float(log.metrics["route/flip_rate"].max()) == 0 for log in logs)
+    assert all(float(log.metrics["kl_flipped"].abs().max()) == 0 for log in logs)
