@@ -159,7 +159,7 @@ DECLINES: Mapping[str, Decline] = {
     ),
     "IS, sampled": _sampled(SHORT.but(sampled=True), "minirl"),
     "no IS, close engines": _long(SHORT.but(horizon=2048, noise=0.02)),
-    "large step": _large(SHORT.but(lr=0.008)),
+    "large step": _large(SHORT.but(lr=0.02)),
     "stale": _stale(SHORT.but(minibatches=8, lr=0.02, updates=96)),
     "misread": _misread(keyed(SHORT, reading_noise=1.0, draws=8)),
 }
