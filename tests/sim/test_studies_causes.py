@@ -8,8 +8,8 @@ import torch
 from firstorder.core.routing import flips
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.exact.scene import build, engines, grow
-from firstorder.sim.studies import causes, verdicts
-from firstorder.sim.studies.causes import DECLINES, FIRST_LOOK, Decline
+from firstorder.sim.studies import causes, removals, verdicts
+from firstorder.sim.studies.removals import DECLINES, FIRST_LOOK, Decline
 from firstorder.sim.studies.study import Plan
 from firstorder.sim.training.session import SimRun
 from firstorder.sim.trials.long import BASE, LongCondition
@@ -98,10 +98,16 @@ def test_a_claim_has_the_answer_of_its_removals(states, wanted):
 
 
 def test_the_reference_keeps_the_world_and_leaves_the_method():
-    run = causes.keyed(TINY, reading_noise=1.0, update_contexts="on_chain", min_p=0.1, shared=0.0)
-    run = causes.scaled(run.but(sampled=True, minibatches=4, lr=0.1))
-    assert causes.reference(run) == causes.keyed(TINY, shared=0.0)
+    run = removals.keyed(TINY, reading_noise=1.0, update_contexts="on_chain", min_p=0.1, shared=0.0)
+    run = removals.scaled(run.but(sampled=True, minibatches=4, lr=0.1))
+    assert removals.reference(run) == removals.keyed(TINY, shared=0.0)
     assert TINY.lr == BASE.lr
+
+
+def test_the_headline_names_every_suspect_once():
+    answers = [("a", "holds"), ("b", "holds: x; does not: y"), ("c", "does not hold"), ("d", "holds")]
+    said = causes.headline([{"suspect": suspect, "answer": answer} for suspect, answer in answers])
+    assert said == "holds: a, d; holds in some runs: b; does not hold: c"
 
 
 @pytest.mark.parametrize("name", DECLINES)
@@ -122,14 +128,14 @@ def test_every_claim_is_tried():
 
 def test_engines_without_flips_are_as_far_apart(same):
     seeds = range(3)
-    made = causes.flipless(TINY, seeds)
+    made = removals.flipless(TINY, seeds)
     which = torch.arange(3)
     apart = []
     for condition in (TINY, made):
         sim = condition.world(seeds)
         scene = build(sim, grow(sim), engines(sim, which), starting_weights(sim, which), modes=["disabled"])
         rate = flips(scene.old["disabled"].routes.contexts, scene.mu_old.routes.contexts).double().mean()
-        apart.append((causes._divergence(sim, which), float(rate)))
+        apart.append((removals._divergence(sim, which), float(rate)))
     (before, flipped), (after, none) = apart
     assert after == pytest.approx(before, rel=2e-3)
     assert flipped > 0.02
@@ -139,15 +145,13 @@ def test_engines_without_flips_are_as_far_apart(same):
 @pytest.fixture
 def tiny(monkeypatch):
     """A first look at a world of a second."""
-    removals = tuple(
-        causes.Removal(suspect=each.suspect, how=each.how, condition=TINY, recipe=each.recipe)
+    taken = tuple(
+        removals.Removal(suspect=each.suspect, how=each.how, condition=TINY, recipe=each.recipe)
         for each in FIRST_LOOK["no IS, exact"].removals
         if each.suspect in ("bias", "boundaries")
     )
-    monkeypatch.setattr(
-        causes, "FIRST_LOOK", {"no IS": Decline(condition=TINY, recipe="minirl-no-is", removals=removals)}
-    )
-    return [each.recipe for each in removals]
+    monkeypatch.setattr(causes, "FIRST_LOOK", {"no IS": Decline(condition=TINY, recipe="minirl-no-is", removals=taken)})
+    return [each.recipe for each in taken]
 
 
 def test_a_suspect_that_is_all_there_is_to_the_reference_takes_all_of_the_loss(tiny, tmp_path):
