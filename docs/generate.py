@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import answers
 import results
 import rooms
 import tables
@@ -31,6 +32,9 @@ TABLES = {
     "verdicts": results.verdicts,
     "conditions": results.conditions,
     "leads": results.leads,
+    "study": answers.study,
+    "findings": answers.findings,
+    "claims": answers.claims,
 }
 
 
@@ -49,3 +53,4 @@ if __name__ == "__main__":
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
     walks.write()
+    answers.write()
