@@ -108,11 +108,7 @@ class Sim(Section):
     )
     numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
     min_p: float = within(
-        0.0,
-        "[0, 1)",
-        "it is a share of the likeliest token's probability",
-        "tokens of less than `min_p` times the probability of μ's likeliest are left out of both engines, which are "
-        "renormalised over the rest (arXiv 2512.23087); expected updates and measurements alone know it",
+        0.0, "[0, 1)", "it is a share", "both engines leave out what is less likely than so much of μ's likeliest token"
     )
     training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
     samples: int = within(
@@ -181,8 +177,8 @@ class Sim(Section):
     )
     update_contexts: Literal["all", "on_chain"] = Field(
         "all",
-        description="of an expected update: `on_chain` leaves out the tokens said at contexts off the chain, which "
-        "failing responses alone visit unless some tokens recover; `chain` in `world = graph`",
+        description="of an expected update, of `chain` in `world = graph`: `on_chain` leaves out contexts off the chain, "
+        "where none but failing responses come unless `recovery` leads back",
     )
     direction: Literal["natural", "recipe"] = Field(
         "natural",
@@ -309,16 +305,6 @@ class Sim(Section):
         if self.direction == "recipe" and self.numerics.kind == "batch":
             raise ValueError(
                 "sim.direction = recipe needs one update, but numerics.kind = batch draws many; use natural"
-            )
-        if self.min_p and self.numerics.drawn:
-            raise ValueError(
-                f"sim.min_p = {self.min_p:g} leaves out the tail of one engine, but sim.numerics.fresh draws one at "
-                "every token; unset one of them"
-            )
-        if self.update_contexts == "on_chain" and (self.update, self.task, self.world) != ("expected", "chain", "graph"):
-            raise ValueError(
-                "sim.update_contexts = on_chain needs the expected update of contexts that merge, got sim.update = "
-                f"{self.update}, sim.task = {self.task} and sim.world = {self.world}; set expected, chain and graph"
             )
         for name in ("numerics", "training_numerics"):
             if getattr(self, name).kind == "gate_order" and self.router not in ("softmax_topk", "topk_softmax"):

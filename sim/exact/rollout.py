@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from firstorder.core.errors import ConfigError
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic
@@ -28,11 +29,19 @@ def rollout(sim: Sim, world: World, weights: Weights, mu: Arithmetic) -> tuple[P
 
     Where the engine is drawn at every token, the pass is of the mean policy μ̄, and its routes are those of the first
     draw.
+
+    Raises:
+        ConfigError: such an engine has no one tail to prune.
     """
     if not sim.numerics.drawn:
         one = world.run(engine(sim, weights, mu))
         one = pruned(one, kept(one.logp, sim.min_p))
         return one, of_errors(one.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None
+    if sim.min_p:
+        raise ConfigError(
+            f"sim.min_p = {sim.min_p:g} leaves out the tail of one engine, but sim.numerics.fresh draws one at every "
+            "token; unset one of them"
+        )
     draws = sim.draws
     every = world.run(engine(sim, weights, mu))
     readings = of_engines(*(x.reshape(-1, draws, *x.shape[1:]) for x in (every.logp, every.routes.contexts)))

@@ -85,8 +85,13 @@ def check_update(recipe: Recipe, sim: Sim) -> None:
 
     Raises:
         ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine;
-            or samples would be drawn of a pruned vocabulary.
+            or samples would be drawn of a pruned vocabulary; or no context is off a chain.
     """
+    if sim.update_contexts == "on_chain" and (sim.update, sim.task, sim.world) != ("expected", "chain", "graph"):
+        raise ConfigError(
+            "sim.update_contexts = on_chain needs the expected update of contexts that merge, got sim.update = "
+            f"{sim.update}, sim.task = {sim.task} and sim.world = {sim.world}; set expected, chain and graph"
+        )
     if sim.update == "sampled":
         if sim.min_p:
             raise ConfigError(

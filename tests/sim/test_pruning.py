@@ -89,3 +89,9 @@ def test_samples_of_a_pruned_vocabulary_are_refused(small, make_recipe):
     with pytest.raises(ConfigError, match=r"sim.min_p = 0.1 prunes expected updates alone, got sim.update = sampled"):
         check_update(make_recipe("minirl"), small(min_p=MIN_P))
     check_update(make_recipe("minirl"), small(min_p=MIN_P, update="expected"))
+
+
+def test_an_engine_that_is_drawn_at_every_token_has_no_tail_to_prune(small, make_scene):
+    fresh = {"numerics": {"kind": "noise", "scale": 0.2, "fresh": True}, "draws": 2}
+    with pytest.raises(ConfigError, match=r"sim.min_p = 0.1 leaves out the tail of one engine, but sim.numerics.fresh"):
+        make_scene(small(**fresh, min_p=MIN_P), modes=("disabled",))

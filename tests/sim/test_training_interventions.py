@@ -15,7 +15,7 @@ from firstorder.sim.exact.measurement import Measurement, token_stats
 from firstorder.sim.exact.scene import build
 from firstorder.sim.tasks.places import ON, places
 from firstorder.sim.training.backend import SimBackend
-from firstorder.sim.training.expected import training_world
+from firstorder.sim.training.expected import check_update, training_world
 
 CHAIN = {
     "world": "graph",
@@ -74,7 +74,7 @@ def test_an_update_from_contexts_on_the_chain_leaves_the_others_out(same):
 )
 def test_contexts_are_refused_where_none_is_off_a_chain(changes, got):
     with pytest.raises(ConfigError, match=f"update_contexts = on_chain needs .*, got {got}; set expected, chain and"):
-        toml.build(Sim, CHAIN | {"update_contexts": "on_chain"} | changes, "sim")
+        check_update(arm("minirl").recipe, sim_of(update_contexts="on_chain", **changes))
 
 
 @pytest.mark.parametrize("mode", ["disabled", "R3"])
