@@ -193,10 +193,28 @@ class SimBackend:
             scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
             stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
             loss = surrogate_loss(stats, weight_fn(stats))
-        if self.expectation is None:
-            slope = gradient(loss.sum(), theta)
-        else:
-            slope = -self.expectation.update(self.rollout_weights, self.weights)
+        slope = gradient(loss.sum(), theta) if self.expectation is None else self._expected()
+        norm = self._move(slope)
+        one = torch.ones_like(norm)
+        sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
+        if self.critic is not None:
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
+            sums |= fitted
+        return sums | _replayed(minibatch, scores)
+
+    def follow(self) -> Moments:
+        """One optimiser step of every member along its exact expected update: `update` where `sim.update = expected`,
+        without the responses, which are drawn for the logs alone and whose cost grows with their length."""
+        norm = self._move(self._expected())
+        return {"update/grad_norm": (norm, torch.ones_like(norm))}
+
+    def _expected(self) -> Tensor:
+        """The slope `[M, P]` of the exact expected update."""
+        assert self.expectation is not None
+        return -self.expectation.update(self.rollout_weights, self.weights)
+
+    def _move(self, slope: Tensor) -> Tensor:
+        """Take an optimiser step of every member down `slope` `[M, P]`; its norm `[M]`."""
         if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
@@ -206,12 +224,7 @@ class SimBackend:
         if not torch.isfinite(vector).all():
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self.weights = unflatten(vector, self.weights)
-        one = torch.ones_like(norm)
-        sums = {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
-        if self.critic is not None:
-            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
-            sums |= fitted
-        return sums | _replayed(minibatch, scores)
+        return norm
 
     def sync_weights(self) -> None:
         """μ takes the trainer's weights."""
