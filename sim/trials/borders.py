@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 
-from .neighbours import correction, corrected
+from .neighbours import corrected, correction
 
 SHIPPED = Path(__file__).with_name("borders.json")
 Axis = Literal["horizon", "minibatches"]

@@ -1,7 +1,7 @@
 """Cells trained along their exact expected updates, with no response sampled, over processes.
 
 What `train` with `sim.update = expected` does, but for the responses that it draws for its logs: their cost grows with
-the horizon, that of the expectation with its logarithm. A response of 32,768 tokens is thus tried as fast as one of 512.
+the horizon, that of the expectation with its logarithm. So 32,768 tokens are tried about as fast as 512.
 """
 
 from __future__ import annotations
