@@ -131,7 +131,7 @@ def said(gate: dict[str, Any]) -> dict[str, str]:
 
 def collapsed(gate: dict[str, Any]) -> float:
     """Share of the twin's seeds that collapsed."""
-    from firstorder.sim.trials.evidence import SELF
+    from firstorder.sim.trials.neighbours import SELF
 
     return float(gate["trials"][SELF]["collapsed"]["value"])
 
