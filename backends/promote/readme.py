@@ -198,7 +198,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _evidence(gate: dict[str, Any]) -> str:
-    target, calibration = gate["target"], gate["calibration"]
+    target, calibration, tried = gate["target"], gate["calibration"], gate["tried"]
     rows = [
         (
             name,
@@ -209,9 +209,18 @@ def _evidence(gate: dict[str, Any]) -> str:
         for name, trial in gate["trials"].items()
     ]
     columns = ("trial", "collapsed", "final J", "low", "high", "gradient error", "natural", "replay bias")
+    updates = (
+        "exact expected updates"
+        if tried["responses"] is None
+        else f"updates over {tried['responses']} sampled responses, since the recipe has no exact form"
+    )
+    verdict = "Stable." if gate["stable"] else f"UNSTABLE. Cause: {gate['cause']}. Remedy: {gate['remedy'] or 'none'}."
     return (
+        f"{verdict} Tried on responses of {tried['horizon']:,} tokens, of {tried['length']:,} that it may say, from "
+        f"J = {tried['extent']['value']:g}: {tried['extent']['seeds']} seeds from {tried['extent']['first_seed']}, "
+        f"{tried['extent']['updates']} {updates}. Extrapolation: {gate['extrapolation']['said']}.\n\n"
         f"Target: KL {target['kl']:.3g} nats a token, {target['flip_rate']:.1%} of routes flipped; {target['source']}. "
         f"The simulated engines have {calibration['kl']:.3g} and {calibration['flip_rate']:.1%}. Errors are exact, the "
-        f"largest mean over seeds of any evaluation. Rule: {gate['rule']}. Safest: {gate['safest']}."
+        f"largest mean over seeds of any evaluation. Rule: {gate['rule']}."
         f"\n\n{table(columns, rows)}"
     )

@@ -80,7 +80,7 @@ def read_evidence(recipe: Recipe, file: str) -> dict[str, Any]:
             raise OSError("not a file")
         evidence: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         own = str(evidence["recipe"])
-        collapsed(evidence), bool(evidence["stable"]), str(evidence["safest"])
+        collapsed(evidence), bool(evidence["stable"]), said(evidence)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"--evidence {file} is not a gate.json; give evidence/gate.json of a bundle") from None
     check_evidence(recipe, own, f"--evidence {file}")
@@ -105,16 +105,33 @@ def check_rehearsal(model: Path) -> None:
             raise ConfigError(f"--rehearse {model} holds no {wanted}; give a folder of `firstorder coldstart`")
 
 
-def tried(recipe: Recipe, target: Target, folder: Path, horizon: int | None) -> dict[str, Any]:
-    """The gate as plain numbers, on responses of `horizon` tokens; the runs behind it stay in `folder`."""
+def tried(recipe: Recipe, target: Target, folder: Path, length: int, horizon: int | None) -> dict[str, Any]:
+    """The gate as plain numbers, for responses of up to `length` tokens, tried at `horizon` of them; None for as many
+    as the trial reaches. The runs behind it stay in `folder`."""
     from firstorder.sim.trials.evidence import judge
 
-    return judge(recipe, target, folder, horizon).json()
+    return judge(recipe, target, folder, length, horizon=horizon).json()
+
+
+def said(gate: dict[str, Any]) -> dict[str, str]:
+    """What a gate says, each under its head."""
+    tried, target, found = gate["tried"], gate["target"], gate["calibration"]
+    updates = "exact expected updates" if tried["responses"] is None else f"{tried['responses']} responses an update"
+    lines = {
+        "gate": f"{'stable' if gate['stable'] else 'UNSTABLE'}, {collapsed(gate):.0%} of {tried['extent']['seeds']} "
+        f"seeds collapse on responses of {tried['horizon']:,} tokens, {tried['extent']['updates']} updates, {updates}",
+        "engines": f"KL {found['kl']:.2g} nats a token and {found['flip_rate']:.1%} of routes flipped, for "
+        f"{target['kl']:.2g} and {target['flip_rate']:.1%}",
+        "extrapolation": str(gate["extrapolation"]["said"]),
+    }
+    if not gate["stable"]:
+        lines |= {"cause": str(gate["cause"]), "remedy": gate["remedy"] or "none was found"}
+    return lines
 
 
 def collapsed(gate: dict[str, Any]) -> float:
     """Share of the twin's seeds that collapsed."""
-    from firstorder.sim.trials.evidence import SELF
+    from firstorder.sim.trials.neighbours import SELF
 
     return float(gate["trials"][SELF]["collapsed"]["value"])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evidence import check_rehearsal, collapsed, read_evidence, read_source, tried, wanted
+from .evidence import check_rehearsal, collapsed, read_evidence, read_source, said, tried, wanted
 from .overrides import laid
 from .results import Result, require_matplotlib
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from firstorder.backends.promote.promotion import Promotion
+    from firstorder.backends.tasks.config import TaskSettings
+    from firstorder.backends.vllm.config import Vllm
 
     from .overrides import Overrides, Source
 
@@ -119,8 +121,7 @@ class PromoteResult(Result):
             "run": f"at most {timing.total / 3600:,.0f} h and {timing.gpu_hours:,.0f} GPU-hours: {timing.steps:,} "
             f"steps, all responses as long as they may be, {timing.gpus} GPUs; saved every {timing.lost / 60:,.0f} min",
             "dry run": f"{dry_run.seconds:.0f} s of a processor, {dry_run.resident / GIB:.2f} GiB",
-            "gate": f"{'stable' if gate['stable'] else 'UNSTABLE'}, {collapsed(gate):.0%} of seeds collapse; safest: "
-            f"{gate['safest']}",
+            **said(gate),
         }
 
 
@@ -150,7 +151,8 @@ def promote(
         out: a new or empty folder for the bundle.
         gpu: of every node: a100-80gb, h100, h200, b200.
         match: a run of this recipe on real engines, whose KL and flip rate are taken.
-        horizon: tokens of a response in the simulator's trial; None for three.
+        horizon: tokens of a response in the simulator's trial; None for those of the longest response, as far as the
+            trial reaches.
         evidence: the gate.json of an earlier bundle, in place of another trial.
         rehearse: a small model, on which the bundle's launchers run for a step.
         account, partition, time: of a SLURM job; placeholders unless given.
@@ -191,12 +193,13 @@ def promote(
         plan.check_memory(dry_run.peak, dry.per_position(shape, titan, recipe, world, dry_run.peak), titan, card)
     with tempfile.TemporaryDirectory(prefix="firstorder-") as work:
         if gate is None:
-            log.info("gate: the recipe's twin and its neighbours in the simulator")
-            gate = tried(recipe, target, Path(work, "gate"), horizon)
+            log.info("gate: the recipe's twin in the simulator, and its neighbours if it is unstable")
+            gate = tried(recipe, target, Path(work, "gate"), spoken(vllm, task), horizon)
         if not gate["stable"] and not force:
+            remedy = f"change {gate['remedy']}" if gate["remedy"] else "change more than one part"
             raise ConfigError(
-                f"the simulator shows {recipe.about.name} unstable: {collapsed(gate):.0%} of its seeds collapse; "
-                f"the safest neighbour is {gate['safest']}, or give --force"
+                f"the simulator shows {recipe.about.name} unstable ({collapsed(gate):.0%} of its seeds collapse); "
+                f"{gate['cause']}; {remedy}, or give --force"
             )
         promotion = Promotion(
             recipe=recipe,
@@ -215,6 +218,11 @@ def promote(
         manifest = write(Path(out), promotion, Path(work), rehearse)
     document = manifest | {"gate": gate, "notes": promotion.notes}
     return PromoteResult(document=document, folder=Path(out), promotion=promotion)
+
+
+def spoken(vllm: Vllm, task: TaskSettings) -> int:
+    """Tokens that the policy says in its longest response, all turns together."""
+    return vllm.max_tokens * (task.turns if task.kind == "guess" else 1)
 
 
 def write(out: Path, promotion: Promotion, work: Path, rehearsed: str | None) -> dict[str, Any]:

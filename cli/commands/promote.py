@@ -22,7 +22,7 @@ def promote(
         min=8,
         max=32768,
         metavar="TOKENS",
-        help="Of a response in the simulator's trial; three unless given.",
+        help="Of a response in the simulator's trial; the longest response unless given, as far as the trial reaches.",
     ),
     evidence: str | None = typer.Option(
         None, "--evidence", metavar="FILE", help="The gate.json of an earlier bundle, in place of another trial."

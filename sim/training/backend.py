@@ -203,11 +203,29 @@ class SimBackend:
             slope = gradient(loss.sum(), theta, keep=self.halving)
             scale = torch.where(self.scaled, step_scale(effective_share(log_weights(stats))), 1.0)
         else:
-            update, scale = self.expectation.update(self.rollout_weights, self.weights)
-            slope = -update
-        together: Moments = {}
+            slope, scale = self._expected()
+        sums: Moments = {"update/loss": (loss.detach(), torch.ones_like(loss))}
         if self.halving:
-            together = halves.agreement(stats, weight, slope, theta, self.schedule.group_size)
+            sums |= halves.agreement(stats, weight, slope, theta, self.schedule.group_size)
+        sums |= self._move(slope, scale)
+        if self.critic is not None:
+            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
+            sums |= fitted
+        return sums | _replayed(minibatch, scores)
+
+    def follow(self) -> Moments:
+        """One optimiser step of every member along its exact expected update: `update` where `sim.update = expected`,
+        without the responses, which are drawn for the logs alone and whose cost grows with their length."""
+        return self._move(*self._expected())
+
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """The slope `[M, P]` of the exact expected update, and what the step along it is scaled by, `[M]`."""
+        assert self.expectation is not None
+        update, scale = self.expectation.update(self.rollout_weights, self.weights)
+        return -update, scale
+
+    def _move(self, slope: Tensor, scale: Tensor) -> Moments:
+        """Take an optimiser step of every member down `slope` `[M, P]`, lr times `scale` `[M]`."""
         if not torch.isfinite(slope).all():
             raise NotFiniteError(
                 "the gradient is not finite; lower optimizer.lr or bound the ratio with correction or clip"
@@ -219,13 +237,8 @@ class SimBackend:
             raise NotFiniteError("the weights are not finite after an update; lower optimizer.lr")
         self.weights = unflatten(vector, self.weights)
         one = torch.ones_like(norm)
-        sums = together | {"update/grad_norm": (norm, one), "update/loss": (loss.detach(), one)}
-        if bool(self.scaled.any()):
-            sums["update/step_scale"] = scale, one
-        if self.critic is not None:
-            self.critic, fitted = critic.fit(self.critic, minibatch, scores)
-            sums |= fitted
-        return sums | _replayed(minibatch, scores)
+        moved = {"update/grad_norm": (norm, one)}
+        return moved | {"update/step_scale": (scale, one)} if bool(self.scaled.any()) else moved
 
     def sync_weights(self) -> None:
         """μ takes the trainer's weights."""

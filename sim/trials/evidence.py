@@ -1,15 +1,16 @@
-"""The evidence that a recipe is asked for before it goes to a cluster: its twin in the simulator, and its neighbours.
+"""The evidence that a recipe is asked for before it goes to a cluster: its twin in the simulator, on long responses.
 
-The twin has the recipe's method and its N, the engines a discrepancy that stands for the target's, and the tiny policy
-a learning rate, prompts and groups of its own. Neighbours differ from it in one thing: the replay, the clip, or N
-halved or doubled. All are trained on the same seeds for as many updates.
+The twin has the recipe's method, its N, its groups and the length of its responses as far as the trial reaches; the
+engines get a discrepancy that stands for the target's. Where the recipe has an exact form, it follows exact expected
+updates, at any length up to `Extent.longest`; else updates over a few sampled responses, of `sampled_longest` tokens. A
+twin that is unstable is tried once more with one part changed at a time, which gives the cause and the remedy.
 
 Shapes: S seeds, K exact evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,29 @@ import torch
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, check_runs, fingerprint
-from firstorder.core.settings.toml import build
 from firstorder.core.training.loop import check_trainable
-from firstorder.sim.config import Sim
+from firstorder.sim.config import Numerics
 from firstorder.sim.exact.scene import Mode
 from firstorder.sim.sweep.ensemble import Cell
 
+from .borders import Border, Crossed, crossed
+from .borders import read as read_borders
 from .calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
-from .compare import final, interquartile_mean, lead, share_collapsed
+from .collapse import collapsed
+from .compare import final, interquartile_mean, lead
+from .followed import followed
+from .neighbours import PART, SELF, Extent, Neighbour, exact, neighbours, world
 from .runs import Series, series, trained
-from .statistics import Estimate
+from .statistics import Estimate, share
 
-SEEDS = 8
-FIRST_SEED = 1000
 CALIBRATION_SEEDS = 8
-PROMPTS, GROUP = 4, 8  # of a mini-batch
-UPDATES, LEAST_STEPS, EVALUATIONS = 160, 8, 8
-LR = 0.01  # of the tiny policy: where recipes with several updates a rollout come apart (docs/validate.md)
 UNSTABLE = 0.25  # share of the seeds
-SELF = "the recipe"
-RULE = (
-    f"unstable if at least {UNSTABLE:.0%} of {SEEDS} seeds collapse (core.collapse); a neighbour is safer if fewer of "
-    "its seeds collapse, or as few and its lead in final J of pi, seed by seed, has an interval above 0; the safest of "
-    "several has the fewest collapsed seeds, then the largest lead"
-)
 EXACT = ("gradient_error", "gradient_error_natural", "replay_bias", "value_error")
+RULE = (
+    f"unstable if at least {UNSTABLE:.0%} of the seeds collapse (core.collapse), what a policy starts with being "
+    "something to lose, or if the recipe lies beyond a border that runs have found; the smallest change that is stable "
+    "changes the fewest parts, then has the largest lead in final J of pi"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,42 @@ PUBLISHED = Target(
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What the twin or a neighbour came to: share and means over seeds with 95% intervals, its lead over the twin; of
-    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any."""
+    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any; and the `part` that
+    it changes, a key of `PART`."""
 
+    part: str | None
     collapsed: Estimate
     final_j: Estimate
     lead: Estimate
     first: Mapping[str, float]
     worst: Mapping[str, float]
+
+    @property
+    def stable(self) -> bool:
+        """Whether few enough of its seeds collapse."""
+        return self.collapsed.value < UNSTABLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What was tried.
+
+    Args:
+        horizon: tokens of a response.
+        length: tokens of the recipe's longest response, which the trial stands for.
+        responses: of an update; None where it is the exact expected one.
+        extent: how much was trained.
+    """
+
+    horizon: int
+    length: int
+    responses: int | None
+    extent: Extent
+
+    @property
+    def sampled(self) -> bool:
+        """Whether updates were over sampled responses."""
+        return self.responses is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +118,68 @@ class Evidence:
         recipe: its fingerprint.
         target: the discrepancy that was asked for.
         calibration: the noise that stands for it, and what it gives.
-        trials: by name, the twin under `SELF`.
+        tried: the length and the kind of updates.
+        trials: by name, the twin under `SELF`, and its neighbours if it is unstable.
+        borders: that are known.
+        crossed: those beyond which the recipe lies at its own length.
     """
 
     recipe: str
     target: Target
     calibration: Calibration
+    tried: Tried
     trials: Mapping[str, Trial]
+    borders: Sequence[Border] = ()
+    crossed: Sequence[Crossed] = ()
 
     @property
     def stable(self) -> bool:
-        """Whether the twin may go on; see `RULE`."""
-        return self.trials[SELF].collapsed.value < UNSTABLE
+        """Whether the recipe may go on; see `RULE`."""
+        return self.trials[SELF].stable and not self.crossed
 
     @property
-    def safest(self) -> str:
-        """The name of the trial that `RULE` puts first."""
-        own = self.trials[SELF].collapsed.value
-        safer = [
-            name
-            for name, each in self.trials.items()
-            if each.collapsed.value < own or (each.collapsed.value == own and each.lead.low > 0)
-        ]
-        return min([SELF, *safer], key=lambda name: _risk(self.trials[name]))
+    def remedy(self) -> str | None:
+        """The smallest change that is stable; None if the recipe needs none, or no neighbour is."""
+        if self.trials[SELF].stable:
+            return self.crossed[0].remedy if self.crossed else None
+        mended = [name for name, each in self.trials.items() if each.part is not None and each.stable]
+        return max(mended, key=lambda name: self.trials[name].lead.value, default=None)
+
+    @property
+    def cause(self) -> str | None:
+        """Why it is unstable, in words; None if it is not."""
+        if self.stable:
+            return None
+        if self.trials[SELF].stable:
+            one = self.crossed[0]
+            return f"{one.cause}: {_reach(one)}"
+        if self.remedy is None:
+            return "none of the neighbours is stable"
+        mended, seeds = self.trials[self.remedy], self.tried.extent.seeds
+        assert mended.part is not None
+        return (
+            f"{PART[mended.part]}: with {self.remedy} {round(mended.collapsed.value * seeds)} of {seeds} seeds collapse"
+        )
+
+    @property
+    def extrapolation(self) -> str:
+        """What is said of the recipe beyond the trial, and from what."""
+        if self.tried.horizon >= self.tried.length:
+            return "none: it was tried at its own length"
+        beyond = f"from {self.tried.horizon} tokens to {self.tried.length}"
+        if not self.borders:
+            return f"none: no border is known, so nothing is said {beyond}"
+        if not self.crossed:
+            return f"{beyond}: it lies beyond none of the known borders"
+        return f"{beyond}: {'; '.join(map(_reach, self.crossed))}"
 
     def json(self) -> dict[str, Any]:
         """Plain numbers."""
         trials = {
             name: {
                 "run": f"{number:04d}",
+                "part": trial.part,
+                "stable": trial.stable,
                 "collapsed": trial.collapsed.json(),
                 "final_j_pi": trial.final_j.json(),
                 "lead": trial.lead.json(),
@@ -131,130 +192,102 @@ class Evidence:
             "recipe": self.recipe,
             "rule": RULE,
             "stable": self.stable,
-            "safest": self.safest,
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "tried": asdict(self.tried),
+            "extrapolation": {"said": self.extrapolation, "crossed": [each.json() for each in self.crossed]},
             "target": asdict(self.target),
             "calibration": asdict(self.calibration),
             "trials": trials,
         }
 
 
-def judge(recipe: Recipe, target: Target, out: Path, horizon: int | None = None) -> Evidence:
-    """Calibrate the engines, train the twin and its neighbours, and read what they came to.
+def judge(
+    recipe: Recipe,
+    target: Target,
+    out: Path,
+    length: int,
+    *,
+    horizon: int | None = None,
+    extent: Extent | None = None,
+    borders: Sequence[Border] | None = None,
+) -> Evidence:
+    """Calibrate the engines, train the twin, where it is unstable its neighbours too, and read what they came to.
 
     Args:
         recipe: the method and its N.
         target: the discrepancy.
         out: a folder for the run folders, `cells/NAME`; finished ones are not trained again.
-        horizon: tokens of a response, on contexts that merge; None for the three of the tree.
+        length: tokens of the recipe's longest response.
+        horizon: tokens of a response in the trial; None for the recipe's own, as far as the trial reaches.
+        extent: how much is trained; None for what is shipped.
+        borders: that are known; None for those that are shipped.
 
     Raises:
         ConfigError: the recipe cannot be trained.
+        DataError: the shipped borders are damaged.
     """
     check_runs(recipe)
     check_trainable(recipe)
+    extent = extent or Extent()
+    known = read_borders() if borders is None else tuple(borders)
+    sampled = not exact(recipe)
+    reach = extent.sampled_longest if sampled else extent.longest
+    tried = Tried(
+        horizon=min(length, reach) if horizon is None else horizon,
+        length=length,
+        responses=extent.prompts * extent.group if sampled else None,
+        extent=extent,
+    )
+    near = neighbours(recipe, extent, sampled=sampled)
     calibration = calibrate(
-        world(recipe, horizon),
+        world(near[SELF].recipe, tried.horizon, Numerics(), extent, sampled=sampled),
         torch.arange(CALIBRATION_SEEDS),
         wanted_kl=target.kl,
         wanted_flips=target.flip_rate,
         mode=target.mode,
     )
-    wanted = neighbours(recipe)
     cells = {
         name: Cell(
             name=f"{number:04d}",  # as `Evidence.json` says
             point={"trial": name},
-            recipe=each,
-            sim=world(each, horizon).model_copy(update={"numerics": calibration.numerics, "members": SEEDS}),
+            recipe=each.recipe,
+            sim=world(each.recipe, tried.horizon, calibration.numerics, extent, sampled=sampled),
         )
-        for number, (name, each) in enumerate(wanted.items())
+        for number, (name, each) in enumerate(near.items())
     }
-    trained(list(cells.values()), out)
+    trials = _tried({SELF: cells[SELF]}, near, tried, out)
+    if not trials[SELF].stable:
+        trials = _tried(cells, near, tried, out)
+    return Evidence(
+        recipe=fingerprint(recipe),
+        target=target,
+        calibration=calibration,
+        tried=tried,
+        trials=trials,
+        borders=known,
+        crossed=crossed(known, recipe, horizon=length, kl=target.kl) if length > tried.horizon else (),
+    )
+
+
+def _tried(cells: Mapping[str, Cell], near: Mapping[str, Neighbour], tried: Tried, out: Path) -> dict[str, Trial]:
+    """Train what is missing and read it."""
+    (trained if tried.sampled else followed)(list(cells.values()), out)
     runs = {name: series(out / "cells" / cell.name, cell.recipe.schedule.steps) for name, cell in cells.items()}
-    trials = {name: trial(run, runs[SELF]) for name, run in runs.items()}
-    return Evidence(recipe=fingerprint(recipe), target=target, calibration=calibration, trials=trials)
+    return {name: trial(run, runs[SELF], near[name].part, tried.extent.value) for name, run in runs.items()}
 
 
-def world(recipe: Recipe, horizon: int | None = None) -> Sim:
-    """The simulator that a recipe is tried in, but for its numerics; `horizon` as of `judge`.
-
-    Long responses have a token that leads back from a failure: without one, what follows it is never taught, and the
-    engines are further apart there than any published pair is.
-    """
-    steps = schedule(recipe)["steps"]
-    if horizon is not None:
-        return Sim(
-            world="graph",
-            task="chain",
-            vocab=8,
-            right=2,
-            recovery=1,
-            horizon=horizon,
-            prompts=8,
-            coldstart="calibrated",
-            seed=FIRST_SEED,
-            evaluate_every=max(1, steps // EVALUATIONS),
-            checkpoint_every=steps,
-        )
-    return Sim(
-        vocab=8,
-        horizon=3,
-        pool=32,
-        coldstart="terse",
-        coldstart_steps=20,
-        seed=FIRST_SEED,
-        evaluate_every=max(1, steps // EVALUATIONS),
-        checkpoint_every=steps,
-    )
-
-
-def schedule(recipe: Recipe) -> dict[str, int]:
-    """The twin's schedule: the recipe's N, mini-batches of a size of its own."""
-    n = recipe.schedule.minibatches
-    return {
-        "steps": max(LEAST_STEPS, UPDATES // n),
-        "prompts": PROMPTS * n,
-        "group_size": GROUP,
-        "minibatches": n,
-    }
-
-
-def neighbours(recipe: Recipe) -> dict[str, Recipe]:
-    """The twin and what differs from it in one part, each with the schedule and learning rate of the trial."""
-    n, replay, clip = recipe.schedule.minibatches, recipe.router_replay.mode, recipe.clip.kind
-    changes: dict[str, dict[str, dict[str, Any]]] = {SELF: {}}
-    for mode in ("disabled", "R2", "R3"):
-        if mode != replay:
-            changes[f"router_replay.mode = {mode}"] = {"router_replay": {"mode": mode}}
-    other = "minirl" if clip == "none" else "none"
-    changes[f"clip.kind = {other}"] = {"clip": {"kind": other, "low": 0.2, "high": 0.27}}
-    for updates in (n // 2, 2 * n):
-        if updates:
-            changes[f"schedule.minibatches = {updates}"] = {"schedule": {"minibatches": updates, "prompts": updates}}
-    return {name: twin(recipe, change) for name, change in changes.items()}
-
-
-def twin(recipe: Recipe, change: Mapping[str, Mapping[str, Any]]) -> Recipe:
-    """A recipe with some parts changed, under the schedule and learning rate of the trial."""
-    tree = recipe.model_dump(exclude={"about": {"scope"}})
-    changed = build(Recipe, tree | {key: tree[key] | dict(table) for key, table in change.items()})
-    return changed.model_copy(
-        update={
-            "schedule": changed.schedule.model_copy(update=schedule(changed)),
-            "optimizer": changed.optimizer.model_copy(update={"kind": "adamw", "lr": LR}),
-        }
-    )
-
-
-def trial(found: Series, own: Series) -> Trial:
-    """What a run folder of the ensemble says, beside that of the twin."""
+def trial(found: Series, own: Series, part: str | None, value: float) -> Trial:
+    """What a run folder of the ensemble says, beside that of the twin; `value` is J of π before the first update."""
     means = {name: found[f"exact/{name}"].mean(0) for name in EXACT}
+    j = found["exact/j_pi"]
     return Trial(
-        collapsed=share_collapsed(found),
+        part=part,
+        collapsed=share(collapsed(torch.cat([torch.full_like(j[:, :1], value), j], dim=1))),
         final_j=interquartile_mean(final(found)),
         lead=lead(found, own),
-        first={name: float(value[0]) for name, value in means.items()},
-        worst={name: float(value[value.abs().argmax()]) for name, value in means.items()},
+        first={name: float(of_name[0]) for name, of_name in means.items()},
+        worst={name: float(of_name[of_name.abs().argmax()]) for name, of_name in means.items()},
     )
 
 
@@ -272,5 +305,8 @@ def check_evidence(recipe: Recipe, other: str, where: str) -> None:
         )
 
 
-def _risk(each: Trial) -> tuple[float, float]:
-    return each.collapsed.value, -each.lead.value
+def _reach(one: Crossed) -> str:
+    """A border in words, with how far beyond it the recipe lies."""
+    axis = {"horizon": "tokens", "minibatches": "updates a rollout"}[one.axis]
+    points = " and ".join(f"{each.high:g} at KL {each.kl:g}" for each in one.known)
+    return f"unstable from {one.border:.4g} {axis} on (known: {points}), and this has {one.at:g}"

@@ -32,14 +32,22 @@ def shipped():
 
 
 def evidence(name, stable):
-    """A gate.json, so that nothing is trained here; `tests/sim/test_gate.py` judges the gate."""
+    """A gate.json, so that nothing is trained here; `tests/sim/test_evidence.py` judges the gate."""
     share = {"value": 0.0 if stable else 1.0, "low": 0.0, "high": 1.0}
     worst = {"gradient_error": 0.1, "gradient_error_natural": 0.2, "replay_bias": 0.0}
     return {
         "recipe": fingerprint(build(Recipe, read(name))),
         "stable": stable,
         "rule": "a rule",
-        "safest": "clip.kind = minirl",
+        "cause": None if stable else "no clip: a reason",
+        "remedy": None if stable else "clip.kind = minirl",
+        "tried": {
+            "horizon": 512,
+            "length": 31744,
+            "responses": None,
+            "extent": {"seeds": 8, "first_seed": 3000, "updates": 600, "value": 0.5},
+        },
+        "extrapolation": {"said": "none: no border is known", "crossed": []},
         "target": {"kl": 1.5e-3, "flip_rate": 0.1, "source": "a paper"},
         "calibration": {"kl": 2e-3, "flip_rate": 0.05},
         "trials": {"the recipe": {"collapsed": share, "final_j_pi": share, "worst": worst}},
@@ -126,7 +134,10 @@ def test_what_the_simulator_shows_unstable_needs_force(shipped, monkeypatch, tmp
     words = ["promote", NAME, *TASK, "--world", "64", "--evidence", str(tmp_path / "gate.json"), "--out"]
     capsys.readouterr()
     assert run([*words, str(tmp_path / "out")]) == 2
-    assert f"shows {NAME} unstable: 100% of its seeds collapse; the safest neighbour is" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert (
+        f"shows {NAME} unstable (100% of its seeds collapse); no clip: a reason; change clip.kind = minirl" in refused
+    )
     assert not (tmp_path / "out").exists()
     assert run([*words, str(tmp_path / "out"), "--force"]) == 0
     assert json.loads((tmp_path / "out/manifest.json").read_text())["stable"] is False

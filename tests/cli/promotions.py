@@ -15,7 +15,15 @@ GATE = {
     "recipe": "0" * 64,
     "stable": False,
     "rule": "a rule",
-    "safest": "clip.kind = minirl",
+    "cause": "no clip: a reason",
+    "remedy": "clip.kind = minirl",
+    "tried": {
+        "horizon": 512,
+        "length": 31744,
+        "responses": None,
+        "extent": {"seeds": 8, "first_seed": 3000, "updates": 600, "value": 0.5},
+    },
+    "extrapolation": {"said": "none: no border is known", "crossed": []},
     "target": {"kl": 1.5e-3, "flip_rate": 0.1, "source": "a paper"},
     "calibration": {"kl": 2e-3, "flip_rate": 0.05},
     "trials": {

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
-from promotions import GRID, promotion_of, recipe_of
+from promotions import GATE, GRID, promotion_of, recipe_of
 
 from firstorder.backends.promote import bundle, environment, models, readme, rehearse
 from firstorder.cli.api.recipes import resolve
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import fingerprint
 from firstorder.core.settings.toml import dump, source
 
 
@@ -179,6 +180,27 @@ def test_a_run_of_the_same_method_gives_its_kl_and_flips(other):
     assert target.mode == "R3"  # its kl was taken under replay
 
 
+def test_a_gate_that_lacks_what_is_said_of_it_is_no_evidence(tmp_path):
+    from firstorder.cli.api.evidence import read_evidence
+
+    recipe, file = recipe_of("minirl"), tmp_path / "gate.json"
+    whole = GATE | {"recipe": fingerprint(recipe)}
+    file.write_text(json.dumps(whole))
+    assert read_evidence(recipe, str(file)) == whole
+    for lost in ("tried", "cause", "extrapolation", "trials"):
+        file.write_text(json.dumps({key: value for key, value in whole.items() if key != lost}))
+        with pytest.raises(ConfigError, match=r"is not a gate\.json"):
+            read_evidence(recipe, str(file))
+
+
+def test_the_longest_response_has_all_its_turns():
+    from firstorder.cli.api.promote import spoken
+
+    _, vllm, task = models.engines([("task.kind", "guess"), ("task.turns", 3), ("vllm.max_tokens", 100)])
+    assert spoken(vllm, task) == 300
+    assert spoken(*models.engines([("task.kind", "sums")])[1:]) == 31744
+
+
 def test_a_run_is_promoted_as_it_ran_and_a_recipe_resolved(other):
     from firstorder.cli.api.evidence import read_source
 
@@ -207,6 +229,10 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch, capsys):
     assert manifest["sha256"] == {k: v for k, v in bundle.manifest(out).items() if k != "manifest.json"}
     text = (out / "README.md").read_text()
     assert "UNSTABLE, and promoted with --force" in text
+    assert (
+        "UNSTABLE. Cause: no clip: a reason. Remedy: clip.kind = minirl. Tried on responses of 512 tokens, of" in text
+    )
+    assert "600 exact expected updates. Extrapolation: none: no border is known." in text
     for file in readme.FILES:
         for part in file.format(wheel=environment.wheel_name()).split(", "):
             assert (out / part).exists()
@@ -217,6 +243,10 @@ def test_an_executable_is_one(tmp_path, shape, monkeypatch, capsys):
     promote.PromoteResult(document={}, folder=out, promotion=promotion).print()
     shown = capsys.readouterr().out
     assert "task: math /data/problems.jsonl" in shown
+    assert "gate: UNSTABLE, 0% of 8 seeds collapse on responses of 512 tokens, 600 updates, exact expected" in shown
+    assert "engines: KL 0.002 nats a token and 5.0% of routes flipped, for 0.0015 and 10.0%" in shown
+    for line in ("extrapolation: none: no border is known", "cause: no clip: a reason", "remedy: clip.kind = minirl"):
+        assert line in shown
     assert (
         f"at most {promotion.timing.total / 3600:,.0f} h and {promotion.timing.gpu_hours:,.0f} GPU-hours: 500 steps"
         in shown

@@ -9,10 +9,15 @@ import torch
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, fingerprint
 from firstorder.core.settings.toml import build, read
-from firstorder.sim.config import Sim
+from firstorder.core.training.arms import Arm
+from firstorder.core.training.loop import train
+from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.measure import measure
+from firstorder.sim.training.backend import SimBackend
 from firstorder.sim.trials import evidence
+from firstorder.sim.trials.borders import Border, crossed
 from firstorder.sim.trials.calibrate import Calibration, mismatch
+from firstorder.sim.trials.neighbours import SELF, Extent, corrected, exact, neighbours, world
 from firstorder.sim.trials.statistics import Estimate
 
 
@@ -24,50 +29,97 @@ def exactly(value):
     return Estimate(value=value, low=value, high=value)
 
 
-def trial(collapsed, lead=0.0):
+SMALL = Extent(seeds=2, first_seed=100, updates=4, least_steps=2, evaluations=2, problems=2, longest=16)
+
+
+def border(kl, high):
+    return Border(finding="collapse", axis="horizon", base="a condition", kl=kl, low=high / 2, high=high)
+
+
+def trial(collapsed, lead=0.0, part=None):
     return evidence.Trial(
-        collapsed=exactly(collapsed), final_j=exactly(0.5), lead=exactly(lead), first={}, worst={"replay_bias": 0.0}
+        part=part,
+        collapsed=exactly(collapsed),
+        final_j=exactly(0.5),
+        lead=exactly(lead),
+        first={},
+        worst={"replay_bias": 0.0},
     )
 
 
-def found(**trials):
-    named = {evidence.SELF if name == "own" else name: one for name, one in trials.items()}
+def found(horizon=512, length=512, borders=(), crossed=(), **trials):
     calibration = Calibration(
         router_scale=0.1, expert_scale=0.1, kl=1e-3, flip_rate=0.1, wanted_kl=1e-3, wanted_flip_rate=0.1
     )
-    return evidence.Evidence(recipe="0" * 64, target=evidence.PUBLISHED, calibration=calibration, trials=named)
+    return evidence.Evidence(
+        recipe="0" * 64,
+        target=evidence.PUBLISHED,
+        calibration=calibration,
+        tried=evidence.Tried(horizon=horizon, length=length, responses=None, extent=Extent()),
+        trials={SELF if name == "own" else name: one for name, one in trials.items()},
+        borders=borders,
+        crossed=crossed,
+    )
 
 
 def test_neighbours_differ_in_one_part_and_share_the_budget():
-    recipe = shipped("qwen3-30b-a3b-r3-n2")
-    near = evidence.neighbours(recipe)
+    recipe, extent = shipped("qwen3-30b-a3b-r3-n2"), Extent()
+    near = neighbours(recipe, extent, sampled=False)
     assert list(near) == [
-        evidence.SELF,
+        SELF,
+        "optimizer.lr halved",
         "router_replay.mode = disabled",
         "router_replay.mode = R2",
         "clip.kind = none",
         "schedule.minibatches = 1",
         "schedule.minibatches = 4",
     ]
-    own = near[evidence.SELF]
+    own = near[SELF].recipe
     assert fingerprint(own) == fingerprint(recipe)
-    parts = ("router_replay", "clip", "schedule")
+    assert own.schedule.group_size == recipe.schedule.group_size
     for name, each in near.items():
-        differ = [part for part in parts if getattr(each, part) != getattr(own, part)]
-        assert differ == ([] if name == evidence.SELF else [name.split(".")[0]])
-        assert each.schedule.steps * each.schedule.minibatches == evidence.UPDATES
-        assert each.schedule.prompts // each.schedule.minibatches == evidence.PROMPTS
-        assert each.optimizer.lr == evidence.LR
+        differ = [part for part in ("router_replay", "clip") if getattr(each.recipe, part) != getattr(own, part)]
+        schedule = each.recipe.schedule
+        assert differ == ([each.part] if each.part in ("router_replay", "clip") else [])
+        assert (schedule.minibatches != own.schedule.minibatches) == (each.part == "schedule")
+        assert schedule.steps * schedule.minibatches == extent.updates
+        assert each.recipe.optimizer.lr == (extent.lr / 2 if name == "optimizer.lr halved" else extent.lr)
 
 
-def test_at_one_update_a_rollout_there_is_no_half_of_it():
-    near = evidence.neighbours(shipped("minirl-none-n1"))
-    assert "schedule.minibatches = 2" in near
-    assert "schedule.minibatches = 0" not in near
+@pytest.mark.parametrize(
+    ("recipe", "first"),
+    [
+        ("minirl-no-is", "ratio.of = theta/mu"),
+        ("minirl-r3-no-is", "ratio.of = theta/mu"),
+        ("reinforce", "ratio.of = theta/mu"),
+        ("grpo", "correction.kind = ratio"),  # its clip bounds the ratio, which stays as it is
+        ("minirl", "optimizer.lr halved"),
+        ("tis", "optimizer.lr halved"),
+    ],
+)
+def test_a_recipe_without_the_train_infer_factor_is_tried_with_it(recipe, first):
+    near = neighbours(shipped(recipe), Extent(), sampled=False)
+    assert list(near)[1] == first
+    assert corrected(near[first].recipe)
+    if recipe == "minirl-no-is":
+        assert fingerprint(near[first].recipe) == fingerprint(shipped("minirl"))
+
+
+def test_at_one_update_a_rollout_what_cannot_act_is_no_neighbour():
+    near = neighbours(shipped("minirl-none-n1"), Extent(), sampled=False)
+    assert list(near) == [SELF, "optimizer.lr halved", "router_replay.mode = R3", "schedule.minibatches = 2"]
+
+
+def test_a_change_that_contradicts_the_recipe_or_needs_samples_is_no_neighbour():
+    recipe = shipped("gspo").with_(schedule={"minibatches": 2})
+    assert not exact(recipe)
+    assert "clip.kind = none" in neighbours(recipe, Extent(), sampled=True)
+    assert list(neighbours(recipe, Extent(), sampled=False)) == [SELF]
 
 
 def test_many_updates_a_rollout_still_make_enough_steps_to_see_a_collapse():
-    assert evidence.schedule(shipped("reinforce-n64"))["steps"] == evidence.LEAST_STEPS
+    own = neighbours(shipped("reinforce-n64"), Extent(updates=64), sampled=False)[SELF].recipe
+    assert own.schedule.steps == Extent().least_steps
 
 
 @pytest.mark.parametrize(("share", "stable"), [(0.0, True), (0.125, True), (0.25, False), (1.0, False)])
@@ -75,12 +127,37 @@ def test_a_quarter_of_the_seeds_that_collapse_is_unstable(share, stable):
     assert found(own=trial(share)).stable is stable
 
 
-def test_the_safest_has_fewest_collapses_then_a_lead_that_is_settled():
-    unsettled = replace(trial(0.0), lead=Estimate(value=0.3, low=-0.1, high=0.5))
-    assert found(own=trial(0.0), other=unsettled).safest == evidence.SELF
-    assert found(own=trial(0.0), other=trial(0.0, lead=0.1)).safest == "other"
-    assert found(own=trial(0.5), a=trial(0.125, lead=0.3), b=trial(0.0, lead=-0.2)).safest == "b"
-    assert found(own=trial(0.25), worse=trial(0.5, lead=0.9)).safest == evidence.SELF
+def test_the_remedy_is_stable_and_leads_and_its_part_is_the_cause():
+    own = trial(0.5)
+    judged = found(own=own, a=trial(0.125, 0.3, "correction"), b=trial(0.0, 0.2, "lr"), c=trial(0.25, 0.9, "clip"))
+    assert judged.remedy == "a"
+    assert judged.cause == "no train-infer importance sampling: with a 1 of 8 seeds collapse"
+    nothing = found(own=own, c=trial(0.25, 0.9, "clip"))
+    assert (nothing.remedy, nothing.cause) == (None, "none of the neighbours is stable")
+    sound = found(own=trial(0.0))
+    assert (sound.remedy, sound.cause) == (None, None)
+
+
+def test_what_starts_at_a_value_can_lose_it():
+    own = {f"exact/{name}": torch.zeros(2, 4, dtype=torch.float64) for name in evidence.EXACT}
+    own["exact/j_pi"] = torch.tensor([[0.2] * 4, [0.3] * 4], dtype=torch.float64)
+    assert evidence.trial(own, own, None, 0.5).collapsed.value == 0.5
+    assert evidence.trial(own, own, None, 0.3).collapsed.value == 0.0
+
+
+def test_beyond_the_trial_a_border_speaks():
+    recipe = shipped("minirl-no-is")
+    known = [border(0.09, 200), border(0.008, 2000)]
+    over = crossed(known, recipe, horizon=32768, kl=0.0015)
+    judged = found(length=32768, borders=known, crossed=over, own=trial(0.0))
+    assert not judged.stable
+    assert judged.remedy == "ratio.of = theta/mu"
+    assert judged.cause.startswith("no train-infer importance sampling: unstable from ")
+    assert judged.cause.endswith("and this has 32768")
+    assert judged.extrapolation.startswith("from 512 tokens to 32768: unstable from ")
+    assert "beyond none" in found(length=32768, borders=known, own=trial(0.0)).extrapolation
+    assert "no border is known" in found(length=32768, own=trial(0.0)).extrapolation
+    assert found(own=trial(0.0)).extrapolation == "none: it was tried at its own length"
 
 
 def test_evidence_of_another_recipe_is_refused():
@@ -99,29 +176,46 @@ def test_the_mismatch_is_that_of_measure_with_the_same_replay(recipe, mode):
     assert float(flips) == pytest.approx(measured["flip_rate"], rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("horizon", "small"),
-    [
-        (None, {"vocab": 4, "horizon": 2, "pool": 9, "coldstart": "none"}),
-        (16, {"prompts": 2, "positions": 2, "width": 8, "coldstart_value": 0.5}),
-    ],
-)
-def test_a_gate_trains_every_neighbour_and_says_what_it_saw(horizon, small, monkeypatch, tmp_path):
-    for name, few in {"SEEDS": 2, "CALIBRATION_SEEDS": 1, "UPDATES": 4, "LEAST_STEPS": 2}.items():
-        monkeypatch.setattr(evidence, name, few)
+@pytest.mark.parametrize("recipe", ["minirl-no-is", "gspo"])
+def test_a_gate_says_what_it_saw(recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    whole = evidence.world
-    monkeypatch.setattr(evidence, "world", lambda *given: whole(*given).model_copy(update=small))
-    recipe = shipped("minirl-r2-n2")
-    judged = evidence.judge(recipe, evidence.PUBLISHED, tmp_path, horizon)
+    small = replace(SMALL, sampled_longest=12, prompts=1, group=2)
+    own = shipped(recipe)
+    judged = evidence.judge(own, evidence.PUBLISHED, tmp_path, 64, extent=small, borders=[])
     document = json.loads(json.dumps(judged.json()))
-    assert document["recipe"] == fingerprint(recipe)
+    assert document["recipe"] == fingerprint(own)
+    sampled = recipe == "gspo"
+    assert document["tried"]["horizon"] == (12 if sampled else 16)
+    assert document["tried"]["length"] == 64
+    assert document["tried"]["responses"] == (2 if sampled else None)
     assert document["stable"] is True
-    assert list(document["trials"]) == list(evidence.neighbours(recipe))
-    for one in document["trials"].values():
-        assert (tmp_path / "cells" / one["run"] / "metrics.jsonl").is_file()
-        assert one["worst"]["gradient_error"] >= one["first"]["gradient_error"] > 0
-    assert document["trials"][evidence.SELF]["lead"]["value"] == 0.0
-    assert document["trials"]["router_replay.mode = disabled"]["worst"]["replay_bias"] == 0.0
-    again = evidence.judge(recipe, evidence.PUBLISHED, tmp_path, horizon)
+    assert list(document["trials"]) == [SELF]
+    one = document["trials"][SELF]
+    assert (tmp_path / "cells" / one["run"] / "metrics.jsonl").is_file()
+    assert one["worst"]["gradient_error"] >= one["first"]["gradient_error"] > 0
+    assert one["lead"]["value"] == 0.0
+    again = evidence.judge(own, evidence.PUBLISHED, tmp_path, 64, extent=small, borders=[])
     assert again.json() == judged.json()
+
+
+def test_an_unstable_twin_is_tried_with_one_part_changed_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    wild = replace(SMALL, lr=1.0, updates=5, evaluations=5)  # a step that undoes what was learnt
+    judged = evidence.judge(shipped("minirl-no-is"), evidence.PUBLISHED, tmp_path, 16, extent=wild, borders=[])
+    assert judged.trials[SELF].collapsed.value >= evidence.UNSTABLE
+    assert list(judged.trials) == list(neighbours(shipped("minirl-no-is"), wild, sampled=False))
+    assert judged.cause is not None
+    assert all((tmp_path / "cells" / each["run"]).is_dir() for each in judged.json()["trials"].values())
+
+
+def test_to_follow_the_expectation_is_to_train_without_the_responses():
+    recipe = neighbours(shipped("minirl-r3-n2"), SMALL, sampled=False)[SELF].recipe
+    sim = world(recipe, 16, Numerics(kind="noise", scale=0.1), SMALL, sampled=False)
+    arms = (Arm(recipe=recipe, members=2),)
+    trained, following = (SimBackend(sim, arms, torch.tensor([100, 101])) for _ in range(2))
+    train(arms, trained)
+    for _ in range(recipe.schedule.steps):
+        for _ in range(recipe.schedule.minibatches):
+            following.follow()
+        following.sync_weights()
+    assert all(torch.equal(w, following.weights[name]) for name, w in trained.weights.items())
