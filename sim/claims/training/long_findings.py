@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from firstorder.sim.claims.claim import Claim, Outcome
 from firstorder.sim.trials.budget import Budget
@@ -98,14 +100,9 @@ def _r2_r3(condition: LongCondition, cells: Cells, count: int) -> Judged:
     return ahead(leads_of(cells, better, {f"{better} - {worse}": worse}), count)
 
 
-def spread(ends: Sequence[torch.Tensor]) -> Estimate:
+def spread(ends: Sequence[Tensor]) -> Estimate:
     """How far apart the interquartile means of several `[S]` are, the largest less the smallest; seeds are paired."""
-    return bootstrap([end.numpy() for end in ends], lambda *each: _range([middle_mean(one) for one in each]))
-
-
-def _range(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    stacked = torch.stack([torch.as_tensor(value) for value in values])
-    return stacked.amax(0) - stacked.amin(0)
+    return bootstrap([end.numpy() for end in ends], lambda *each: np.ptp([middle_mean(one) for one in each], axis=0))
 
 
 def _cold_starts(condition: LongCondition, cells: Cells, count: int) -> Judged:
