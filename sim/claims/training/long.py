@@ -15,7 +15,7 @@ from typing import Any
 from firstorder.sim.claims.claim import Outcome
 from firstorder.sim.trials.budget import Budget
 from firstorder.sim.trials.collapse import collapsed
-from firstorder.sim.trials.compare import final, interquartile_mean, lead, over_conditions
+from firstorder.sim.trials.compare import lead, over_conditions, summary
 from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import Series, gathered, is_quick
 from firstorder.sim.trials.statistics import Estimate, seeds_to_settle, share
@@ -96,7 +96,10 @@ def judged(places: Sequence[Place], judge: Judge, budget: Budget, of: range) -> 
             "seeds": len(of),
             "seeds_to_settle": result.seeds,
             "differences": {name: estimate.json() for name, estimate in result.numbers.items()},
-            "recipes": {title: _summary(series, starts[title]) for title, series in cells.items()},
+            "recipes": {
+                title: summary(series) | {"collapsed": fallen(series, starts[title]).json()}
+                for title, series in cells.items()
+            },
         }
     verdict, headline = over_conditions(holds)
     return Outcome(verdict=verdict, headline=headline + _open(needed), measured={"conditions": measured})
@@ -148,15 +151,3 @@ def _open(needed: Sequence[int | None]) -> str:
         return ""
     most = _most(needed)
     return f"; about {most} seeds would settle the rest" if most else "; no number of seeds is in sight for the rest"
-
-
-def _summary(series: Series, condition: LongCondition) -> dict[str, Any]:
-    """What a run came to: the end, the lowest J on the way, the share that collapsed, KL and entropy at the end."""
-    j = course(series, condition)
-    return {
-        "final_j_pi": interquartile_mean(final(series)).json(),
-        "lowest_j_pi": float(j.min(-1).values.mean()),
-        "collapsed": fallen(series, condition).json(),
-        "kl": float(series["kl"][:, -1].mean()),
-        "entropy": float(series["update/entropy"][:, -1].mean()),
-    }
