@@ -122,9 +122,7 @@ def validate(
     chosen = _chosen(only, training=training)
     with ExitStack() as stack:
         budget = _budget(stack, out, training=training, quick=quick)
-        if training:
-            _train(budget)
-        claims = (here if training else settle)(chosen, budget)  # those about training read runs, in no time
+        claims = (here if training else settle)(chosen, budget)  # those about training share runs, and processes
     seconds = time.perf_counter() - started
     document = {
         "schema": SCHEMA,
@@ -158,14 +156,6 @@ def _budget(stack: ExitStack, out: str | os.PathLike[str] | None, *, training: b
     config = {cell.name: cell.settings() for cell in wanted}
     stack.enter_context(reserve(owned, config, resume=owned.is_file()))
     return replace(budget, folder=folder)
-
-
-def _train(budget: Budget) -> None:
-    """Train the runs that are not there yet."""
-    from firstorder.sim.trials.runs import cells, publish, trained
-
-    assert budget.folder is not None
-    trained(list(cells(budget, publish(budget).numerics).values()), budget.folder)
 
 
 def read_record(path: Path) -> dict[str, Any]:

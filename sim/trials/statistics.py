@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,6 +82,32 @@ def share(hits: Tensor) -> Estimate:
     low = betaincinv(yes, n - yes + 1, tail) if yes else 0.0
     high = betaincinv(yes + 1, n - yes, 1 - tail) if yes < n else 1.0
     return Estimate(value=float(hits.double().mean()), low=float(low), high=float(high))
+
+
+def seeds_to_settle(estimate: Estimate, seeds: int, limit: float = 0.0) -> int | None:
+    """How many seeds it takes until an interval leaves a limit out, if value and spread stay what they are.
+
+    A half-width h falls with 1/√n, and has to come below the distance d of the value from the limit:
+
+        n = ⌈seeds · (h/d)²⌉,  with h that of the side that faces the limit
+
+    Args:
+        estimate: from `seeds` seeds.
+        seeds: the units of its interval.
+        limit: what the interval is to leave out, in the units of the value.
+
+    Returns:
+        At least 2, as many as an interval needs; None where the value is the limit, or the interval is not known.
+
+    Example:
+        >>> seeds_to_settle(Estimate(value=0.1, low=-0.1, high=0.3), seeds=8)
+        32
+    """
+    distance = abs(estimate.value - limit)
+    half = estimate.value - estimate.low if estimate.value > limit else estimate.high - estimate.value
+    if not (distance > 0 and math.isfinite(half)):
+        return None
+    return max(2, math.ceil(seeds * (half / distance) ** 2 - 1e-9))
 
 
 def _bootstrap(data: list[Array], of_means: Any) -> Estimate:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from firstorder.sim.trials.statistics import Estimate, mean, ratio_of_means, slope
+from firstorder.sim.trials.statistics import Estimate, mean, ratio_of_means, seeds_to_settle, slope
 
 SCALES = (0.1, 0.03, 0.01, 0.003)
 
@@ -74,3 +74,31 @@ def test_an_interval_is_inside_outside_or_neither():
 def test_the_same_data_give_the_same_interval():
     x = draws(25)
     assert mean(x) == mean(x.clone())
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "limit", "expected"),
+    [
+        (-0.1, 0.1, 0.3, 0.0, 32),
+        (-0.3, -0.1, 0.1, 0.0, 32),
+        (0.4, 0.6, 0.8, 0.5, 32),
+        (-0.1, 0.1, 9.0, 0.0, 32),  # the far side faces nothing
+        (0.05, 0.1, 0.15, 0.0, 2),
+        (-0.1, 0.0, 0.1, 0.0, None),
+        (float("nan"), 0.1, float("nan"), 0.0, None),
+    ],
+)
+def test_the_seeds_that_would_settle_a_value(low, value, high, limit, expected):
+    assert seeds_to_settle(Estimate(value=value, low=low, high=high), 8, limit) == expected
+
+
+def test_as_many_seeds_as_were_said_do_settle_it():
+    settled = 0
+    for seed in range(40):
+        first = mean(0.35 + draws(16, seed=seed))
+        if first.value > 0 and (needed := seeds_to_settle(first, 16)):
+            truth = (0.35 + draws(4000, seed=seed + 500))[:needed] - 0.35 + first.value  # the value stays what it was
+            settled += mean(truth).low > 0
+        else:
+            settled += 1
+    assert settled >= 16  # about half: the mean of the new seeds falls to either side of the value

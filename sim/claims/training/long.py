@@ -1,123 +1,153 @@
-"""Empirical: what importance sampling is worth as responses get long, trained on exact expected updates.
+"""How a finding about training is judged on long responses: in several conditions, with the seeds that would settle it.
 
-An expected update is the limit of an infinite batch: what is lost under it is bias, since there is no variance. Engines
-differ by noise that is fixed by context. Settings were chosen on seeds below 1000.
+Runs follow exact expected updates, the limit of an infinite batch, but where a condition says `sampled`. Settings and
+rules were chosen on seeds below 1000.
+
+Shapes: S seeds, K exact evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings.toml import build, read
-from firstorder.sim.claims.claim import Claim, Outcome
-from firstorder.sim.config import Numerics, Sim
-from firstorder.sim.sweep.ensemble import Cell
+from firstorder.sim.claims.claim import Outcome
 from firstorder.sim.trials.budget import Budget
-from firstorder.sim.trials.compare import lead, over_conditions, share_collapsed, summary
+from firstorder.sim.trials.collapse import collapsed
+from firstorder.sim.trials.compare import lead, over_conditions, summary
+from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import Series, gathered, is_quick
+from firstorder.sim.trials.statistics import Estimate, seeds_to_settle, share
 
-RECIPES = ("minirl", "minirl-no-is")
-UPDATES, EVALUATIONS = {False: 60, True: 30}, 6
-LR = 0.002
-SHORT, MIDDLE, LONG = 32, 128, 512
+FIRST, QUICK_FIRST = 2000, 500  # seeds of verdicts, and of first looks
+SEEDS, QUICK_SEEDS = 8, 3
+SHORTER = 4  # how many times fewer updates a first look makes
+Cells = Mapping[str, Series]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Where recipes are compared: tokens of a response and the engines' relative noise."""
+class Judged:
+    """What a finding came to in a condition.
 
-    horizon: int
-    noise: float
+    Args:
+        holds: whether it holds, False where it is contradicted, None where that stays open.
+        numbers: what the rule compared, by name.
+        seeds: how many would settle it if values and spread stayed as they are; None if it is settled or none would.
+    """
 
-    def __str__(self) -> str:
-        """Short, and a file name."""
-        return f"long-t{self.horizon}-noise{self.noise:g}"
-
-
-SETTINGS = (
-    Setting(horizon=SHORT, noise=0.1),
-    Setting(horizon=MIDDLE, noise=0.1),
-    Setting(horizon=LONG, noise=0.1),
-    Setting(horizon=LONG, noise=0.02),
-)
+    holds: bool | None
+    numbers: Mapping[str, Estimate]
+    seeds: int | None = None
 
 
-def world(setting: Setting, budget: Budget) -> Sim:
-    """The `[sim]` section of a setting: 16 problems of 8 positions, 256 contexts, from J = 0.15."""
-    steps = UPDATES[is_quick(budget)]
-    return Sim(
-        world="graph",
-        task="chain",
-        update="expected",
-        prompts=16,
-        positions=8,
-        vocab=8,
-        right=2,
-        shared=0.8,
-        horizon=setting.horizon,
-        width=24,
-        coldstart="calibrated",
-        coldstart_value=0.15,
-        coldstart_steps=200,
-        numerics=Numerics(kind="noise", scale=setting.noise),
-        members=budget.policies,
-        seed=budget.first_seed,
-        evaluate_every=steps // EVALUATIONS,
-        checkpoint_every=steps,
-    )
+Judge = Callable[[LongCondition, Cells, int], Judged]
+"""From the condition, its runs by name, and how many seeds they have."""
 
 
-def cell(setting: Setting, name: str, budget: Budget) -> Cell:
-    """One recipe in one setting; few responses are drawn, for the logs alone."""
-    schedule = {"steps": UPDATES[is_quick(budget)], "prompts": 1, "group_size": 8, "minibatches": 1}
-    recipe = build(Recipe, {**read(name), "schedule": schedule, "optimizer": {"lr": LR}})
-    label = f"{setting}-{name}"
-    return Cell(name=label, point={"cell": label}, recipe=recipe, sim=world(setting, budget))
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a finding is judged.
+
+    Args:
+        condition: what its name says.
+        runs: the condition and the recipe of each run, by the name that a judge knows it under.
+        counts: whether the verdict rests on it; else it is reported beside those it rests on.
+    """
+
+    condition: LongCondition
+    runs: Mapping[str, tuple[LongCondition, str]]
+    counts: bool = True
 
 
-@lru_cache
-def runs(budget: Budget) -> Mapping[Setting, Mapping[str, Series]]:
-    """Train what the budget's folder does not hold yet, and read it all."""
-    wanted = {(setting, name): cell(setting, name, budget) for setting in SETTINGS for name in RECIPES}
-    return gathered(wanted, budget.folder)
+def place(condition: LongCondition, recipes: Sequence[str], *, counts: bool = True) -> Place:
+    """Recipes side by side in one condition, each under its own name."""
+    return Place(condition=condition, runs={name: (condition, name) for name in recipes}, counts=counts)
 
 
-def _importance_sampling(budget: Budget) -> Outcome:
-    """The lead of MiniRL over itself without importance sampling, setting by setting."""
-    holds: dict[Setting, bool | None] = {}
+def seeds(budget: Budget) -> range:
+    """The policies that verdicts are reported on, or those of a first look."""
+    first, count = (QUICK_FIRST, QUICK_SEEDS) if is_quick(budget) else (FIRST, SEEDS)
+    return range(first, first + count)
+
+
+def judged(places: Sequence[Place], judge: Judge, budget: Budget, of: range) -> Outcome:
+    """Train what the budget's folder does not hold yet, and make one verdict of all places."""
+    shorter = SHORTER if is_quick(budget) else 1
+
+    def cut(condition: LongCondition) -> LongCondition:
+        return condition.but(updates=condition.updates // shorter)
+
+    wanted = {(cut(c), name): cut(c).cell(name, of) for each in places for c, name in each.runs.values()}
+    found = gathered(wanted, budget.folder)
+    holds: dict[str, bool | None] = {}
+    needed: list[int | None] = []
     measured: dict[str, Any] = {}
-    found = runs(budget)
-    for setting, cells in found.items():
-        ahead = lead(cells["minirl"], cells["minirl-no-is"])
-        if setting.horizon > SHORT:
-            holds[setting] = True if ahead.low > 0 else (False if ahead.high < 0 else None)
-        measured[str(setting)] = {
-            "holds": holds.get(setting),
-            "differences": {
-                "minirl - minirl-no-is": ahead.json(),
-                "collapsed without IS": share_collapsed(cells["minirl-no-is"]).json(),
+    for each in places:
+        cells = {title: found[cut(c)][name] for title, (c, name) in each.runs.items()}
+        starts = {title: cut(c) for title, (c, _) in each.runs.items()}
+        result = judge(cut(each.condition), cells, len(of))
+        if each.counts:
+            holds[str(each.condition)] = result.holds
+            needed += [result.seeds] if result.holds is None else []
+        measured[str(each.condition)] = {
+            "holds": result.holds,
+            "counts": each.counts,
+            "seeds": len(of),
+            "seeds_to_settle": result.seeds,
+            "differences": {name: estimate.json() for name, estimate in result.numbers.items()},
+            "recipes": {
+                title: summary(series) | {"collapsed": fallen(series, starts[title]).json()}
+                for title, series in cells.items()
             },
-            "recipes": {name: summary(one) for name, one in cells.items()},
         }
     verdict, headline = over_conditions(holds)
-    leads = [measured[str(setting)]["differences"]["minirl - minirl-no-is"]["value"] for setting in SETTINGS]
-    ahead_by = ", ".join(f"{x:+.2f} at T = {s.horizon}" for x, s in zip(leads, SETTINGS, strict=True))
-    return Outcome(verdict=verdict, headline=f"{headline}; lead {ahead_by}", measured={"conditions": measured})
+    return Outcome(verdict=verdict, headline=headline + _open(needed), measured={"conditions": measured})
 
 
-CLAIMS = (
-    Claim(
-        id="training-long-is",
-        statement="Where responses are long, training without the train-infer importance sampling ends below MiniRL.",
-        source="arXiv 2512.01374 sec. 4; arXiv 2602.01103 (bias, not variance)",
-        kind="empirical",
-        rule="a condition: the interval of MiniRL's lead in final exact J is above 0, under exact expected updates, at "
-        f"T = {MIDDLE} and {LONG}; contradicted if it is below 0; reproduced if it holds in every condition, not "
-        "reproduced if it is contradicted in every one; T = 32 is reported beside them",
-        check=_importance_sampling,
-    ),
-)
+def check(places: Sequence[Place], judge: Judge) -> Callable[[Budget], Outcome]:
+    """The check of a claim that is reported on the seeds of this module."""
+    return lambda budget: judged(places, judge, budget, seeds(budget))
+
+
+def fallen(series: Series, condition: LongCondition) -> Estimate:
+    """Share of seeds that collapsed; what a policy starts with is what it can lose."""
+    return share(collapsed(course(series, condition)))
+
+
+def ahead(leads: Mapping[str, Estimate], count: int) -> Judged:
+    """A finding that holds if all leads are above 0 and is contradicted if one is below.
+
+    The seeds that would settle it: the fewest that would bring a lead below 0, if one has its value there, else as many
+    as bring all of them above.
+    """
+    values = list(leads.values())
+    if any(each.high < 0 for each in values):
+        return Judged(holds=False, numbers=leads)
+    if all(each.low > 0 for each in values):
+        return Judged(holds=True, numbers=leads)
+    needed = {name: seeds_to_settle(each, count) for name, each in leads.items() if each.low <= 0}
+    against = [needed[name] for name in needed if leads[name].value < 0]
+    return Judged(holds=None, numbers=leads, seeds=_least(against) if against else _most(list(needed.values())))
+
+
+def leads_of(cells: Cells, better: str, others: Mapping[str, str]) -> dict[str, Estimate]:
+    """The lead of one run over others, `others` by what they are called."""
+    return {title: lead(cells[better], cells[name]) for title, name in others.items()}
+
+
+def _least(needed: Sequence[int | None]) -> int | None:
+    return min((n for n in needed if n is not None), default=None)
+
+
+def _most(needed: Sequence[int | None]) -> int | None:
+    known = [n for n in needed if n is not None]
+    return max(known) if known and len(known) == len(needed) else None
+
+
+def _open(needed: Sequence[int | None]) -> str:
+    """How many seeds would settle what is open, in a phrase."""
+    if not needed:
+        return ""
+    most = _most(needed)
+    return f"; about {most} seeds would settle the rest" if most else "; no number of seeds is in sight for the rest"
