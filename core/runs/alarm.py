@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .alarm_table import BEGINNING, Alarm, Range, Table
+from .alarm_table import BEGINNING, LEAST, Alarm, Range, Reads, Table
 from .logs import Line
-
-LEAST = 3  # points of a line with a slope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,21 +196,21 @@ def episodes(changes: Iterable[Change]) -> list[Fired]:
     return found
 
 
-def read(window: Tensor, first: Tensor, alarm: Alarm, minibatches: int) -> Tensor:
-    """What an alarm reads, `[...]`; NaN where nothing can be read.
+def read(window: Tensor, first: Tensor, reads: Reads, minibatches: int) -> Tensor:
+    """What is read of a quantity, `[...]`; NaN where nothing can be read.
 
     Args:
         window: `[..., W]`, the quantity over the steps of the window, NaN where it was not logged.
         first: `[..., F]`, over those of the beginning.
-        alarm: says what of it, and on which scale.
+        reads: says what of it.
         minibatches: updates a step.
     """
-    if alarm.of == "slope":
+    if reads.of == "slope":
         return slope(window) / minibatches / first.nanmean(-1)
     level = window.nanmean(-1)
-    if alarm.of == "size":
+    if reads.of == "size":
         return level.abs()
-    return level / first.nanmean(-1) if alarm.of == "change" else level
+    return level / first.nanmean(-1) if reads.of == "change" else level
 
 
 def slope(values: Tensor) -> Tensor:
@@ -230,12 +228,12 @@ def slope(values: Tensor) -> Tensor:
     return torch.where(n[..., 0] >= LEAST, rise, torch.nan)
 
 
-def quotient(lines: Sequence[Line], alarm: Alarm) -> Tensor | None:
-    """The alarm's quantity, over the other one if it has one, `[M, W]`; None where the lines have none."""
-    above = column(lines, alarm.quantity)
-    if above is None or alarm.per is None:
+def quotient(lines: Sequence[Line], reads: Reads) -> Tensor | None:
+    """A quantity, over the other one if there is one, `[M, W]`; None where the lines have none."""
+    above = column(lines, reads.quantity)
+    if above is None or reads.per is None:
         return above
-    below = column(lines, alarm.per)
+    below = column(lines, reads.per)
     return None if below is None else above / torch.where(below == 0, torch.nan, below)
 
 

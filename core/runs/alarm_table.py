@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,10 +23,30 @@ from firstorder.core.errors import ConfigError
 
 SCHEMA = "firstorder.alarms/1"
 BEGINNING = 4  # updates whose mean is what a run began with
+LEAST = 3  # points of a line with a slope
+Of = Literal["level", "size", "change", "slope"]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Reads(Protocol):
+    """What is read of a log; arguments as of `Alarm`."""
+
+    @property
+    def quantity(self) -> str: ...  # noqa: D102
+    @property
+    def per(self) -> str | None: ...  # noqa: D102
+    @property
+    def of(self) -> Of: ...  # noqa: D102
+    @property
+    def window(self) -> int: ...  # noqa: D102
+
+
+def window_steps(reads: Reads, minibatches: int) -> int:
+    """Global steps of a window of updates; a slope takes three."""
+    return max(LEAST if reads.of == "slope" else 1, -(-reads.window // minibatches))
 
 
 class Interval(_Part):
@@ -117,7 +137,7 @@ class Alarm(_Part):
     name: str
     quantity: str
     per: str | None = None
-    of: Literal["level", "size", "change", "slope"] = "level"
+    of: Of = "level"
     window: int = Field(ge=1)
     side: Literal["high", "low"]
     scale: Literal["log", "linear"]
@@ -127,8 +147,8 @@ class Alarm(_Part):
     held_out: HeldOut
 
     def steps(self, minibatches: int) -> int:
-        """Global steps of its window; a slope takes three."""
-        return max(3 if self.of == "slope" else 1, -(-self.window // minibatches))
+        """Global steps of its window."""
+        return window_steps(self, minibatches)
 
     def limit(self, length: Tensor, minibatches: int, entropy: Tensor) -> Tensor:
         """The threshold of every member, in the units of the reading; arguments as of `Threshold.at`."""
