@@ -277,7 +277,7 @@ def table(runs: Sequence[Runs], found: Sequence[Judged], standing: str) -> dict[
                 rule=RULE,
                 standing=standing,
             ),
-            "alarms": alarms,
+            "alarms": tuple(alarms),
         }
     )
     return made.model_dump(mode="json", by_alias=True)
