@@ -315,7 +315,11 @@ class Sim(Section):
                 f"sim.min_p = {self.min_p:g} leaves out the tail of one engine, but sim.numerics.fresh draws one at "
                 "every token; unset one of them"
             )
-        if self.update_contexts == "on_chain" and (self.update, self.task, self.world) != ("expected", "chain", "graph"):
+        if self.update_contexts == "on_chain" and (self.update, self.task, self.world) != (
+            "expected",
+            "chain",
+            "graph",
+        ):
             raise ValueError(
                 "sim.update_contexts = on_chain needs the expected update of contexts that merge, got sim.update = "
                 f"{self.update}, sim.task = {self.task} and sim.world = {self.world}; set expected, chain and graph"

@@ -150,6 +150,5 @@ CANDIDATES: tuple[Candidate, ...] = (
     *_signed("update/half_batch_cosine", "low", "variance"),
     *_signed("exact/bias_coherence", "high", "bias"),
     *_both("route/flip_rate", "high", "routes"),
-    *_both("route/flip_forecast", "high", "routes"),
     *_both("route/thin_margin", "high", "routes"),
 )

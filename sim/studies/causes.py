@@ -241,8 +241,12 @@ def _answer(plan: Plan) -> Answer:
     answers = claims(rows)
     holds = [claim["suspect"] for claim in answers if claim["answer"].startswith("holds")]
     mixed = [claim["suspect"] for claim in answers if ":" in claim["answer"]]
-    headline = f"a cause wherever it was settled: {', '.join(holds) or 'none'}; in some runs: {', '.join(mixed) or 'none'}"
-    return Answer(headline=headline, rows=rows, measured={"claims": answers, "deployed": {"claim": DEPLOYED, "runs": deployed}})
+    headline = (
+        f"a cause wherever it was settled: {', '.join(holds) or 'none'}; in some runs: {', '.join(mixed) or 'none'}"
+    )
+    return Answer(
+        headline=headline, rows=rows, measured={"claims": answers, "deployed": {"claim": DEPLOYED, "runs": deployed}}
+    )
 
 
 def _without(removal: Removal, plan: Plan) -> Run:
@@ -293,7 +297,12 @@ def _deployed(name: str, recipe: str, series: Series) -> dict[str, Any]:
     """Whether μ gets worse where π gets better, and how far μ is behind at the end."""
     fails = verdicts.rises_that_fail(series["exact/j_pi"], series["exact/j_mu"])
     behind = interquartile_mean((series["exact/j_pi"] - series["exact/j_mu"])[:, -LAST:].mean(-1))
-    found: dict[str, Any] = {"condition": name, "recipe": recipe, "behind": behind.json(), "seeds_that_rise": len(fails)}
+    found: dict[str, Any] = {
+        "condition": name,
+        "recipe": recipe,
+        "behind": behind.json(),
+        "seeds_that_rise": len(fails),
+    }
     if len(fails) < 2:
         return found | {"holds": None}
     share = interquartile_mean(fails)

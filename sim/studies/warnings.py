@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from firstorder import __version__
 from firstorder.core import progress
@@ -44,41 +45,39 @@ THREE = (*BOTH, "minirl-r3")
 STALE = (*THREE, "minirl-no-clip")
 
 
-def condition(
-    horizon: int, noise: float, lr: float, minibatches: int = 1, value: float = 0.5, updates: int = UPDATES
-) -> LongCondition:
+def condition(horizon: int, noise: float, lr: float, minibatches: int = 1) -> LongCondition:
     """Sampled updates, with an exact evaluation after every `EVERY` of them."""
     return LongCondition(
         horizon=horizon,
-        value=value,
         noise=noise,
         lr=lr,
         minibatches=minibatches,
-        updates=updates,
+        updates=UPDATES,
         sampled=True,
-        sim=(("evaluate_every", max(1, EVERY // minibatches)), ("checkpoint_every", updates // minibatches)),
+        sim=(("evaluate_every", max(1, EVERY // minibatches)), ("checkpoint_every", UPDATES // minibatches)),
     )
 
 
 CONDITIONS: Mapping[LongCondition, tuple[str, ...]] = {
-    condition(256, 0.3, 5e-4): THREE,
-    condition(128, 0.3, 1e-3): THREE,
     condition(128, 0.1, 2e-3): THREE,
     condition(128, 0.2, 2e-3): BOTH,
+    condition(128, 0.3, 1e-3): THREE,
+    condition(256, 0.3, 5e-4): THREE,
+    condition(128, 0.5, 2e-3): THREE,
+    condition(128, 0.5, 1e-3): BOTH,
+    condition(64, 0.5, 2e-3): BOTH,
+    condition(64, 0.5, 4e-3): BOTH,
+    condition(128, 0.5, 2e-3, minibatches=4): STALE,
+    condition(128, 0.3, 4e-3, minibatches=4): STALE,
     condition(256, 0.3, 1e-3): BOTH,
-    condition(64, 0.3, 4e-3): BOTH,
-    condition(512, 0.3, 5e-4): BOTH,
+    condition(256, 0.2, 2e-3): BOTH,
+    condition(512, 0.3, 1e-3): BOTH,
     condition(512, 0.1, 2e-3): BOTH,
-    condition(128, 0.1, 8e-3, minibatches=4): STALE,
-    condition(256, 0.3, 5e-4, value=0.7): BOTH,
-    condition(256, 0.3, 2e-3, minibatches=4): STALE,
-    condition(512, 0.2, 1e-3): BOTH,
     condition(256, 0.02, 2e-3): BOTH,
-    condition(512, 0.2, 2e-3, minibatches=4): (*BOTH, "minirl-no-clip"),
 }
 """What is trained where: lengths, discrepancies and steps between those at which nothing happens and those at which a
 policy is lost within its first updates, where nothing could warn."""
-QUICK = dict.fromkeys((condition(128, 0.1, 2e-3), condition(128, 0.2, 2e-3), condition(64, 0.3, 4e-3)), BOTH)
+QUICK = dict.fromkeys((condition(64, 0.1, 2e-3), condition(64, 0.5, 4e-3), condition(128, 0.5, 2e-3)), BOTH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +161,9 @@ def observed(runs: Sequence[Runs], reads: Candidate) -> Observed:
     seen = [(each, scores(readings(each, reads), reads)) for each in runs]
     seen = [(each, s) for each, s in seen if not s.isnan().all()]
     seen = seen or [(each, scores(readings(each, reads), reads)) for each in runs]
+    longest = max(s.shape[-1] for _, s in seen)
     return Observed(
-        scores=torch.cat([s for _, s in seen]),
+        scores=torch.cat([pad(s, (0, longest - s.shape[-1]), value=torch.nan) for _, s in seen]),
         onset=torch.cat([each.onset for each, _ in seen]),
         features=torch.cat([_features(each) for each, _ in seen]),
         seeds=torch.cat([each.seeds for each, _ in seen]),
@@ -272,7 +272,7 @@ def table(runs: Sequence[Runs], found: Sequence[Judged], standing: str) -> dict[
             "fit": Fit(
                 version=__version__,
                 seeds=(int(seeds.min()), int(seeds.max())),
-                updates=runs[0].condition.updates,
+                updates=max(each.condition.updates for each in runs),
                 conditions=tuple(f"{each.condition}, {each.recipe}" for each in runs),
                 rule=RULE,
                 standing=standing,
