@@ -62,8 +62,9 @@ class Observed:
     @property
     def clusters(self) -> Tensor:
         """Runs of one seed in one condition are a cluster: they share policy and engine."""
-        pairs = torch.stack([self.conditions, self.seeds], dim=-1)
-        return torch.unique(pairs, dim=0, return_inverse=True)[1]
+        pairs = list(zip(self.conditions.tolist(), self.seeds.tolist(), strict=True))
+        number = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+        return torch.tensor([number[pair] for pair in pairs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ def _least_squares(features: Tensor, values: Tensor) -> Tensor:
         return torch.zeros(features.shape[-1], dtype=torch.float64)
     centred = features - features.mean(0)
     scale = torch.where(centred.std(0) > 1e-9, centred.std(0), torch.inf)
-    return torch.linalg.pinv(centred / scale, rtol=WEAK) @ (values - values.mean()) / scale
+    slopes: Tensor = torch.linalg.pinv(centred / scale, rtol=WEAK) @ (values - values.mean())
+    return slopes / scale
 
 
 def excess(runs: Observed, folds: Tensor) -> Tensor | None:
@@ -117,7 +119,7 @@ def excess(runs: Observed, folds: Tensor) -> Tensor | None:
         folds: int64 `[R]`.
     """
     out = torch.full_like(runs.scores, torch.nan)
-    for fold in folds.unique():
+    for fold in set(folds.tolist()):
         mine = folds == fold
         fitted = fit(runs.of(~mine))
         if fitted is None:

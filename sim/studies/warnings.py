@@ -209,18 +209,19 @@ class Judged:
     def row(self) -> dict[str, Any]:
         """A line of the table."""
         on, off = self.conditions, self.seeds
+        lead = None if on is None else on.lead
         return {
             "quantity": self.reads.name,
-            **_interval("auc", on and on.auc),
-            **_interval("auc_seeds", off and off.auc),
+            **_interval("auc", None if on is None else on.auc),
+            **_interval("auc_seeds", None if off is None else off.auc),
             **_interval("auc_within", self.inside),
-            **_interval("hits", on and on.hits),
-            **_interval("false_alarms", on and on.false_alarms),
-            "lead": on and on.lead.median,
-            "lead_low": on and on.lead.low,
-            "lead_high": on and on.lead.high,
-            "collapsed": on and on.collapsed,
-            "stable": on and on.stable,
+            **_interval("hits", None if on is None else on.hits),
+            **_interval("false_alarms", None if on is None else on.false_alarms),
+            "lead": None if lead is None else lead.median,
+            "lead_low": None if lead is None else lead.low,
+            "lead_high": None if lead is None else lead.high,
+            "collapsed": None if on is None else on.collapsed,
+            "stable": None if on is None else on.stable,
             "alarm": self.passes,
         }
 
@@ -306,11 +307,8 @@ def _sure(each: Judged) -> float:
 
 
 def _interval(name: str, known: Interval | None) -> dict[str, float | None]:
-    return {
-        name: known and known.value,
-        f"{name}_low": known and known.low,
-        f"{name}_high": known and known.high,
-    }
+    ends = (None, None, None) if known is None else (known.value, known.low, known.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _answer(plan: Plan) -> Answer:
