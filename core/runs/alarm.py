@@ -201,16 +201,17 @@ def read(window: Tensor, first: Tensor, reads: Reads, minibatches: int) -> Tenso
 
     Args:
         window: `[..., W]`, the quantity over the steps of the window, NaN where it was not logged.
-        first: `[..., F]`, over those of the beginning.
+        first: `[..., F]`, over those of the beginning; what begins with 0 has no change and no slope.
         reads: says what of it.
         minibatches: updates a step.
     """
+    level, start = window.nanmean(-1), first.nanmean(-1)
+    start = torch.where(start == 0, torch.nan, start)
     if reads.of == "slope":
-        return slope(window) / minibatches / first.nanmean(-1)
-    level = window.nanmean(-1)
+        return slope(window) / minibatches / start
     if reads.of == "size":
         return level.abs()
-    return level / first.nanmean(-1) if reads.of == "change" else level
+    return level / start if reads.of == "change" else level
 
 
 def slope(values: Tensor) -> Tensor:

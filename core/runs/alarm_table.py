@@ -197,12 +197,14 @@ class Fit(_Part):
 
 
 class Table(_Part):
-    """Alarms, the regime they hold in, and what they were fitted on."""
+    """Alarms, the regime they hold in, what they were fitted on, and what they did together, a warning of any one of
+    them."""
 
     schema_: Literal["firstorder.alarms/1"] = Field(alias="schema")
     false_alarms: float = Field(gt=0, lt=1)
     regime: Regime
     fit: Fit
+    together: HeldOut | None = None
     alarms: tuple[Alarm, ...]
 
 

@@ -40,6 +40,7 @@ from .study import Answer, Plan, Study
 UPDATES = 96
 EVERY = 4  # updates between exact evaluations
 AUC, HITS = 0.7, 0.3  # what an alarm must reach on conditions that it was not fitted on
+INSIDE = 0.5  # what its AUC must be above among the runs of one condition: it warns of runs, not of conditions
 BOTH = ("minirl", "minirl-no-is")
 THREE = (*BOTH, "minirl-r3")
 STALE = (*THREE, "minirl-no-clip")
@@ -202,6 +203,8 @@ class Judged:
             known is not None
             and self.fitted is not None
             and known.auc.low > AUC
+            and self.inside is not None
+            and self.inside.low > INSIDE
             and known.hits.value >= HITS
             and known.false_alarms.low <= FALSE_ALARMS
         )
@@ -278,22 +281,21 @@ def table(runs: Sequence[Runs], found: Sequence[Judged], standing: str) -> dict[
                 rule=RULE,
                 standing=standing,
             ),
+            "together": together(runs, chosen(found)),
             "alarms": tuple(alarms),
         }
     )
     return made.model_dump(mode="json", by_alias=True)
 
 
-def together(runs: Sequence[Runs], alarms: Sequence[Judged]) -> dict[str, Any]:
-    """All alarms as one, which warns when any does, on held-out conditions."""
+def together(runs: Sequence[Runs], alarms: Sequence[Judged]) -> HeldOut | None:
+    """All alarms as one, which warns where any does, on held-out conditions; over the runs that log all of them."""
     every = [observed(runs, each.reads) for each in alarms]
-    every = [seen for seen in every if len(seen.onset) == sum(len(each.seeds) for each in runs)]
     parts = [e for seen in every if (e := excess(seen, seen.conditions)) is not None]
-    if not parts:
-        return {}
+    if not parts or len({len(e) for e in parts}) > 1:
+        return None
     worst = torch.stack(parts).nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(0)
-    known = foreseen(every[0], worst)
-    return {} if known is None else known.model_dump(mode="json")
+    return foreseen(every[0], worst)
 
 
 def _range(runs: Sequence[Runs], name: str) -> Range:
@@ -314,7 +316,7 @@ def _interval(name: str, known: Interval | None) -> dict[str, float | None]:
 def _answer(plan: Plan) -> Answer:
     runs = collected(QUICK if plan.quick else CONDITIONS, plan)
     found = [judged(runs, reads) for reads in progress.steps("quantities", CANDIDATES)]
-    alarms, all_of_them = chosen(found), together(runs, chosen(found))
+    alarms = chosen(found)
     collapsed = sum(int((each.onset >= 0).sum()) for each in runs)
     total = sum(len(each.seeds) for each in runs)
     headline = f"{len(alarms)} of {len(found)} ways to read a log warn; {collapsed} of {total} runs collapse"
@@ -322,7 +324,7 @@ def _answer(plan: Plan) -> Answer:
         headline += f"; best: {alarms[0].reads.name}"
     onsets = {f"{each.condition}, {each.recipe}": each.onset.tolist() for each in runs}
     standing = f"{'a first look' if plan.quick else 'fitted'} on seeds {plan.seeds[0]} to {plan.seeds[-1]}"
-    measured = {"table": table(runs, found, standing), "together": all_of_them, "onsets": onsets}
+    measured = {"table": table(runs, found, standing), "onsets": onsets}
     rows = sorted((each.row() for each in found), key=lambda row: -(row["auc_low"] or 0.0))
     return Answer(headline=headline, rows=rows, measured=measured)
 
@@ -330,10 +332,11 @@ def _answer(plan: Plan) -> Answer:
 RULE = (
     f"a run collapses where J of π is below half of its best at 3 evaluations in a row, {EVERY} updates apart; a "
     f"threshold is what {FALSE_ALARMS:.0%} of the stable runs go beyond; on conditions that it was not fitted on, left "
-    f"out one at a time with all recipes, the interval of the AUC {AHEAD} updates before the collapse lies above "
-    f"{AUC}, at least {HITS:.0%} of the collapses are warned of, and the interval of the false-alarm rate does not lie "
-    f"above {FALSE_ALARMS:.0%}; of several readings of a quantity the one whose interval of the AUC begins highest. "
-    "Intervals: 95 %, bootstrap over the seeds in conditions; of rates the wider of that and the exact binomial one"
+    f"out one at a time with all recipes, the interval of the AUC {AHEAD} updates before a collapse lies above {AUC}, "
+    f"over pairs of one condition alone above {INSIDE}, at least {HITS:.0%} of the collapses are warned of, and the "
+    f"interval of the false-alarm rate does not lie above {FALSE_ALARMS:.0%}; of several readings of a quantity the "
+    "one whose interval of the AUC begins highest. Intervals: 95 %, bootstrap over the seeds in conditions; of rates "
+    "the wider of that and the exact binomial one"
 )
 STUDY = Study(
     id="warnings",

@@ -65,6 +65,11 @@ def test_what_an_alarm_reads(of, x, reading):
     assert change.readings == pytest.approx([reading], rel=1e-12)
 
 
+def test_what_begins_with_nothing_has_no_change():
+    table = made.table(made.alarm(of="change", constant=1.0), made.alarm("slope", of="slope", window=3, constant=0.0))
+    assert episodes(made.history(x=[0.0] * 4 + [1.0, 2.0, 3.0]), table) == []
+
+
 def test_windows_are_counted_in_updates():
     table = made.table(made.alarm(constant=2.0, window=8))
     x = [1.0, 1.0, 1.0, 5.0, 5.0]
