@@ -60,25 +60,24 @@ def condition(horizon: int, noise: float, lr: float, minibatches: int = 1) -> Lo
 
 
 CONDITIONS: Mapping[LongCondition, tuple[str, ...]] = {
+    condition(64, 0.5, 4e-3): BOTH,
+    condition(64, 0.3, 4e-3): BOTH,
+    condition(64, 0.2, 8e-3): BOTH,
+    condition(64, 0.3, 6e-3, minibatches=4): STALE,
     condition(128, 0.1, 2e-3): THREE,
     condition(128, 0.2, 2e-3): BOTH,
     condition(128, 0.3, 1e-3): THREE,
-    condition(256, 0.3, 5e-4): THREE,
-    condition(128, 0.5, 2e-3): THREE,
-    condition(128, 0.5, 1e-3): BOTH,
-    condition(64, 0.5, 2e-3): BOTH,
-    condition(64, 0.5, 4e-3): BOTH,
-    condition(128, 0.5, 2e-3, minibatches=4): STALE,
     condition(128, 0.3, 4e-3, minibatches=4): STALE,
+    condition(256, 0.3, 5e-4): THREE,
     condition(256, 0.3, 1e-3): BOTH,
     condition(256, 0.2, 2e-3): BOTH,
+    condition(256, 0.02, 2e-3): BOTH,
     condition(512, 0.3, 1e-3): BOTH,
     condition(512, 0.1, 2e-3): BOTH,
-    condition(256, 0.02, 2e-3): BOTH,
 }
 """What is trained where: lengths, discrepancies and steps between those at which nothing happens and those at which a
 policy is lost within its first updates, where nothing could warn."""
-QUICK = dict.fromkeys((condition(64, 0.1, 2e-3), condition(64, 0.5, 4e-3), condition(128, 0.5, 2e-3)), BOTH)
+QUICK = dict.fromkeys((condition(64, 0.5, 4e-3), condition(64, 0.3, 4e-3), condition(64, 0.2, 2e-3)), BOTH)
 
 
 @dataclass(frozen=True, kw_only=True)
