@@ -24,6 +24,7 @@ TABLES = {
     "keys": tables.keys,
     "quantities": tables.quantities,
     "outcomes": tables.outcomes,
+    "alarms": tables.alarms,
     "recipes": tables.recipes,
     "options": tables.options,
     "parts": tables.parts,

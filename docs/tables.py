@@ -23,6 +23,7 @@ from firstorder.core.method import parts as method_parts
 from firstorder.core.method import surrogate, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
+from firstorder.core.runs import alarm_table
 from firstorder.core.settings.toml import build, read, shipped
 from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
@@ -152,6 +153,24 @@ def quantities(group: str) -> str:
 def outcomes() -> str:
     """What `summary.parquet` keeps of each seed of a cell."""
     return rows(("column", "meaning", "unit"), ((f"`{one.key}`", one.meaning, one.unit) for one in OUTCOMES))
+
+
+def alarms() -> str:
+    """The alarms of the package, with their worth on conditions that their thresholds were not fitted on."""
+    shown = (
+        (
+            f"`{alarm.name}`",
+            f"{alarm.held_out.auc.value:.2f} [{alarm.held_out.auc.low:.2f}, {alarm.held_out.auc.high:.2f}]",
+            str(alarm.held_out.hits),
+            str(alarm.held_out.false_alarms),
+            f"{alarm.held_out.lead.median:g} [{alarm.held_out.lead.low:g}, {alarm.held_out.lead.high:g}]",
+            alarm.cause,
+            alarm.remedy,
+        )
+        for alarm in alarm_table.shipped().alarms
+    )
+    heads = ("alarm", "AUC", "collapses that it comes before", "false alarms", "lead, updates", "points to", "change")
+    return rows(heads, shown)
 
 
 def recipes() -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from firstorder.core.method.recipe import Recipe
+    from firstorder.core.runs.alarm_table import Table as Alarms
     from firstorder.core.runs.logs import Line, StepLog
     from firstorder.core.runs.track import Opener
     from firstorder.core.training.session import Session, TrainingRun
@@ -37,6 +38,8 @@ BACKENDS: Mapping[str, Callable[[Source, Overrides, str | None], TrainingRun]] =
     "torchtitan": compose_engines,
 }
 NOTED = ("reward", "kl", "update/entropy")  # beside the progress
+STOP = "stop"
+ALARMS = ("watch", STOP)
 # what sums a run up, where it was logged
 SUMMED = ("reward", "eval/reward", "exact/j_pi", "exact/j_mu", "kl", "route/flip_rate", "update/entropy")
 
@@ -125,11 +128,13 @@ def train(
     resume: bool = False,
     strict: bool = False,
     track: Sequence[str] = (),
+    alarm: str | None = None,
     **keys: Any,
 ) -> TrainResult:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step.
 
     Parts that cannot act, and where sinks show the run, are logged. Ctrl-C and SIGTERM let the step finish and save it.
+    Alarms that start, and those that are over, are logged and written to `alarms.jsonl`.
 
     Args:
         recipe: a shipped name, a TOML file, or a recipe.
@@ -140,16 +145,17 @@ def train(
         resume: go on from the folder's newest checkpoint.
         strict: refuse a recipe with parts that cannot act.
         track: sinks that show the run as well: tensorboard, wandb, trackio.
+        alarm: watch what warns of a collapse, or stop at an alarm in half of the members as well, with the step saved.
         keys: `members=8`, a key of `[sim]` if that is the backend, or `schedule={"steps": 50}`, keys of a section.
 
     Raises:
         ConfigError: a setting, the recipe, a sink or the folder is refused; nothing is written.
         SizeError: the responses to the measured prompts are too many to enumerate.
         DataError: a step failed; the folder stays resumable.
-        Interrupted: a signal asked the run to stop; the step is saved.
+        Interrupted: a signal or an alarm asked the run to stop; the step is saved.
     """
     started = time.perf_counter()
-    sinks = openers(track)
+    sinks, table = openers(track), _table(alarm)
     over = None if settings is None else os.fspath(settings)
     run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
     from firstorder.core.training.inert import check_strict
@@ -162,7 +168,7 @@ def train(
     if session.ranks.is_rank0():
         for line in inert:
             log.info("inert: %s", line)
-    _run(session, sinks)
+    _run(session, sinks, _watching(session, table, stop=alarm == STOP))
     return _result(folder, run, inert, time.perf_counter() - started)
 
 
@@ -175,7 +181,34 @@ def _composed(backend: str) -> Callable[[Source, Overrides, str | None], Trainin
     return BACKENDS[backend]
 
 
-def _run(session: Session, sinks: Mapping[str, Opener]) -> None:
+def _table(alarm: str | None) -> Alarms | None:
+    """The alarms to watch, None for none."""
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.runs.alarm_table import shipped
+
+    if alarm is not None and alarm not in ALARMS:
+        raise ConfigError(f"--alarm must be {' or '.join(ALARMS)}, got {alarm!r}")
+    return None if alarm is None else shipped()
+
+
+def _watching(session: Session, table: Alarms | None, *, stop: bool) -> Callable[[StepLog], bool]:
+    """What watches each step on rank 0, and says whether an alarm stops the run."""
+    from firstorder.core.runs.alarm_log import AlarmLog
+    from firstorder.core.runs.logs import lines
+    from firstorder.core.training.session import unwatched
+
+    if table is None or not session.ranks.is_rank0():
+        return unwatched
+    watched = AlarmLog(session.folder, table, session.arms[0].recipe.schedule.minibatches, log.warning)
+
+    def alarmed(step: StepLog) -> bool:
+        metrics, receipts = lines(step)
+        return watched.take(metrics | receipts) and stop
+
+    return alarmed
+
+
+def _run(session: Session, sinks: Mapping[str, Opener], alarmed: Callable[[StepLog], bool]) -> None:
     """Run a session to its end, shown in the sinks by rank 0; an interruption carries a note that says how to go on."""
     from firstorder.core.progress import tell
     from firstorder.core.runs.logs import lines
@@ -197,7 +230,7 @@ def _run(session: Session, sinks: Mapping[str, Opener]) -> None:
     tell("train", session.first, session.steps)
     try:
         with closing(tracker), deferred(_heard if rank0 else lambda name: None) as asked:
-            session.run(show, asked)
+            session.run(show, asked, alarmed)
     except Interrupted as stopped:
         session.ranks.all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
         if rank0:

@@ -25,6 +25,13 @@ def train(
     track: list[str] = typer.Option(
         [], "--track", metavar="SINK", help=f"Show the run in {', '.join(SINKS)} as well; repeat for more."
     ),
+    alarm: str | None = typer.Option(
+        None,
+        "--alarm",
+        metavar="watch|stop",
+        help="Say on stderr what warns of a collapse, and write alarms.jsonl; with stop, end the run there, "
+        "with the step saved and exit code 3.",
+    ),
 ) -> None:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
     from firstorder.core.training.interrupt import Interrupted
@@ -41,6 +48,7 @@ def train(
                 resume=resume,
                 strict=strict,
                 track=track,
+                alarm=alarm,
             )
     except Interrupted as stopped:
         raise typer.Exit(stopped.code) from None

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from .catalogue import Panel, Plot
 from .curves import Curve
 from .runs import Run
+from .warned import mark
 
 # M. Okabe and K. Ito, "Color Universal Design", without yellow, which paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -110,7 +111,9 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
     axes = list(cells)
     for ax, panel in zip(axes, plot.panels, strict=False):
         for place, run in enumerate(runs):
-            line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(runs))
+            mine = [c for c in curves if c.panel is panel and c.run is run]
+            line(ax, mine, place, len(runs))
+            mark(ax, mine, COLOURS[place % len(COLOURS)])
         _alarm(ax, panel)
         dress(ax, panel.title)
         scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
@@ -134,7 +137,9 @@ def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figur
         axes = list(part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
         for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
             for place, panel in enumerate(block):
-                line(ax, [c for c in curves if c.panel is panel and c.run is run], place, len(block))
+                mine = [c for c in curves if c.panel is panel and c.run is run]
+                line(ax, mine, place, len(block))
+                mark(ax, mine, COLOURS[place % len(COLOURS)])
                 _alarm(ax, panel)
             dress(ax, _name(run))
             scale(ax, _unit(block), block, curves)

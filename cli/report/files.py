@@ -22,6 +22,7 @@ from .page import claims_page, page, sweep_page
 from .phase import Estimate, diagram, estimates
 from .runs import Array, Run
 from .sweeps import OUTCOMES, CellRun, Outcome, Sweep
+from .warned import alarm_table
 
 COLUMNS = ("run", "recipe", "quantity", "unit", "step", "steps_done", "members", "value", "low", "high", "each")
 ESTIMATED = ("outcome", "unit", "members", "value", "low", "high", "each")
@@ -42,8 +43,8 @@ def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
 def run_report(runs: list[Run]) -> dict[str, bytes]:
     """The files of a report of runs."""
     files = _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
-    layers = layer_table(runs)
-    return files | ({"layers.csv": _table_csv(layers)} if layers else {})
+    tables = {"layers.csv": layer_table(runs), "alarms.csv": alarm_table(runs)}
+    return files | {name: _table_csv(rows) for name, rows in tables.items() if rows}
 
 
 def claims_report(conditions: Conditions) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from .catalogue import Plot
 from .layers import idle_parts, layer_table
 from .runs import Run, differences
 from .sweeps import Sweep
+from .warned import alarm_table
 
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1140px; margin: 2em auto;
@@ -46,7 +47,8 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tu
     lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
     figures = [_figure(plot, svg, f"{plot.title} over global steps, runs {lines}") for plot, svg in drawn]
     title = "Training report: " + ", ".join(run.label for run in runs)
-    return _document(title, [_table(table), _intervals(runs), _idle(runs), _differences(runs), *figures, _layers(runs)])
+    before = [_table(table), _intervals(runs), _idle(runs), _alarms(runs), _differences(runs)]
+    return _document(title, [*before, *figures, _layers(runs)])
 
 
 def claims_page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
@@ -109,6 +111,16 @@ def _layers(runs: list[Run]) -> str:
     rows = layer_table(runs)
     note = "<p class='note'>Means over all steps and members.</p>"
     return f'<h2 id="layers">What replay did, by layer</h2>\n{note}\n{_table(rows, "layers.csv")}' if rows else ""
+
+
+def _alarms(runs: list[Run]) -> str:
+    """The alarms of the runs; nothing where none was watched, or none started."""
+    rows = alarm_table(runs)
+    note = (
+        "<p class='note'>As <code>firstorder train --alarm</code> said. A cross in a figure is where an alarm starts "
+        "in its first member, on the curve of what it reads and on those of the reward.</p>"
+    )
+    return f'<h2 id="alarms">Alarms</h2>\n{note}\n{_table(rows, "alarms.csv")}' if rows else ""
 
 
 def _cells(members: int) -> str:

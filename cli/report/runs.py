@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.runs import events
+from firstorder.core.runs.events import Event
 from firstorder.core.runs.logs import LOGS, described, read
 from firstorder.core.settings.toml import flat, parse
 
@@ -34,12 +36,13 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder holds: the flat configuration, and every logged quantity of both logs by name."""
+    """What a run folder holds: the flat configuration, every logged quantity of both logs by name, and its alarms."""
 
     label: str
     config: dict[str, Any]
     logged: dict[str, Series]
     receipts: tuple[str, ...]
+    alarms: tuple[Event, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -111,7 +114,9 @@ def read_run(path: Path, label: str) -> Run:
     except ConfigError as error:
         raise ConfigError(f"{error}; give another run") from None
     logs = [_log(path / f"{name}.jsonl") for name in LOGS]
-    return Run(label=label, config=config, logged=logs[0] | logs[1], receipts=tuple(logs[1]))
+    return Run(
+        label=label, config=config, logged=logs[0] | logs[1], receipts=tuple(logs[1]), alarms=tuple(events.read(path))
+    )
 
 
 def _log(file: Path) -> dict[str, Series]:

@@ -95,4 +95,23 @@ def _shares(ax: Axes, name: str, rows: Rows) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-FIGURES: Mapping[str, Callable[[Rows], Figure]] = {"causes": causes, "regimes": regimes}
+def warnings(rows: Rows) -> Figure:
+    """Each way to read a log with its AUC on held-out conditions and its interval; in colour what became an alarm."""
+    known = [row for row in rows if row["auc"] is not None]
+    figure = Figure(figsize=(2 * WIDTH, LINE * len(known) * 0.75 + 1.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, row in enumerate(known):
+        colour = HOLDS if row["alarm"] else NOT
+        for ax, name in ((left, "auc"), (right, "hits")):
+            ax.plot([row[f"{name}_low"], row[f"{name}_high"]], [place, place], color=colour, linewidth=2)
+            ax.plot([row[name]], [place], "o" if row["alarm"] else "x", color=colour)
+    left.axvline(0.5, color="0.4", linewidth=0.8)
+    left.set_title("AUC before a collapse, on held-out conditions", loc="left")
+    right.set_title("share of collapses that it comes before", loc="left")
+    left.set_yticks(range(len(known)), [row["quantity"] for row in known])
+    left.set(ylim=(len(known) - 0.4, -0.6), xlim=(-0.02, 1.02))
+    right.set(xlim=(-0.02, 1.02))
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Rows], Figure]] = {"causes": causes, "regimes": regimes, "warnings": warnings}

@@ -1,5 +1,5 @@
 """A run folder: `config.toml`, `metrics.jsonl` and `receipts.jsonl` (one object a step), `quantities.json` (what their
-names mean), `checkpoints/`.
+names mean), `checkpoints/`, and `alarms.jsonl` where alarms are watched.
 
 A checkpoint is written whole or not at all and says which step comes next. Whatever the two logs hold beyond it is cut
 off on resume, so a run that was killed at any moment goes on bit for bit.
@@ -19,7 +19,7 @@ from firstorder.core.errors import ConfigError, DiskError, NotFiniteError
 from firstorder.core.quantities import Quantity
 from firstorder.core.settings.toml import dump, flat, parse
 
-from . import checkpoint
+from . import checkpoint, events
 from .checkpoint import Checkpoint
 from .files import to_json, write_whole
 from .lock import NAME as LOCK
@@ -66,11 +66,15 @@ class RunFolder:
             DiskError: the disk is full or gone; the last checkpoint is untouched.
         """
         for name, line in zip(LOGS, lines(log), strict=True):
-            try:
-                with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(to_json(line, indent=None))
-            except OSError as error:
-                raise _stopped(self.path, error) from None
+            self.add(f"{name}.jsonl", line)
+
+    def add(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add an object to a file of one a line; raises as `append`."""
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(to_json(line, indent=None))
+        except OSError as error:
+            raise _stopped(self.path, error) from None
 
     def history(self) -> Iterator[Line]:
         """The logged steps in order, both logs together."""
@@ -93,7 +97,7 @@ class RunFolder:
             raise _stopped(self.path, error) from None
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, with both logs cut back to it; None if there is none yet.
+        """The newest whole checkpoint, with both logs and the alarms cut back to it; None if there is none yet.
 
         What the logs lack is said in a warning.
 
@@ -111,6 +115,7 @@ class RunFolder:
                     "%s: %s; the run goes on from step %d without them", logged.path, described(logged.faults), step
                 )
             cut(logged, step)
+        events.cut(self.path, step)
         return newest
 
     def close(self) -> None:

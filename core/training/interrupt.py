@@ -1,4 +1,5 @@
-"""A run that is asked to stop, by Ctrl-C or SIGTERM, finishes its step, saves it, and ends with a code that says so.
+"""A run that is asked to stop, by Ctrl-C, SIGTERM or an alarm, finishes its step, saves it, and ends with a code that
+says so.
 
 A scheduler sends SIGTERM a while before it kills. Whoever sits at a terminal presses Ctrl-C, and again to stop at once.
 """
@@ -13,6 +14,9 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+ALARM = 1  # in place of a signal's number, and below those: of both reasons to stop, a signal is the one that is said
+ALARMED = 3  # exit code
+
 Asked = Callable[[], int]
 """The number of the signal that asked the run to stop, 0 if none did."""
 
@@ -21,14 +25,16 @@ class Interrupted(KeyboardInterrupt):
     """A run stopped because it was asked to, with its last step saved; met wherever a Ctrl-C is.
 
     Args:
-        number: of the signal.
+        number: of the signal, or `ALARM`.
         step: from which the run goes on.
     """
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; step {step} follows")
-        self.name, self.step = signal.Signals(number).name, step
-        self.code = 128 + number  # as shells report a process that a signal ended: 130 or 143
+        self.name = "an alarm" if number == ALARM else signal.Signals(number).name
+        super().__init__(f"stopped by {self.name}; step {step} follows")
+        self.step = step
+        # as shells report a process that a signal ended: 130 or 143
+        self.code = ALARMED if number == ALARM else 128 + number
 
 
 def never() -> int:

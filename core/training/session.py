@@ -24,7 +24,7 @@ from firstorder.core.runs.logs import StepLog
 
 from .arms import Arm
 from .backend import Backend
-from .interrupt import Asked, Interrupted, never
+from .interrupt import ALARM, Asked, Interrupted, never
 from .loop import train
 
 DIVERGED = "the policy diverges or is saturated; lower optimizer.lr, or bound the ratio with correction or clip"
@@ -63,6 +63,11 @@ class SingleProcess:
 ALONE: Ranks = SingleProcess()
 
 
+def unwatched(log: StepLog) -> bool:
+    """No alarm stops the run."""
+    return False
+
+
 def no_files(step: int) -> Mapping[str, str]:
     """The checksums of a backend whose checkpoints are all in `state`."""
     return {}
@@ -97,14 +102,24 @@ class Session:
         """Global steps of the schedule."""
         return self.arms[0].recipe.schedule.steps
 
-    def run(self, on_step: Callable[[StepLog], None] = lambda log: None, asked: Asked = never) -> None:
-        """Train and record; `on_step` is called after each recorded step.
+    def run(
+        self,
+        on_step: Callable[[StepLog], None] = lambda log: None,
+        asked: Asked = never,
+        alarmed: Callable[[StepLog], bool] = unwatched,
+    ) -> None:
+        """Train and record.
+
+        Args:
+            on_step: called after each recorded step.
+            asked: whether a signal asks the run to stop.
+            alarmed: called with each recorded step, before it is saved: whether an alarm stops the run.
 
         Raises:
             NotFiniteError: a gradient, weights or a metric are not numbers; the step and the newest checkpoint are
                 named.
             DataError: a step failed; the folder stays resumable.
-            Interrupted: a rank was asked to stop by a signal; the step is saved.
+            Interrupted: a rank was asked to stop by a signal or an alarm; the step is saved.
         """
         after = self.first
 
@@ -112,12 +127,13 @@ class Session:
             nonlocal after
             check_finite(log.metrics | log.receipts, DIVERGED)
             self.ranks.broadcast_from_rank0(lambda: self.folder.append(log))
-            after, signal = log.step + 1, self.ranks.all_reduce_max(asked())  # one rank's signal is every rank's
-            if signal or after % self.checkpoint_every == 0 or after == self.steps:
+            after, alarm = log.step + 1, ALARM if alarmed(log) else 0
+            reason = self.ranks.all_reduce_max(max(asked(), alarm))  # one rank's is every rank's
+            if reason or after % self.checkpoint_every == 0 or after == self.steps:
                 self._save(after)
             on_step(log)
-            if signal and after < self.steps:
-                raise Interrupted(signal, after)
+            if reason and after < self.steps:
+                raise Interrupted(reason, after)
 
         try:
             with self.around():

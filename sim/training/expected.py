@@ -74,7 +74,11 @@ class Expectation:
             modes=[recipe.router_replay.mode],
         )
         found = Measurement(scene=scene, recipe=recipe)
-        scale = step_scale(found.effective_share) if recipe.optimizer.step_scale else torch.ones(len(scene.mu_old.logp), dtype=torch.float64)
+        scale = (
+            step_scale(found.effective_share)
+            if recipe.optimizer.step_scale
+            else torch.ones(len(scene.mu_old.logp), dtype=torch.float64)
+        )
         if self.learnt is None:
             return found.update, scale
         return vjp(found.target, found.coefficients() * self.learnt[:, None], scene.weights), scale

@@ -1,0 +1,92 @@
+"""The alarms of runs: a table, and a mark on the curves where each starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from firstorder.core.runs.events import Event
+
+from .catalogue import REWARD
+from .curves import Curve
+from .runs import Run
+
+MARKED_TOO = {panel.key for panel in REWARD}  # beside the quantity that an alarm reads: what it warns of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """An alarm of a run, over all its members and episodes.
+
+    Args:
+        alarm: its name.
+        quantity: what it reads.
+        start: the first step of a member.
+        members: how many it was on in at some step.
+        on: in how many it still is.
+        fitted: whether the run is one that thresholds were fitted for.
+    """
+
+    alarm: str
+    quantity: str
+    start: int
+    members: int
+    on: int
+    fitted: bool
+
+
+def warned(run: Run) -> list[Warned]:
+    """The alarms of a run, in the order in which they started."""
+    by_alarm: dict[str, list[Event]] = {}
+    for event in run.alarms:
+        by_alarm.setdefault(event.alarm, []).append(event)
+    return [_summed(events) for events in by_alarm.values()]
+
+
+def alarm_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """A row for each run and alarm, as text; none where no run had any."""
+    return [
+        {
+            "run": run.label,
+            "alarm": each.alarm,
+            "quantity": each.quantity,
+            "since step": str(each.start),
+            "members": f"{each.members} of {run.members}",
+            "still on in": str(each.on),
+            "thresholds": "fitted for such runs" if each.fitted else "fitted for other runs",
+        }
+        for run in runs
+        for each in warned(run)
+    ]
+
+
+def mark(ax: Axes, curves: Sequence[Curve], colour: str) -> None:
+    """A cross on each curve where an alarm of its run starts: on that of its quantity, and on those of the reward."""
+    for curve in curves:
+        for each in warned(curve.run):
+            if curve.panel.key != each.quantity and curve.panel.key not in MARKED_TOO:
+                continue
+            place = int(np.searchsorted(curve.steps, each.start))
+            if place < len(curve.steps):
+                point = ([curve.steps_done[place]], [curve.value[place]])
+                gid = f"warned {curve.run.label}: {each.alarm}"
+                ax.plot(*point, "X", ms=9, mfc=colour, mec="black", mew=1.2, zorder=5, gid=gid)
+
+
+def _summed(events: Sequence[Event]) -> Warned:
+    ever, on = set[int](), set[int]()
+    for event in events:
+        members = set(event.members)
+        ever, on = ever | members, on | members if event.event == "start" else on - members
+    first = events[0]
+    return Warned(
+        alarm=first.alarm,
+        quantity=first.quantity,
+        start=first.step,
+        members=len(ever),
+        on=len(on),
+        fitted=first.fitted,
+    )
