@@ -1,15 +1,18 @@
 """Which part of the error of an update without importance sampling makes training collapse: each trained by itself.
 
-    python docs/examples/drift.py [FIRST_SEED] [SEEDS] [TOKENS] [UPDATES]
+    python docs/examples/drift.py [FIRST_SEED [SEEDS [TOKENS [UPDATES [FILE]]]]]
 
-Exact expected updates of MiniRL at θ = θ_old. What the ratio π/μ takes away, u - u_IS, is a sum over contexts, and at each
-the sum of a drift along KL(μ‖π) and of a rest (docs/theory.md, "The drift without importance sampling"). Every arm is
-u_IS and some of it. `value` is the weight A - V(c) without a ratio: the group's advantage and a perfect baseline for
-every token.
+Exact expected updates of MiniRL at θ = θ_old. What the ratio π/μ takes out of an update is a bias, a sum over contexts,
+and at each of them the sum of a drift along KL(μ‖π) and a rest (docs/theory.md, "The drift without importance
+sampling"). The arms are the update with the ratio, without it, and with parts of that bias left in. The last has
+neither a ratio nor a baseline. "Without, and no drift" is the weight A - V(c): a perfect baseline for every token.
 """
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +38,7 @@ def where(lost: bool) -> Callable[[Drift], Tensor]:
     return lambda one: torch.where(one.failing[..., None] == lost, one.bare, one.weighed)
 
 
+HEAD = "| update | J at the start | lowest J | J at the end | collapsed |\n" + "|---" * 5 + "|"
 ARMS: dict[str, Callable[[Drift], Tensor]] = {
     "with the ratio": lambda one: one.weighed,
     "without": lambda one: one.bare,
@@ -61,15 +65,33 @@ def course(arm: str, condition: LongCondition, seeds: range) -> Tensor:
     return torch.stack(found, dim=-1)
 
 
-def main(first: int = 0, count: int = 4, horizon: int = BASE.horizon, updates: int = 60) -> None:
+def outcome(arm: str, condition: LongCondition, seeds: range) -> dict[str, Any]:
+    """What became of an arm: J over updates, the mean over seeds, and how many of them collapsed."""
+    j = course(arm, condition, seeds)
+    lost = collapsed(j[:, :: max(1, condition.updates // 12)])
+    return {"arm": arm, "collapsed": int(lost.sum()), "seeds": len(seeds), "j": j.mean(0).tolist()}
+
+
+def line(row: dict[str, Any]) -> str:
+    """Markdown."""
+    j = row["j"]
+    return f"| {row['arm']} | {j[0]:.2f} | {min(j):.2f} | {j[-1]:.2f} | {row['collapsed']} of {row['seeds']} |"
+
+
+def main(first: int = 0, count: int = 4, horizon: int = BASE.horizon, updates: int = 60) -> list[dict[str, Any]]:
     """Print the table, a row an arm."""
     condition = BASE.but(horizon=horizon, updates=updates)
-    print("| update | J at the start | lowest J | J at the end | collapsed |", "|---" * 5 + "|", sep="\n")
+    print(HEAD)
+    rows = []
     for arm in ARMS:
-        j = course(arm, condition, range(first, first + count))
-        mean, lost = j.mean(0), collapsed(j[:, :: max(1, updates // 12)])
-        print(f"| {arm} | {mean[0]:.2f} | {mean.min():.2f} | {mean[-1]:.2f} | {int(lost.sum())} of {count} |", flush=True)
+        rows.append(outcome(arm, condition, range(first, first + count)))
+        print(line(rows[-1]), flush=True)
+    return rows
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    numbers = [int(word) for word in sys.argv[1:5]]
+    rows = main(*numbers)
+    if len(sys.argv) > 5:
+        command = " ".join(["python", "docs/examples/drift.py", *sys.argv[1:5], "FILE"])
+        Path(sys.argv[5]).write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
