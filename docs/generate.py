@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import answers
+import decision
 import results
 import rooms
 import tables
@@ -31,6 +33,13 @@ TABLES = {
     "verdicts": results.verdicts,
     "conditions": results.conditions,
     "leads": results.leads,
+    "symptoms": decision.table,
+    "mismatch": answers.mismatch,
+    "drift": answers.drift,
+    "causes": answers.causes,
+    "claims": answers.claims,
+    "warnings": answers.warnings,
+    "regimes": answers.regimes,
 }
 
 
@@ -49,3 +58,4 @@ if __name__ == "__main__":
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
     walks.write()
+    decision.write()

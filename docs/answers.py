@@ -1,0 +1,143 @@
+"""Tables of what the studies and the examples of a collapse found, from tests/records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import results
+import tables
+
+FOLDER = results.RECORDS / "studies"
+FIRST = 12  # rows of a long table that are shown
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+def mismatch() -> str:
+    """Both runs of docs/examples/mismatch.toml: J, and their logs: at the first step, and the median over steps."""
+    found = _read(results.RECORDS / "mismatch.json")["runs"]
+    return tables.rows(
+        ("run", "J before, ..., after", "collapsed", *(f"`{name}`" for name in found[0]["logged"])),
+        (
+            [f"`{run['set']}`", _course(run["j"]), f"{run['collapsed']} of {run['members']}"]
+            + [f"{_short(first)}; {_short(usual)}" for first, usual in run["logged"].values()]
+            for run in found
+        ),
+    )
+
+
+def drift() -> str:
+    """The arms of docs/examples/drift.py."""
+    return tables.rows(
+        ("update", "J before", "lowest", "after", "collapsed"),
+        (
+            [
+                row["arm"],
+                *(_short(j) for j in (row["j"][0], min(row["j"]), row["j"][-1])),
+                f"{row['collapsed']} of {row['seeds']}",
+            ]
+            for row in _read(results.RECORDS / "drift.json")["rows"]
+        ),
+    )
+
+
+def _course(j: list[float]) -> str:
+    return ", ".join(f"{x:.2f}" for x in j)
+
+
+def causes() -> str:
+    """Every run that declines, and what is left of its loss without one suspect."""
+    return _table(
+        "causes",
+        ("run", lambda row: row["condition"]),
+        ("taken out", lambda row: "nothing" if row["suspect"] is None else f"{row['suspect']}: {row['removal']}"),
+        ("recipe", lambda row: f"`{row['recipe']}`"),
+        ("J at the end", lambda row: _interval(row, "j_pi")),
+        ("share of the loss that goes", lambda row: _interval(row, "share")),
+        ("a cause", lambda row: row["verdict"] or ""),
+    )
+
+
+def claims() -> str:
+    """What each published claim about causes came to."""
+    found = _record("causes")
+    if found is None:
+        return _missing("causes")
+    rows = found["measured"]["claims"]
+    return tables.rows(("claimed cause", "answer"), ((row["claim"], row["answer"]) for row in rows))
+
+
+def warnings() -> str:
+    """The alarms, or where none passed the rule, what came nearest to one."""
+    found = _record("warnings")
+    if found is None:
+        return _missing("warnings")
+    points = {alarm["name"]: alarm for alarm in found["measured"]["table"]["alarms"]}
+    rows = [row for row in found["rows"] if row["alarm"]] or found["rows"][:FIRST]
+    return _rows(
+        rows,
+        ("reading", lambda row: f"`{row['quantity']}`"),
+        ("AUC", lambda row: _interval(row, "auc")),
+        ("collapses warned of", lambda row: _interval(row, "hits")),
+        ("false alarms", lambda row: _interval(row, "false_alarms")),
+        ("updates ahead", lambda row: _interval(row, "lead")),
+        ("points to", lambda row: points[row["quantity"]]["cause"] if row["quantity"] in points else "no alarm"),
+    )
+
+
+def regimes() -> str:
+    """Every search, and the border that it found."""
+    return _table(
+        "regimes",
+        ("finding", lambda row: row["finding"]),
+        ("along", lambda row: row["axis"]),
+        ("searched", lambda row: f"{_short(row['low'])} to {_short(row['high'])}"),
+        ("holds", _side),
+    )
+
+
+def _side(row: Row) -> str:
+    if row["border"] is None:
+        return "everywhere" if row["holds"] else "nowhere"
+    side = "above a border" if row["holds_above"] else "below a border"
+    return f"{side} between {_short(row['below'])} and {_short(row['above'])}"
+
+
+def _table(name: str, *columns: Column) -> str:
+    found = _record(name)
+    return _missing(name) if found is None else _rows(found["rows"], *columns)
+
+
+def _rows(rows: Iterable[Row], *columns: Column) -> str:
+    return tables.rows((head for head, _ in columns), ([cell(row) for _, cell in columns] for row in rows))
+
+
+def _record(name: str) -> dict[str, Any] | None:
+    place = FOLDER / f"{name}.json"
+    return _read(place) if place.is_file() else None
+
+
+def _read(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(place.read_text())
+    return found
+
+
+def _missing(name: str) -> str:
+    return f"Not recorded yet: `firstorder study {name}` answers it."
+
+
+def _interval(row: Row, name: str) -> str:
+    """A value with its interval; nothing where there is none."""
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return ""
+    return f"{_short(value)}" if low is None or high is None else f"{_short(value)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    """Two decimals of a share, two digits of what is smaller, three of what is larger."""
+    size = abs(value)
+    return f"{value:.2f}" if 0.1 <= size < 1 else f"{value:.3g}" if size >= 1 else f"{value:.2g}"
