@@ -1,108 +1,152 @@
-"""What studies found, from their records in tests/records/studies: tables, and a picture each beside its data.
-
-A picture says which record it was drawn from, which a test compares.
-"""
+"""Tables of what the studies and the examples of a collapse found, from tests/records."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
+import results
 import tables
-from firstorder.cli.report.studies import FIGURES
-from firstorder.cli.report.studies import study as drawn
 
-RECORDS = Path(__file__).parents[1] / "tests/records/studies"
-IMAGES = Path(__file__).parent / "images"
-Row = Mapping[str, Any]
-
-
-def record(name: str) -> dict[str, Any]:
-    """The document that `firstorder study NAME --json` wrote."""
-    found: dict[str, Any] = json.loads((RECORDS / f"{name}.json").read_text())
-    return found
+FOLDER = results.RECORDS / "studies"
+FIRST = 12  # rows of a long table that are shown
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
 
 
-def number(value: float | None, places: int = 3) -> str:
-    """So many digits; nothing for what is not there."""
-    return "" if value is None else f"{value:.{places}g}"
-
-
-def interval(row: Row, key: str = "") -> str:
-    """A value with its interval."""
-    value, low, high = (row[name] for name in ((key, f"{key}_low", f"{key}_high") if key else ("value", "low", "high")))
-    return "" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _where(row: Row) -> str:
-    """Where a finding holds along an axis."""
-    if row["border"] is None:
-        return "everywhere" if row["holds"] else "nowhere"
-    side = "above" if row["holds_above"] else "below"
-    return f"{side} {number(row['border'])} ({number(row['below'])} to {number(row['above'])})"
-
-
-COLUMNS: Mapping[str, Sequence[tuple[str, Callable[[Row], str]]]] = {
-    "regimes": (
-        ("finding", lambda row: f"`{row['finding']}`"),
-        ("along", lambda row: row["axis"]),
-        ("searched", lambda row: f"{number(row['low'])} to {number(row['high'])}"),
-        ("holds", _where),
-    ),
-    "causes": (
-        ("run", lambda row: row["condition"]),
-        ("taken out", lambda row: "" if row["removal"] is None else f"{row['suspect']}: {row['removal']}"),
-        ("J at the end", lambda row: interval(row, "j_pi")),
-        ("collapsed", lambda row: f"{row['collapsed']:.0%}"),
-        ("share of the loss gone", lambda row: interval(row, "share")),
-        ("verdict", lambda row: row["verdict"] or ""),
-    ),
-}
-
-
-def study(name: str) -> str:
-    """The rows of a study."""
-    heads, cells = zip(*COLUMNS[name], strict=True)
-    return tables.rows(heads, ([cell(row) for cell in cells] for row in record(name)["rows"]))
-
-
-def findings() -> str:
-    """What each name of the regimes stands for."""
-    rule = record("regimes")["study"]["rule"]
-    named = [part.split(": ", 1) for part in rule.split(": ", 1)[1].split("; ")]
-    return tables.rows(("finding", "holds at a point where"), ((f"`{name}`", text) for name, text in named))
-
-
-def claims() -> str:
-    """Each published cause with its answer."""
+def mismatch() -> str:
+    """Both runs of docs/examples/mismatch.toml: J, and their logs: at the first step, and the median over steps."""
+    found = _read(results.RECORDS / "mismatch.json")["runs"]
     return tables.rows(
-        ("cause", "answer"), ((each["claim"], each["answer"]) for each in record("causes")["measured"]["claims"])
+        ("run", "J before, ..., after", "collapsed", *(f"`{name}`" for name in found[0]["logged"])),
+        (
+            [f"`{run['set']}`", _course(run["j"]), f"{run['collapsed']} of {run['members']}"]
+            + [f"{_short(first)}; {_short(usual)}" for first, usual in run["logged"].values()]
+            for run in found
+        ),
     )
 
 
-def names() -> list[str]:
-    """Studies that have a record."""
-    return sorted(path.stem for path in RECORDS.glob("*.json"))
+def drift() -> str:
+    """The arms of docs/examples/drift.py."""
+    return tables.rows(
+        ("update", "J before", "lowest", "after", "collapsed"),
+        (
+            [
+                row["arm"],
+                *(_short(j) for j in (row["j"][0], min(row["j"]), row["j"][-1])),
+                f"{row['collapsed']} of {row['seeds']}",
+            ]
+            for row in _read(results.RECORDS / "drift.json")["rows"]
+        ),
+    )
 
 
-def digest(name: str) -> str:
-    """Of the record's rows and of the code that draws them."""
-    code = Path(FIGURES[name].__code__.co_filename).read_bytes()
-    return hashlib.sha256(json.dumps(record(name)["rows"]).encode() + code).hexdigest()
+def _course(j: list[float]) -> str:
+    return ", ".join(f"{x:.2f}" for x in j)
 
 
-def write() -> None:
-    """Draw every record, and put its rows beside."""
-    IMAGES.mkdir(exist_ok=True)
-    for name in names():
-        rows = record(name)["rows"]
-        (IMAGES / f"study-{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            drawn(name, rows).savefig(
-                IMAGES / f"study-{name}.svg", metadata={"Date": None, "Description": digest(name)}
-            )
+def causes() -> str:
+    """Every run that declines, and what is left of its loss without one suspect."""
+    return _table(
+        "causes",
+        ("run", lambda row: row["condition"]),
+        ("taken out", lambda row: "nothing" if row["suspect"] is None else f"{row['suspect']}: {row['removal']}"),
+        ("recipe", lambda row: f"`{row['recipe']}`"),
+        ("J at the end", lambda row: _interval(row, "j_pi")),
+        ("share of the loss that goes", lambda row: _interval(row, "share")),
+        ("a cause", lambda row: row["verdict"] or ""),
+    )
+
+
+def claims() -> str:
+    """What each published claim about causes came to."""
+    found = _record("causes")
+    if found is None:
+        return _missing("causes")
+    rows = found["measured"]["claims"]
+    return tables.rows(("claimed cause", "answer"), ((row["claim"], row["answer"]) for row in rows))
+
+
+def warnings() -> str:
+    """The alarms, or where none passed the rule, what came nearest to one."""
+    found = _record("warnings")
+    if found is None:
+        return _missing("warnings")
+    points = {alarm["name"]: alarm for alarm in found["measured"]["table"]["alarms"]}
+    rows = [row for row in found["rows"] if row["alarm"]] or found["rows"][:FIRST]
+    return _rows(
+        rows,
+        ("reading", lambda row: f"`{row['quantity']}`"),
+        ("AUC", lambda row: _interval(row, "auc")),
+        ("collapses warned of", lambda row: _interval(row, "hits")),
+        ("false alarms", lambda row: _interval(row, "false_alarms")),
+        ("updates ahead", lambda row: _interval(row, "lead")),
+        ("points to", lambda row: points[row["quantity"]]["cause"] if row["quantity"] in points else "no alarm"),
+    )
+
+
+def regimes() -> str:
+    """Every search, and the border that it found."""
+    return _table(
+        "regimes",
+        ("finding", lambda row: row["finding"]),
+        ("along", lambda row: row["axis"]),
+        ("searched", lambda row: f"{_short(row['low'])} to {_short(row['high'])}"),
+        ("holds", _side),
+    )
+
+
+def findings() -> str:
+    """What each finding of the regimes is, and when it holds at a point."""
+    found = _record("regimes")
+    if found is None:
+        return _missing("regimes")
+    rule = found["study"]["rule"].split(": ", 1)[1]
+    return tables.rows(("finding", "holds at a point where"), (part.split(": ", 1) for part in rule.split("; ")))
+
+
+def _side(row: Row) -> str:
+    if row["border"] is None:
+        return "everywhere" if row["holds"] else "nowhere"
+    side = "above a border" if row["holds_above"] else "below a border"
+    return f"{side} between {_short(row['below'])} and {_short(row['above'])}"
+
+
+def _table(name: str, *columns: Column) -> str:
+    found = _record(name)
+    return _missing(name) if found is None else _rows(found["rows"], *columns)
+
+
+def _rows(rows: Iterable[Row], *columns: Column) -> str:
+    return tables.rows((head for head, _ in columns), ([cell(row) for _, cell in columns] for row in rows))
+
+
+def _record(name: str) -> dict[str, Any] | None:
+    place = FOLDER / f"{name}.json"
+    return _read(place) if place.is_file() else None
+
+
+def _read(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(place.read_text())
+    return found
+
+
+def _missing(name: str) -> str:
+    return f"Not recorded yet: `firstorder study {name}` answers it."
+
+
+def _interval(row: Row, name: str) -> str:
+    """A value with its interval; nothing where there is none."""
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return ""
+    return f"{_short(value)}" if low is None or high is None else f"{_short(value)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    """Two decimals of a share, two digits of what is smaller, three of what is larger."""
+    size = abs(value)
+    return f"{value:.2f}" if 0.1 <= size < 1 else f"{value:.3g}" if size >= 1 else f"{value:.2g}"

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 
 import answers
+import decision
+import pictures
 import results
 import rooms
 import tables
@@ -33,9 +35,14 @@ TABLES = {
     "verdicts": results.verdicts,
     "conditions": results.conditions,
     "leads": results.leads,
-    "study": answers.study,
-    "findings": answers.findings,
+    "symptoms": decision.table,
+    "mismatch": answers.mismatch,
+    "drift": answers.drift,
+    "causes": answers.causes,
     "claims": answers.claims,
+    "warnings": answers.warnings,
+    "regimes": answers.regimes,
+    "findings": answers.findings,
 }
 
 
@@ -54,4 +61,5 @@ if __name__ == "__main__":
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
     walks.write()
-    answers.write()
+    decision.write()
+    pictures.write()

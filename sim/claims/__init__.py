@@ -2,13 +2,14 @@
 
 from firstorder.sim.trials.budget import FULL, QUICK, Budget
 
-from . import ablations, crossover, identities, order, targets, worlds
+from . import ablations, crossover, drift, identities, order, targets, worlds
 from .claim import Claim, Outcome
 
 CLAIMS: tuple[Claim, ...] = (
     *identities.CLAIMS,
     *targets.CLAIMS,
     *worlds.CLAIMS,
+    *drift.CLAIMS,
     *order.CLAIMS,
     *crossover.CLAIMS,
     *ablations.CLAIMS,

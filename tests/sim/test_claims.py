@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from firstorder.core.runs.files import to_json
-from firstorder.sim.claims import CLAIMS, FULL, QUICK, Budget, identities, targets, worlds
+from firstorder.sim.claims import CLAIMS, FULL, QUICK, Budget, drift, identities, targets, worlds
 from firstorder.sim.claims.claim import EXACT, theorem
 from firstorder.sim.claims.ensemble import ensemble
 from firstorder.sim.exact import objectives
@@ -51,6 +51,7 @@ BROKEN = {
     "replay-bias": (targets, "ratios", lambda f: lambda *args: f(*args) ** 1.001),
     "worlds": (worlds, "update", lambda f: in_the_graph(f, 1 + 1e-9)),
     "difference": (objectives, "value", lambda f: scaled(f, 1 + 1e-6)),
+    "drift": (drift, "kl", lambda f: scaled(f, 1 + 1e-6)),
     "bounds": (targets, "bounds", lambda f: lambda *args: {n: 1e-6 * b for n, b in f(*args).items()}),
 }
 
