@@ -47,7 +47,7 @@ def _answer(plan: Plan) -> Answer:
     for name, each in declines.items():
         for run in ((each.condition, each.recipe), *made[name].values()):
             wanted |= {run, (reference(run[0]), "minirl")}
-    found = gathered({run: run[0].cell(run[1], plan.seeds) for run in sorted(wanted, key=str)}, plan.folder)
+    found = gathered({run: run[0].cell(run[1], plan.seeds) for run in sorted(wanted, key=str)}, plan.folder, logs=False)
     rows, deployed, conditions = [], [], {}
     for name, each in declines.items():
         run = each.condition, each.recipe
@@ -117,7 +117,12 @@ def _deployed(name: str, recipe: str, series: Series) -> dict[str, Any]:
     """Whether μ gets worse where π gets better, and how far μ is behind at the end."""
     fails = verdicts.rises_that_fail(series["exact/j_pi"], series["exact/j_mu"])
     behind = interquartile_mean((series["exact/j_pi"] - series["exact/j_mu"])[:, -LAST:].mean(-1))
-    found: dict[str, Any] = {"condition": name, "recipe": recipe, "behind": behind.json(), "seeds_that_rise": len(fails)}
+    found: dict[str, Any] = {
+        "condition": name,
+        "recipe": recipe,
+        "behind": behind.json(),
+        "seeds_that_rise": len(fails),
+    }
     if len(fails) < 2:
         return found | {"holds": None}
     share = interquartile_mean(fails)

@@ -272,7 +272,7 @@ def _at(points: Mapping[str, tuple[str, str, float]], plan: Plan) -> dict[str, R
         for condition in [AXES[axis].at(FINDINGS[name].base, x)]
     }
     runs = {run: run[0].cell(run[1], plan.seeds) for *_, named in wanted.values() for run in named.values()}
-    found = gathered(runs, plan.folder)
+    found = gathered(runs, plan.folder, logs=False)
     return {
         key: finding.judge({name: found[run[0]][run[1]] for name, run in named.items()}, condition)
         for key, (finding, condition, named) in wanted.items()

@@ -30,6 +30,7 @@ from firstorder.sim.tasks.demonstrations import Style
 
 from .budget import Budget
 from .calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
+from .followed import followed
 
 PROMPTS, GROUP = 4, 8  # of a mini-batch
 EVALUATIONS = 10
@@ -162,20 +163,24 @@ def runs(budget: Budget) -> Runs:
     return Runs(series=gathered(wanted, budget.folder), published=published)
 
 
-def trained(cells: Sequence[Cell], out: Path) -> None:
-    """Train the cells that a folder does not hold yet, in as many processes as there are cores."""
+def trained(cells: Sequence[Cell], out: Path, *, logs: bool = True) -> None:
+    """Train the cells that a folder does not hold yet, in as many processes as there are cores; without `logs`, those
+    that follow exact expected updates draw no responses (`followed`)."""
     missing = [cell for cell in cells if not cell.finished(out)]
-    if missing:
-        train(missing, out, open_executor("local"))
+    silent = [cell for cell in missing if not logs and cell.sim.update == "expected"]
+    followed(silent, out)
+    drawn = [cell for cell in missing if cell not in silent]
+    if drawn:
+        train(drawn, out, open_executor("local"))
 
 
-def gathered(cells: Mapping[tuple[C, str], Cell], out: Path | None) -> dict[C, dict[str, Series]]:
+def gathered(cells: Mapping[tuple[C, str], Cell], out: Path | None, *, logs: bool = True) -> dict[C, dict[str, Series]]:
     """What every run logged by condition and recipe, trained first where the folder does not hold it; None for a folder
-    that is thrown away."""
+    that is thrown away; `logs` as of `trained`."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return gathered(cells, Path(folder))
-    trained(list(cells.values()), out)
+            return gathered(cells, Path(folder), logs=logs)
+    trained(list(cells.values()), out, logs=logs)
     logged: dict[C, dict[str, Series]] = {}
     for (condition, name), cell in cells.items():
         logged.setdefault(condition, {})[name] = series(out / "cells" / cell.name, cell.recipe.schedule.steps)
