@@ -177,8 +177,8 @@ class Sim(Section):
     )
     update_contexts: Literal["all", "on_chain"] = Field(
         "all",
-        description="of an expected update, of `chain` in `world = graph`: `on_chain` leaves out contexts off the chain, "
-        "where none but failing responses come unless `recovery` leads back",
+        description="of an expected update, of `chain` in `world = graph`: `on_chain` leaves out contexts off the "
+        "chain, where none but failing responses come unless `recovery` leads back",
     )
     direction: Literal["natural", "recipe"] = Field(
         "natural",

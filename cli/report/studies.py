@@ -38,30 +38,41 @@ def regimes(rows: Rows) -> Figure:
 def _along(ax: Axes, axis: str, rows: Rows) -> None:
     ax.set_title(axis, loc="left")
     ax.set_xscale("log")
-    for place, row in enumerate(rows):
-        for low, high, holds in _parts(row):
+    findings = list(dict.fromkeys(row["finding"] for row in rows))
+    for place, finding in enumerate(findings):
+        mine = [row for row in rows if row["finding"] == finding]
+        for low, high, holds in _parts(mine):
             ax.plot([low, high], [place, place], color=HOLDS if holds else NOT, linewidth=8, solid_capstyle="butt")
-        if row["border"] is not None:
-            ax.plot([row["below"], row["above"]], [place, place], color="0.1", linewidth=2)
-            ax.annotate(
-                f"{row['border']:.3g}",
-                (row["border"], place),
-                xytext=(0, 5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-            )
-    ax.set_yticks(range(len(rows)), [row["finding"] for row in rows])
-    ax.set(ylim=(len(rows) - 0.4, -0.6))
+        for row in mine:
+            if row["border"] is not None:
+                _mark(ax, place, row)
+    ax.set_yticks(range(len(findings)), findings)
+    ax.set(ylim=(len(findings) - 0.4, -0.6))
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
 
 
-def _parts(row: Mapping[str, Any]) -> list[tuple[float, float, bool]]:
-    """From where to where a finding holds, or does not."""
-    if row["border"] is None:
-        return [(row["low"], row["high"], row["holds"])]
-    return [(row["low"], row["below"], not row["holds_above"]), (row["above"], row["high"], row["holds_above"])]
+def _mark(ax: Axes, place: int, row: Mapping[str, Any]) -> None:
+    """The two points that a border lies between, and the border."""
+    ax.plot([row["below"], row["above"]], [place, place], color="0.1", linewidth=2)
+    ax.annotate(
+        f"{row['border']:.3g}",
+        (row["border"], place),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7,
+    )
+
+
+def _parts(rows: Rows) -> list[tuple[float, float, bool]]:
+    """From where to where a finding holds, or does not; rows are those of its borders, ascending, or one without."""
+    first = rows[0]
+    if first["border"] is None:
+        return [(first["low"], first["high"], first["holds"])]
+    ends = [first["low"], *(end for row in rows for end in (row["below"], row["above"])), first["high"]]
+    states = [not first["holds_above"], *(row["holds_above"] for row in rows)]
+    return list(zip(ends[::2], ends[1::2], states, strict=True))
 
 
 def causes(rows: Rows) -> Figure:

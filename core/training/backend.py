@@ -60,8 +60,8 @@ QUANTITIES: dict[str, Quantity] = {
 
 SCALED: dict[str, Quantity] = {
     "update/step_scale": Quantity(
-        formula="sqrt(ESS / B), ESS = (sum W)^2 / sum W^2, W = prod pi_theta / mu: what lr was multiplied by, mean over "
-        "updates",
+        formula="sqrt(ESS / B), ESS = (sum W)^2 / sum W^2, W = prod pi_theta / mu: what lr was multiplied by, mean "
+        "over updates",
         unit="1",
         source="arXiv 2602.17616",
     ),

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 Ask = Callable[[Mapping[str, float]], Mapping[str, bool]]
 """From a point for each of some searches, by name, to whether what is looked for holds there."""
@@ -21,12 +20,14 @@ class Axis:
 
     Args:
         low, high: the range that is searched, both above 0.
-        ratio: the border is known once it lies between two points no further apart than this factor.
+        ratio: a border is known once it lies between two points no further apart than this factor.
         whole: whether points are whole numbers.
+        inside: a point between them that is asked from the outset, where what is looked for may hold inside alone.
     """
 
     low: float
     high: float
+    inside: float | None = None
     ratio: float = 1.5
     whole: bool = False
 
@@ -43,59 +44,68 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Border:
-    """What a search found.
+    """Two neighbouring points between which the answer changes, and what it is at the second."""
+
+    below: float
+    above: float
+    holds_above: bool
+
+    @property
+    def at(self) -> float:
+        """Their geometric mean."""
+        return math.sqrt(self.below * self.above)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What was found along an axis.
 
     Args:
         asked: every point that was looked at, ascending, and whether it held there.
-        below, above: the two neighbouring points between which the answer changes; None where it is the same at both
-            ends of the range.
     """
 
     asked: Mapping[float, bool]
-    below: float | None
-    above: float | None
 
-    def json(self) -> dict[str, Any]:
-        """As plain numbers."""
-        found = None if self.below is None or self.above is None else math.sqrt(self.below * self.above)
-        asked = [{"at": point, "holds": held} for point, held in self.asked.items()]
-        return {"border": found, "below": self.below, "above": self.above, "asked": asked}
+    @property
+    def borders(self) -> list[Border]:
+        """Where the answer changes, ascending; none where it is the same at every point."""
+        return [
+            Border(below=low, above=high, holds_above=self.asked[high])
+            for low, high in pairwise(self.asked)
+            if self.asked[low] != self.asked[high]
+        ]
 
 
-def borders(axes: Mapping[str, Axis], ask: Ask) -> dict[str, Border]:
-    """Search all axes, a round at a time: both ends first, then the middle of what is left of each.
+def searched(axes: Mapping[str, Axis], ask: Ask) -> dict[str, Search]:
+    """Search all axes, a round at a time: both ends and the point inside first, then the middle of what is left.
 
-    What holds is taken to change once between the ends; that it does is seen only at the points that are asked.
+    Between two points of the same answer nothing is looked for: a finding that comes and goes there is not seen.
 
     Example:
-        >>> found = borders({"x": Axis(low=1, high=100)}, lambda points: {name: x > 30 for name, x in points.items()})
-        >>> found["x"].below, found["x"].above
-        (24.0, 32.0)
+        >>> found = searched({"x": Axis(low=1, high=100)}, lambda points: {name: x > 30 for name, x in points.items()})
+        >>> [(border.below, border.above) for border in found["x"].borders]
+        [(24.0, 32.0)]
     """
     asked: dict[str, dict[float, bool]] = {name: {} for name in axes}
-    for end in ("low", "high"):
-        points = {name: float(getattr(axis, end)) for name, axis in axes.items()}
+
+    def put(points: Mapping[str, float]) -> None:
         for name, held in ask(points).items():
             asked[name][points[name]] = held
+
+    put({name: float(axis.low) for name, axis in axes.items()})
+    put({name: float(axis.high) for name, axis in axes.items()})
+    inside = {name: float(axis.inside) for name, axis in axes.items() if axis.inside is not None}
+    if inside := {name: x for name, x in inside.items() if x not in asked[name]}:
+        put(inside)
     while points := {name: x for name, axis in axes.items() if (x := _next(axis, asked[name])) is not None}:
-        for name, held in ask(points).items():
-            asked[name][points[name]] = held
-    return {name: _border(dict(sorted(points.items()))) for name, points in asked.items()}
+        put(points)
+    return {name: Search(asked=dict(sorted(points.items()))) for name, points in asked.items()}
 
 
 def _next(axis: Axis, asked: Mapping[float, bool]) -> float | None:
-    """The next point of a search, None where it is over."""
-    found = _border(dict(sorted(asked.items())))
-    if found.below is None or found.above is None:
-        return None
-    point = axis.between(found.below, found.above)
-    return None if point in asked else point
-
-
-def _border(asked: Mapping[float, bool]) -> Border:
-    """The first change along the points, if any."""
-    points = list(asked)
-    for low, high in pairwise(points):
-        if asked[low] != asked[high]:
-            return Border(asked=asked, below=low, above=high)
-    return Border(asked=asked, below=None, above=None)
+    """The next point of a search, in the first border that is not known closely enough; None where it is over."""
+    for border in Search(asked=dict(sorted(asked.items()))).borders:
+        point = axis.between(border.below, border.above)
+        if point is not None and point not in asked:
+            return point
+    return None

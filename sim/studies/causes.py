@@ -134,10 +134,10 @@ STUDY = Study(
     id="causes",
     question="Which of the published causes of a collapse are causes of it here?",
     source="; ".join(CLAIMS.values()),
-    rule="of a run's loss against minirl on exact updates in the same world, 8 seeds paired, the share that goes when one "
-    "suspect is taken out and all else is kept: a cause where it is at least half and its interval lies above a quarter; "
-    "a cause in part where less than half, above a quarter; none where the interval lies below a quarter; else open. A "
-    "run counts if the interval of its loss lies above 0.1. "
+    rule="of a run's loss against minirl on exact updates in the same world, 8 seeds paired, the share that goes when "
+    "one suspect is taken out and all else is kept: a cause where it is at least half and its interval lies above a "
+    "quarter; a cause in part where less than half, above a quarter; none where the interval lies below a quarter; "
+    "else open. A run counts if the interval of its loss lies above 0.1. "
     f"{DEPLOYED}: where J(μ) falls in more than a quarter of the steps between evaluations in which J(π) rises by 0.01",
     answer=_answer,
 )

@@ -7,19 +7,21 @@ start and how often a response comes back to a context are moved apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from firstorder.core import progress
+from firstorder.sim.trials.calibrate import mismatch
 from firstorder.sim.trials.collapse import collapsed
 from firstorder.sim.trials.compare import final, interquartile_mean, lead
 from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import Series, gathered
 from firstorder.sim.trials.statistics import Estimate, share
 
-from .bisection import Axis, Border, borders
+from .bisection import Axis, Search, searched
 from .study import Answer, Plan, Study
 
 WORTH = 0.05  # of reward: a lead below it is not one that a user would change a recipe for
@@ -73,10 +75,11 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Along:
-    """An axis, and the condition at each point of it."""
+    """An axis, the condition at each point of it, and the point of a condition."""
 
     axis: Axis
     at: Callable[[LongCondition, float], LongCondition]
+    of: Callable[[LongCondition], float]
     unit: str
 
 
@@ -95,36 +98,43 @@ AXES: Mapping[str, Along] = {
     "horizon": Along(
         axis=Axis(low=32, high=8192, whole=True),
         at=lambda base, x: base.but(horizon=int(x)),
+        of=lambda base: base.horizon,
         unit="tokens, at this value of the cold start",
     ),
     "horizon at this accuracy": Along(
         axis=Axis(low=32, high=1024, whole=True),
         at=_accuracy,
+        of=lambda base: base.horizon,
         unit="tokens, at this accuracy a token",
     ),
     "value": Along(
         axis=Axis(low=0.1, high=0.9, ratio=1.25),
         at=lambda base, x: base.but(value=x),
+        of=lambda base: base.value,
         unit="J of π of the cold start, at this length",
     ),
     "returns": Along(
         axis=Axis(low=16, high=128, ratio=2.0, whole=True),
         at=_returns,
+        of=lambda base: base.horizon * base.problems / CONTEXTS,
         unit="visits of a context by a response, at this length and number of contexts",
     ),
     "noise": Along(
         axis=Axis(low=0.003, high=0.5),
         at=lambda base, x: base.but(noise=x),
+        of=lambda base: base.noise,
         unit="relative noise of the rollout engine",
     ),
     "lr": Along(
         axis=Axis(low=2e-4, high=0.02),
         at=lambda base, x: base.but(lr=x),
+        of=lambda base: base.lr,
         unit="learning rate",
     ),
     "minibatches": Along(
         axis=Axis(low=1, high=16, ratio=2.0, whole=True),
         at=lambda base, x: base.but(minibatches=int(x)),
+        of=lambda base: base.minibatches,
         unit="updates a rollout, N",
     ),
 }
@@ -176,6 +186,7 @@ def _alike(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
     return Reading(holds=spread.value <= CLOSE, value=spread, of=f"spread of J at the end over starts {STARTS}")
 
 
+LONG, CLOSE_ENGINES = BASE.but(horizon=2048), BASE.but(noise=0.02)
 STALE = BASE.but(minibatches=8, lr=0.005)
 FINDINGS: Mapping[str, Finding] = {
     "best": Finding(
@@ -194,6 +205,20 @@ FINDINGS: Mapping[str, Finding] = {
         statement="Without importance sampling training collapses (in half of the seeds, and in fewer with it)",
         recipes=("minirl", "minirl-no-is"),
         judge=_no_is,
+    ),
+    "collapse-long": Finding(
+        statement=f"As collapse, from {LONG.horizon} tokens",
+        recipes=("minirl", "minirl-no-is"),
+        judge=_no_is,
+        base=LONG,
+        axes=("value", "noise", "lr", "minibatches"),
+    ),
+    "collapse-close": Finding(
+        statement=f"As collapse, engines of relative noise {CLOSE_ENGINES.noise:g}",
+        recipes=("minirl", "minirl-no-is"),
+        judge=_no_is,
+        base=CLOSE_ENGINES,
+        axes=("horizon",),
     ),
     "length": Finding(
         statement=f"Length normalisation ends below MiniRL (the lead's interval above {WORTH})",
@@ -237,31 +262,41 @@ FINDINGS: Mapping[str, Finding] = {
 
 def _answer(plan: Plan) -> Answer:
     """Search every finding along every axis, round by round."""
-    searched = {f"{name} / {axis}": (name, axis) for name, found in FINDINGS.items() for axis in found.axes}
+    wanted = {f"{name} / {axis}": (name, axis) for name, found in FINDINGS.items() for axis in found.axes}
     if plan.quick:
-        searched = {key: value for key, value in searched.items() if key == "collapse / horizon"}
-    readings: dict[str, dict[float, Reading]] = {key: {} for key in searched}
+        wanted = {key: value for key, value in wanted.items() if key == "collapse / horizon"}
+    readings: dict[str, dict[float, Reading]] = {key: {} for key in wanted}
     rounds = 0
 
     def ask(points: Mapping[str, float]) -> dict[str, bool]:
         nonlocal rounds
         rounds += 1
         progress.tell("rounds", rounds, rounds, f"{len(points)} searches")
-        for key, reading in _at({key: (*searched[key], point) for key, point in points.items()}, plan).items():
+        for key, reading in _at({key: (*wanted[key], point) for key, point in points.items()}, plan).items():
             readings[key][points[key]] = reading
         return {key: readings[key][points[key]].holds for key in points}
 
-    found = borders({key: _axis(searched[key][1], plan) for key in searched}, ask)
-    rows = [_row(*searched[key], border, readings[key]) for key, border in found.items()]
+    found = searched({key: _axis(*wanted[key], plan) for key in wanted}, ask)
+    rows = [row for key, search in found.items() for row in _rows(*wanted[key], search, readings[key])]
     points = {key: [_point(x, reading) for x, reading in sorted(readings[key].items())] for key in found}
-    seen = sum(row["border"] is not None for row in rows)
-    measured: dict[str, Any] = {"base": str(BASE), "stale": str(STALE), "seeds": list(plan.seeds), "points": points}
-    return Answer(headline=f"{seen} of {len(rows)} searches find a border", rows=rows, measured=measured)
+    seen = sum(bool(search.borders) for search in found.values())
+    bases = {name: str(finding.base) for name, finding in FINDINGS.items()}
+    measured = {"bases": bases, "kl": _kl(plan), "points": points}
+    return Answer(headline=f"{seen} of {len(found)} searches find a border", rows=rows, measured=measured)
 
 
-def _axis(name: str, plan: Plan) -> Axis:
-    """A first look knows a border within a factor of 8."""
-    return Axis(low=128, high=2048, ratio=4, whole=True) if plan.quick else AXES[name].axis
+def _axis(finding: str, name: str, plan: Plan) -> Axis:
+    """The range, and in it the base; a first look knows a border within a factor of 4."""
+    if plan.quick:
+        return Axis(low=128, high=2048, ratio=4, whole=True)
+    along, base = AXES[name], FINDINGS[finding].base
+    return replace(along.axis, inside=float(along.of(base)))
+
+
+def _kl(plan: Plan) -> dict[str, float]:
+    """KL(μ ‖ π) a response token at the start, nats, the mean over policies, of every base."""
+    seeds = torch.arange(plan.seeds.start, plan.seeds.stop)
+    return {name: float(mismatch(found.base.world(plan.seeds), seeds)[0].mean()) for name, found in FINDINGS.items()}
 
 
 def _at(points: Mapping[str, tuple[str, str, float]], plan: Plan) -> dict[str, Reading]:
@@ -279,22 +314,15 @@ def _at(points: Mapping[str, tuple[str, str, float]], plan: Plan) -> dict[str, R
     }
 
 
-def _row(name: str, axis: str, border: Border, readings: Mapping[float, Reading]) -> dict[str, Any]:
-    """A search in a line: the border, or the range in which there is none, and what was seen nearest to it."""
-    known = border.json()
-    side = list(border.asked.values())
-    return {
-        "finding": name,
-        "axis": axis,
-        "border": known["border"],
-        "below": known["below"],
-        "above": known["above"],
-        "holds": None if known["border"] is not None else side[0],
-        "holds_above": border.asked[known["above"]] if known["border"] is not None else None,
-        "low": min(border.asked),
-        "high": max(border.asked),
-        "widest_interval": max(reading.value.high - reading.value.low for reading in readings.values()),
-    }
+def _rows(name: str, axis: str, search: Search, readings: Mapping[float, Reading]) -> list[dict[str, Any]]:
+    """A search in a line for each border; where there is none, the range in which it was looked for, and the widest
+    interval of a point, which a border could have hidden in."""
+    low, high = min(search.asked), max(search.asked)
+    widest = max(reading.value.high - reading.value.low for reading in readings.values())
+    shared = {"finding": name, "axis": axis, "low": low, "high": high, "widest_interval": widest}
+    none = {"border": None, "below": None, "above": None, "holds_above": None, "holds": search.asked[low]}
+    found = [shared | asdict(border) | {"border": border.at, "holds": None} for border in search.borders]
+    return found or [shared | none]
 
 
 def _point(x: float, reading: Reading) -> dict[str, Any]:
@@ -305,8 +333,8 @@ STUDY = Study(
     id="regimes",
     question="Where does each finding begin to hold, in length, accuracy, repetition, discrepancy, step size and N?",
     source="arXiv 2512.01374 sec. 4",
-    rule="along one axis at a time from the base condition, 8 seeds, exact expected updates; a border lies between two "
-    "points at which the finding's own rule says yes and no: "
+    rule="along one axis at a time from a base condition, 8 seeds, exact expected updates, the ends and the base asked "
+    "first; a border lies between two points at which the finding's own rule says yes and no: "
     + "; ".join(f"{name}: {found.statement}" for name, found in FINDINGS.items()),
     answer=_answer,
 )

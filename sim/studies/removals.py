@@ -152,6 +152,7 @@ def _misread(condition: LongCondition, recipe: str = "minirl-tis") -> Decline:
 SHORT = BASE.but(problems=8, updates=64)
 DECLINES: Mapping[str, Decline] = {
     "no IS, exact": _biased(SHORT),
+    "no IS, 2,048 tokens": _biased(SHORT.but(horizon=2048)),
     "no IS, sampled": _sampled(
         SHORT.but(sampled=True),
         "minirl-no-is",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import firstorder as fo
 from firstorder.cli.main import run
 from firstorder.sim.studies import STUDIES, Answer, Plan, Study, plan, regimes
-from firstorder.sim.studies.bisection import Axis, borders
+from firstorder.sim.studies.bisection import Axis, searched
 from firstorder.sim.studies.regimes import BASE
 from firstorder.sim.trials.long import LongCondition, course
 
@@ -19,16 +19,26 @@ from firstorder.sim.trials.long import LongCondition, course
 @given(st.floats(0.5, 2000.0), st.booleans(), st.booleans())
 def test_a_border_is_bracketed_as_closely_as_asked(at, rising, whole):
     axis = Axis(low=1, high=1000, ratio=1.3, whole=whole)
-    found = borders({"x": axis}, lambda points: {name: (x > at) == rising for name, x in points.items()})["x"]
+    found = searched({"x": axis}, lambda points: {name: (x > at) == rising for name, x in points.items()})["x"]
     if (at < 1) == (at < 1000):
-        assert found.below is None
-        assert found.json()["border"] is None
+        assert found.borders == []
         assert list(found.asked) == [1.0, 1000.0]
         return
-    assert found.below <= at <= found.above
-    assert found.above <= 1.3 * found.below * 1.0001 or (whole and found.above - found.below <= 1)
-    assert found.below <= found.json()["border"] <= found.above
+    (border,) = found.borders
+    assert border.below <= at <= border.above
+    assert border.above <= 1.3 * border.below * 1.0001 or (whole and border.above - border.below <= 1)
+    assert border.below < border.at < border.above
+    assert border.holds_above == rising
     assert len(found.asked) <= 2 + math.ceil(math.log2(math.log(1000) / math.log(1.3))) + 1
+
+
+def test_what_holds_inside_alone_has_two_borders():
+    axis = Axis(low=1, high=1000, inside=30, ratio=1.3)
+    found = searched({"x": axis}, lambda points: {name: 10 < x < 100 for name, x in points.items()})["x"]
+    first, second = found.borders
+    assert first.below <= 10 < first.above <= 1.3 * first.below * 1.0001
+    assert second.below < 100 <= second.above <= 1.3 * second.below * 1.0001
+    assert (first.holds_above, second.holds_above) == (True, False)
 
 
 def test_searches_stand_side_by_side_and_each_ends_by_itself():
@@ -38,10 +48,10 @@ def test_searches_stand_side_by_side_and_each_ends_by_itself():
         rounds.append(set(points))
         return {name: name == "b" or x > 50 for name, x in points.items()}
 
-    found = borders({"a": Axis(low=1, high=100, ratio=2), "b": Axis(low=1, high=100)}, ask)
+    found = searched({"a": Axis(low=1, high=100, ratio=2), "b": Axis(low=1, high=100, inside=100)}, ask)
     assert rounds[:2] == [{"a", "b"}, {"a", "b"}]
     assert all(asked == {"a"} for asked in rounds[2:])
-    assert found["b"].below is None
+    assert found["b"].borders == []
 
 
 def series(values, seeds=8):
@@ -169,19 +179,25 @@ def test_what_cannot_be_answered_is_refused(words, said, capsys):
 
 
 def test_its_figure_shows_every_search():
-    rows = [
-        {
-            "finding": name,
-            "axis": axis,
-            "border": border,
-            "below": border and border / 2,
-            "above": border and 2 * border,
-        }
-        | {"holds": border is None, "holds_above": True, "low": 1.0, "high": 100.0}
-        for name, axis, border in [("is", "lr", 10.0), ("is", "noise", None), ("best", "lr", None)]
-    ]
-    from firstorder.cli.report.studies import study
+    from firstorder.cli.report.studies import _parts, study
 
+    none = {"border": None, "below": None, "above": None, "holds_above": None, "low": 1.0, "high": 100.0}
+    one = none | {"border": 10.0, "below": 8.0, "above": 12.0, "holds_above": True, "holds": None}
+    two = one | {"border": 50.0, "below": 45.0, "above": 55.0, "holds_above": False}
+    rows = [
+        {"finding": "is", "axis": "lr"} | one,
+        {"finding": "is", "axis": "lr"} | two,
+        {"finding": "is", "axis": "noise"} | none | {"holds": True},
+        {"finding": "best", "axis": "lr"} | none | {"holds": False},
+    ]
     figure = study("regimes", rows)
     assert [ax.get_title("left") for ax in figure.axes] == ["lr", "noise"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["is", "best"]
+    assert _parts(rows[:2]) == [(1.0, 8.0, False), (12.0, 45.0, True), (55.0, 100.0, False)]
+    assert _parts(rows[2:3]) == [(1.0, 100.0, True)]
+
+
+@pytest.mark.parametrize("axis", regimes.AXES)
+def test_the_base_is_a_point_of_every_axis(axis):
+    along, base = regimes.AXES[axis], regimes.BASE
+    assert along.at(base, along.of(base)).cell("minirl", range(2)).sim == base.cell("minirl", range(2)).sim
