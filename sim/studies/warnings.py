@@ -62,7 +62,7 @@ def condition(horizon: int, noise: float, lr: float, minibatches: int = 1) -> Lo
 CONDITIONS: Mapping[LongCondition, tuple[str, ...]] = {
     condition(64, 0.5, 4e-3): BOTH,
     condition(64, 0.3, 4e-3): BOTH,
-    condition(64, 0.2, 8e-3): BOTH,
+    condition(64, 0.2, 4e-3): BOTH,
     condition(64, 0.3, 6e-3, minibatches=4): STALE,
     condition(128, 0.1, 2e-3): THREE,
     condition(128, 0.2, 2e-3): BOTH,
