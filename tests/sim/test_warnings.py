@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs import alarm_table
 from firstorder.core.runs.alarm import fired
 from firstorder.core.runs.alarm_table import HeldOut, Interval, Quartiles, Threshold
+from firstorder.core.settings import toml
 from firstorder.sim.studies import foresight, warnings
 from firstorder.sim.studies.candidates import CANDIDATES, Candidate
 from firstorder.sim.studies.foresight import Observed
@@ -252,4 +255,11 @@ def test_candidates_are_told_apart_and_say_what_to_change():
     for each in CANDIDATES:
         alarm = each.alarm(Threshold(constant=0.0), HELD_OUT)
         assert alarm.cause
-        assert alarm.remedy
+        settings = re.findall(r"(\w+\.\w+)(?: = ([\w/]+))?", alarm.remedy)
+        assert settings
+        for key, value in settings:
+            tree = toml.read("minirl")
+            section, name = key.split(".")
+            assert name in Recipe.model_fields[section].annotation.model_fields
+            if value:
+                toml.build(Recipe, toml.overlay(tree, {section: {name: value}}))
