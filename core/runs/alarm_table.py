@@ -73,6 +73,7 @@ class HeldOut(_Part):
 
     Args:
         auc: P(a run that collapses later reads worse than one that does not, at the same update).
+        within: the same over pairs of runs of one condition, None where no condition has both kinds.
         hits: share of the collapses before which it warned.
         false_alarms: share of the runs without a collapse in which it warned.
         precision: share of the runs with a warning in which a collapse followed.
@@ -82,6 +83,7 @@ class HeldOut(_Part):
     """
 
     auc: Interval
+    within: Interval | None = None
     hits: Interval
     false_alarms: Interval
     precision: Interval

@@ -66,8 +66,8 @@ class Candidate:
 POINTS: Mapping[str, tuple[str, str]] = {
     "engines": (
         "the two engines drift apart on what is sampled",
-        "correct for it (correction.kind = tis, or ratio.of = theta/mu), replay the experts (router_replay.mode = R3), "
-        "or give the rollout engine a finer numerics",
+        "correct for it (ratio.of = theta/mu), replay the experts (router_replay.mode = R3), "
+        "or give the rollout engine finer numerics",
     ),
     "sequence": (
         "whole responses have ratios far from 1: the first-order objective leaves out much of the reward",
@@ -95,7 +95,11 @@ POINTS: Mapping[str, tuple[str, str]] = {
     ),
     "routes": (
         "the engines choose other experts more and more often",
-        "replay the experts (router_replay.mode = R3), or give the rollout engine a finer numerics",
+        "replay the experts (router_replay.mode = R3), or give the rollout engine finer numerics",
+    ),
+    "signal": (
+        "the rewards of a batch differ less and less: most responses fail alike, and little is left to learn from",
+        "go back to a checkpoint and lower optimizer.lr, or bring the engines closer (router_replay.mode = R3)",
     ),
     "reward": (
         "the reward falls already",
@@ -142,7 +146,7 @@ CANDIDATES: tuple[Candidate, ...] = (
     *_signed("update/entropy", "low", "entropy", of=("slope",)),
     *_signed("update/entropy", "high", "entropy", of=("slope",)),
     *_both("response_length", "low", "reward", of=("change",)),
-    *_both("reward_std", "low", "reward"),
+    *_both("reward_std", "low", "signal"),
     *_both("reward", "low", "reward", of=("change",)),
     *_signed("reward", "low", "reward", of=("slope",)),
     *_both("kl_flipped", "high", "routes"),

@@ -145,6 +145,7 @@ def foreseen(runs: Observed, e: Tensor) -> HeldOut | None:
     told = hit | (runs.stable & (warned > 0))
     return HeldOut(
         auc=auc,
+        within=_auc(runs, e, runs.conditions),
         hits=_rate(hit, ~runs.stable, draws),
         false_alarms=_rate(warned > 0, runs.stable, draws),
         precision=_rate(hit, told, draws),
@@ -152,11 +153,6 @@ def foreseen(runs: Observed, e: Tensor) -> HeldOut | None:
         collapsed=int((~runs.stable).sum()),
         stable=int(runs.stable.sum()),
     )
-
-
-def within(runs: Observed, e: Tensor) -> Interval | None:
-    """The AUC over pairs of one condition alone, where both kinds of runs are of it."""
-    return _auc(runs, e, runs.conditions)
 
 
 def _first(beyond: Tensor) -> Tensor:

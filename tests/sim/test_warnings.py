@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs import alarm_table
 from firstorder.core.runs.alarm import fired
 from firstorder.core.runs.alarm_table import HeldOut, Interval, Quartiles, Threshold
+from firstorder.core.settings import toml
 from firstorder.sim.studies import foresight, warnings
 from firstorder.sim.studies.candidates import CANDIDATES, Candidate
 from firstorder.sim.studies.foresight import Observed
@@ -91,7 +94,7 @@ def test_the_auc_is_that_of_pairs_at_the_same_update():
     onset = torch.where(torch.arange(30) < 10, 8 + 4 * (torch.arange(30) % 3), -1)
     conditions = torch.arange(30) % 2
     runs = observed(e, onset, conditions=conditions)
-    for strata, found in ((False, foresight.foreseen(runs, e).auc), (True, foresight.within(runs, e))):
+    for strata, found in ((False, foresight.foreseen(runs, e).auc), (True, foresight.foreseen(runs, e).within)):
         pairs = [(i, j) for i in range(10) for j in range(10, 30) if not strata or i % 2 == j % 2]
         at = [(float(e[i, onset[i] - 5]), float(e[j, onset[i] - 5])) for i, j in pairs]
         assert found.value == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in at) / len(at), rel=1e-12)
@@ -229,18 +232,16 @@ def test_only_what_passes_the_rule_becomes_an_alarm_and_each_quantity_once(runs)
     good = {"value": 0.9, "low": 0.8, "high": 0.95}
     rare = {"value": 0.05, "low": 0.01, "high": 0.1}
 
-    def judged(name, inside=0.6, **changes):
+    def judged(name, **changes):
         reads = next(each for each in CANDIDATES if each.name == name)
         base = HELD_OUT.model_dump() | {"auc": good, "hits": good, "false_alarms": rare} | changes
         known, fitted = HeldOut.model_validate(base), foresight.Fitted(constant=0.0, coefficients=torch.zeros(3))
-        within = Interval(value=0.7, low=inside, high=0.8)
-        return warnings.Judged(reads=reads, seeds=known, conditions=known, inside=within, fitted=fitted)
+        return warnings.Judged(reads=reads, seeds=known, conditions=known, fitted=fitted)
 
     better = judged("change of k3_kl high", auc=good | {"low": 0.85})
     found = [
         judged("k3_kl high"),
         better,
-        judged("chi2_token high", inside=0.5),
         judged("kl high", auc=good | {"low": 0.69}),
         judged("chi2_seq high", hits={"value": 0.29, "low": 0.2, "high": 0.4}),
         judged("ppl_ratio high", false_alarms={"value": 0.2, "low": 0.1, "high": 0.3}),
@@ -254,4 +255,11 @@ def test_candidates_are_told_apart_and_say_what_to_change():
     for each in CANDIDATES:
         alarm = each.alarm(Threshold(constant=0.0), HELD_OUT)
         assert alarm.cause
-        assert alarm.remedy
+        settings = re.findall(r"(\w+\.\w+)(?: = ([\w/]+))?", alarm.remedy)
+        assert settings
+        for key, value in settings:
+            tree = toml.read("minirl")
+            section, name = key.split(".")
+            assert name in Recipe.model_fields[section].annotation.model_fields
+            if value:
+                toml.build(Recipe, toml.overlay(tree, {section: {name: value}}))
