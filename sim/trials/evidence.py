@@ -72,7 +72,7 @@ PUBLISHED = Target(
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What the twin or a neighbour came to: share and means over seeds with 95% intervals, its lead over the twin; of
-    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any; and the `part` that
+    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any, of seeds that have one; and the `part` that
     it changes, a key of `PART`."""
 
     part: str | None
@@ -279,7 +279,8 @@ def _tried(cells: Mapping[str, Cell], near: Mapping[str, Neighbour], tried: Trie
 
 def trial(found: Series, own: Series, part: str | None, value: float) -> Trial:
     """What a run folder of the ensemble says, beside that of the twin; `value` is J of π before the first update."""
-    means = {name: found[f"exact/{name}"].mean(0) for name in EXACT}
+    # an error relative to a gradient has no value where a policy has lost all of it
+    means = {name: known[~known.isnan()] for name in EXACT for known in [found[f"exact/{name}"].nanmean(0)]}
     j = found["exact/j_pi"]
     return Trial(
         part=part,
