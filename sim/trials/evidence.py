@@ -10,6 +10,7 @@ Shapes: S seeds, K exact evaluations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ PUBLISHED = Target(
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What the twin or a neighbour came to: share and means over seeds with 95% intervals, its lead over the twin; of
-    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any, of seeds that have one; and the `part` that
-    it changes, a key of `PART`."""
+    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any, of seeds that have one
+    (NaN if none ever has); and the `part` that it changes, a key of `PART`."""
 
     part: str | None
     collapsed: Estimate
@@ -287,8 +288,8 @@ def trial(found: Series, own: Series, part: str | None, value: float) -> Trial:
         collapsed=share(collapsed(torch.cat([torch.full_like(j[:, :1], value), j], dim=1))),
         final_j=interquartile_mean(final(found)),
         lead=lead(found, own),
-        first={name: float(of_name[0]) for name, of_name in means.items()},
-        worst={name: float(of_name[of_name.abs().argmax()]) for name, of_name in means.items()},
+        first={name: float(each[0]) if len(each) else math.nan for name, each in means.items()},
+        worst={name: float(each[each.abs().argmax()]) if len(each) else math.nan for name, each in means.items()},
     )
 
 
