@@ -73,7 +73,7 @@ PUBLISHED = Target(
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What the twin or a neighbour came to: share and means over seeds with 95% intervals, its lead over the twin; of
-    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any, of seeds that have one
+    the exact errors the mean over seeds at the first evaluation, and the largest such mean, of seeds that have one
     (NaN if none ever has); and the `part` that it changes, a key of `PART`."""
 
     part: str | None
