@@ -204,7 +204,10 @@ def _evidence(gate: dict[str, Any]) -> str:
             name,
             f"{trial['collapsed']['value']:.0%}",
             *(f"{trial['final_j_pi'][end]:.3f}" for end in ("value", "low", "high")),
-            *(f"{trial['worst'][key]:.3g}" for key in ("gradient_error", "gradient_error_natural", "replay_bias")),
+            *(
+                "none" if (worst := trial["worst"][key]) is None else f"{worst:.3g}"
+                for key in ("gradient_error", "gradient_error_natural", "replay_bias")
+            ),
         )
         for name, trial in gate["trials"].items()
     ]

@@ -10,6 +10,7 @@ Shapes: S seeds, K exact evaluations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ PUBLISHED = Target(
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What the twin or a neighbour came to: share and means over seeds with 95% intervals, its lead over the twin; of
-    the exact errors the mean over seeds at the first evaluation, and the largest such mean of any; and the `part` that
-    it changes, a key of `PART`."""
+    the exact errors the mean over seeds at the first evaluation, and the largest such mean, of seeds that have one
+    (NaN if none ever has); and the `part` that it changes, a key of `PART`."""
 
     part: str | None
     collapsed: Estimate
@@ -279,15 +280,16 @@ def _tried(cells: Mapping[str, Cell], near: Mapping[str, Neighbour], tried: Trie
 
 def trial(found: Series, own: Series, part: str | None, value: float) -> Trial:
     """What a run folder of the ensemble says, beside that of the twin; `value` is J of π before the first update."""
-    means = {name: found[f"exact/{name}"].mean(0) for name in EXACT}
+    # an error relative to a gradient has no value where a policy has lost all of it
+    means = {name: known[~known.isnan()] for name in EXACT for known in [found[f"exact/{name}"].nanmean(0)]}
     j = found["exact/j_pi"]
     return Trial(
         part=part,
         collapsed=share(collapsed(torch.cat([torch.full_like(j[:, :1], value), j], dim=1))),
         final_j=interquartile_mean(final(found)),
         lead=lead(found, own),
-        first={name: float(of_name[0]) for name, of_name in means.items()},
-        worst={name: float(of_name[of_name.abs().argmax()]) for name, of_name in means.items()},
+        first={name: float(each[0]) if len(each) else math.nan for name, each in means.items()},
+        worst={name: float(each[each.abs().argmax()]) if len(each) else math.nan for name, each in means.items()},
     )
 
 

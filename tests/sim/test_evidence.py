@@ -145,6 +145,14 @@ def test_what_starts_at_a_value_can_lose_it():
     assert evidence.trial(own, own, None, 0.3).collapsed.value == 0.0
 
 
+def test_a_policy_without_a_gradient_has_no_error_relative_to_it():
+    own = {f"exact/{name}": torch.ones(2, 3, dtype=torch.float64) for name in evidence.EXACT}
+    own["exact/j_pi"] = torch.zeros(2, 3, dtype=torch.float64)
+    own["exact/gradient_error"] = torch.tensor([[1.0, torch.nan, torch.nan], [3.0, 5.0, torch.nan]])
+    said = evidence.trial(own, own, None, 0.5)
+    assert (said.first["gradient_error"], said.worst["gradient_error"]) == (2.0, 5.0)
+
+
 def test_beyond_the_trial_a_border_speaks():
     recipe = shipped("minirl-no-is")
     known = [border(0.09, 200), border(0.008, 2000)]
