@@ -18,6 +18,10 @@ from firstorder.sim.claims.training import TRAINING
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/collapse.md").read_text()
+STUDIES = {
+    *re.findall(r"^## .* \{#(causes|warnings)\}$", PAGE, flags=re.MULTILINE),
+    *re.findall(r"^## (\w+)$", (ROOT / "docs/studies.md").read_text(), flags=re.MULTILINE),
+}
 BRANCHES = [branch for symptom in decision.SYMPTOMS for branch in symptom.branches]
 BEHIND = "run `make docs-tables`"
 
@@ -57,7 +61,7 @@ def test_what_backs_an_arrow_is_there_and_so_is_what_shows_it(branch):
     claims, commands = {claim.id for claim in (*CLAIMS, *TRAINING)}, typer.main.get_command(app).commands
     assert branch.evidence
     for kind, name in map(str.split, branch.evidence):
-        assert name in claims if kind == "claim" else f"{{#{name}}}" in PAGE
+        assert name in (claims if kind == "claim" else STUDIES)
     program, command, *words = branch.command.split()
     assert (program, command in commands) == ("firstorder", True)
     if command in ("measure", "train"):
