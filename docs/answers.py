@@ -70,6 +70,21 @@ def claims() -> str:
     return tables.rows(("claimed cause", "answer"), ((row["claim"], row["answer"]) for row in rows))
 
 
+def deployed() -> str:
+    """Whether what is deployed gets worse where what is trained gets better."""
+    found = _record("causes")
+    if found is None:
+        return _missing("causes")
+    return _rows(
+        found["measured"]["deployed"]["runs"],
+        ("run", lambda row: row["condition"]),
+        ("recipe", lambda row: f"`{row['recipe']}`"),
+        ("J(π) - J(μ) at the end", lambda row: _estimate(row["behind"])),
+        ("J(μ) falls where J(π) rises", lambda row: _estimate(row) if "value" in row else ""),
+        ("gets worse", lambda row: results.STATES[row["holds"]]),
+    )
+
+
 def warnings() -> str:
     """The alarms, or where none passed the rule, what came nearest to one."""
     found = _record("warnings")
@@ -141,9 +156,14 @@ def _missing(name: str) -> str:
 def _interval(row: Row, name: str) -> str:
     """A value with its interval; nothing where there is none."""
     value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    if value is None:
-        return ""
-    return f"{_short(value)}" if low is None or high is None else f"{_short(value)} [{_short(low)}, {_short(high)}]"
+    return "" if value is None else _estimate({"value": value, "low": low, "high": high})
+
+
+def _estimate(of: Row) -> str:
+    """A value, with its interval if it has one."""
+    if of["low"] is None or of["high"] is None:
+        return _short(of["value"])
+    return f"{_short(of['value'])} [{_short(of['low'])}, {_short(of['high'])}]"
 
 
 def _short(value: float) -> str:

@@ -202,7 +202,7 @@ def _links(evidence: tuple[str, ...]) -> str:
 
 def _anchor(kind: str, name: str) -> str:
     if kind == "study":
-        return f"#{name}"
+        return f"studies.md#{name}" if name == "regimes" else f"#{name}"
     return f"validate.md#{'training' if name.startswith('training-') else name}"
 
 

@@ -40,6 +40,7 @@ TABLES = {
     "drift": answers.drift,
     "causes": answers.causes,
     "claims": answers.claims,
+    "deployed": answers.deployed,
     "warnings": answers.warnings,
     "regimes": answers.regimes,
     "findings": answers.findings,

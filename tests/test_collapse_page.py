@@ -18,6 +18,10 @@ from firstorder.sim.claims.training import TRAINING
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/collapse.md").read_text()
+STUDIES = {
+    *re.findall(r"^## .* \{#(causes|warnings)\}$", PAGE, flags=re.MULTILINE),
+    *re.findall(r"^## (\w+)$", (ROOT / "docs/studies.md").read_text(), flags=re.MULTILINE),
+}
 BRANCHES = [branch for symptom in decision.SYMPTOMS for branch in symptom.branches]
 BEHIND = "run `make docs-tables`"
 
@@ -57,7 +61,7 @@ def test_what_backs_an_arrow_is_there_and_so_is_what_shows_it(branch):
     claims, commands = {claim.id for claim in (*CLAIMS, *TRAINING)}, typer.main.get_command(app).commands
     assert branch.evidence
     for kind, name in map(str.split, branch.evidence):
-        assert name in claims if kind == "claim" else f"{{#{name}}}" in PAGE
+        assert name in (claims if kind == "claim" else STUDIES)
     program, command, *words = branch.command.split()
     assert (program, command in commands) == ("firstorder", True)
     if command in ("measure", "train"):
@@ -80,12 +84,20 @@ def test_the_causes_are_those_of_the_record(tmp_path, monkeypatch):
     itself = run | dict.fromkeys(("suspect", "removal", "share", "share_low", "share_high", "verdict"))
     part = {"suspect": "bias", "removal": "token ratio", "share": 0.98, "share_low": 0.9, "share_high": 1.04}
     claim = {"suspect": "bias", "claim": "weights that are biased", "answer": "holds"}
-    written(tmp_path, "causes", [itself, run | part | {"verdict": "cause"}], {"claims": [claim]})
+    behind = {"value": 0.03, "low": 0.01, "high": 0.2}
+    rises = [{"condition": "no IS", "recipe": "minirl-no-is", "behind": behind, "holds": None}]
+    rises.append(rises[0] | {"value": 0.4, "low": 0.3, "high": 0.5, "holds": True})
+    measured = {"claims": [claim], "deployed": {"runs": rises}}
+    written(tmp_path, "causes", [itself, run | part | {"verdict": "cause"}], measured)
     assert answers.causes().splitlines()[2:] == [
         "| no IS | nothing | `minirl-no-is` | 0.21 [0.10, 0.30] |  |  |",
         "| no IS | bias: token ratio | `minirl-no-is` | 0.21 [0.10, 0.30] | 0.98 [0.90, 1.04] | cause |",
     ]
     assert answers.claims().splitlines()[2:] == ["| weights that are biased | holds |"]
+    assert answers.deployed().splitlines()[2:] == [
+        "| no IS | `minirl-no-is` | 0.03 [0.01, 0.20] |  | open |",
+        "| no IS | `minirl-no-is` | 0.03 [0.01, 0.20] | 0.40 [0.30, 0.50] | holds |",
+    ]
 
 
 @pytest.mark.parametrize(("passes", "shown"), [([True, False], 1), ([False, False], 2)])

@@ -102,7 +102,7 @@ def test_every_table_that_can_be_made_stands_on_a_page():
     assert marked - known == {
         *("keys sim training", "recipes", "outcomes", "forms", "alarms"),
         *("verdicts validate", "verdicts training", "conditions training", "leads training"),
-        *("symptoms", "mismatch", "drift", "causes", "claims", "warnings", "regimes"),
+        *("symptoms", "mismatch", "drift", "causes", "claims", "deployed", "warnings", "regimes", "findings", "alarms"),
         *(f"rooms {name}" for name in rooms.FOLDERS),
     }
     assert known - marked == {"keys critic"}  # of which the page says that they are those of [optimizer]
