@@ -125,4 +125,23 @@ def warnings(rows: Rows) -> Figure:
     return figure
 
 
-FIGURES: Mapping[str, Callable[[Rows], Figure]] = {"causes": causes, "regimes": regimes, "warnings": warnings}
+def samples(rows: Rows) -> Figure:
+    """The lead of importance sampling on either side of its border, with its interval."""
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    ax = figure.subplots()
+    for place, row in enumerate(rows):
+        ax.plot([place, place], [row["lead_low"], row["lead_high"]], color="0.1", linewidth=2)
+        ax.plot([place], [row["lead"]], "o", color=HOLDS if row["holds"] else NOT)
+    ax.axhline(0, color="0.4", linewidth=0.8)
+    ax.set_title("lead of minirl over minirl-no-is, final J", loc="left")
+    ax.set_xticks(range(len(rows)), [f"T = {row['T']}" for row in rows])
+    ax.set(xlim=(-0.5, len(rows) - 0.5))
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
+    "regimes": regimes,
+    "samples": samples,
+    "causes": causes,
+    "warnings": warnings,
+}

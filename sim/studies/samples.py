@@ -55,7 +55,7 @@ STUDY = Study(
     question="Does the border of importance sampling along the length hold for updates over samples?",
     source="regimes; arXiv 2512.01374 sec. 4",
     rule=f"{SEEDS} seeds, {SAMPLED.updates:,} updates of 64 responses, learning rate {SAMPLED.lr:g}, {SIDES[0]} and "
-    f"{SIDES[1]} tokens: confirmed if the interval of the lead of MiniRL lies above {WORTH} on the far side and below it "
-    f"on the near side; not confirmed if it lies below {WORTH} on the far side; else not settled",
+    f"{SIDES[1]} tokens: confirmed if the interval of the lead of MiniRL lies above {WORTH} on the far side and below "
+    f"it on the near side; not confirmed if it lies below {WORTH} on the far side; else not settled",
     answer=_answer,
 )

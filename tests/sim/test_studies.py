@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import firstorder as fo
 from firstorder.cli.main import run
-from firstorder.sim.studies import STUDIES, Answer, Plan, Study, plan, regimes
+from firstorder.sim.studies import STUDIES, Answer, Plan, Study, plan, regimes, samples
 from firstorder.sim.studies.bisection import Axis, searched
 from firstorder.sim.studies.regimes import BASE
 from firstorder.sim.trials.long import LongCondition, course
@@ -120,7 +120,10 @@ def test_reports_rest_on_seeds_that_choices_did_not():
     assert plan(None, quick=True).seeds.stop < 1000
 
 
-def test_each_study_has_a_question_and_a_rule():
+def test_each_study_has_a_question_a_rule_and_a_figure():
+    from firstorder.cli.report.studies import FIGURES
+
+    assert set(FIGURES) == {study.id for study in STUDIES}
     assert len({study.id for study in STUDIES}) == len(STUDIES)
     assert all(study.question.endswith("?") and study.rule and study.source for study in STUDIES)
 
@@ -201,3 +204,22 @@ def test_its_figure_shows_every_search():
 def test_the_base_is_a_point_of_every_axis(axis):
     along, base = regimes.AXES[axis], regimes.BASE
     assert along.at(base, along.of(base)).cell("minirl", range(2)).sim == base.cell("minirl", range(2)).sim
+
+
+def test_samples_confirm_a_border_on_both_of_its_sides(monkeypatch):
+    def answered(near, far):
+        ends = {64: {"minirl": 0.8, "minirl-no-is": 0.8 - near}, 256: {"minirl": 0.8, "minirl-no-is": 0.8 - far}}
+
+        def gathered(cells, folder):
+            found = {}
+            for condition, name in cells:
+                found.setdefault(condition, {})[name] = series([ends[condition.horizon][name]] * 12)
+            return found
+
+        monkeypatch.setattr(samples, "gathered", gathered)
+        return samples.STUDY.answer(plan(None))
+
+    assert answered(0.0, 0.3).headline.startswith("confirmed: lead +0.00")
+    assert answered(0.0, 0.0).headline.startswith("not confirmed")
+    assert answered(0.3, 0.3).headline.startswith("not settled")
+    assert [row["T"] for row in answered(0.0, 0.3).rows] == [64, 256]
