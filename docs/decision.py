@@ -63,7 +63,7 @@ UNBOUNDED = Branch(
     reading="N > 1, the ratio leaves 1, and nothing is clipped",
     cause="stale updates without a bound",
     remedy="clip.kind=minirl",
-    evidence=("claim training-stale", "study causes"),
+    evidence=("claim training-stale",),
     command="firstorder train docs/examples/collapse.toml",
 )
 SYMPTOMS = (
@@ -73,11 +73,11 @@ SYMPTOMS = (
         branches=(
             DRIFT,
             Branch(
-                reading="the ratio is there, and flips rise with KL",
-                cause="the engines choose other experts",
-                remedy="router_replay.mode=R3",
-                evidence=("study causes", "claim r3-value-order"),
-                command="firstorder measure minirl-r3",
+                reading="the ratio is there",
+                cause="steps too large, or too noisy: third row",
+                remedy="a smaller optimizer.lr",
+                evidence=("study causes",),
+                command="firstorder study causes",
             ),
         ),
     ),
@@ -149,10 +149,10 @@ SYMPTOMS = (
             UNBOUNDED,
             Branch(
                 reading="many tokens are clipped",
-                cause="a rollout serves too many updates",
-                remedy="a smaller schedule.minibatches",
-                evidence=("study causes", "study regimes"),
-                command="firstorder study regimes",
+                cause="steps are too large for this N",
+                remedy="a smaller optimizer.lr",
+                evidence=("study causes",),
+                command="firstorder study causes",
             ),
         ),
     ),
