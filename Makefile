@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines check format lint types test test-engines test-gpu docs docs-tables alarms bench bench-engines bench-gpu
+.PHONY: venv engines check format lint types test test-engines test-gpu docs docs-tables alarms borders bench bench-engines bench-gpu
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -42,6 +42,9 @@ docs-tables: ## tables and the picture of the rooms, from the code into the page
 
 alarms: ## the table of alarms in the package, ANSWER=what `firstorder study warnings --json` wrote
 	$(PYTHON) docs/alarms.py $(ANSWER)
+
+borders: ## the borders in the package, ANSWER=what `firstorder study regimes --json` wrote
+	$(PYTHON) docs/borders.py $(ANSWER)
 
 bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, which are not installed here
 	$(PYTHON) -m pytest $(wildcard tests/benchmarks/*.py) --benchmark-enable -s $(ARGS)

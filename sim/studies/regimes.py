@@ -6,7 +6,7 @@ start and how often a response comes back to a context are moved apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -281,8 +281,20 @@ def _answer(plan: Plan) -> Answer:
     points = {key: [_point(x, reading) for x, reading in sorted(readings[key].items())] for key in found}
     seen = sum(bool(search.borders) for search in found.values())
     bases = {name: str(finding.base) for name, finding in FINDINGS.items()}
-    measured = {"bases": bases, "kl": _kl(plan), "points": points}
+    apart = _kl(plan)
+    measured = {"bases": bases, "kl": apart, "points": points, "borders": _shipped(rows, apart)}
     return Answer(headline=f"{seen} of {len(found)} searches find a border", rows=rows, measured=measured)
+
+
+def _shipped(rows: Sequence[Mapping[str, Any]], kl: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The borders that the trial of `promote` reads: lengths from which training without importance sampling collapses,
+    at each discrepancy."""
+    return [
+        {"finding": "collapse", "axis": "horizon", "base": str(FINDINGS[row["finding"]].base)}
+        | {"kl": kl[row["finding"]], "low": row["below"], "high": row["above"]}
+        for row in rows
+        if row["finding"] in ("collapse", "collapse-close") and row["axis"] == "horizon" and row["holds_above"]
+    ]
 
 
 def _axis(finding: str, name: str, plan: Plan) -> Axis:
