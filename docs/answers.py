@@ -114,6 +114,19 @@ def regimes() -> str:
     )
 
 
+def samples() -> str:
+    """Both sides of the border, trained on samples."""
+    return _table(
+        "samples",
+        ("T", lambda row: str(row["T"])),
+        ("lead", lambda row: _interval(row, "lead")),
+        ("above 0.05", lambda row: {True: "yes", False: "no", None: "open"}[row["holds"]]),
+        ("`minirl`", lambda row: _short(row["j_pi minirl"])),
+        ("`minirl-no-is`", lambda row: _short(row["j_pi minirl-no-is"])),
+        ("collapsed without", lambda row: f"{row['collapsed minirl-no-is']:.0%}"),
+    )
+
+
 def findings() -> str:
     """What each finding of the regimes is, and when it holds at a point."""
     found = _record("regimes")

@@ -44,6 +44,7 @@ TABLES = {
     "warnings": answers.warnings,
     "regimes": answers.regimes,
     "findings": answers.findings,
+    "samples": answers.samples,
 }
 
 

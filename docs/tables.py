@@ -169,6 +169,8 @@ def alarms() -> str:
         )
         for alarm in alarm_table.shipped().alarms
     )
+    if not alarm_table.shipped().alarms:
+        return "None: no way to read a log passed the rule. How near each came: [What warns](collapse.md#warnings)."
     heads = ("alarm", "AUC", "collapses that it comes before", "false alarms", "lead, updates", "points to", "change")
     return rows(heads, shown)
 

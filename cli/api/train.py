@@ -188,7 +188,15 @@ def _table(alarm: str | None) -> Alarms | None:
 
     if alarm is not None and alarm not in ALARMS:
         raise ConfigError(f"--alarm must be {' or '.join(ALARMS)}, got {alarm!r}")
-    return None if alarm is None else shipped()
+    if alarm is None:
+        return None
+    table = shipped()
+    if not table.alarms:
+        raise ConfigError(
+            f"--alarm {alarm} has nothing to watch: no way to read a log passed the rule of `firstorder study "
+            "warnings`; leave it out"
+        )
+    return table
 
 
 def _watching(session: Session, table: Alarms | None, *, stop: bool) -> Callable[[StepLog], bool]:

@@ -96,7 +96,7 @@ def _returns(base: LongCondition, returns: float) -> LongCondition:
 
 AXES: Mapping[str, Along] = {
     "horizon": Along(
-        axis=Axis(low=32, high=8192, whole=True),
+        axis=Axis(low=32, high=32768, whole=True),
         at=lambda base, x: base.but(horizon=int(x)),
         of=lambda base: base.horizon,
         unit="tokens, at this value of the cold start",
@@ -186,7 +186,7 @@ def _alike(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
     return Reading(holds=spread.value <= CLOSE, value=spread, of=f"spread of J at the end over starts {STARTS}")
 
 
-LONG, CLOSE_ENGINES = BASE.but(horizon=2048), BASE.but(noise=0.02)
+LONG, CLOSE_ENGINES, PUBLISHED = BASE.but(horizon=2048), BASE.but(noise=0.02), BASE.but(noise=0.005)
 STALE = BASE.but(minibatches=8, lr=0.005)
 FINDINGS: Mapping[str, Finding] = {
     "best": Finding(
@@ -218,6 +218,14 @@ FINDINGS: Mapping[str, Finding] = {
         recipes=("minirl", "minirl-no-is"),
         judge=_no_is,
         base=CLOSE_ENGINES,
+        axes=("horizon",),
+    ),
+    "collapse-published": Finding(
+        statement=f"As collapse, engines of relative noise {PUBLISHED.noise:g}, about the KL published for "
+        "Qwen3-30B-A3B (arXiv 2510.11370)",
+        recipes=("minirl", "minirl-no-is"),
+        judge=_no_is,
+        base=PUBLISHED,
         axes=("horizon",),
     ),
     "length": Finding(
@@ -293,7 +301,9 @@ def _shipped(rows: Sequence[Mapping[str, Any]], kl: Mapping[str, float]) -> list
         {"finding": "collapse", "axis": "horizon", "base": str(FINDINGS[row["finding"]].base)}
         | {"kl": kl[row["finding"]], "low": row["below"], "high": row["above"]}
         for row in rows
-        if row["finding"] in ("collapse", "collapse-close") and row["axis"] == "horizon" and row["holds_above"]
+        if row["finding"] in ("collapse", "collapse-close", "collapse-published")
+        and row["axis"] == "horizon"
+        and row["holds_above"]
     ]
 
 

@@ -167,6 +167,13 @@ def test_a_word_that_is_neither_is_refused_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_without_alarms_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(alarm_table, "shipped", made.table)
+    assert run(["train", "minirl", "--alarm", "watch", "--out", str(tmp_path / "run")]) == 2
+    assert "has nothing to watch" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_file_of_alarms_is_refused_by_name(tmp_path):
     (tmp_path / events.NAME).write_text('{"step": 3}\n')
     with pytest.raises(ConfigError, match=r"alarms\.jsonl is damaged, line 1"):
