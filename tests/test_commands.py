@@ -17,6 +17,7 @@ from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
 from firstorder.sim.claims import CLAIMS
 from firstorder.sim.claims.training import TRAINING
+from firstorder.sim.studies import STUDIES
 
 COMMANDS = typer.main.get_command(app).commands
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "recipes":
             for each in (given["name"], given["other"]):
                 assert each is None or resolve(each)
+        case "study":
+            assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:
             assert name in ("coldstart", "report")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from .figures import COLOURS, arranged, drawn
 
@@ -38,6 +39,7 @@ def regimes(rows: Rows) -> Figure:
 def _along(ax: Axes, axis: str, rows: Rows) -> None:
     ax.set_title(axis, loc="left")
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     findings = list(dict.fromkeys(row["finding"] for row in rows))
     for place, finding in enumerate(findings):
         mine = [row for row in rows if row["finding"] == finding]
@@ -117,8 +119,8 @@ def warnings(rows: Rows) -> Figure:
             ax.plot([row[f"{name}_low"], row[f"{name}_high"]], [place, place], color=colour, linewidth=2)
             ax.plot([row[name]], [place], "o" if row["alarm"] else "x", color=colour)
     left.axvline(0.5, color="0.4", linewidth=0.8)
-    left.set_title("AUC before a collapse, on held-out conditions", loc="left")
-    right.set_title("share of collapses that it comes before", loc="left")
+    left.set_title("AUC, held-out conditions", loc="left")
+    right.set_title("share of collapses foreseen", loc="left")
     left.set_yticks(range(len(known)), [row["quantity"] for row in known])
     left.set(ylim=(len(known) - 0.4, -0.6), xlim=(-0.02, 1.02))
     right.set(xlim=(-0.02, 1.02))
