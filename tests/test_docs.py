@@ -100,7 +100,7 @@ def test_every_table_that_can_be_made_stands_on_a_page():
     known = {f"keys {name}" for name in tables.SECTIONS} | {f"parts {name}" for name in tables.PARTS}
     known |= {f"quantities {name}" for name in tables.groups()} | {f"options {name}" for name in COMMANDS}
     assert marked - known == {
-        *("keys sim training", "recipes", "outcomes", "forms", "alarms"),
+        *("keys sim training", "recipes", "outcomes", "forms", "alarms", "samples"),
         *("verdicts validate", "verdicts training", "conditions training", "leads training"),
         *("symptoms", "mismatch", "drift", "causes", "claims", "deployed", "warnings", "regimes", "findings", "alarms"),
         *(f"rooms {name}" for name in rooms.FOLDERS),
