@@ -15,7 +15,7 @@ from firstorder.sim.trials.collapse import collapsed
 from firstorder.sim.trials.compare import LAST, final, interquartile_mean
 from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import Series, gathered
-from firstorder.sim.trials.statistics import share
+from firstorder.sim.trials.statistics import seeds_to_settle, share
 
 from . import verdicts
 from .removals import DECLINES, FIRST_LOOK, Removal, flipless, reference
@@ -83,6 +83,7 @@ def row(name: str, removal: Removal | None, run: Run, other: Run, found: Found) 
     loss, ends = verdicts.loss(sound, final(found[run[0]][run[1]])), interquartile_mean(final(series))
     gone = verdicts.share_removed(lost, left)
     judged = None if removal is None else verdicts.verdict(loss, gone)
+    unsettled = judged == "open" and loss.low > verdicts.WORTH
     return {
         "condition": name,
         "suspect": None if removal is None else removal.suspect,
@@ -98,7 +99,7 @@ def row(name: str, removal: Removal | None, run: Run, other: Run, found: Found) 
         "share_low": None if removal is None else gone.low,
         "share_high": None if removal is None else gone.high,
         "verdict": judged,
-        "seeds_needed": verdicts.seeds_needed(gone, seeds) if judged == "open" and loss.low > verdicts.WORTH else None,
+        "seeds_needed": seeds_to_settle(gone, seeds, verdicts.LEAST) if unsettled else None,
     }
 
 

@@ -5,7 +5,6 @@ Shapes: S seeds, K exact evaluations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -49,16 +48,6 @@ def verdict(lost: Estimate, share: Estimate) -> Verdict:
     if share.low > LEAST:
         return "cause" if share.value >= MOST else "in part"
     return "not" if share.high < LEAST else "open"
-
-
-def seeds_needed(share: Estimate, seeds: int) -> int | None:
-    """How many seeds would take a quarter out of the interval, its width going as 1/sqrt(seeds); None where nothing
-    says how far it varies."""
-    apart = abs(share.value - LEAST)
-    reach = share.value - share.low if share.value > LEAST else share.high - share.value
-    if not (apart > 0 and math.isfinite(reach)):
-        return None
-    return max(2, math.ceil(seeds * (reach / apart) ** 2))
 
 
 def rises_that_fail(trained: Tensor, deployed: Tensor) -> Tensor:

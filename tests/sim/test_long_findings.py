@@ -7,9 +7,10 @@ import torch
 
 from firstorder.sim.claims.training import TRAINING, long, long_findings
 from firstorder.sim.claims.training.long import ahead, judged, place
+from firstorder.sim.exact.scene import grow
 from firstorder.sim.tasks import task_of
 from firstorder.sim.trials.budget import Budget
-from firstorder.sim.trials.lengths import lengths, surviving
+from firstorder.sim.trials.lengths import lengths
 from firstorder.sim.trials.long import LongCondition
 from firstorder.sim.trials.statistics import Estimate
 
@@ -106,7 +107,7 @@ def test_lengths_are_those_of_all_responses_and_of_a_sum_over_them():
     contexts = task_of(sim).contexts(torch.arange(2))
     draw = torch.Generator().manual_seed(0)
     probs = torch.rand(2, len(contexts.features), sim.vocab, generator=draw, dtype=torch.float64).softmax(-1)
-    alive = surviving(contexts, probs, 3)
+    alive = grow(sim).by_step(probs, torch.ones(probs.shape[:2], dtype=torch.float64))[:, :3]
     first = 1 - probs[:, contexts.start, 0].mean(-1)
     second = [
         sum(

@@ -13,7 +13,7 @@ from firstorder.sim.studies.removals import DECLINES, FIRST_LOOK, Decline
 from firstorder.sim.studies.study import Plan
 from firstorder.sim.training.session import SimRun
 from firstorder.sim.trials.long import BASE, LongCondition
-from firstorder.sim.trials.statistics import Estimate
+from firstorder.sim.trials.statistics import Estimate, seeds_to_settle
 
 SMALL = (("positions", 2), ("width", 8), ("coldstart_steps", 60))
 TINY = LongCondition(horizon=8, updates=4, problems=2, noise=0.5, sim=SMALL)
@@ -72,7 +72,7 @@ def test_the_rule(share, wanted):
     ],
 )
 def test_seeds_that_would_settle_it_follow_from_the_width(share, seeds, wanted):
-    assert verdicts.seeds_needed(share, seeds) == wanted
+    assert seeds_to_settle(share, seeds, verdicts.LEAST) == wanted
 
 
 def test_a_rise_of_the_trained_policy_can_be_a_fall_of_the_deployed_one():
