@@ -12,6 +12,7 @@ import tables
 
 FOLDER = results.RECORDS / "studies"
 FIRST = 12  # rows of a long table that are shown
+TINY = 1e-9  # what is smaller is rounding
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -182,4 +183,6 @@ def _estimate(of: Row) -> str:
 def _short(value: float) -> str:
     """Two decimals of a share, two digits of what is smaller, three of what is larger."""
     size = abs(value)
+    if size < TINY:
+        return "0"
     return f"{value:.2f}" if 0.1 <= size < 1 else f"{value:.3g}" if size >= 1 else f"{value:.2g}"
