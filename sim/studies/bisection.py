@@ -83,8 +83,8 @@ def searched(axes: Mapping[str, Axis], ask: Ask) -> dict[str, Search]:
 
     Example:
         >>> found = searched({"x": Axis(low=1, high=100)}, lambda points: {name: x > 30 for name, x in points.items()})
-        >>> [(border.below, border.above) for border in found["x"].borders]
-        [(24.0, 32.0)]
+        >>> found["x"].borders[0].below
+        24.0
     """
     asked: dict[str, dict[float, bool]] = {name: {} for name in axes}
 
