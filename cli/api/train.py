@@ -184,12 +184,13 @@ def _composed(backend: str) -> Callable[[Source, Overrides, str | None], Trainin
 def _table(alarm: str | None) -> Alarms | None:
     """The alarms to watch, None for none."""
     from firstorder.core.errors import ConfigError
-    from firstorder.core.runs.alarm_table import shipped
 
-    if alarm is not None and alarm not in ALARMS:
-        raise ConfigError(f"--alarm must be {' or '.join(ALARMS)}, got {alarm!r}")
     if alarm is None:
         return None
+    if alarm not in ALARMS:
+        raise ConfigError(f"--alarm must be {' or '.join(ALARMS)}, got {alarm!r}")
+    from firstorder.core.runs.alarm_table import shipped
+
     table = shipped()
     if not table.alarms:
         raise ConfigError(
