@@ -41,10 +41,10 @@ docs-tables: ## tables and the picture of the rooms, from the code into the page
 	$(PYTHON) docs/generate.py
 
 alarms: ## the table of alarms in the package, ANSWER=what `firstorder study warnings --json` wrote
-	$(PYTHON) docs/alarms.py $(ANSWER)
+	$(PYTHON) docs/shipped.py alarms $(ANSWER)
 
 borders: ## the borders in the package, ANSWER=what `firstorder study regimes --json` wrote
-	$(PYTHON) docs/borders.py $(ANSWER)
+	$(PYTHON) docs/shipped.py borders $(ANSWER)
 
 bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, which are not installed here
 	$(PYTHON) -m pytest $(wildcard tests/benchmarks/*.py) --benchmark-enable -s $(ARGS)

@@ -58,7 +58,7 @@ def causes() -> str:
         ("recipe", lambda row: f"`{row['recipe']}`"),
         ("J at the end", lambda row: _interval(row, "j_pi")),
         ("share of the loss that goes", lambda row: _interval(row, "share")),
-        ("a cause", lambda row: row["verdict"] or ""),
+        ("a cause", lambda row: row["verdict"] or ("" if row["suspect"] is None else "is the reference")),
     )
 
 

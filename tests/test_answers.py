@@ -43,3 +43,17 @@ def test_the_borders_and_the_alarms_of_the_package_are_those_of_the_records():
     assert shipped == pictures.record("regimes")["measured"]["borders"], "run `make borders`"
     table = pictures.record("warnings")["measured"]["table"]
     assert alarm_table.parse(json.dumps(table), "the record") == alarm_table.shipped(), "run `make alarms`"
+
+
+def test_the_lengths_of_a_collapse_on_the_page_are_those_of_the_record():
+    for border in pictures.record("regimes")["measured"]["borders"]:
+        assert f"from {border['low']:,.0f} to {border['high']:,.0f}" in PAGES["studies"]
+        assert f"{border['kl']:.2g}" in PAGES["studies"]
+
+
+def test_a_run_that_becomes_its_own_reference_is_no_evidence():
+    rows = pictures.record("causes")["rows"]
+    told = [row for row in rows if row["removal"] and row["verdict"] is None]
+    assert told
+    assert all(row["share"] == 1.0 and row["share_low"] == row["share_high"] for row in told)
+    assert not any(row["verdict"] and row["share_low"] == row["share_high"] == 1.0 for row in rows)

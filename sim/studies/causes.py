@@ -82,7 +82,8 @@ def row(name: str, removal: Removal | None, run: Run, other: Run, found: Found) 
     left = final(found[reference(other[0])]["minirl"]) - final(series)
     loss, ends = verdicts.loss(sound, final(found[run[0]][run[1]])), interquartile_mean(final(series))
     gone = verdicts.share_removed(lost, left)
-    judged = None if removal is None else verdicts.verdict(loss, gone)
+    itself = other == (reference(run[0]), "minirl")  # nothing is left of a loss against itself: no evidence
+    judged = None if removal is None or itself else verdicts.verdict(loss, gone)
     unsettled = judged == "open" and loss.low > verdicts.WORTH
     return {
         "condition": name,
@@ -93,7 +94,7 @@ def row(name: str, removal: Removal | None, run: Run, other: Run, found: Found) 
         "j_pi_low": ends.low,
         "j_pi_high": ends.high,
         "j_mu": interquartile_mean(series["exact/j_mu"][:, -LAST:].mean(-1)).value,
-        "collapsed": share(collapsed(course(series, other[0]))).value,
+        "collapsed": share(collapsed(course(series["exact/j_pi"], other[0].value))).value,
         "lost": loss.value if removal is None else verdicts.loss(left, torch.zeros_like(left)).value,
         "share": None if removal is None else gone.value,
         "share_low": None if removal is None else gone.low,
@@ -107,7 +108,7 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every claim with the answer that its removals give."""
     answers = []
     for suspect, claim in CLAIMS.items():
-        mine = [row for row in rows if row["suspect"] == suspect]
+        mine = [row for row in rows if row["suspect"] == suspect and row["verdict"] is not None]
         states = [(f"{row['condition']} ({row['removal']})", row["verdict"]) for row in mine]
         if mine:
             answers.append({"suspect": suspect, "claim": claim, "answer": verdicts.over(states), "removals": len(mine)})
@@ -138,7 +139,7 @@ STUDY = Study(
     rule="of a run's loss against minirl on exact updates in the same world, 8 seeds paired, the share that goes when "
     "one suspect is taken out and all else is kept: a cause where it is at least half and its interval lies above a "
     "quarter; a cause in part where less than half, above a quarter; none where the interval lies below a quarter; "
-    "else open. A run counts if the interval of its loss lies above 0.1. "
+    "else open. A run counts if the interval of its loss lies above 0.1, but not as the reference itself. "
     f"{DEPLOYED}: where J(μ) falls in more than a quarter of the steps between evaluations in which J(π) rises by 0.01",
     answer=_answer,
 )

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstorder.core import progress
 from firstorder.sim.trials.calibrate import mismatch
 from firstorder.sim.trials.collapse import collapsed
 from firstorder.sim.trials.compare import final, interquartile_mean, lead
@@ -80,7 +79,6 @@ class Along:
     axis: Axis
     at: Callable[[LongCondition, float], LongCondition]
     of: Callable[[LongCondition], float]
-    unit: str
 
 
 def _accuracy(base: LongCondition, horizon: float) -> LongCondition:
@@ -99,49 +97,42 @@ AXES: Mapping[str, Along] = {
         axis=Axis(low=32, high=32768, whole=True),
         at=lambda base, x: base.but(horizon=int(x)),
         of=lambda base: base.horizon,
-        unit="tokens, at this value of the cold start",
     ),
     "horizon at this accuracy": Along(
         axis=Axis(low=32, high=1024, whole=True),
         at=_accuracy,
         of=lambda base: base.horizon,
-        unit="tokens, at this accuracy a token",
     ),
     "value": Along(
         axis=Axis(low=0.1, high=0.9, ratio=1.25),
         at=lambda base, x: base.but(value=x),
         of=lambda base: base.value,
-        unit="J of π of the cold start, at this length",
     ),
     "returns": Along(
         axis=Axis(low=16, high=128, ratio=2.0, whole=True),
         at=_returns,
         of=lambda base: base.horizon * base.problems / CONTEXTS,
-        unit="visits of a context by a response, at this length and number of contexts",
     ),
     "noise": Along(
         axis=Axis(low=0.003, high=0.5),
         at=lambda base, x: base.but(noise=x),
         of=lambda base: base.noise,
-        unit="relative noise of the rollout engine",
     ),
     "lr": Along(
         axis=Axis(low=2e-4, high=0.02),
         at=lambda base, x: base.but(lr=x),
         of=lambda base: base.lr,
-        unit="learning rate",
     ),
     "minibatches": Along(
         axis=Axis(low=1, high=16, ratio=2.0, whole=True),
         at=lambda base, x: base.but(minibatches=int(x)),
         of=lambda base: base.minibatches,
-        unit="updates a rollout, N",
     ),
 }
 
 
 def _collapsed(series: Series, condition: LongCondition) -> Tensor:
-    return collapsed(course(series, condition))
+    return collapsed(course(series["exact/j_pi"], condition.value))
 
 
 def _no_is(cells: Mapping[str, Series], condition: LongCondition) -> Reading:
@@ -235,22 +226,19 @@ FINDINGS: Mapping[str, Finding] = {
         base=BASE.but(problems=2, sim=ANSWERS),
         axes=("horizon", "value", "noise", "lr", "minibatches"),
     ),
-    "clip-r2": Finding(
-        statement="Off-policy, clipping with R2 ends above clipping alone, R2 alone and neither "
-        f"(every lead's interval above {WORTH})",
-        recipes=("minirl-r2", "minirl-r2-no-clip", "minirl", "minirl-no-clip"),
-        judge=_both("r2"),
-        base=STALE,
-        axes=("horizon", "noise", "lr", "minibatches"),
-    ),
-    "clip-r3": Finding(
-        statement="Off-policy, clipping with R3 ends above clipping alone, R3 alone and neither "
-        f"(every lead's interval above {WORTH})",
-        recipes=("minirl-r3", "minirl-r3-no-clip", "minirl", "minirl-no-clip"),
-        judge=_both("r3"),
-        base=STALE,
-        axes=("horizon", "noise", "lr", "minibatches"),
-    ),
+    **{
+        f"clip-{replay.lower()}": Finding(
+            statement=f"Off-policy, clipping with {replay} ends above clipping alone, {replay} alone and neither "
+            f"(every lead's interval above {WORTH})",
+            recipes=tuple(
+                f"minirl{part}" for part in (f"-{replay.lower()}", f"-{replay.lower()}-no-clip", "", "-no-clip")
+            ),
+            judge=_both(replay.lower()),
+            base=STALE,
+            axes=("horizon", "noise", "lr", "minibatches"),
+        )
+        for replay in ("R2", "R3")
+    },
     "starts": Finding(
         statement=f"Cold starts of J = {', '.join(map(str, STARTS))} end within {CLOSE} of each other under MiniRL",
         recipes=("minirl",),
@@ -274,12 +262,8 @@ def _answer(plan: Plan) -> Answer:
     if plan.quick:
         wanted = {key: value for key, value in wanted.items() if key == "collapse / horizon"}
     readings: dict[str, dict[float, Reading]] = {key: {} for key in wanted}
-    rounds = 0
 
     def ask(points: Mapping[str, float]) -> dict[str, bool]:
-        nonlocal rounds
-        rounds += 1
-        progress.tell("rounds", rounds, rounds, f"{len(points)} searches")
         for key, reading in _at({key: (*wanted[key], point) for key, point in points.items()}, plan).items():
             readings[key][points[key]] = reading
         return {key: readings[key][points[key]].holds for key in points}

@@ -46,7 +46,7 @@ def _row(side: LongCondition, cells: Mapping[str, Series], count: int) -> dict[s
     row["seeds_to_settle"] = seeds_to_settle(ahead, count, WORTH) if holds is None else None
     for name in RECIPES:
         row[f"j_pi {name}"] = interquartile_mean(final(cells[name])).value
-        row[f"collapsed {name}"] = share(collapsed(course(cells[name], side))).value
+        row[f"collapsed {name}"] = share(collapsed(course(cells[name]["exact/j_pi"], side.value))).value
     return row
 
 

@@ -30,7 +30,7 @@ from firstorder.core.runs.alarm_table import (
 )
 from firstorder.core.runs.logs import Line, history
 from firstorder.sim.trials.collapse import onset
-from firstorder.sim.trials.long import LongCondition
+from firstorder.sim.trials.long import LongCondition, course
 from firstorder.sim.trials.runs import trained
 
 from .candidates import CANDIDATES, Candidate
@@ -130,7 +130,7 @@ def collapse(lines: Sequence[Line], where: LongCondition) -> Tensor:
     done = torch.tensor([0, *((line["step"] + 1) * where.minibatches for line in evaluated)])
     j = column(evaluated, "exact/j_pi")
     assert j is not None
-    first = onset(torch.cat([torch.full_like(j[:, :1], where.value), j], dim=-1))
+    first = onset(course(j, where.value))
     return torch.where(first < 0, -1, done[first.clamp(min=0)])
 
 

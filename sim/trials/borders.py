@@ -139,20 +139,32 @@ def line(borders: Sequence[Border], kl: float) -> tuple[float, tuple[Border, ...
 
 
 def read(file: Path = SHIPPED) -> tuple[Border, ...]:
-    """The borders of a JSON file, `{"borders": [{"finding": ..., ...}]}`.
+    """The borders of a JSON file.
 
     Raises:
-        DataError: it cannot be read, or a border has a field too many, too few, or out of its range.
+        DataError: it cannot be read, or is damaged as `parse` says.
     """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["borders"]
-        found = tuple(Border(**row) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} holds no borders ({error}); install firstorder again") from None
+    return parse(text, str(file))
+
+
+def parse(text: str, where: str) -> tuple[Border, ...]:
+    """The borders of JSON text, `{"borders": [{"finding": ..., ...}]}`; `where` it comes from is named in errors.
+
+    Raises:
+        DataError: it is no such object, or a border has a field too many, too few, or out of its range.
+    """
+    try:
+        found = tuple(Border(**row) for row in json.loads(text)["borders"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where} holds no borders ({error}); install firstorder again") from None
     for number, each in enumerate(found):
         wrong = _wrong(each, found[:number])
         if wrong:
-            raise DataError(f"{file}: border {number} {wrong}; install firstorder again")
+            raise DataError(f"{where}: border {number} {wrong}; install firstorder again")
     return found
 
 

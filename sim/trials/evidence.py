@@ -31,6 +31,7 @@ from .calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, Calibration, calibrate
 from .collapse import collapsed
 from .compare import final, interquartile_mean, lead
 from .followed import followed
+from .long import course
 from .neighbours import PART, SELF, Extent, Neighbour, exact, neighbours, world
 from .runs import Series, series, trained
 from .statistics import Estimate, share
@@ -282,10 +283,9 @@ def trial(found: Series, own: Series, part: str | None, value: float) -> Trial:
     """What a run folder of the ensemble says, beside that of the twin; `value` is J of π before the first update."""
     # an error relative to a gradient has no value where a policy has lost all of it
     means = {name: known[~known.isnan()] for name in EXACT for known in [found[f"exact/{name}"].nanmean(0)]}
-    j = found["exact/j_pi"]
     return Trial(
         part=part,
-        collapsed=share(collapsed(torch.cat([torch.full_like(j[:, :1], value), j], dim=1))),
+        collapsed=share(collapsed(course(found["exact/j_pi"], value))),
         final_j=interquartile_mean(final(found)),
         lead=lead(found, own),
         first={name: float(each[0]) if len(each) else math.nan for name, each in means.items()},

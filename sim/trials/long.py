@@ -18,8 +18,6 @@ from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.sweep.ensemble import Cell
 
-from .runs import Series
-
 EVALUATIONS = 12
 LOGGED = 8  # responses drawn for the logs of an expected update
 PROMPTS, GROUP = 8, 8  # of a sampled update
@@ -109,10 +107,9 @@ class LongCondition:
 BASE = LongCondition()
 
 
-def course(series: Series, condition: LongCondition) -> Tensor:
-    """J of π from before the first update on, `[S, 1 + K]`: what a policy starts with is what it can lose."""
-    start = torch.full_like(series["exact/j_pi"][:, :1], condition.value)
-    return torch.cat([start, series["exact/j_pi"]], dim=-1)
+def course(objective: Tensor, value: float) -> Tensor:
+    """J at the evaluations `[S, K]` with what a policy starts with in front, `[S, 1 + K]`: it can be lost too."""
+    return torch.cat([torch.full_like(objective[:, :1], value), objective], dim=-1)
 
 
 def _word(value: Any) -> str:

@@ -60,7 +60,7 @@ def series(values, seeds=8):
 
 
 def test_what_a_policy_starts_with_can_be_lost():
-    start = course(series([0.2] * 12), BASE)
+    start = course(series([0.2] * 12)["exact/j_pi"], BASE.value)
     assert start[:, 0].tolist() == [BASE.value] * 8
     cells = {"minirl": series([0.9] * 12), "minirl-no-is": series([0.2] * 12)}
     reading = regimes.FINDINGS["collapse"].judge(cells, BASE)

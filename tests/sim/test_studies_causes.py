@@ -154,16 +154,17 @@ def tiny(monkeypatch):
     return [each.recipe for each in taken]
 
 
-def test_a_suspect_that_is_all_there_is_to_the_reference_takes_all_of_the_loss(tiny, tmp_path):
+def test_a_run_that_becomes_the_reference_takes_all_of_the_loss_and_is_no_evidence(tiny, tmp_path):
     answer = causes.STUDY.answer(Plan(folder=tmp_path, seeds=range(4), quick=True))
     itself, bias, boundaries = answer.rows
     assert [row["recipe"] for row in answer.rows] == ["minirl-no-is", *tiny]
     assert itself.keys() == bias.keys() == boundaries.keys()
     assert (bias["share"], bias["share_low"], bias["share_high"]) == (1.0, 1.0, 1.0)
     assert bias["lost"] == 0.0
+    assert bias["verdict"] is None
     assert itself["lost"] == pytest.approx(bias["j_pi"] - itself["j_pi"], abs=0.1)
     assert boundaries["share"] == pytest.approx(1 - boundaries["lost"] / itself["lost"], rel=1e-9)
-    assert {claim["suspect"] for claim in answer.measured["claims"]} == {"bias", "boundaries"}
+    assert {claim["suspect"] for claim in answer.measured["claims"]} == {"boundaries"}
     assert [each["condition"] for each in answer.measured["deployed"]["runs"]] == ["no IS", "no IS: reference"]
     behind = answer.measured["deployed"]["runs"][0]["behind"]["value"]
     assert behind == pytest.approx(itself["j_pi"] - itself["j_mu"], abs=0.1)

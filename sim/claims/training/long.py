@@ -112,7 +112,7 @@ def check(places: Sequence[Place], judge: Judge) -> Callable[[Budget], Outcome]:
 
 def fallen(series: Series, condition: LongCondition) -> Estimate:
     """Share of seeds that collapsed; what a policy starts with is what it can lose."""
-    return share(collapsed(course(series, condition)))
+    return share(collapsed(course(series["exact/j_pi"], condition.value)))
 
 
 def ahead(leads: Mapping[str, Estimate], count: int) -> Judged:
