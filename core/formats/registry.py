@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firstorder.core.errors import DataError
 
+from .decided import decided
 from .format import Format, Options
 from .neutral import NEUTRAL
 from .sample import Sample
@@ -42,7 +43,8 @@ class Dump:
             DataError: a file cannot be read, or changed while it was; it is named, with the row.
         """
         before = {path: _state(path) for path in self.files}
-        yield from self.format.read(self.files, self.options)
+        for sample in self.format.read(self.files, self.options):
+            yield decided(sample, self.options)
         for path, state in before.items():
             if _state(path) != state:
                 raise DataError(f"{path} changed while it was read; wait until it is written, or use --follow")
