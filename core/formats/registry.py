@@ -20,6 +20,10 @@ MOST = 100_000  # files of a folder that are looked at
 NAMED = 3  # files that an error names
 
 
+class NoDumpError(DataError):
+    """There is no file of a known format."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dump:
     """Files of one format.
@@ -59,7 +63,8 @@ def open_dump(paths: Sequence[Path], format: str | None = None, options: Options
         options: what else the user decides.
 
     Raises:
-        DataError: there is nothing to read, or the files are of several formats, which are listed.
+        NoDumpError: there is nothing to read.
+        DataError: the files are of several formats, which are listed.
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -69,7 +74,7 @@ def open_dump(paths: Sequence[Path], format: str | None = None, options: Options
     by_format = {each.name: [file for file in files if each.recognise(file)] for each in wanted}
     found = {name: tuple(dict.fromkeys(theirs)) for name, theirs in by_format.items() if theirs}
     if not found:
-        raise DataError(_nothing(paths, files, format))
+        raise NoDumpError(_nothing(paths, files, format))
     if len(found) > 1:
         named = "; ".join(f"{name}: {len(theirs)} as {theirs[0]}" for name, theirs in found.items())
         raise DataError(f"the files are of several formats ({named}); say which with --format")
