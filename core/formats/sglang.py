@@ -136,15 +136,17 @@ def _top_k(paths: Sequence[Path]) -> int:
 
 
 def distinct(rows: Tensor, top_k: int) -> bool:
-    """Whether every layer's ids are distinct, or all one where the layer has no experts or the row no token.
+    """Whether every layer's ids are distinct; a row, or a layer throughout, that is one number is a fill.
 
     Args:
         rows: `[N, M·K]`.
         top_k: K.
     """
-    ids = rows.reshape(len(rows), -1, top_k).sort(-1).values
+    known = rows[(rows != rows[:, :1]).any(-1)]
+    ids = known.reshape(len(known), -1, top_k).sort(-1).values
     repeated = (ids[..., 1:] == ids[..., :-1]).any(-1)
-    return not bool((repeated & (ids[..., 0] != ids[..., -1])).any())
+    fills = (ids == ids[:1, :, :1]).all(-1).all(0)
+    return not bool((repeated & ~fills).any())
 
 
 def _version(choice: Line) -> int | None:
