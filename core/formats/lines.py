@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +19,8 @@ from typing import Any, BinaryIO
 
 from firstorder.core.errors import DataError
 
-LINE = 1 << 26  # bytes: 64 MiB hold a million tokens with a dozen columns of short numbers, or 32k tokens and routes
-NESTED = (
-    1 << 22
-)  # lists and objects in a line: an empty one of 3 bytes takes 64 of memory, so a line's could be 1.4 GiB
+LINE = 1 << 28  # bytes, 256 MiB: 32k tokens of 48 layers of 8 experts take 64 MiB where ids are int32 in base64
+NESTED = 1 << 23  # lists and objects of a line: an empty one, of 3 bytes, takes 64 of memory
 HEAD = 1 << 12  # bytes of a file that are looked at to tell its format
 
 
@@ -123,9 +122,8 @@ def _parsed(source: str, raw: bytes, whole: bool) -> Line:
 def _unique(source: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{source}: names {short(twice)} twice; write the dump anew")
+        most, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise DataError(f"{source}: names {short(most)} twice; write the dump anew")
     return fields
 
 

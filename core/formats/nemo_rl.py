@@ -66,8 +66,10 @@ def _sample(line: Line, step: int, options: Options) -> Sample:
         raise line.wrong(f"`sample_loss_mask` must be 0 or 1, got {counts:g}")
     mu, old, advantage = cut("generation_logprobs"), cut("prev_logprobs"), _advantage(line, len(padded), length)
     computed = bool((old != 0).any())
+    reward = number(line, "rewards") if "rewards" in line.fields else None
     routes, notes = _routes(line, length, options)
     notes |= {
+        "null rewards": int(reward != reward),
         "null generation_logprobs": int(mu.isnan().sum()),
         "null prev_logprobs": int(old.isnan().sum()),
         "responses whose prev_logprobs are all 0: not computed": int(not computed),
@@ -81,7 +83,7 @@ def _sample(line: Line, step: int, options: Options) -> Sample:
         logp_mu=mu,
         logp_old=old if computed else None,
         advantage=advantage,
-        reward=None if "rewards" not in line.fields else number(line, "rewards"),
+        reward=None if reward != reward else reward,
         routes=routes,
         columns=_others(line, len(padded), length),
         notes={name: count for name, count in notes.items() if count},

@@ -9,7 +9,7 @@ itself, and lists of one length: position i of each belongs to token i.
 | `token_ids`, `loss_mask` | `tokens`, `mask` |
 | `inference_logprobs`, `trainer_logprobs` | `logp_mu`, `logp_old` |
 | `advantages`, `entropy` | `advantage`, `entropy` |
-| `rewards`, the same at all tokens | `reward` |
+| `rewards`, the same at all sampled tokens | `reward` |
 | every other list of numbers or truth values | `columns`, under its own name |
 
 The trainer's log-prob at position 0 is log(1/V), since no token precedes it; null stands for what is not finite, and
@@ -18,6 +18,7 @@ for a whole column that was not computed. Source: PrimeIntellect-ai/prime-rl, `s
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from .lines import Line, head, lines
 from .sample import Sample
 
 VERSION = 1
+STABLE = "STABLE"
 LOGPROBS = ("inference_logprobs", "trainer_logprobs")
 OWN = {"logp_mu": "inference_logprobs", "logp_old": "trainer_logprobs", "entropy": "entropy", "advantage": "advantages"}
 TAKEN = {*OWN.values(), "token_ids", "loss_mask"}
@@ -39,12 +41,19 @@ MARKS = (b'"schema_version"', b'"export_sequence_idx"')
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, by step and rank; see `Format.read`."""
-    for path in sorted(paths, key=_order):
-        for line in lines(path):
-            yield _sample(line)
+    alone = sorted((path for path in paths if STEP.fullmatch(path.parent.name)), key=_order)
+    together = sorted((path for path in paths if path not in alone), key=_order)  # earlier versions: a file a rank
+    yield from heapq.merge(*map(_samples, together), key=lambda sample: sample.step)
+    for path in alone:
+        yield from _samples(path, (path.parent / STABLE).exists())
 
 
-def _sample(line: Line) -> Sample:
+def _samples(path: Path, whole: bool = True) -> Iterator[Sample]:
+    for number, line in enumerate(lines(path)):
+        yield _sample(line, {} if whole or number else {"files of steps that are not marked STABLE": 1})
+
+
+def _sample(line: Line, notes: dict[str, int]) -> Sample:
     version = integer(line, "schema_version")
     if version != VERSION:
         raise line.wrong(f"is of schema version {version}, and this program reads {VERSION}", "update firstorder")
@@ -54,8 +63,8 @@ def _sample(line: Line) -> Sample:
     held = {name: values for name, values in own.items() if not values.isnan().all()}
     others, left_out = _others(line, length)
     mask = flags(line, "loss_mask", length)
-    notes = {f"null {theirs}": int(own[name].isnan().sum()) for name, theirs in OWN.items() if theirs in LOGPROBS}
-    notes["lists that hold no numbers"] = left_out
+    notes |= {f"null {theirs}": int(own[name].isnan().sum()) for name, theirs in OWN.items() if theirs in LOGPROBS}
+    notes |= {"lists that hold no numbers": left_out}
     reward = _reward(others.get("rewards"), mask)
     return Sample(
         source=line.source,
@@ -87,10 +96,10 @@ def _others(line: Line, length: int) -> tuple[dict[str, Tensor], int]:
 
 
 def _reward(rewards: Tensor | None, mask: Tensor) -> float | None:
-    """The one reward of a response, where all its tokens have the same."""
-    if rewards is None or not (rewards == rewards[0]).all():
+    """The one reward of a response, where all its sampled tokens have the same."""
+    if rewards is None or not mask.any() or not (rewards[mask] == rewards[mask][0]).all():
         return None
-    return float(rewards[0])
+    return float(rewards[mask][0])
 
 
 def _order(path: Path) -> tuple[int, int, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .prime_rl import VERSION
+from .prime_rl import STABLE, VERSION
 from .sample import Sample
 
 FOLDER = "token_exports"
@@ -45,21 +44,20 @@ def write(folder: Path, step: int, samples: Iterable[Sample]) -> Path:
     """
     place = folder / FOLDER / f"step_{step}"
     place.mkdir(parents=True, exist_ok=True)
-    target, stable = place / "rank_0.jsonl", place / "STABLE"
-    descriptor, temporary = tempfile.mkstemp(dir=place, prefix=".rank_0.")
+    target, stable = place / "rank_0.jsonl", place / STABLE
+    partial = place / f".rank_0.{os.getpid()}.partial"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8") as file:
             for index, sample in enumerate(sample for sample in samples if sample.mask.any()):
                 file.write(json.dumps(record(step, index, sample), separators=(",", ":"), allow_nan=False) + "\n")
-            os.fchmod(file.fileno(), 0o644)
             file.flush()
             os.fsync(file.fileno())
         stable.unlink(missing_ok=True)
-        os.replace(temporary, target)
+        os.replace(partial, target)
         stable.touch()
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            partial.unlink(missing_ok=True)
         raise
     return target
 

@@ -37,7 +37,7 @@ from .wire import as_ids, decode, laid
 SEEN = 1 << 18  # bytes of a file in which the names of the fields are looked for: a response may begin with its text
 OWN = re.compile(rb'(?<!\\)"(meta_info|sglext|sgl_ext|matched_stop)"\s*:')
 WIDEST = 1 << 14  # ids a token, M·K: 94 layers of 8 are 752
-FIRST = 64  # responses that K is told from
+FIRST, ROWS = 64, 256  # responses that K is told from, and rows of each
 HOLDERS = ("meta_info", "sglext", "sgl_ext")
 
 
@@ -131,7 +131,7 @@ def _top_k(paths: Sequence[Path]) -> int:
         rows, _ = _rows(choice, len(prompt) + len(sampled))
         if rows is not None:
             sizes = possible or {k for k in range(1, rows.shape[1] + 1) if rows.shape[1] % k == 0}
-            possible = {k for k in sizes if rows.shape[1] % k == 0 and distinct(rows, k)}
+            possible = {k for k in sizes if rows.shape[1] % k == 0 and distinct(rows[:ROWS], k)}
     return max(possible or {1})
 
 

@@ -50,21 +50,22 @@ def _sample(choice: Line, step: int, prompts: Prompts, options: Options) -> Samp
             raise choice.wrong(f"lacks `{name}`", REMEDY)
     prompt, sampled = ints(choice, "prompt_token_ids"), ints(choice, "token_ids")
     logp = logprobs(choice, len(prompt), len(sampled))
-    routes = _routes(choice, len(prompt) + len(sampled), options)
+    routes = _routes(choice, len(prompt), len(prompt) + len(sampled), options)
     return sample_of(choice, step, prompts.group(prompt), prompt, sampled, logp, routes)
 
 
-def _routes(choice: Line, length: int, options: Options) -> tuple[Tensor | None, dict[str, int]]:
-    parts = [rows for name in ("prompt_routed_experts", "routed_experts") if (rows := decode(choice, name)) is not None]
-    if not parts:
-        return None, {}
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise choice.wrong("routes of the prompt and of the sampled tokens must have the same layers and experts")
-    rows = torch.cat(parts)
+def _routes(choice: Line, prompt: int, length: int, options: Options) -> tuple[Tensor | None, dict[str, int]]:
+    before, rows = decode(choice, "prompt_routed_experts"), decode(choice, "routed_experts")
     start = start_of(choice, "routed_experts_prompt_start")
-    if start is None:
-        start = 0 if "prompt_routed_experts" in choice.fields else max(length - 1 - len(rows), 0)
-    return laid(choice, rows, length, start, options=options)
+    if before is not None:
+        if len(before) != prompt:
+            raise choice.wrong(f"`prompt_routed_experts` has {len(before)} rows, and the prompt {prompt} tokens")
+        if rows is not None and rows.shape[1:] != before.shape[1:]:
+            raise choice.wrong("routes of the prompt and of the sampled tokens must have the same layers and experts")
+        rows, start = before if rows is None else torch.cat([before, rows]), 0
+    if rows is None:
+        return None, {}
+    return laid(choice, rows, length, max(length - 1 - len(rows), 0) if start is None else start, options=options)
 
 
 def decode(choice: Line, name: str) -> Tensor | None:

@@ -125,6 +125,13 @@ def test_cached_rows_are_missing(tmp_path):
     assert torch.equal(got.routes, sample.routes)
 
 
+def test_routes_of_the_sampled_tokens_alone_follow_the_prompt(tmp_path):
+    (sample, *_) = samples_of(count=2, steps=1)
+    (got,) = read(VLLM, [single(tmp_path, split(sample) | {"prompt_routed_experts": None})])
+    assert (got.routes[: prompt_of(sample)] == -1).all()
+    assert torch.equal(got.routes[prompt_of(sample) :], sample.routes[prompt_of(sample) :])
+
+
 def test_every_choice_is_a_sample_and_equal_prompts_are_one_group(tmp_path):
     first, second = samples_of(count=2, steps=1)
     answer = chat(first)
@@ -210,8 +217,10 @@ def test_what_vllm_does_not_answer_is_refused(tmp_path):
     answer["choices"][0]["logprobs"] = None
     assert "and there are" in refused(VLLM, tmp_path, answer)
     answer = split(sample)
-    answer["prompt_routed_experts"] = [[[1]]]
+    answer["prompt_routed_experts"] = [[[1]]] * prompt_of(sample)
     assert "must have the same layers and experts" in refused(VLLM, tmp_path, answer)
+    answer["prompt_routed_experts"].append([[1]])
+    assert "`prompt_routed_experts` has" in refused(VLLM, tmp_path, answer)
     assert "lacks `choices`" in refused(VLLM, tmp_path, {"error": {"message": "no"}})
 
 

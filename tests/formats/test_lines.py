@@ -51,7 +51,7 @@ def test_an_empty_file_has_no_lines(tmp_path):
         (b'{"b": {"a": 1, "a": 3}}\n', "line 1: names 'a' twice"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1: nested too deeply"),
         (b'{"a": ' + b"1" * 5000 + b"}\n", "line 1: a whole number with too many digits"),
-        (b'{"a": [' + b"[]," * (1 << 22) + b"[]]}\n", "line 1: more than 4,194,304 lists"),
+        (b'{"a": [' + b"[]," * (1 << 23) + b"[]]}\n", "line 1: more than 8,388,608 lists"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -67,7 +67,7 @@ def test_a_line_of_a_gibibyte_is_refused_without_being_read(tmp_path):
         file.write(b'{"a": 1}\n')
         file.truncate(1 << 30)  # the rest are zeros that take no room on the disk
     tracemalloc.start()
-    assert refused(path) == f"{path} line 2: longer than 64 MiB; is it JSON lines, one object a line?"
+    assert refused(path) == f"{path} line 2: longer than 256 MiB; is it JSON lines, one object a line?"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * LINE

@@ -72,6 +72,13 @@ def test_a_response_out_of_the_loss_is_masked_and_noted(tmp_path):
     assert got.notes == {"responses left out of the loss": 1}
 
 
+def test_a_reward_that_is_no_number_is_none_and_noted(tmp_path):
+    (sample, *_) = made(count=1, steps=1)
+    (got,) = read([single(tmp_path, row_of(sample, rewards=[None]))])
+    assert got.reward is None
+    assert got.notes == {"null rewards": 1}
+
+
 def test_an_advantage_for_all_tokens_is_that_of_each(tmp_path):
     (sample, *_) = made(count=1, steps=1)
     (got,) = read([single(tmp_path, row_of(sample, advantages=[-0.5]))])

@@ -25,7 +25,8 @@ def read(paths):
 def single(folder, text):
     path = folder / "token_exports" / "step_3" / "rank_0.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    (path.parent / "STABLE").touch()
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -57,6 +58,22 @@ def test_steps_and_ranks_are_ordered_as_numbers(tmp_path):
     found = read(paths)
     assert [s.step for s in found] == [2] * 11 + [9] * 11 + [10] * 11
     assert [s.source.split("rank_")[1] for s in found[:11]] == [f"{rank}.jsonl line 1" for rank in range(11)]
+
+
+def test_files_of_many_steps_are_merged_by_step(tmp_path):
+    samples = made(count=2, steps=3)
+    ranks = [tmp_path / f"rank_{rank}.jsonl" for rank in (0, 1)]
+    for rank, path in enumerate(ranks):
+        path.write_text("".join(line(sample, rank) for sample in samples[rank::2]))
+        assert PRIME_RL.recognise(path)
+    assert differing(read(ranks), samples, HELD) == set()
+
+
+def test_the_reward_is_that_of_the_sampled_tokens(tmp_path):
+    (sample, *_) = made(count=1, steps=1)
+    (got,) = read([single(tmp_path, line(sample, rewards=torch.where(sample.mask, 0.25, 0.0).tolist()))])
+    assert got.reward == 0.25
+    assert "rewards" not in got.columns
 
 
 def test_every_other_column_is_kept_under_its_own_name(tmp_path):
@@ -109,6 +126,14 @@ def test_the_step_of_the_run_counts_where_there_is_one(tmp_path):
     row = record(sample) | {"step": 7}
     del row["export_step"]
     assert read([single(tmp_path, json.dumps(row))])[0].step == 7
+
+
+def test_a_step_that_is_not_whole_is_noted_once(tmp_path):
+    (path,) = write(tmp_path, made(count=3, steps=1))
+    assert [sample.notes for sample in read([path])] == [{"lists that hold no numbers": 1}] * 3
+    (path.parent / "STABLE").unlink()
+    noted = [sample.notes.get("files of steps that are not marked STABLE") for sample in read([path])]
+    assert noted == [1, None, None]
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -205,4 +230,4 @@ def test_a_write_that_fails_leaves_the_old_step(tmp_path):
 @given(st.integers(0, 2**32))
 def test_a_broken_file_gives_samples_or_names_its_line(tmp_path_factory, seed):
     good = "".join(line(sample) for sample in made(count=2, steps=1, longest=6))
-    outcome(PRIME_RL, single(tmp_path_factory.getbasetemp() / "fuzz", broken(good.encode(), seed).decode("latin-1")))
+    outcome(PRIME_RL, single(tmp_path_factory.getbasetemp() / "fuzz", broken(good.encode(), seed)))
