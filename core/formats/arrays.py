@@ -86,6 +86,18 @@ def view(data: Any, kind: torch.dtype, shape: Any, source: str, fortran: bool = 
     return flat.reshape(sizes[::-1]).permute(*range(len(sizes) - 1, -1, -1)) if fortran else flat.reshape(sizes)
 
 
+def cast(data: Tensor, kind: torch.dtype, shape: Any, source: str) -> Tensor:
+    """Bytes that are a tensor already, uint8 `[N]`, as numbers; more bytes than the sizes need are padding."""
+    sizes = _sizes(shape, source)
+    needed = prod(sizes) * kind.itemsize
+    if len(data) < needed:
+        raise DataError(f"{source}: {needed:,} bytes are announced and {len(data):,} are there; write the dump anew")
+    own = data[:needed]
+    if kind is torch.bool:
+        return (own != 0).reshape(sizes)
+    return (own.clone() if own.data_ptr() % kind.itemsize else own).view(kind).reshape(sizes)
+
+
 def _flat(data: memoryview, kind: torch.dtype, count: int) -> Tensor:
     """The first `count` numbers; a bool is whatever is not 0, as other bytes are none."""
     if not count:

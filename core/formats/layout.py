@@ -43,7 +43,7 @@ def whole(value: Any, source: str) -> Tensor:
     if isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 1:
         return value.to(torch.int64)
     read = numbers(value, source)
-    if not torch.equal(read, read.trunc()) or len(read) and float(read.abs().max()) >= 2**53:
+    if not torch.equal(read, read.trunc()) or (len(read) and float(read.abs().max()) >= 2**53):
         raise DataError(f"{source} must hold whole numbers")
     return read.to(torch.int64)
 
@@ -58,7 +58,7 @@ def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = Non
         response: R where it is known; another length is refused.
     """
     read = numbers(values, source)
-    if response is not None and len(read) != response or len(read) > len(mask):
+    if (response is not None and len(read) != response) or len(read) > len(mask):
         wanted = len(mask) if response is None else response
         raise DataError(f"{source} has {len(read)} entries and the response {wanted} tokens")
     full = read.new_zeros(len(mask))
@@ -80,7 +80,7 @@ def route_rows(rows: Any, length: int, options: Options, source: str, notes: Not
         raise DataError(f"{source} must be whole numbers, tokens x layers x experts a token; got {_what(rows)}")
     if len(rows) > length:
         raise DataError(f"{source} has {len(rows)} rows and the sample {length} tokens; an engine makes one fewer")
-    rows = rows.to(torch.int32) if rows.dtype in (torch.uint16, torch.uint32) else rows
+    rows = signed(rows)
     kept = rows[: length - 1] if options.layers is None else rows[: length - 1, _layers(options.layers, rows, source)]
     if kept.numel() and int(kept.max()) > LARGEST:
         raise DataError(f"{source} holds the expert {int(kept.max())}, and {LARGEST} is the largest that is read")
@@ -106,7 +106,12 @@ def is_fill(routes: Tensor, fill: str) -> Tensor:
     if fill == "none":
         return torch.zeros(len(routes), dtype=torch.bool)
     row = torch.arange(routes.shape[-1]) if fill == "arange" else torch.tensor(-1 if fill == "minus-one" else 0)
-    return (routes == row.to(routes.dtype)).flatten(1).all(-1)
+    return (signed(routes) == row).flatten(1).all(-1)
+
+
+def signed(rows: Tensor) -> Tensor:
+    """Whole numbers of a kind that can be computed with."""
+    return rows.to(torch.int32) if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
 
 
 def one_version(versions: Sequence[Any], length: int, notes: Notes) -> Tensor:

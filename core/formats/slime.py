@@ -1,8 +1,8 @@
 """Dumps of slime: a rollout file and a train file of each step, joined response by response.
 
 `--save-debug-rollout-data` writes what the engine sampled, `--save-debug-train-data` what the trainer made of it;
-`--dump-details` writes both. Either alone is read too: without the train file there is no `logp_old`, without the rollout
-file there are no routes, as the trainer drops them once they are replayed.
+`--dump-details` writes both. Either alone is read too: without the train file there is no `logp_old`, without the
+rollout file there are no routes, as the trainer drops them once they are replayed.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def has_shards(path: Path) -> bool:
 def _recognise(path: Path) -> bool:
     try:
         found = kind(path)
-        return found == "train" or found == "rollout" and not has_shards(path)
+        return found == "train" or (found == "rollout" and not has_shards(path))
     except OSError:
         return False
 
