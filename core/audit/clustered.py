@@ -8,10 +8,10 @@ response i adds to every sum, S = Σ x_i and f any function of S (`diagnostics.f
 the delta method. Intervals are f ± t_{B-1} √Var f, t the 97.5 % quantile of Student's distribution. C is kept centred
 and merged by the update of Chan, Golub and LeVeque (1983): a sum of squares less a squared sum would be its rounding.
 
-What such an interval promises: 95 % for means and ratios of a few hundred responses. With ten responses it covers some
-points less, for their spread is itself a guess. Where a few responses carry a sum, as they do the product W of
-thousands of ratios, no interval made of the seen ones knows of those that were not seen, and it covers far less:
-`HEAVY` names these quantities.
+What such an interval promises was measured on simulated responses of known truth. Of means and ratios over tokens it
+covers 93 to 97 % with 300 responses and with 8; of a spread 93 % and 79 %. The product W = exp Σ D of a response is
+another matter: once its logarithm spreads by 1, the responses that carry the mean of W² are mostly not among the seen
+ones, and an interval made of the seen ones covers 81 % with 300 and 66 % with 30. `withheld` takes such intervals away.
 
 Shapes: B responses, w numbers of a block, D numbers of all blocks, Q quantities.
 """
@@ -19,7 +19,7 @@ Shapes: B responses, w numbers of a block, D numbers of all blocks, Q quantities
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,8 @@ from firstorder.core.quantities import Moments
 
 from .table import Estimate
 
-HEAVY = ("chi2_seq", "seq_eff_sample_size", "reward_pi", "second_order_remainder")
+STEADY, MANY = 0.7, 100  # sequence ESS and responses, below which an interval of E[W²] covers less than 9 in 10
+EFFECTIVE = 50  # ESS times responses, below which one of a mean weighted by W does
 NORMAL = 1.959963984540054  # 97.5 % quantile of the normal distribution
 SMALLEST, LARGEST = -1000, 1000  # exponents of a scale, so that its inverse is a number
 
@@ -128,6 +129,26 @@ def estimates(of: Clusters, quantities: Callable[[Blocks], Mapping[str, Tensor]]
     with torch.enable_grad():
         found = quantities(_blocks(total, of.widths))
     return {name: _estimate(of, float(value.detach()), _gradient(value, total)) for name, value in found.items()}
+
+
+def withheld(
+    found: Mapping[str, Estimate], ess: float, responses: float, *, squares: Collection[str], means: Collection[str]
+) -> dict[str, Estimate]:
+    """Estimates without the intervals that would promise too much, because few responses carry a product of ratios.
+
+    Args:
+        found: by name.
+        ess: fraction of the responses that is left under their weights W.
+        responses: how many there are.
+        squares: names of quantities made of E[W²].
+        means: names of means weighted by W.
+    """
+    loose = set[str]()
+    if not (ess >= STEADY and responses >= MANY):
+        loose |= set(squares)
+    if not ess * responses >= EFFECTIVE:
+        loose |= set(means)
+    return {name: Estimate(value=each.value) if name in loose else each for name, each in found.items()}
 
 
 def interval(value: float, variance: float, count: int) -> Estimate:

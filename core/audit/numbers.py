@@ -19,7 +19,7 @@ from firstorder.core.quantities import Moments, Quantity, means
 from firstorder.core.training import backend, diagnostics, strata
 
 from . import strata as parts
-from .clustered import HEAVY, Blocks, Clusters, clusters, estimates, of_moments, to_moments
+from .clustered import MANY, STEADY, Blocks, Clusters, clusters, estimates, of_moments, to_moments, withheld
 from .seen import Seen
 from .table import Cell, Column, Estimate, Table
 
@@ -106,9 +106,18 @@ def table(of: Clusters, besides: Mapping[str, Estimate | None]) -> Table:
         besides: further rows, by names of `strata.STALENESS`.
     """
     known = diagnostics.QUANTITIES | strata.QUANTITIES | backend.QUANTITIES | parts.STALENESS | QUANTITIES
-    found: dict[str, Estimate | None] = {**estimates(of, finalise), **besides}
+    found: dict[str, Estimate | None] = {**reliable(of), **besides}
     rows = tuple(_row(name, value, known[name]) for name, value in found.items() if value is not None)
     return Table(name="numbers", title="The engines' disagreement", columns=COLUMNS, rows=rows, note=NOTE)
+
+
+def reliable(of: Clusters) -> dict[str, Estimate]:
+    """Every quantity, with an interval where one can be relied on."""
+    found = estimates(of, finalise)
+    if "seq_eff_sample_size" not in found:
+        return found
+    ess, responses = found["seq_eff_sample_size"].value, float(of.sums["seq_d"][1])
+    return withheld(found, ess, responses, squares=("chi2_seq", "seq_eff_sample_size"), means=("reward_pi",))
 
 
 def finalise(sums: Blocks) -> dict[str, Tensor]:
@@ -195,6 +204,7 @@ COLUMNS = (
     Column(key="source", title="source"),
 )
 NOTE = (
-    "D = log pi_old - log mu on usable tokens, rho = exp D; intervals are clustered by response, and too narrow for "
-    f"{', '.join(HEAVY)} where a few responses carry them."
+    "D = log pi_old - log mu on usable tokens, rho = exp D; intervals are clustered by response. What squares the "
+    f"product of a response's ratios has none below {MANY} responses or a sequence ESS of {STEADY:g}: a few unseen "
+    "responses would decide it."
 )

@@ -24,10 +24,10 @@ from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import RECEIPTS, TokenWeights, receipts, token_weights
 from firstorder.core.settings.toml import build, read, shipped
 
-from .clustered import Blocks, Clusters, clusters, estimates, of_moments
+from .clustered import Blocks, Clusters, clusters, estimates, of_moments, withheld
 from .numbers import one_each
 from .seen import Seen
-from .table import Cell, Column, Table
+from .table import Cell, Column, Estimate, Table
 
 ACTED = ("masked", "truncated", "saturated")
 NAMED = 4  # recipes that a row lists
@@ -103,7 +103,7 @@ def table(of: Clusters, *, signed: bool) -> Table:
     rows: list[dict[str, Cell]] = [
         {
             "weight": weight.key,
-            **estimates(of, _finalise(weight.key)),
+            **_reliable(of, weight.key),
             "formula": weight.formula,
             "recipes": _list(weight.names),
         }
@@ -136,6 +136,12 @@ def _per_response(stats: TokenStats, recipe: Recipe) -> Blocks:
         "token": torch.stack([tokens, f.sum(-1), f.square().sum(-1)], -1),
         "sequence": torch.stack([some, mean, mean.square(), some * (mean == 0)], -1),
     }
+
+
+def _reliable(of: Clusters, key: str) -> dict[str, Estimate]:
+    found, responses = estimates(of, _finalise(key)), float(of.sums[f"{key}/sequence"][0])
+    ess = found["ess_sequence"].value
+    return withheld(found, ess, responses, squares=("ess_token", "ess_sequence"), means=("mean",))
 
 
 def _finalise(key: str) -> Callable[[Blocks], Mapping[str, Tensor]]:
