@@ -61,10 +61,10 @@ def _truncation(sums: Sums, known: Known) -> Finding | None:
         fault="truncation",
         evidence=f"the mean of exp(D) is {1 - missing:.4f}, {-sigmas:.0f} standard deviations below 1, where engines "
         f"that may say the same tokens have 1 at any noise: the rollout engine's log-probs are renormalised over tokens "
-        f"that the trainer gives a mass of {1 - missing:.3f}",
+        f"that the trainer gives a mass of {1 - missing:.3f}.",
         questions=(
-            "Which top_p, top_k and min_p did the rollout engine sample with?",
-            "Are its log-probs taken before or after that filter?",
+            "which top_p, top_k and min_p did the rollout engine sample with?",
+            "are its log-probs taken before or after that filter?",
         ),
     )
 
@@ -116,10 +116,10 @@ def _unrecorded(sums: Sums, known: Known) -> Finding | None:
         fault="sampling not recorded",
         evidence=f"sampled tokens are {'likelier' if surer else 'less likely'} than the trainer's entropy says, by "
         f"{abs(sigmas):.0f} standard deviations, and the recorded log-probs do not show it: sampled with {cause} "
-        f"(as with an inverse temperature of {beta:.2f}), log-probs of the model as it is",
+        f"(as with an inverse temperature of {beta:.2f}), log-probs of the model as it is.",
         questions=(
-            "Which temperature, top_p, top_k and min_p did the rollout engine sample with?",
-            "Does the engine return raw log-probs, as vLLM's logprobs_mode=raw_logprobs does?",
+            "which temperature, top_p, top_k and min_p did the rollout engine sample with?",
+            "does the engine return raw log-probs, as vLLM's logprobs_mode=raw_logprobs does?",
         ),
     )
 
@@ -162,10 +162,10 @@ def _temperature(sums: Sums, known: Known) -> Finding | None:
         fault="temperature",
         evidence=f"D falls on a line in log p with a slope of {slope:+.3f} that explains {sd**2 / (ss * dd):.0%} of its "
         f"variance, and the sampled tokens are as likely as at that temperature: the rollout engine's log-probs are "
-        f"at {1 / (1 + of_line):.3f} of the trainer's temperature",
+        f"at {1 / (1 + of_line):.3f} of the trainer's temperature.",
         questions=(
-            "Which temperature do the rollout engine and the trainer divide their logits by?",
-            "Do the two agree on whether log-probs are taken before or after it?",
+            "which temperature do the rollout engine and the trainer divide their logits by?",
+            "do the two agree on whether log-probs are taken before or after it?",
         ),
     )
 

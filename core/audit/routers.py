@@ -58,10 +58,10 @@ def _unreplayed(sums: Sums, known: Known) -> Finding | None:
         fault="routes not replayed",
         evidence=f"the run replays the rollout engine's routes, but |D| is {ratio:.1f} times as large (per 1 - p) at the "
         f"{share:.1%} of the tokens whose experts differ from the trainer's own, {sigmas:.0f} standard deviations above "
-        f"{MORE:g} times: the log-probs are of live routing",
+        f"{MORE:g} times: the log-probs are of live routing.",
         questions=(
-            "Do the trainer's receipts say how many rows were replayed, and how many of them changed a choice?",
-            "Is the replay on in the forward that makes the old log-probs, not only in the update?",
+            "do the trainer's receipts say how many rows were replayed, and how many of them changed a choice?",
+            "is the replay on in the forward that makes the old log-probs, not only in the update?",
         ),
     )
 
@@ -86,10 +86,10 @@ def _imprecise(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="router precision",
         evidence=f"{moved / rows:.2%} of the rows choose other experts, more than fp32 routers can disagree by, and "
-        f"the tokens concerned carry {share:.0%} of all |D|: the routers of the two engines do not hold the same numbers",
+        f"the tokens concerned carry {share:.0%} of all |D|: the routers of the two engines do not hold the same numbers.",
         questions=(
-            "In which precision are the router's weights sent to the rollout engine, and its logits computed?",
-            "Does the trainer keep the router in fp32 while the rollout engine rounds it?",
+            "in which precision are the router's weights sent to the rollout engine, and its logits computed?",
+            "does the trainer keep the router in fp32 while the rollout engine rounds it?",
         ),
     )
 

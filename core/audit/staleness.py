@@ -46,10 +46,10 @@ def _stale(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="stale weights",
         evidence=f"|D| of tokens that were sampled {older[0] - newest} or more versions before the newest is "
-        f"{ratio:.1f} times that of the newest (per 1 - p), {sigmas:.0f} standard deviations above {MORE:g} times",
+        f"{ratio:.1f} times that of the newest (per 1 - p), {sigmas:.0f} standard deviations above {MORE:g} times.",
         questions=(
-            "How many updates may a rollout be behind the trainer, and is it corrected for?",
-            "Are the log-probs of the trainer's old policy those of the version that sampled?",
+            "how many updates may a rollout be behind the trainer, and is it corrected for?",
+            "are the log-probs of the trainer's old policy those of the version that sampled?",
         ),
     )
 
@@ -97,10 +97,10 @@ def _other_ratio(sums: Sums, known: Known) -> Finding | None:
             return Finding(
                 fault="other ratio",
                 evidence=f"`{name}` is not made of the dump's trainer and rollout log-probs at {other} of {of} tokens; "
-                f"it differs by {float(sums[f'{name}_gap']) / of:.2g} on average",
+                f"it differs by {float(sums[f'{name}_gap']) / of:.2g} on average.",
                 questions=(
-                    "Is the ratio made of the log-probs before the update, or of the current ones?",
-                    "Are its log-probs recomputed, at another temperature, or taken from the rollout engine?",
+                    "is the ratio made of the log-probs before the update, or of the current ones?",
+                    "are its log-probs recomputed, at another temperature, or taken from the rollout engine?",
                 ),
             )
     return None
