@@ -19,7 +19,9 @@ from typing import Any
 from firstorder import __version__
 
 # controls, surrogates, and what turns or hides the text around it: bidi marks and overrides, zero-width characters
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 CLOSED = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:"
 
 

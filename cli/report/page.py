@@ -79,7 +79,9 @@ def _layers(runs: list[Run]) -> str:
     rows = layer_table(runs)
     title = "What replay did, by layer"
     return (
-        kit.section("layers", title, kit.note("Means over all steps and members."), kit.keyed(rows, title, "layers.csv"))
+        kit.section(
+            "layers", title, kit.note("Means over all steps and members."), kit.keyed(rows, title, "layers.csv")
+        )
         if rows
         else ""
     )
@@ -114,9 +116,7 @@ def _differences(runs: list[Run]) -> str:
         return kit.section("configuration", "Configuration", "<p>The runs have the same configuration.</p>")
     title = "Where the configurations differ"
     rows = [[key, *map(_value, row)] for key, row in differing.items()]
-    return kit.section(
-        "configuration", title, kit.table(["key", *(run.label for run in runs)], rows, title, code=True)
-    )
+    return kit.section("configuration", title, kit.table(["key", *(run.label for run in runs)], rows, title, code=True))
 
 
 def _figure(plot: Plot, svg: bytes, shown: str) -> str:
