@@ -9,7 +9,7 @@ from firstorder.core.audit.report import Report, View
 from firstorder.core.audit.table import Cell, Column, Estimate, Table
 
 from . import kit
-from .drawn import along, csv_of, drawn, estimated, is_drawn
+from .drawn import along, csv_of, drawn, estimated, is_drawn, plotted
 from .viewer import script, viewer
 
 INTERVALS = "An interval in brackets is of 95 %, clustered by response; where there is none, it cannot be formed."
@@ -74,9 +74,9 @@ def _finding(finding: Finding, views: tuple[View, ...]) -> str:
 
 
 def _figure(table: Table, svg: bytes) -> str:
-    shown = f"{table.title}: {', '.join(c.title for c in estimated(table))}, along {along(table).title}"
-    band = kit.note("A band or a bar is the 95 % interval.")
-    caption = (kit.note(table.note) if table.note else "") + band + _meanings(estimated(table))
+    shown = f"{table.title}: {', '.join(c.title for c in plotted(table))}, along {along(table).title}"
+    band = kit.note("A band or a bar is the 95 % interval.") if estimated(table) else ""
+    caption = (kit.note(table.note) if table.note else "") + band + _meanings(plotted(table))
     numbers = f"<details><summary>The numbers, as a table</summary>{_table(table)}</details>"
     return kit.figure(table.name, table.title, svg, shown, caption) + numbers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from firstorder.core.audit.table import Cell, Column, Estimate, Table
 
 from .figures import COLOURS, MARKED, arranged, images, short
+from .kit import visible
 
 WIDE = 100  # times the first place, from which on an axis of numbers is logarithmic
 LETTERS = 60  # of all labels of an axis, above which they slant
@@ -39,9 +41,16 @@ def estimated(table: Table) -> list[Column]:
     return [c for c in table.columns if any(isinstance(row.get(c.key), Estimate) for row in table.rows)]
 
 
+def plotted(table: Table) -> list[Column]:
+    """The columns that are drawn: those of estimates; where there are none, those of other numbers but counts."""
+    numbers = [c for c in table.columns[1:] if any(isinstance(row.get(c.key), float) for row in table.rows)]
+    return [c for c in estimated(table) or numbers if any(_is_finite(row.get(c.key)) for row in table.rows)]
+
+
 def is_drawn(table: Table) -> bool:
-    """Whether a table is of something along something: its name says so, it has estimates and more than one row."""
-    return table.name.startswith("by-") and len(table.rows) > 1 and bool(estimated(table))
+    """Whether a table is of something along something, as its name or its first column says, with more than one row."""
+    along_it = "by" in table.name.split("-") or along(table).key == "step"
+    return along_it and len(table.rows) > 1 and bool(plotted(table))
 
 
 def along(table: Table) -> Column:
@@ -55,7 +64,7 @@ def drawn(table: Table) -> dict[str, bytes]:
 
 
 def _figure(table: Table) -> Figure:
-    panels = estimated(table)
+    panels = plotted(table)
     columns, rows = arranged(len(panels))
     figure = Figure(figsize=(max(5.0, 3.6 * columns), 2.6 * rows + 0.1), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -68,11 +77,10 @@ def _figure(table: Table) -> Figure:
 
 def _draw(ax: Axes, table: Table, column: Column, colour: str) -> None:
     """Numbers along the axis with a band, or categories with bars."""
-    rows = [row for row in table.rows if isinstance(row.get(column.key), Estimate)]
-    values, low, high = _ends([row[column.key] for row in rows])
-    x = [row.get(along(table).key) for row in rows]
-    if all(isinstance(place, (int, float)) for place in x):
-        numbers = np.asarray(x, dtype=np.float64)
+    known = [(row.get(along(table).key), row.get(column.key)) for row in table.rows]
+    x, cells = zip(*(pair for pair in known if _is_finite(pair[1])), strict=True)
+    values, low, high = _ends(cells)
+    if (numbers := _places(x)) is not None:
         order = np.argsort(numbers)
         numbers, values, low, high = numbers[order], values[order], low[order], high[order]
         ax.plot(numbers, values, color=colour, marker="o", markevery=max(1, len(numbers) // (2 * MARKED)))
@@ -81,11 +89,11 @@ def _draw(ax: Axes, table: Table, column: Column, colour: str) -> None:
     else:
         places = np.arange(len(x))
         ax.errorbar(places, values, np.stack([values - low, high - values]), fmt="o", color=colour, capsize=3)
-        _name(ax, [short(_plain(place)) for place in x])
+        _name(ax, [short(visible(_plain(place))) for place in x])
     if values.min(initial=0.0) < 0 < values.max(initial=0.0):
         ax.axhline(0, color="0.4", linewidth=0.8)
-    ax.set_title(column.title, loc="left")
-    ax.set(xlabel=_with_unit(along(table)), ylabel=column.unit)
+    ax.set_title(visible(column.title), loc="left")
+    ax.set(xlabel=visible(_with_unit(along(table))), ylabel=visible(column.unit))
 
 
 def _number(ax: Axes, places: NDArray[np.float64]) -> None:
@@ -104,9 +112,23 @@ def _name(ax: Axes, names: Sequence[str]) -> None:
     ax.set_xticks(range(0, len(names), every), shown, **(slant if sum(map(len, shown)) > LETTERS else {}))
 
 
+def _is_finite(cell: Cell) -> bool:
+    value = cell.value if isinstance(cell, Estimate) else cell
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _places(cells: Sequence[Cell]) -> NDArray[np.float64] | None:
+    """The places along an axis of numbers; None where one is no number."""
+    try:
+        places = np.array([float(str(cell)) for cell in cells])
+    except ValueError:
+        return None
+    return places if np.isfinite(places).all() else None
+
+
 def _ends(cells: Sequence[Cell]) -> tuple[Any, Any, Any]:
     """Values and the ends of their intervals, the value itself where there is no interval."""
-    found = [cell for cell in cells if isinstance(cell, Estimate)]
+    found = [cell if isinstance(cell, Estimate) else Estimate(value=float(cell or 0)) for cell in cells]
     values = np.array([each.value for each in found], dtype=np.float64)
     low = np.array([each.value if each.low is None else each.low for each in found], dtype=np.float64)
     high = np.array([each.value if each.high is None else each.high for each in found], dtype=np.float64)

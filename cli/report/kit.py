@@ -31,7 +31,12 @@ def text(value: object) -> str:
     >>> text("<b> \u202e")
     '&lt;b&gt; \\\\u202e'
     """
-    return escape(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value)))
+    return escape(visible(str(value)))
+
+
+def visible(words: str) -> str:
+    """With the codes of the characters that would steer what is around them."""
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", words)
 
 
 def static(name: str) -> str:

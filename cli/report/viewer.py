@@ -38,7 +38,7 @@ SKELETON = """\
 and the previous worst token, <kbd>j</kbd> <kbd>k</kbd> the next and the previous response. Hover over a token, or
 choose it, to see its numbers and routes.</p>
 <div class="reading"><div id="view-tokens" role="listbox" aria-label="tokens"></div>
-<aside id="view-detail" aria-label="the chosen token" aria-live="polite"></aside></div>"""
+<aside id="view-detail" aria-label="the chosen token"></aside></div>"""
 
 
 def viewer(views: Sequence[View]) -> str:
@@ -53,9 +53,8 @@ def script() -> str:
 
 def encoded(view: View) -> dict[str, Any]:
     """A view as the script reads it."""
-    ours, theirs = (None if x is None else np.asarray(x, dtype=np.int64) for x in (view.routes, view.routes_old))
-    ours, theirs = (None if x is None or x.ndim != 3 or not x.size else x for x in (ours, theirs))
-    both = ours is not None and theirs is not None and ours.shape == theirs.shape
+    ours, theirs = _ids(view.routes), _ids(view.routes_old)
+    alike = ours is not None and theirs is not None and ours.shape == theirs.shape
     return {
         "source": view.source,
         "step": view.step,
@@ -66,9 +65,9 @@ def encoded(view: View) -> dict[str, Any]:
         "mask": "".join("01"[kept] for kept in view.mask),
         "mu": _numbers(view.logp_mu),
         "old": _numbers(view.logp_old),
-        "flips": _flips(ours, theirs) if both else None,
+        "flips": _flips(ours, theirs) if alike else None,
         "rollout": packed(ours),
-        "trainer": packed(theirs, ours if both else None),
+        "trainer": packed(theirs, ours if alike else None),
     }
 
 
@@ -104,8 +103,16 @@ def _ordered(routes: Ids) -> Ids:
     return np.sort(routes.clip(-1) + 1, axis=-1)
 
 
-def _flips(ours: Ids, theirs: Ids) -> list[int]:
+def _ids(routes: Sequence[Sequence[Sequence[int]]] | None) -> Ids | None:
+    """Route rows as an array; None where there are none, or a view holds no layer."""
+    ids = None if routes is None else np.asarray(routes, dtype=np.int64)
+    return None if ids is None or not ids.size else ids
+
+
+def _flips(ours: Ids | None, theirs: Ids | None) -> list[int]:
     """Layers in which the expert sets of a token differ, where both engines have sent them, `[n]`."""
+    assert ours is not None
+    assert theirs is not None
     sent = (ours >= 0).all(-1) & (theirs >= 0).all(-1)
     differ: Ids = ((_ordered(ours) != _ordered(theirs)).any(-1) & sent).sum(-1)
     return [int(count) for count in differ]

@@ -114,6 +114,6 @@ def report(views=None, fault="temperature", **more):
         "findings": (finding,),
         "silent": {"routes not replayed": ("routes", "routes_old")},
         "tables": tables(),
-        "views": tuple(view(i) for i in range(6)) + (broken(),) if views is None else views,
+        "views": (*tuple(view(i) for i in range(6)), broken()) if views is None else views,
     }
     return Report(**(made | more))
