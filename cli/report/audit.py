@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from firstorder.core.audit.finding import Finding
 from firstorder.core.audit.report import Report, View
 from firstorder.core.audit.table import Cell, Column, Estimate, Table
 
 from . import kit
 from .drawn import along, csv_of, drawn, estimated, is_drawn, plotted
+from .drawn import overview as engines
 from .viewer import script, viewer
 
 INTERVALS = "An interval in brackets is of 95 %, clustered by response; where there is none, it cannot be formed."
@@ -21,6 +24,15 @@ def audit_report(report: Report) -> dict[str, bytes]:
     figures = {table.name: drawn(table) for table in report.tables if is_drawn(table)}
     files |= {f"{name}.{suffix}": image for name, both in figures.items() for suffix, image in both.items()}
     return files | {"report.html": audit_page(report, {name: both["svg"] for name, both in figures.items()}).encode()}
+
+
+def overview(report: Report) -> Figure:
+    """Where the engines differ, in one figure.
+
+    Raises:
+        DataError: the dump does not tell.
+    """
+    return engines(report.tables)
 
 
 def audit_page(report: Report, figures: dict[str, bytes]) -> str:
@@ -76,9 +88,10 @@ def _finding(finding: Finding, views: tuple[View, ...]) -> str:
 def _figure(table: Table, svg: bytes) -> str:
     shown = f"{table.title}: {', '.join(c.title for c in plotted(table))}, along {along(table).title}"
     band = kit.note("A band or a bar is the 95 % interval.") if estimated(table) else ""
-    caption = (kit.note(table.note) if table.note else "") + band + _meanings(plotted(table))
-    numbers = f"<details><summary>The numbers, as a table</summary>{_table(table)}</details>"
-    return kit.figure(table.name, table.title, svg, shown, caption) + numbers
+    caption = (kit.note(table.note) if table.note else "") + band
+    numbers = f"{_table(table)}\n{_meanings(table.columns)}"
+    closed = f"<details><summary>The numbers and what they mean</summary>{numbers}</details>"
+    return f"{kit.figure(table.name, table.title, svg, shown, caption)}\n{closed}"
 
 
 def _tables(tables: Sequence[Table]) -> str:

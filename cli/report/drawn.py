@@ -15,12 +15,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from firstorder.core.audit.table import Cell, Column, Estimate, Table
+from firstorder.core.errors import DataError
 
 from .figures import COLOURS, MARKED, arranged, images, short
+from .figures import drawn as shown
 from .kit import visible
 
 WIDE = 100  # times the first place, from which on an axis of numbers is logarithmic
-LETTERS = 60  # of all labels of an axis, above which they slant
+LETTERS = 28  # of all labels of an axis, above which they slant
+OVERVIEW = {"by-position": "abs_log_ratio", "by-decile": "abs_log_ratio", "routes-by-layer": "flip_rate"}
 FEW = 12  # categories that have room for their names; of more, every so many is named
 
 
@@ -42,9 +45,9 @@ def estimated(table: Table) -> list[Column]:
 
 
 def plotted(table: Table) -> list[Column]:
-    """The columns that are drawn: those of estimates; where there are none, those of other numbers but counts."""
+    """The columns that are drawn, if they vary: estimates; where there are none, other numbers but counts."""
     numbers = [c for c in table.columns[1:] if any(isinstance(row.get(c.key), float) for row in table.rows)]
-    return [c for c in estimated(table) or numbers if any(_is_finite(row.get(c.key)) for row in table.rows)]
+    return [c for c in estimated(table) or numbers if _varies([row.get(c.key) for row in table.rows])]
 
 
 def is_drawn(table: Table) -> bool:
@@ -63,12 +66,32 @@ def drawn(table: Table) -> dict[str, bytes]:
     return images(lambda: _figure(table))
 
 
+def overview(tables: Sequence[Table]) -> Figure:
+    """Where the engines differ: mean |D| by position and by probability, flips by layer, as far as the tables tell.
+
+    Raises:
+        DataError: no table tells.
+    """
+    by_name = {table.name: table for table in tables if is_drawn(table)}
+    panels = [
+        (table, next((c for c in plotted(table) if c.key == key), plotted(table)[0]))
+        for name, key in OVERVIEW.items()
+        if (table := by_name.get(name)) is not None
+    ]
+    if not panels:
+        raise DataError("the audit has no numbers by position, probability or layer; give a dump with both log-probs")
+    return shown(lambda: _panels(panels))
+
+
 def _figure(table: Table) -> Figure:
-    panels = plotted(table)
+    return _panels([(table, column) for column in plotted(table)])
+
+
+def _panels(panels: Sequence[tuple[Table, Column]]) -> Figure:
     columns, rows = arranged(len(panels))
     figure = Figure(figsize=(max(5.0, 3.6 * columns), 2.6 * rows + 0.1), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for place, (ax, column) in enumerate(zip(axes, panels, strict=False)):
+    for place, (ax, (table, column)) in enumerate(zip(axes, panels, strict=False)):
         _draw(ax, table, column, COLOURS[place % len(COLOURS)])
     for ax in axes[len(panels) :]:
         ax.remove()
@@ -112,9 +135,17 @@ def _name(ax: Axes, names: Sequence[str]) -> None:
     ax.set_xticks(range(0, len(names), every), shown, **(slant if sum(map(len, shown)) > LETTERS else {}))
 
 
+def _varies(cells: Sequence[Cell]) -> bool:
+    return len({_value(cell) for cell in cells if _is_finite(cell)}) > 1
+
+
 def _is_finite(cell: Cell) -> bool:
-    value = cell.value if isinstance(cell, Estimate) else cell
+    value = _value(cell)
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _value(cell: Cell) -> Cell:
+    return cell.value if isinstance(cell, Estimate) else cell
 
 
 def _places(cells: Sequence[Cell]) -> NDArray[np.float64] | None:

@@ -22,6 +22,7 @@ from firstorder import __version__
 STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
+SHORT = 44  # letters of a cell that stay on one line: a number with its interval and where it was last known
 CLOSED = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:"
 
 
@@ -127,7 +128,8 @@ def figure(name: str, title: str, svg: bytes, shown: str, caption: str) -> str:
 def terms(meanings: Iterable[tuple[str, str, str]]) -> str:
     """What quantities mean: (title, key, meaning) each."""
     lines = "\n".join(
-        f"<dt>{text(title)} <code>{text(key)}</code></dt><dd>{text(meaning)}</dd>" for title, key, meaning in meanings
+        f"<dt>{'' if title == key else f'{text(title)} '}<code>{text(key)}</code></dt><dd>{text(meaning)}</dd>"
+        for title, key, meaning in meanings
     )
     return f"<dl>\n{lines}\n</dl>"
 
@@ -147,7 +149,7 @@ def _head(cell: str, code: bool) -> str:
 
 
 def _cell(cell: str) -> str:
-    return f"<td class='number'>{text(cell)}</td>"
+    return f"<td class='{'number' if len(cell) <= SHORT else 'words'}'>{text(cell)}</td>"
 
 
 def _hash(source: str) -> str:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from firstorder.cli.report import kit
-from firstorder.cli.report.audit import audit_page, audit_report
-from firstorder.cli.report.drawn import csv_of, plotted
+from firstorder.cli.report.audit import audit_page, audit_report, overview
+from firstorder.cli.report.drawn import csv_of, is_drawn, plotted
 from firstorder.cli.report.viewer import encoded, packed
 from firstorder.core.audit.report import Verdict
 from firstorder.core.audit.table import Estimate
+from firstorder.core.errors import DataError
 
 PAYLOAD = re.compile(r'<script type="application/json" id="view-data">(.*?)</script>', re.S)
 
@@ -174,7 +175,8 @@ def test_packed_routes_come_back_in_the_order_of_their_ids(routes, rng):
 def test_numbers_along_the_steps_are_drawn_without_intervals_too():
     table = audits.tables()[3]
     rows = tuple(
-        {"step": step, "k3": 0.1 * step, "size": x, "tokens": 9} for step, x in enumerate((None, float("inf"), 2.0))
+        {"step": step, "k3": 0.1 * step, "size": x, "tokens": 9}
+        for step, x in enumerate((None, 1.0, float("inf"), 2.0))
     )
     signals = replace(table, name="signals", rows=rows)
     files = audit_report(audits.report((), tables=(signals,)))
@@ -182,6 +184,21 @@ def test_numbers_along_the_steps_are_drawn_without_intervals_too():
     assert b"k3 estimate of KL" in files["report.html"]
     assert "signals.svg" in files
     assert b"95 %" not in files["report.html"]
+
+
+def test_what_does_not_vary_is_not_drawn():
+    table = audits.tables()[3]
+    same = replace(table, rows=tuple(row | {"size": Estimate(value=1.0, low=0.9, high=1.1)} for row in table.rows))
+    assert [column.key for column in plotted(same)] == ["k3"]
+    still = replace(same, rows=tuple(row | {"k3": Estimate(value=0.0)} for row in same.rows))
+    assert not is_drawn(still)
+    assert 'id="by-step"' not in audit_report(audits.report((), tables=(still,)))["report.html"].decode()
+
+
+def test_an_overview_draws_what_the_tables_tell():
+    assert [ax.get_title("left") for ax in overview(audits.report(())).axes] == ["k3 estimate of KL"] * 2
+    with pytest.raises(DataError, match="no numbers by position"):
+        overview(audits.report((), tables=audits.tables()[:1]))
 
 
 @pytest.mark.filterwarnings("error")
