@@ -28,7 +28,7 @@ from firstorder.core.training import diagnostics, strata
 
 VECTORS = shipped()
 EXPECTED = VECTORS["expected"]
-DIGESTS = {1: "0703afe6af49bab3051b0c52de92fcd18ac7259b75e3526fc155d1f632e3b210"}
+DIGESTS = {1: "c04dfb270da26f1a7eaa05c127d991cc80b14f5caa53291b7797ab526854d055"}
 EXACT = 1e-12
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "plain.py")))
 
