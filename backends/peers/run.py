@@ -16,18 +16,6 @@ import torch
 
 from .inputs import batches
 
-BOOT = """
-import importlib.util, sys
-place = sys.argv[1]
-spec = importlib.util.spec_from_file_location("firstorder", place + "/__init__.py", submodule_search_locations=[place])
-package = importlib.util.module_from_spec(spec)
-sys.modules["firstorder"] = package
-spec.loader.exec_module(package)
-from firstorder.backends.peers.run import main
-main(*sys.argv[2:])
-"""
-"""Runs this module in another interpreter, which then sees this package and none of what lies beside it."""
-
 
 def main(peer: str, vectors: str, out: str) -> None:
     """Write to `out` what a peer makes of every case: `{"peer", "version", "torch", "rows": {row: {case: ...}}}`."""
