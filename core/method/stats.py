@@ -131,17 +131,18 @@ class Rule:
         if not self.right.all():
             wrong = (~self.right).nonzero()
             first = wrong[0].tolist()
-            self.refuse(len(wrong), first, float(self.x[tuple(first)]))
+            refuse(self.name, self.sentence, self.remedy, len(wrong), first, float(self.x[tuple(first)]))
 
-    def refuse(self, count: int, first: list[int], value: float) -> NoReturn:
-        """Say how many values are wrong, and which is the first.
 
-        Raises:
-            NotFiniteError: they are of the policy that is trained.
-            DataError: else.
-        """
-        verb, kind = "is" if count == 1 else "are", NotFiniteError if self.name == "logp_theta" else DataError
-        raise kind(f"{self.sentence}, got {count} that {verb} not, the first {value:g} at {first}{self.remedy}")
+def refuse(name: str, sentence: str, remedy: str, count: int, first: list[int], value: float) -> NoReturn:
+    """Say how many values break a rule, and which is the first.
+
+    Raises:
+        NotFiniteError: they are of the policy that is trained.
+        DataError: else.
+    """
+    verb, kind = "is" if count == 1 else "are", NotFiniteError if name == "logp_theta" else DataError
+    raise kind(f"{sentence}, got {count} that {verb} not, the first {value:g} at {first}{remedy}")
 
 
 def rules(stats: TokenStats) -> Iterator[Rule]:

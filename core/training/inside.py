@@ -14,14 +14,14 @@ Shapes: B responses, T token positions, R rules, Q quantities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.method.recipe import Recipe, check_runs
-from firstorder.core.method.stats import Rule, TokenStats, rules
+from firstorder.core.method.stats import Rule, TokenStats, refuse, rules
 from firstorder.core.method.surrogate import TokenWeights, receipts, surrogate_loss, token_weights
 from firstorder.core.quantities import Moments, means
 
@@ -44,21 +44,19 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a recipe makes of a batch. Nothing in it has been waited for.
+class Record:
+    """What is left of a step to be read. It holds no graph, and nothing in it has been waited for.
 
     Args:
-        loss: scalar; its gradient is minus the expected update, or minus this part's share of it.
-        weights: of every token, with their factors; those that the batch would have on its own.
+        loss: scalar, without gradient.
         sums: float64 `[2, Q]`, numerators and denominators; those of micro-batches and ranks add up.
         faults: float64 `[R, 3]`: how many values break a rule, where the first one is, and what it is.
         names: of the Q quantities, `metric/` or `receipt/` first.
-        broken: the rules, without values.
+        broken: name, sentence and remedy of each rule.
         shape: of each rule's tensor.
     """
 
     loss: Tensor
-    weights: TokenWeights
     sums: Tensor
     faults: Tensor
     names: tuple[str, ...]
@@ -72,8 +70,7 @@ class Outcome:
             DataError: a value breaks a rule of `TokenStats`; the same line as where it is checked at once.
             NotFiniteError: the same, of the policy that is trained.
         """
-        parts = self.faults.flatten(), self.sums.flatten(), self.loss.detach().double().flatten()
-        host = torch.cat(parts).cpu()
+        host = torch.cat([self.faults.flatten(), self.sums.flatten(), self.loss.double().flatten()]).cpu()
         first, last = self.faults.numel(), len(host) - 1
         self._refuse(host[:first].tolist())
         above, below = host[first:last].reshape(2, -1)
@@ -85,9 +82,26 @@ class Outcome:
         for i, (name, sentence, remedy) in enumerate(self.broken):
             count, place, value = faults[3 * i : 3 * i + 3]
             if count:
-                nothing = torch.empty(0)
-                rule = Rule(name=name, right=nothing, x=nothing, sentence=sentence, remedy=remedy)
-                rule.refuse(int(count), unravelled(int(place), self.shape[i]), value)
+                refuse(name, sentence, remedy, int(count), unravelled(int(place), self.shape[i]), value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a recipe makes of a batch. Nothing in it has been waited for.
+
+    Args:
+        loss: scalar; its gradient is minus the expected update, or minus this part's share of it.
+        weights: of every token, with their factors; those that the batch would have on its own.
+        record: what can be kept after the backward, and read later.
+    """
+
+    loss: Tensor
+    weights: TokenWeights
+    record: Record
+
+    def read(self) -> dict[str, float]:
+        """As `Record.read`."""
+        return self.record.read()
 
 
 class Method:
@@ -126,17 +140,7 @@ class Method:
         loss = surrogate_loss(stats, factors.weight)
         if whole is not None:
             loss = loss * self._share(stats, whole).to(loss.dtype)
-        acted = moments(stats, factors, self.recipe)
-        checked = tuple(rules(stats))
-        return Outcome(
-            loss=loss,
-            weights=factors,
-            sums=torch.stack([torch.stack([x.double() for x in side]) for side in zip(*acted.values(), strict=True)]),
-            faults=torch.stack([_fault(rule) for rule in checked]),
-            names=tuple(acted),
-            broken=tuple((rule.name, rule.sentence, rule.remedy) for rule in checked),
-            shape=tuple(tuple(rule.x.shape) for rule in checked),
-        )
+        return Outcome(loss=loss, weights=factors, record=_record(stats, loss, moments(stats, factors, self.recipe)))
 
     def _share(self, stats: TokenStats, whole: Whole) -> Tensor:
         """What part of the whole batch's mean this one is, float64."""
@@ -146,17 +150,13 @@ class Method:
         return torch.full_like(tokens, stats.logp_theta.shape[-2]) / whole.responses
 
 
-def together(parts: Sequence[Outcome]) -> Outcome:
-    """The outcomes of micro-batches as one, which is read once: losses and sums are added, every fault is kept.
-
-    Args:
-        parts: of one recipe, in order; the weights are those of the last.
-    """
-    return replace(
-        parts[-1],
+def together(parts: Sequence[Record]) -> Record:
+    """The records of micro-batches of one recipe as one: losses and sums are added, every fault is kept."""
+    return Record(
         loss=torch.stack([part.loss for part in parts]).sum(0),
         sums=torch.stack([part.sums for part in parts]).sum(0),
         faults=torch.cat([part.faults for part in parts]),
+        names=parts[0].names,
         broken=tuple(rule for part in parts for rule in part.broken),
         shape=tuple(shape for part in parts for shape in part.shape),
     )
@@ -190,6 +190,18 @@ def unravelled(place: int, shape: tuple[int, ...]) -> list[int]:
         place, rest = divmod(place, size)
         index.append(rest)
     return index[::-1]
+
+
+def _record(stats: TokenStats, loss: Tensor, acted: Moments) -> Record:
+    checked = tuple(rules(stats))
+    return Record(
+        loss=loss.detach(),
+        sums=torch.stack([torch.stack([x.double() for x in side]) for side in zip(*acted.values(), strict=True)]),
+        faults=torch.stack([_fault(rule) for rule in checked]),
+        names=tuple(acted),
+        broken=tuple((rule.name, rule.sentence, rule.remedy) for rule in checked),
+        shape=tuple(tuple(rule.x.shape) for rule in checked),
+    )
 
 
 def _fault(rule: Rule) -> Tensor:

@@ -167,7 +167,7 @@ def test_no_value_is_needed(make_stats, name):
         with pytest.raises(DataDependentOutputException):
             out.loss.item()
     out = Method(recipe(name))(without_values(stats, "meta"))
-    assert {x.device.type for x in (out.loss, out.sums, out.faults, out.weights.weight)} == {"meta"}
+    assert {x.device.type for x in (out.loss, out.record.sums, out.record.faults, out.weights.weight)} == {"meta"}
 
 
 BROKEN = {
@@ -234,7 +234,7 @@ def test_the_losses_and_sums_of_parts_add_up_to_those_of_the_whole(make_stats, s
         method(TokenStats(**{n: x[cut] for n, x in vars(stats).items() if x is not None}), size)
         for cut in (slice(0, 3), slice(3, 8))
     ]
-    joined = together(parts)
+    joined = together([part.record for part in parts])
     same(joined.loss, whole.loss)
     assert joined.read() == pytest.approx(whole.read(), rel=1e-12)
 
@@ -244,7 +244,7 @@ def test_a_wrong_value_of_any_part_is_refused(make_stats):
     x = stats.logp_old.clone()
     x[3, 1] = 0.5
     for parts in ((x, stats.logp_old), (stats.logp_old, x)):
-        outs = [method(unread(stats, logp_old=part)) for part in parts]
+        outs = [method(unread(stats, logp_old=part)).record for part in parts]
         with pytest.raises(DataError, match=r"`logp_old` must be at most 0 .* the first 0.5 at \[3, 1\]"):
             together(outs).read()
 
