@@ -31,7 +31,7 @@ def verdict(findings: Sequence[Finding], counts: Mapping[str, int], lacking: Seq
         lacking: which of the two log-probs the dump does not hold.
         normal: what the sizes are, where nothing else was found: a sentence with its figures.
     """
-    seen = f"{counts['responses']:,} responses with {counts['tokens']:,} sampled tokens of {counts['steps']:,} steps"
+    seen = f"{counts['responses']:,} responses with {counts['tokens_sampled']:,} sampled tokens of {counts['steps']:,} steps"
     if findings:
         return _faulty(findings, seen)
     if lacking:
