@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .fields import column, flags, floats, integer, ints, number, text
@@ -96,9 +97,7 @@ def _advantage(line: Line, padded: int, length: int) -> Tensor | None:
         return None
     if isinstance(line.fields["advantages"], list):
         return floats(line, "advantages", padded)[:length].clone()
-    return floats(Line(source=line.source, fields={"advantages": [line.fields["advantages"]]}), "advantages").repeat(
-        length
-    )
+    return torch.full((length,), number(line, "advantages"), dtype=torch.float64)
 
 
 def _others(line: Line, padded: int, length: int) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,12 @@ HOLDERS = ("meta_info", "sglext", "sgl_ext")
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, a choice each, by step; see `Format.read`."""
-    prompts, top_k = Prompts(), options.top_k or _top_k(paths)
+    prompts, top_k, noted = Prompts(), options.top_k or _top_k(paths), options.top_k is not None
     for step, choice in _choices(paths):
-        yield _sample(choice, step, prompts, top_k, options)
+        sample = _sample(choice, step, prompts, top_k, options)
+        if sample.routes is not None and not noted:
+            sample, noted = replace(sample, notes={**sample.notes, f"experts a token taken to be {top_k}": 1}), True
+        yield sample
 
 
 def _choices(paths: Sequence[Path]) -> Iterator[tuple[int, Line]]:

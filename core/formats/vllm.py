@@ -9,7 +9,8 @@ Shapes: P tokens of the prompt, R sampled ones, L = P + R, M layers (all of the 
 | from 0.22 | `routed_experts`, a `.npy` file in base64 of uint8 or uint16, `[L - 1 - s, M, K]` |
 
 The request's `routed_experts_prompt_start` s is not in the response: rows end with that of token L - 2, and so begin
-with that of token s, unless the line holds a field of this name. Layers that are not MoE layers are 0.
+with that of token s, unless the line holds a field of this name. Layers that are not MoE layers are 0. Log-probs below
+-9999 are written as -9999.
 Source: vllm-project/vllm, `vllm/entrypoints/openai/completion/protocol.py` and `docs/features/routed_experts.md`.
 """
 
@@ -94,6 +95,7 @@ VLLM = Format(
     read=read,
     conventions=(
         "the log-prob of a token stands beside it; prompts have none, unless they were echoed",
+        "the log-prob -9999 stands for any below it, minus infinity among them",
         "route rows end with that of the last token but one; what rows are missing are those of the first tokens",
         "routes hold all layers of the model; those that are not MoE layers are 0",
         "the step is that of the file's name or folder, 0 where it has none; equal prompts are one group",

@@ -166,6 +166,7 @@ def cleared(routes: Tensor, fill: Fill | None) -> Tensor:
 def _chosen(line: Line, routes: Tensor, layers: tuple[int, ...] | None) -> Tensor:
     if layers is None:
         return routes
-    if max(layers, default=0) >= routes.shape[1]:
-        raise line.wrong(f"--layers names layer {max(layers)}, and routes hold {routes.shape[1]}", "give fewer layers")
+    for layer in layers:
+        if not 0 <= layer < routes.shape[1]:
+            raise line.wrong(f"--layers names layer {layer}, and routes hold {routes.shape[1]}", "give others")
     return routes[:, list(layers)]
