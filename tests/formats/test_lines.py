@@ -185,6 +185,20 @@ def test_numbers_come_back_to_the_last_digit(values):
         assert got != got if value is None else got == float(value)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(st.binary(max_size=12), st.sampled_from([b'{"a": [1]}', b"\n", b'{"a": 1, "a": 2}', b"\r\n"])))
+)
+def test_any_bytes_are_lines_or_refused_with_the_number_of_one(tmp_path_factory, parts):
+    path = written(tmp_path_factory.getbasetemp(), b"".join(parts), "any.jsonl")
+    message = ""
+    try:
+        assert all(isinstance(each.fields, dict) for each in lines(path, limit=40))
+    except DataError as error:
+        message = str(error)
+    assert message == "" or message.startswith(f"{path} line ")
+
+
 def test_columns_hold_truth_values_and_numbers_and_nothing_else():
     assert column(line(a=[True, None, 2]), "a", 3)[::2].tolist() == [1.0, 2.0]
     for other in ([1], ["x", 1, 2], [{}, {}, {}], 3, None):
