@@ -42,20 +42,20 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     prompts = Prompts()
     for step, line in responses(paths):
         for choice in choices(line):
-            yield _sample(choice, step, prompts, options)
+            yield _sample(choice, step, prompts)
 
 
-def _sample(choice: Line, step: int, prompts: Prompts, options: Options) -> Sample:
+def _sample(choice: Line, step: int, prompts: Prompts) -> Sample:
     for name in ("prompt_token_ids", "token_ids"):
         if choice.fields.get(name) is None:
             raise choice.wrong(f"lacks `{name}`", REMEDY)
     prompt, sampled = ints(choice, "prompt_token_ids"), ints(choice, "token_ids")
     logp = logprobs(choice, len(prompt), len(sampled))
-    routes = _routes(choice, len(prompt), len(prompt) + len(sampled), options)
+    routes = _routes(choice, len(prompt), len(prompt) + len(sampled))
     return sample_of(choice, step, prompts.group(prompt), prompt, sampled, logp, routes)
 
 
-def _routes(choice: Line, prompt: int, length: int, options: Options) -> tuple[Tensor | None, dict[str, int]]:
+def _routes(choice: Line, prompt: int, length: int) -> tuple[Tensor | None, dict[str, int]]:
     before, rows = decode(choice, "prompt_routed_experts"), decode(choice, "routed_experts")
     start = start_of(choice, "routed_experts_prompt_start")
     if before is not None:
@@ -66,7 +66,7 @@ def _routes(choice: Line, prompt: int, length: int, options: Options) -> tuple[T
         rows, start = before if rows is None else torch.cat([before, rows]), 0
     if rows is None:
         return None, {}
-    return laid(choice, rows, length, max(length - 1 - len(rows), 0) if start is None else start, options=options)
+    return laid(choice, rows, length, max(length - 1 - len(rows), 0) if start is None else start)
 
 
 def decode(choice: Line, name: str) -> Tensor | None:

@@ -16,6 +16,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.nemo_rl import NEMO_RL
 from firstorder.core.formats.prime_rl import PRIME_RL
+from firstorder.core.formats.registry import open_dump
 from firstorder.core.formats.sglang import SGLANG, distinct
 from firstorder.core.formats.vllm import VLLM
 
@@ -184,7 +185,8 @@ def test_layers_that_are_no_moe_layers_are_left_out_where_the_user_says_so(tmp_p
     (sample, *_) = samples_of(count=2, steps=1)
     sample.routes[:-1, 1] = 0
     for format, answer in ((VLLM, completion), (SGLANG, generate)):
-        (got,) = read(format, [single(tmp_path, answer(sample))], layers=(0, 2))
+        path = single(tmp_path / format.name, answer(sample))
+        (got,) = open_dump([path], options=Options(layers=(0, 2))).samples()
         assert torch.equal(got.routes, sample.routes[:, [0, 2]])
 
 
