@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ def _written(report: Report, out: Path) -> Path:
 
 def described(report: Report) -> dict[str, Any]:
     """A report as JSON holds it: all but the views."""
-    whole = asdict(report)
+    whole = asdict(replace(report, views=()))
     del whole["views"]
     return whole
 
