@@ -102,6 +102,11 @@ TERMS: tuple[Term, ...] = (
         },
     ),
     Term(
+        name="token mean where responses are rejected",
+        here="divides by all response tokens: what is left keeps its weight",
+        elsewhere={"verl": _m("divides by the tokens that are kept", "vanilla, rejected responses")},
+    ),
+    Term(
         name="bounds of a rejected response",
         here="`correction.low`, `high` of π_old/μ",
         elsewhere={
@@ -148,7 +153,9 @@ TERMS: tuple[Term, ...] = (
     Term(
         name="share that is truncated",
         here="`truncated`: of tokens, of responses where the span is a whole response",
-        elsewhere={"verl": _m("`rollout_is_ratio_fraction_high`", "rollout_is_ratio_fraction_high")},
+        elsewhere={
+            "verl": _m("`rollout_is_ratio_fraction_high`, the same", "rollout_is_ratio_fraction_high, sequence")
+        },
     ),
     Term(
         name="effective sample size of tokens",

@@ -310,3 +310,11 @@ def test_what_does_not_belong_to_a_run_is_kept_from_it(monkeypatch):
 def test_the_cache_is_where_the_system_says(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert environment.cache() == tmp_path / "firstorder/peers"
+
+
+def test_another_release_of_a_peer_is_said(monkeypatch):
+    fake(monkeypatch)
+    said = environment.answers
+    monkeypatch.setattr(environment, "answers", lambda *given: said(*given) | {"version": "9.9"})
+    text = " ".join(printed(conformance_peers(python="python")).split())
+    assert "the rows of verl were written for 0.9.1, this is 9.9" in text
