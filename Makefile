@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines guests check format lint types test test-engines test-guests test-gpu docs docs-tables alarms borders bench bench-engines bench-gpu
+.PHONY: venv engines guests check format lint types test test-browser test-engines test-guests test-gpu docs docs-tables alarms borders peers bench bench-engines bench-gpu
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -29,6 +29,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest
+
+test-browser: ## the pages in a real browser; needs Chromium: apt-get install -y --no-install-recommends chromium chromium-driver
+	$(PYTHON) -m pytest tests/browser
 
 test-engines: PYTHON = .venv-engines/bin/python
 test-engines: ## tests of the real engines; needs `make engines`

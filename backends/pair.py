@@ -110,6 +110,11 @@ class EnginePair:
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
         return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled
 
+    @property
+    def experts(self) -> int:
+        """Experts of an MoE layer."""
+        return self.trainer.shape.num_experts
+
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""
         schedule = self.settings.recipe.schedule
@@ -127,7 +132,14 @@ class EnginePair:
         replay = replay_of(mode, live.routes, batch.routes)
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
-        scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)
+        scored = Scored(
+            batch=batch,
+            logp_old=used.logp.where(batch.mask, 0.0),
+            replay=replay,
+            differs=differs,
+            routes=live.routes,
+            entropy=used.entropy,
+        )
         moments = agreement(batch, live.routes, live.margin, used.logp, used.entropy)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
