@@ -26,7 +26,7 @@ WRITTEN = {
     "nemo-rl": (writers_nemo_rl.write, (*BOTH, "reward")),
     "slime": (writers_slime.write, (*BOTH, "reward", "update/entropy")),
     "miles": (writers_miles.write, (*BOTH, "reward", "update/entropy")),
-    "skyrl": (writers_skyrl.write, (*BOTH, "reward")),
+    "skyrl": (writers_skyrl.write, BOTH),
     "verl": (writers_verl.write, ("response_length", "reward")),
     "vllm": (lambda folder, samples: writers_responses.write(folder, samples, writers_responses.completion), ()),
     "sglang": (lambda folder, samples: writers_responses.write(folder, samples, writers_responses.generate), ()),

@@ -12,7 +12,7 @@ import writers_verl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
-from same import refusal
+from alike import refusal
 
 from firstorder.core import memory
 from firstorder.core.errors import DataError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import refusal
+from alike import refusal
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats import unpickle
