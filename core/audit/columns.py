@@ -61,7 +61,7 @@ def judge_null(sums: Sums, known: Known) -> Finding | None:
 
 def sign_sums(chunk: Chunk) -> Sums:
     """How many log-probs are above 0, above 1 and below 0, on each side."""
-    seen, sums = sampled(chunk), {}
+    seen, sums = sampled(chunk), Sums()
     hits = torch.zeros(len(seen), dtype=torch.bool)
     for side, x in log_probs(chunk).items():
         above = seen & (x > ROUNDING)
@@ -116,10 +116,11 @@ def _probabilities(sums: Sums, side: str) -> bool:
 
 def coarse_sums(chunk: Chunk) -> Sums:
     """How many log-probs other than 0 are numbers of bfloat16, of float16, or have few decimals, on each side."""
-    seen, sums = sampled(chunk), {}
+    seen, sums = sampled(chunk), Sums()
     for side, x in log_probs(chunk).items():
         values = x[seen & x.isfinite() & (x != 0)]
         sums[f"{side} values"] = torch.tensor(len(values))
+        sums[f"{side} changes"] = (values[1:] != values[:-1]).sum()
         for name, kept in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
             sums[f"{side} {name}"] = (values.to(kept).double() == values).sum()
         for digits in DECIMALS:
@@ -135,7 +136,7 @@ def judge_coarse(sums: Sums, known: Known) -> Finding | None:
         n = int(sums.get(f"{side} values", torch.tensor(0)))
         kinds = ("bfloat16", "float16", *(f"{digits} decimals" for digits in DECIMALS))
         for kind in kinds if n >= FEWEST_COARSE else ():
-            if (hits := int(sums[f"{side} {kind}"])) >= COARSE_SHARE * n:
+            if (hits := int(sums[f"{side} {kind}"])) >= COARSE_SHARE * n and int(sums[f"{side} changes"]):
                 return Finding(
                     fault="log-probs stored coarsely",
                     evidence=f"{hits} of the {n} log-probs of the {side} that are not 0 are numbers of {kind}; what "

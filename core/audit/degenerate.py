@@ -16,7 +16,10 @@ from .columns import NAMES, log_probs, sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
 from .odds import LEVEL
 
-FAR = 0.5  # nats. A float32 log-prob of 0 leaves 2^-25 to all other tokens: to leave them 0.39 takes 16 nats of a logit
+FAR = (
+    1.0  # nats. A float32 log-prob of 0 leaves 2^-25 to all other tokens: to leave them 0.63 takes 18 nats of a logit.
+)
+# It is what is left of a token alone in its nucleus, too, but no one samples with top-p below 0.37
 UNCERTAIN = (
     1e-3  # nats below 0: two engines that round give such a token the same float32 number now and then, not always
 )
@@ -48,7 +51,7 @@ def judge_zero(sums: Sums, known: Known) -> Finding | None:
                 f"{float(sums[f'{side} other']) / n:.3g} on average in the {other}",
                 questions=(
                     "Are tokens of tools or of the environment on the mask?",
-                    f"Does the {side} fill up with 0 where it has no log-prob?",
+                    f"Does the {side} write 0 where it has no log-prob, or where top-k leaves one token?",
                 ),
                 place=first(sums[EACH + "hits"]),
             )
@@ -62,8 +65,8 @@ def judge_all_zero(sums: Sums, known: Known) -> Finding | None:
             forced = " (`force_on_policy_ratio` writes such a column)" if side == "trainer" else ""
             return Finding(
                 fault="log-probs all 0",
-                evidence=f"all {int(sums['tokens'])} log-probs of the {side} are 0{forced}, those of the {other} are not: "
-                "this is no mismatch, and no ratio can be made of it",
+                evidence=f"all {int(sums['tokens'])} log-probs of the {side} are 0{forced}, those of the {other} are "
+                "not: this is no mismatch, and no ratio can be made of it",
                 questions=(
                     f"Did the {side} compute log-probs in this run at all?",
                     "What does the loss divide by?",
@@ -99,7 +102,7 @@ def judge_equal(sums: Sums, known: Known) -> Finding | None:
 
 def constant_sums(chunk: Chunk) -> Sums:
     """Uncertain tokens of each side, and those with another number than the sampled token before."""
-    sums, seen = {}, sampled(chunk)
+    sums, seen = Sums(), sampled(chunk)
     for side, x in log_probs(chunk).items():
         values = x[seen & x.isfinite()]
         sums[f"{side} tokens"] = (values < -UNCERTAIN).sum()
@@ -145,15 +148,15 @@ def judge_duplicates(sums: Sums, known: Known) -> Finding | None:
     """Pairs that are too unlikely to be sampled twice: p x responses below the level."""
     log_p, hashes = sums[EACH + "log p"], sums[EACH + "hash"]
     rare = log_p < math.log(LEVEL) - math.log(len(log_p))
-    values, counts = hashes[rare].unique(return_counts=True)
+    values, counts = torch.unique(hashes[rare], return_counts=True)
     repeated = values[counts > 1]
     if not len(repeated):
         return None
     second = _seen_before(hashes, rare)
     return Finding(
         fault="duplicated responses",
-        evidence=f"{int(second.sum())} of {len(hashes)} responses are, token by token and log-prob by log-prob, another "
-        f"one; the likeliest of them had log p = {float(log_p[second].max()):.3g}",
+        evidence=f"{int(second.sum())} of {len(hashes)} responses are, token by token and log-prob by log-prob, "
+        f"another one; the likeliest of them had log p = {float(log_p[second].max()):.3g}",
         questions=(
             "Is a batch filled up with copies of its own responses?",
             "Were two files of one rank, or one step twice, read?",
@@ -229,7 +232,7 @@ def _mixed_groups(rewards: Tensor, groups: Tensor) -> int:
     known = rewards.isfinite() & (groups >= 0)
     if not known.any():
         return 0
-    _, place = groups[known].unique(return_inverse=True)
+    _, place = torch.unique(groups[known], return_inverse=True)
     low = torch.full((int(place.max()) + 1,), torch.inf, dtype=torch.float64)
     lowest = low.scatter_reduce(0, place, rewards[known], "amin")
     highest = (-low).scatter_reduce(0, place, rewards[known], "amax")
@@ -252,8 +255,8 @@ DETECTORS = (
         needs=BOTH,
         measure=zero_sums,
         judge=judge_zero,
-        rule=f"any token with log-prob 0 on one side and less than {-FAR:g} nats on the other, 16 nats of a logit apart; "
-        "0 on both sides is p = 1",
+        rule=f"any token with log-prob 0 on one side and less than {-FAR:g} nats on the other, 18 nats of a logit "
+        "apart; 0 on both sides is p = 1",
     ),
     Detector(
         fault="identical log-probs",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .finding import EACH, Detector, Finding, Known, Sums, first
 from .odds import LEVEL, tail
-from .rows import SIDES, listed
 from .route_fills import CHECKED, SAMPLED, fill_sums
+from .rows import SIDES, listed
 
 SHORT = 0.9  # of the responses that lack a row, for it to be one that all lack
 OFTEN = 0.05  # of the tokens with one and the same row in all layers; and more than ten times what single layers give
@@ -52,7 +52,7 @@ def _regular(constant: Tensor) -> bool:
         return True
     return any(
         len(x) > 1
-        and len((x[1:] - x[:-1]).unique()) == 1
+        and len(torch.unique(x[1:] - x[:-1])) == 1
         and int(x[1] - x[0]) > 1
         and int(x[0]) < int(x[1] - x[0])
         and n - int(x[-1]) <= int(x[1] - x[0])
@@ -92,8 +92,8 @@ def _blank_layers(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="layers without routes",
-        evidence=f"the rows of the {side} never change in {listed(constant)} of {len(constant)}, which stand neither first "
-        "nor last nor at regular distances, as dense layers would",
+        evidence=f"the rows of the {side} never change in {listed(constant)} of {len(constant)}, which stand neither "
+        "first nor last nor at regular distances, as dense layers would",
         questions=(
             "Which layers of the model are MoE layers?",
             "Do some layers use a router that the capture does not reach?",
@@ -111,8 +111,8 @@ def _rows_of(kind: str, name: str, fault: str, causes: tuple[str, str]) -> Judge
         where = f", {prefix} of them at the start of a response" if prefix else ""
         return Finding(
             fault=fault,
-            evidence=f"{int(count.sum())} of {int(rows.sum())} tokens that ran have rows of {kind} in the {side}{where}; "
-            f"{int((count > 0).sum())} of {len(count)} responses have such",
+            evidence=f"{int(count.sum())} of {int(rows.sum())} tokens that ran have rows of {kind} in the {side}{where}"
+            f"; {int((count > 0).sum())} of {len(count)} responses have such",
             questions=causes,
             place=first(count > 0),
         )
@@ -132,8 +132,8 @@ def _one_short(sums: Sums, side: str) -> Finding | None:
     short = of(sums, side, EACH + "short")
     return Finding(
         fault="one row short",
-        evidence=f"{int(short.sum())} of {len(short)} responses lack the row of the last token but one in the {side}, which "
-        "produced the last token, and no other",
+        evidence=f"{int(short.sum())} of {len(short)} responses lack the row of the last token but one in the {side}, "
+        "which produced the last token, and no other",
         questions=(
             "Does the engine leave out the row of its last forward pass?",
             "Was an array of L - 1 rows cut once more?",
@@ -147,7 +147,8 @@ def _broken(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="broken route rows",
-        evidence=f"{int(count.sum())} rows of the {side} hold negative ids beside others, or below -1, in {listed(count > 0)}",
+        evidence=f"{int(count.sum())} rows of the {side} hold negative ids beside others, or below -1, in "
+        f"{listed(count > 0)}",
         questions=(
             "Were unsigned ids read as signed ones?",
             "Is a row cut or padded expert by expert?",
@@ -184,8 +185,8 @@ def _last_repeated(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="last row repeated",
-        evidence=f"{hits} of {trials} responses end with the row before in all layers of the {side}; elsewhere {others} of "
-        f"{elsewhere} rows repeat",
+        evidence=f"{hits} of {trials} responses end with the row before in all layers of the {side}; elsewhere "
+        f"{others} of {elsewhere} rows repeat",
         questions=(
             "Does the engine record one row less than the trainer asks for?",
             "Is an array padded to its length by its last row?",
@@ -201,8 +202,8 @@ def _repeated(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="rows repeated",
-        evidence=f"in {int(hits.sum())} of {len(hits)} responses most rows of the {side} are those of the token before, in "
-        f"all layers and for another token; {int(count.sum())} rows of {int(fresh.sum())} in all",
+        evidence=f"in {int(hits.sum())} of {len(hits)} responses most rows of the {side} are those of the token "
+        f"before, in all layers and for another token; {int(count.sum())} rows of {int(fresh.sum())} in all",
         questions=(
             "Is one row written for a whole response or block?",
             "Is a buffer of the engine read before the next forward fills it?",
@@ -245,16 +246,16 @@ def _duplicated(sums: Sums, side: str) -> Finding | None:
 
 def judge_range(sums: Sums, known: Known) -> Finding | None:
     """Any id of the known number of experts or more."""
-    for side in SIDES if known.experts is not None else ():
-        if f"{side} rows" not in sums:
+    for side in SIDES:
+        if known.experts is None or f"{side} rows" not in sums:
             continue
         most = of(sums, side, EACH + "most")
         hits = most >= known.experts
         if hits.any():
             return Finding(
                 fault="expert ids out of range",
-                evidence=f"{int(hits.sum())} of {len(hits)} responses have ids of the {side} up to {int(most.max())}; the "
-                f"model has {known.experts} experts",
+                evidence=f"{int(hits.sum())} of {len(hits)} responses have ids of the {side} up to {int(most.max())}; "
+                f"the model has {known.experts} experts",
                 questions=(
                     "Does the engine balance load with redundant experts, whose ids are physical?",
                     "Is a shared expert counted among the routed ones?",
@@ -305,7 +306,8 @@ DETECTORS = (
     _detector(
         "rows that count up",
         _ranged,
-        f"tokens whose ids count up through all layers, more than (3 / E)^(layers x k - 1) of them (Chernoff bound {LEVEL:g})",
+        f"tokens whose ids count up through all layers, more than (3 / E)^(layers x k - 1) of them "
+        f"(Chernoff bound {LEVEL:g})",
     ),
     _detector(
         "last row repeated",
@@ -315,13 +317,14 @@ DETECTORS = (
     _detector(
         "rows repeated",
         _repeated,
-        f"{REPEATED:.0%} or more of {FEWEST_ROWS} rows of a response repeat the row before in all layers, tokens differing",
+        f"{REPEATED:.0%} or more of {FEWEST_ROWS} rows of a response repeat the row before in all layers, "
+        "tokens differing",
     ),
     _detector(
         "one row for many tokens",
         _often,
-        f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most frequent "
-        "token, ten times what the layers give by themselves",
+        f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most "
+        "frequent token, ten times what the layers give by themselves",
     ),
     _detector("duplicate experts in a row", _duplicated, f"any of up to {CHECKED} rows of a chunk"),
     Detector(
