@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines guests check format lint types test test-browser test-engines test-guests test-gpu docs docs-tables alarms borders peers bench bench-engines bench-gpu
+.PHONY: venv engines guests check format lint types test test-browser test-engines test-guests test-gpu docs docs-tables alarms borders vectors peers bench bench-engines bench-gpu
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -56,6 +56,12 @@ alarms: ## the table of alarms in the package, ANSWER=what `firstorder study war
 
 borders: ## the borders in the package, ANSWER=what `firstorder study regimes --json` wrote
 	$(PYTHON) docs/shipped.py borders $(ANSWER)
+
+vectors: ## the golden vectors in the package, from the code; numbers that change need another VERSION
+	$(PYTHON) -m firstorder.core.conformance.vectors core/conformance/vectors.json
+
+peers: ## other frameworks' code on the golden vectors, in an environment of its own, 2 GB; the record
+	$(PYTHON) -m firstorder.cli.entry conformance peers --env .venv-peers --json tests/records/peers.json
 
 bench: ## figures of docs/benchmarks.md, in one run; not those of the engines, which are not installed here
 	$(PYTHON) -m pytest $(wildcard tests/benchmarks/*.py) --benchmark-enable -s $(ARGS)

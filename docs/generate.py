@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import agreement
 import answers
 import decision
 import pictures
@@ -45,6 +46,10 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "cases": agreement.cases,
+    "conventions": agreement.conventions,
+    "terms": agreement.terms,
+    "peers": agreement.peers,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from firstorder.core.conformance.answer import numbers
 from firstorder.core.conformance.check import compared
 
 from .rows import Row
@@ -72,12 +73,18 @@ def _share(receipts: Mapping[str, Sequence[float]], names: str) -> float:
     return sum(acted for acted, _ in chosen) / chosen[0][1]
 
 
+def _places(leaf: Any) -> list[tuple[int, ...]]:
+    return [place for place, _ in numbers(leaf)]
+
+
 def _outcome(row: Row, case: str, answer: Mapping[str, Any] | None, expected: Any) -> Outcome:
     why = row.differs.get(case, "")
     if answer is None:
         return Outcome(row=row, case=case, status=MISSING, why=why)
     if "error" in answer:
-        return Outcome(row=row, case=case, status=KNOWN if why else FAILED, detail=answer["error"], why=why)
+        return Outcome(row=row, case=case, status=FAILED, detail=answer["error"], why=why)
+    if _places(answer["got"]) != _places(expected):
+        return Outcome(row=row, case=case, status=FAILED, detail="the answer has another shape", why=why)
     section, name, *_ = row.ours.split("/")
     worst = compared((section, case, name), answer["got"], expected, GATE).worst
     if worst is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.progress import steps
 
 from .rows import PINS
 
@@ -51,10 +52,14 @@ def build(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if _installed(python) == PINS:
         return python
-    _ran([sys.executable, "-m", "venv", str(folder)], "cannot make an environment")
     install = [str(python), "-m", "pip", "install", "-q"]
-    _ran([*install, *PACKAGES], "cannot install the peers")
-    _ran([*install, *ALONE], "cannot install verl", {"PIP_NO_DEPS": "1"})
+    work: list[tuple[list[str], str, dict[str, str]]] = [
+        ([sys.executable, "-m", "venv", str(folder)], "cannot make an environment", {}),
+        ([*install, *PACKAGES], "cannot install the peers", {}),
+        ([*install, *ALONE], "cannot install verl", {"PIP_NO_DEPS": "1"}),
+    ]
+    for command, failed, variables in steps("environment", work):
+        _ran(command, failed, variables)
     return python
 
 
@@ -67,11 +72,9 @@ def _installed(python: Path) -> dict[str, str]:
     return found
 
 
-def _ran(command: list[str], failed: str, variables: Mapping[str, str] | None = None) -> None:
+def _ran(command: list[str], failed: str, variables: Mapping[str, str]) -> None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, **(variables or {})}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
     except OSError as error:
         raise ConfigError(f"{failed}: {error.strerror}; give another folder") from None
     if done.returncode:

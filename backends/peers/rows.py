@@ -46,6 +46,7 @@ DUAL = _on("clip_ratio_c is 3 by default: where A < 0 a ratio above 3 is dropped
 CAP = _on("the ratio is truncated at clip_ratio_c, 3 by default", "extremes")
 MEAN_A = _on("the advantages of a response's tokens are averaged", "token_advantages")
 RECIPROCAL = "the bounds of seq_*_k1 hold for mu / pi, the reciprocal of the ratio"
+KEPT = _on("a token mean divides by the tokens that are kept; here by all", "rationals", "extremes")
 WHITENED = _on("advantages are whitened over the batch", "whole", "holes")
 CLIPPED_ZERO = _on("a clip that drops a ratio of 0 counts; here it has changed nothing", "impossible_token")
 ONE_STD = _on("the sample standard deviation of one token is NaN, here 0", "one_token")
@@ -106,6 +107,12 @@ VERL = (
         ("vanilla, masked weights", "icepop", f"{_CORRECTION}, token, 0.5_5.0"),
         ("vanilla, sequence weights", "tis-sequence", f"{_CORRECTION}, sequence, 2.0, no clip"),
         ("vanilla, masked sequence weights", "mask-sequence", f"{_CORRECTION}, sequence, 0.6_3.0, no clip"),
+        (
+            "vanilla, rejected responses",
+            "sequence-mask",
+            "compute_rollout_rejection_mask, seq_sum_k1, token-mean, no clip",
+            KEPT,
+        ),
         ("reinforce", "reinforce", f"{_LOSS}reinforce, seq-mean-token-sum", NO_SCORE),
         ("reinforce, size not given", "reinforce", f"{_LOSS}reinforce, seq-mean-token-sum", EMPTY | NO_SCORE),
         ("reinforce, token weights", "minirl-no-clip", f"{_LOSS}reinforce with {_CORRECTION}, token"),
@@ -134,6 +141,11 @@ VERL = (
         ("rollout_probs_diff_std", "metrics/rollout_probs_diff_std", _DEBUG, ONE_STD),
         ("rollout_actor_probs_pearson_corr", "metrics/rollout_actor_probs_pearson_corr", _DEBUG),
         ("rollout_is_ratio_fraction_high", "receipts/tis/truncated", f"{_CORRECTION}, token, 2.0"),
+        (
+            "rollout_is_ratio_fraction_high, sequence",
+            "receipts/tis-sequence/truncated",
+            f"{_CORRECTION}, sequence, 2.0",
+        ),
         ("pg_clipfrac", "receipts/ppo-clip/clip_upper+clip_lower", f"{_LOSS}vanilla", CLIPPED_ZERO),
         ("grpo advantage", "advantages/group_mean_std", "compute_grpo_outcome_advantage", ALONE),
         ("grpo advantage, no std", "advantages/group_mean", "compute_grpo_outcome_advantage", ALONE),

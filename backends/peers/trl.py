@@ -187,7 +187,7 @@ def _generator(mask: Tensor, old: Tensor, mu: Tensor) -> Any:
     """What `_generate_and_score_completions` reads of a trainer whose rollouts are these, and no model."""
     size, width = mask.shape
     prompts, tokens = [[0]] * size, [[0] * width] * size
-    rollouts = (prompts, tokens, mask.long().tolist(), [""] * size, mu.tolist(), {}, None, None)
+    rollouts: tuple[Any, ...] = (prompts, tokens, mask.long().tolist(), [""] * size, mu.tolist(), {}, None, None)
     return SimpleNamespace(
         accelerator=_accelerator(),
         model=SimpleNamespace(training=True, is_gradient_checkpointing=False),

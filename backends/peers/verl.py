@@ -57,6 +57,7 @@ def _loss(
     to: str = "old",
     whole: bool = True,
     weights: Callable[[Batch], Tensor] | None = None,
+    rejects: tuple[str, str, str] | None = None,
     **keys: Any,
 ) -> Callable[[Batch], Tensor]:
     """A registered policy loss, aggregated `how`, on the ratio of π_θ `to` another policy."""
@@ -66,7 +67,7 @@ def _loss(
             old_log_prob=getattr(batch, to),
             log_prob=batch.theta,
             advantages=batch.advantages,
-            response_mask=batch.mask.double(),
+            response_mask=batch.mask.double() if rejects is None else _rejected(batch, *rejects),
             loss_agg_mode=how,
             config=_config(low, high, batch if whole else None, **keys),
             rollout_is_weights=None if weights is None else weights(batch),
@@ -92,26 +93,32 @@ def _weights(level: str, threshold: float | str, above: str = "old") -> Callable
 
 
 def _between(batch: Batch, above: str) -> Tensor:
-    return (getattr(batch, above) - batch.mu).detach()
+    numerator: Tensor = getattr(batch, above)
+    return (numerator - batch.mu).detach()
+
+
+def _rejected(batch: Batch, option: str, bounds: str, above: str) -> Tensor:
+    """The mask that is left of a batch when an option of rejection has bounds of μ over another policy."""
+    found, _ = _helper().compute_rollout_rejection_mask(
+        log_ratio=_between(batch, above),
+        response_mask=batch.mask.double(),
+        rollout_rs=option,
+        rollout_rs_threshold=bounds,
+    )
+    return found  # type: ignore[no-any-return]
 
 
 def _reinforce(
     weights: Callable[[Batch], Tensor] | None = None, rejects: tuple[str, str, str] | None = None, whole: bool = True
 ) -> Callable[[Batch], Tensor]:
-    """compute_policy_loss_reinforce, with weights and with (option, bounds, numerator) of rejection."""
+    """compute_policy_loss_reinforce, with weights and with (option, bounds, policy) of rejection."""
 
     def loss(batch: Batch) -> Tensor:
-        mask = batch.mask.double()
-        if rejects is not None:
-            option, bounds, above = rejects
-            mask, _ = _helper().compute_rollout_rejection_mask(
-                log_ratio=_between(batch, above), response_mask=mask, rollout_rs=option, rollout_rs_threshold=bounds
-            )
         found, _ = _algos().compute_policy_loss_reinforce(
             rollout_log_prob=batch.mu,
             log_prob=batch.theta,
             advantages=batch.advantages,
-            response_mask=mask,
+            response_mask=batch.mask.double() if rejects is None else _rejected(batch, *rejects),
             loss_agg_mode=SUM,
             config=_config(0.2, 0.2, batch if whole else None),
             rollout_is_weights=None if weights is None else weights(batch),
@@ -154,6 +161,9 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
         "vanilla, masked sequence weights": _loss(
             "vanilla", SUM, clip_ratio_c=FREE, weights=_weights("sequence", "0.6_3.0")
         ),
+        "vanilla, rejected responses": _loss(
+            "vanilla", TOKENS, clip_ratio_c=FREE, rejects=("seq_sum_k1", f"{1 / 3.0}_{1 / 0.6}", "old")
+        ),
         "reinforce": _reinforce(),
         "reinforce, size not given": _reinforce(whole=False),
         "reinforce, token weights": _reinforce(_weights("token", FREE, "theta")),
@@ -179,6 +189,7 @@ def _metrics() -> dict[str, Answer]:
         **{name: _of(_debug, f"training/{name}") for name in debug},
         "rollout_is_eff_sample_size": _of(_is, "rollout_is_eff_sample_size"),
         "rollout_is_ratio_fraction_high": _of(_is, "rollout_is_ratio_fraction_high"),
+        "rollout_is_ratio_fraction_high, sequence": _of(_of_sequence, "rollout_is_ratio_fraction_high"),
         "pg_clipfrac": _of(_vanilla, "actor/pg_clipfrac"),
     }
 
@@ -192,14 +203,18 @@ def _offpolicy(batch: Batch) -> dict[str, float]:
     return found
 
 
-def _is(batch: Batch) -> dict[str, float]:
+def _is(batch: Batch, level: str = "token") -> dict[str, float]:
     _, found = _helper().compute_rollout_correction_weights(
         log_ratio=_between(batch, "old"),
         response_mask=batch.mask.double(),
-        rollout_is="token",
+        rollout_is=level,
         rollout_is_threshold=2.0,
     )
     return found  # type: ignore[no-any-return]
+
+
+def _of_sequence(batch: Batch) -> dict[str, float]:
+    return _is(batch, "sequence")
 
 
 def _debug(batch: Batch) -> dict[str, float]:

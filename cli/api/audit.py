@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class AuditOptions:
         layers: the MoE layers, `3-47` or `1,3,5`, where routes hold a row for every layer.
         fill: what stands in route rows that no token has: none, zeros, minus-one or arange.
         experts: of the model.
+        top_k: experts a token, where routes are flat.
         replay: what the run replays: disabled, R2 or R3.
         precision: of the rollout engine: fp32, fp16, bf16 or fp8.
         minibatches: updates a rollout.
@@ -51,10 +52,18 @@ class AuditOptions:
     layers: str | None = None
     fill: str | None = None
     experts: int | None = None
+    top_k: int | None = None
     replay: str | None = None
     precision: str | None = None
     minibatches: int | None = None
     tokenizer: str | os.PathLike[str] | None = None
+
+    def check(self) -> None:
+        """Refuse values that there are not, before anything is read; raises ConfigError."""
+        self.reading()
+        _one_of("--replay", self.replay, MODES)
+        _one_of("--precision", self.precision, PRECISIONS)
+        _positive("--minibatches", self.minibatches)
 
     def reading(self) -> Options:
         """What readers are told.
@@ -65,23 +74,19 @@ class AuditOptions:
         from firstorder.core.formats.format import Options
 
         fill: Any = _one_of("--fill", self.fill, FILLS)
-        return Options(fill=fill, layers=_layers(self.layers), experts=_positive("--experts", self.experts))
+        return Options(
+            fill=fill,
+            layers=_layers(self.layers),
+            experts=_positive("--experts", self.experts),
+            top_k=_positive("--top-k", self.top_k),
+        )
 
     def known(self, dump: Dump) -> Known:
-        """What is known of the run: what the user says, else what the first file says of itself.
-
-        Raises:
-            ConfigError: a value is none of those that there are.
-        """
+        """What is known of the run: what the user says, else what the first file says of itself."""
         from firstorder.core.audit.finding import Known
         from firstorder.core.formats.neutral import NEUTRAL, about
 
-        said: dict[str, Any] = {
-            "experts": self.experts,
-            "replay": _one_of("--replay", self.replay, MODES),
-            "precision": _one_of("--precision", self.precision, PRECISIONS),
-            "minibatches": _positive("--minibatches", self.minibatches),
-        }
+        said: dict[str, Any] = {name: getattr(self, name) for name in ("experts", "replay", "precision", "minibatches")}
         written = about(dump.files[0]).model_dump() if dump.format is NEUTRAL else {}
         return Known(**{name: written.get(name) if value is None else value for name, value in said.items()})
 
@@ -143,7 +148,7 @@ def audit(
     Args:
         paths: files, or folders of them.
         out: a new folder for the page, its figures and data.
-        options: `format`, `layers`, `fill`, `experts`, `replay`, `precision`, `minibatches`, `tokenizer`, as of
+        options: `format`, `layers`, `fill`, `experts`, `top_k`, `replay`, `precision`, `minibatches`, `tokenizer`, as of
             `AuditOptions`.
 
     Raises:
@@ -169,6 +174,7 @@ def audited(
         require_matplotlib()
         check_folder(Path(out))
     texts = None if options.tokenizer is None else token_texts(Path(options.tokenizer))
+    options.check()
     dump = opened(paths, options)
     report = made(dump, options.known(dump), border(), texts)
     page = None if out is None else _written(report, Path(out))
@@ -209,7 +215,7 @@ def _written(report: Report, out: Path) -> Path:
 
 def described(report: Report) -> dict[str, Any]:
     """A report as JSON holds it: all but the views."""
-    whole = asdict(report)
+    whole = asdict(replace(report, views=()))
     del whole["views"]
     return whole
 

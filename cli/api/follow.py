@@ -51,7 +51,7 @@ def follow(
 
     if not paths:
         raise ConfigError("audit --follow takes the folder that grows, got none")
-    options.reading()
+    options.check()
     watch, code = _Watch(options, say), NORMAL
     try:
         while True:

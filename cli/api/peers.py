@@ -46,6 +46,8 @@ class PeersResult(Result):
         from rich.table import Table
         from rich.text import Text
 
+        from firstorder.backends.peers.rows import PINS
+
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("peer", "row", "ours", "agree", "why not all"):
             table.add_column(column, overflow="fold")
@@ -57,6 +59,9 @@ class PeersResult(Result):
         counts = Counter(one.status for one in self.outcomes)
         peers = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         yield Text(f"{peers}: {', '.join(f'{n} {status}' for status, n in counts.items())}; {self.seconds:.1f} s")
+        for name, version in self.versions.items():
+            if version != PINS[name]:
+                yield Text(f"the rows of {name} were written for {PINS[name]}, this is {version}", style="yellow")
         for one in self.outcomes:
             if not one.expected:
                 said = f"{one.row.peer}, {one.row.name}, {one.case}: {one.status} {one.detail}"
@@ -99,12 +104,13 @@ def conformance_peers(
     from firstorder.backends.peers.rows import ROWS
     from firstorder.core.conformance.shipped import shipped, source
     from firstorder.core.errors import ConfigError
+    from firstorder.core.progress import steps
 
     if python is not None and env is not None:
         raise ConfigError("--python is an environment that there is, --env one to make; give one of the two")
     there = Path(python) if python is not None else build(Path(env) if env is not None else cache())
     started = time.perf_counter()
-    said = {peer: answers(peer, there, source()) for peer in ROWS}
+    said = {peer: answers(peer, there, source()) for peer in steps("peers", list(ROWS))}
     found = [one for peer, rows in ROWS.items() for one in outcomes(rows, said[peer]["rows"], shipped())]
     seconds = time.perf_counter() - started
     versions = {peer: said[peer]["version"] for peer in ROWS}

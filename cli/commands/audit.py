@@ -21,6 +21,7 @@ def audit(
         None, "--fill", metavar="FILL", help="What stands in route rows that no token has: zeros, minus-one, arange."
     ),
     experts: int | None = typer.Option(None, "--experts", metavar="E", help="Experts of the model."),
+    top_k: int | None = typer.Option(None, "--top-k", metavar="K", help="Experts a token, where routes are flat."),
     replay: str | None = typer.Option(None, "--replay", metavar="MODE", help="What the run replays: disabled, R2, R3."),
     precision: str | None = typer.Option(
         None, "--precision", metavar="KIND", help="Of the rollout engine: fp32, fp16, bf16, fp8."
@@ -45,6 +46,7 @@ def audit(
         layers=layers,
         fill=fill,
         experts=experts,
+        top_k=top_k,
         replay=replay,
         precision=precision,
         minibatches=minibatches,

@@ -10,6 +10,7 @@ import typer
 
 from firstorder.cli import output
 from firstorder.cli.api import conformance as api
+from firstorder.cli.progress import shown
 
 
 class Action(StrEnum):
@@ -86,6 +87,7 @@ def _check(file: str, json: str | None) -> int:
 def _peers(python: str | None, env: str | None, json: str | None) -> int:
     from firstorder.cli.api.peers import conformance_peers
 
-    result = conformance_peers(python=python, env=env)
+    with shown("peers"):
+        result = conformance_peers(python=python, env=env)
     output.show(result, json)
     return 0 if result.passed else 1

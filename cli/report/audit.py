@@ -11,7 +11,7 @@ from firstorder.core.audit.report import Report, View
 from firstorder.core.audit.table import Cell, Column, Estimate, Table
 
 from . import kit
-from .drawn import along, csv_of, drawn, estimated, is_drawn, plotted
+from .drawn import along, csv_of, drawn, estimated, is_drawn, plotted, with_unit
 from .drawn import overview as engines
 from .viewer import script, viewer
 
@@ -107,9 +107,8 @@ def _titled(table: Table) -> str:
 
 
 def _table(table: Table, links: str = "") -> str:
-    heads = [f"{column.title} [{column.unit}]" if column.unit else column.title for column in table.columns]
     rows = [[_text(row.get(column.key)) for column in table.columns] for row in table.rows]
-    return kit.table(heads, rows, table.title, links)
+    return kit.table(list(map(with_unit, table.columns)), rows, table.title, links)
 
 
 def _meanings(columns: Sequence[Column]) -> str:

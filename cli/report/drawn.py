@@ -24,6 +24,7 @@ from .kit import visible
 WIDE = 100  # times the first place, from which on an axis of numbers is logarithmic
 LETTERS = 28  # of all labels of an axis, above which they slant
 OVERVIEW = {"by-position": "abs_log_ratio", "by-decile": "abs_log_ratio", "routes-by-layer": "flip_rate"}
+PURE = "1"  # the unit of a pure number
 FEW = 12  # categories that have room for their names; of more, every so many is named
 
 
@@ -116,7 +117,7 @@ def _draw(ax: Axes, table: Table, column: Column, colour: str) -> None:
     if values.min(initial=0.0) < 0 < values.max(initial=0.0):
         ax.axhline(0, color="0.4", linewidth=0.8)
     ax.set_title(visible(column.title), loc="left")
-    ax.set(xlabel=visible(_with_unit(along(table))), ylabel=visible(column.unit))
+    ax.set(xlabel=visible(with_unit(along(table))), ylabel="" if column.unit == PURE else visible(column.unit))
 
 
 def _number(ax: Axes, places: NDArray[np.float64]) -> None:
@@ -166,8 +167,9 @@ def _ends(cells: Sequence[Cell]) -> tuple[Any, Any, Any]:
     return values, np.minimum(low, values), np.maximum(high, values)
 
 
-def _with_unit(column: Column) -> str:
-    return f"{column.title} [{column.unit}]" if column.unit else column.title
+def with_unit(column: Column) -> str:
+    """The head of a column."""
+    return f"{column.title} [{column.unit}]" if column.unit and column.unit != PURE else column.title
 
 
 def _plain(value: Cell) -> str:

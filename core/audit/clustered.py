@@ -68,12 +68,14 @@ def clusters(blocks: Mapping[str, Tensor]) -> Clusters:
     """The responses of a chunk.
 
     Args:
-        blocks: what each response adds, `[B, w]` by name.
+        blocks: what each response adds, `[B, w]` by name; there is at least one response.
     """
     widths = {name: block.shape[-1] for name, block in blocks.items()}
     x = torch.cat([block.double() for block in blocks.values()], dim=-1)
-    scale = _power(x.abs().amax(0) if len(x) else torch.zeros(x.shape[-1], dtype=x.dtype))
-    centred = (x - x.mean(0) if len(x) else x) / scale
+    finite = x.nan_to_num(0.0, 0.0, 0.0)  # a sum that is no number has no interval; the others keep theirs
+    scale = _power(finite.abs().amax(0))
+    centred = finite / scale
+    centred = centred - centred.mean(0)
     present = [(block != 0).any(-1).sum() for block in blocks.values()]
     return Clusters(
         widths=widths,
@@ -99,9 +101,8 @@ def merged(a: Clusters, b: Clusters) -> Clusters:
     """Responses of both; a block that one of them lacks is 0 in its responses."""
     a, b = (_laid_out(each, dict(a.widths) | dict(b.widths)) for each in (a, b))
     count, scale = a.count + b.count, torch.maximum(a.scale, b.scale)
-    if not a.count or not b.count:
-        return a if a.count else b
     apart = (b.total / scale) / b.count - (a.total / scale) / a.count
+    apart = apart.nan_to_num(0.0, 0.0, 0.0)
     between = a.count * b.count / count * torch.outer(apart, apart)
     return Clusters(
         widths=a.widths,
@@ -122,12 +123,12 @@ def estimates(of: Clusters, quantities: Callable[[Blocks], Mapping[str, Tensor]]
             sums give the same.
 
     Returns:
-        An estimate by name; it has no interval where `interval` gives none, fewer than two responses have the sums
-        that it is made of, or it has no derivative, as a spread of 0 has none.
+        An estimate by name, where it is a number. It has no interval where `interval` gives none, fewer than two
+        responses have the sums that it is made of, or it has no derivative, as a spread of 0 has none.
     """
     total = of.total.clone().requires_grad_()
     with torch.enable_grad():
-        found = quantities(_blocks(total, of.widths))
+        found = {name: x for name, x in quantities(_blocks(total, of.widths)).items() if bool(x.isfinite())}
     return {name: _estimate(of, float(value.detach()), _gradient(value, total)) for name, value in found.items()}
 
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .bins import LogBins
 from .clustered import Blocks, Clusters, clusters, estimates
 from .seen import Seen
 from .strata import AVERAGED, NOTE, columns, token_pairs
 from .table import Cell, Table
 
-FINEST = 2.0**-26  # nats of -log μ, below which all is one bin: float32 has no more of a log-prob near 0
-OCTAVES, PER_OCTAVE = 32, 2  # up to 64 nats
-BINS = OCTAVES * PER_OCTAVE + 2
+BINS = LogBins(lowest=-20, highest=6, per_octave=4)  # of -log μ in nats: what is within 1e-6 of 1 is one bin
 DECILES = 10
 ROUTED = "route/flip_rate"
 
@@ -31,10 +30,10 @@ def measured(seen: Seen) -> Clusters | None:
     mu, where = seen.chunk.logp_mu, seen.usable
     if mu is None:
         return None
-    at, size = where.nonzero()[:, 0] * BINS + place(-mu[where]), len(mu) * BINS
+    rows, place = where.nonzero()[:, 0], BINS.place(-mu[where])
 
     def binned(x: Tensor) -> Tensor:
-        return torch.bincount(at, weights=x[where], minlength=size).reshape(-1, BINS)
+        return BINS.sums(rows, place, x[where], len(mu))
 
     blocks: Blocks = {"tokens": binned(where.double())}
     for name, (x, n) in token_pairs(seen).items():
@@ -53,7 +52,7 @@ def table(of: Clusters) -> Table:
         part = f"{_probability(last + 1)} to {_probability(first)}"
         rows.append({"part": part, "tokens": round(float(tokens)), **estimates(of, _pooled(first, last))})
     rows.reverse()  # from improbable tokens to probable ones
-    note = f"{NOTE} A row is the tenth of the tokens that bins of -log mu, 19 % wide, come closest to."
+    note = f"{NOTE} A row is the tenth of the tokens that bins of -log mu, {BINS.width - 1:.0%} wide, come closest to."
     return Table(
         name="by-decile",
         title="By decile of the probability of the sampled token",
@@ -61,11 +60,6 @@ def table(of: Clusters) -> Table:
         rows=tuple(rows),
         note=note,
     )
-
-
-def place(x: Tensor) -> Tensor:
-    """The bin of -log μ, int64: 0 below `FINEST`, the last from 64 nats on."""
-    return ((x / FINEST).clamp(min=0.5).log2() * PER_OCTAVE).floor().clamp(-1, BINS - 2).long() + 1
 
 
 def tenths(tokens: Tensor) -> list[tuple[int, int]]:
@@ -92,11 +86,11 @@ def _pooled(first: int, last: int) -> Callable[[Blocks], Mapping[str, Tensor]]:
     return means
 
 
-def _probability(bin_: int) -> str:
+def _probability(place: int) -> str:
     """The probability at the lower border of a bin of -log μ, for people."""
-    if bin_ <= 0:
+    if place <= 0:
         return "1"
-    if bin_ >= BINS:
+    if place >= BINS.count:
         return "0"
-    x = FINEST * 2 ** ((bin_ - 1) / PER_OCTAVE)
+    x = BINS.border(place)
     return f"1 - {-math.expm1(-x):.2g}" if x < 0.01 else f"{math.exp(-x):.3g}"

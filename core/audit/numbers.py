@@ -19,13 +19,12 @@ from firstorder.core.quantities import Moments, Quantity, means
 from firstorder.core.training import backend, diagnostics, strata
 
 from . import strata as parts
+from .bins import LogBins
 from .clustered import MANY, STEADY, Blocks, Clusters, clusters, estimates, of_moments, to_moments, withheld
 from .seen import Seen
 from .table import Cell, Column, Estimate, Table
 
-FINEST = 2.0**-26  # nats: a |D| below it is float32 rounding of any log-prob
-OCTAVES, PER_OCTAVE = 32, 4  # from FINEST to 64 nats; a bin is 19 % wide
-BINS = OCTAVES * PER_OCTAVE + 2  # with one below and one above
+BINS = LogBins(lowest=-26, highest=6, per_octave=4)  # of |D| in nats, from what float32 rounds off a log-prob
 TOP = 0.01  # of the tokens
 
 QUANTITIES: dict[str, Quantity] = {
@@ -48,6 +47,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "reward": Quantity(formula="mean R of the responses", unit="reward", source="verl critic/rewards/mean; TRL reward"),
 }
+READ_REWARDS = ("seq_rho_reward", "second_order_remainder")  # among the moments
 ROUTED = ("route/flip_rate", "route/tokens_flipped", "update/entropy")
 
 
@@ -66,7 +66,7 @@ def per_response(seen: Seen) -> Moments:
     found: Moments = {}
     if seen.paired:
         alone = one_each(seen.stats)
-        found |= diagnostics.moments(alone)
+        found |= {name: _rewarded(seen, name, pair) for name, pair in diagnostics.moments(alone).items()}
         if seen.chunk.advantage is not None:
             found |= strata.moments(alone)
         tokens = found["d"][1]
@@ -149,20 +149,13 @@ def top_share(count: Tensor, total: Tensor) -> Tensor:
     return taken / total.sum()
 
 
-def place(x: Tensor) -> Tensor:
-    """The bin of a positive number, int64: 0 below `FINEST`, and the last from 64 on."""
-    return ((x / FINEST).clamp(min=0.5).log2() * PER_OCTAVE).floor().clamp(-1, BINS - 2).long() + 1
-
-
 def _histogram(seen: Seen) -> Blocks:
     """Tokens and Σ |D| of each response in bins of |D|, `[B, F]`."""
     if not seen.paired:
         return {}
-    size, on = len(seen.d) * BINS, seen.usable
-    x = seen.d[on].abs()
-    at = on.nonzero()[:, 0] * BINS + place(x)
-    counts = torch.bincount(at, minlength=size).double(), torch.bincount(at, weights=x, minlength=size)
-    return {name: each.reshape(-1, BINS) for name, each in zip(("bin_count", "bin_abs"), counts, strict=True)}
+    rows, x = seen.usable.nonzero()[:, 0], seen.d[seen.usable].abs()
+    place, weights = BINS.place(x), {"bin_count": torch.ones_like(x), "bin_abs": x}
+    return {name: BINS.sums(rows, place, each, len(seen.d)) for name, each in weights.items()}
 
 
 def _others(seen: Seen) -> Moments:
@@ -172,8 +165,15 @@ def _others(seen: Seen) -> Moments:
         later[:, 0] = False
         found["update/entropy"] = _over(later, chunk.entropy)
     if chunk.rewards is not None:
-        found["reward"] = chunk.rewards.double(), torch.ones_like(chunk.rewards)
+        found["reward"] = torch.where(seen.rewarded, chunk.rewards, 0.0), seen.rewarded.double()
     return found
+
+
+def _rewarded(seen: Seen, name: str, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A moment that reads rewards, without the responses that have none."""
+    if name not in READ_REWARDS:
+        return pair
+    return torch.where(seen.rewarded, pair[0], 0.0), torch.where(seen.rewarded, pair[1], 0.0)
 
 
 def _over(part: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

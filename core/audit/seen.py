@@ -5,7 +5,7 @@ Shapes: B samples, L positions, M MoE layers, K experts a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 import torch
@@ -106,8 +106,17 @@ class Seen:
 
     @cached_property
     def stats(self) -> TokenStats:
-        """As of the chunk; where `paired`."""
-        return self.chunk.stats()
+        """As of the chunk, with rewards that are numbers; where `paired`."""
+        stats = self.chunk.stats()
+        return (
+            stats if stats.rewards is None else replace(stats, rewards=torch.where(self.rewarded, stats.rewards, 0.0))
+        )
+
+    @cached_property
+    def rewarded(self) -> Tensor:
+        """Responses whose reward is a number, bool `[B]`."""
+        rewards = self.chunk.rewards
+        return torch.zeros(len(self.chunk.mask), dtype=torch.bool) if rewards is None else rewards.isfinite()
 
     @cached_property
     def d(self) -> Tensor:

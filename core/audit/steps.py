@@ -94,9 +94,7 @@ def measured(seen: Seen, moments: Moments) -> Steps:
     pairs = [torch.stack([above.double(), below.double()], -1) for above, below in moments.values()]
     each = torch.stack(pairs, 1) if pairs else torch.zeros(len(place), 0, 2, dtype=torch.float64)
     sums = each.new_zeros(len(steps), *each.shape[1:]).index_add(0, place, each)
-    return Steps(
-        steps=steps, names=tuple(moments), moments=sums, rewards=_spread(seen.chunk.rewards, place, len(steps))
-    )
+    return Steps(steps=steps, names=tuple(moments), moments=sums, rewards=_spread(seen, place, len(steps)))
 
 
 def merged(a: Steps, b: Steps) -> Steps:
@@ -187,13 +185,14 @@ def _finalise(sums: Moments) -> dict[str, Tensor]:
     return found | strata.finalise(sums) | means({name: x for name, x in sums.items() if name.startswith(logged)})
 
 
-def _spread(rewards: Tensor | None, place: Tensor, steps: int) -> Tensor:
+def _spread(seen: Seen, place: Tensor, steps: int) -> Tensor:
     """How many rewards each step has, their mean and Σ (R - mean)², `[S, 3]`."""
-    if rewards is None:
-        return torch.zeros(steps, 3, dtype=torch.float64)
-    none = rewards.new_zeros(steps)
+    none = torch.zeros(steps, dtype=torch.float64)
+    if seen.chunk.rewards is None:
+        return none[:, None].expand(-1, 3)
+    rewards, place = seen.chunk.rewards[seen.rewarded].double(), place[seen.rewarded]
     count = none.index_add(0, place, torch.ones_like(rewards))
-    mean = none.index_add(0, place, rewards) / count
+    mean = none.index_add(0, place, rewards) / count.clamp(min=1)
     return torch.stack([count, mean, none.index_add(0, place, (rewards - mean[place]).square())], -1)
 
 

@@ -23,7 +23,7 @@ from .table import Cell, Column, Estimate, Table
 
 TAIL = math.log(2.0)  # of F(2)
 TURNS = 8  # first ones that have a row of their own
-SHIFT = 1 << 32  # a step and a version are one key
+SHIFT = 1 << 42  # a step and a version are one key; a version may be a time in milliseconds
 
 ABS_LOG_RATIO = Quantity(formula="mean |D|", unit="nats/token", source="firstorder")
 AVERAGED: dict[str, Quantity] = {
@@ -57,7 +57,7 @@ def measured(seen: Seen) -> dict[str, Cells]:
     }
     if seen.chunk.version is not None:
         known = sampled & (seen.chunk.version >= 0)
-        by["version"] = cells.cells(steps * SHIFT + seen.chunk.version, pairs, known)
+        by["version"] = cells.cells(steps * SHIFT + seen.chunk.version.clamp(max=SHIFT - 1), pairs, known)
         versions = {"version": (seen.chunk.version.double(), torch.ones_like(sampled, dtype=torch.float64))}
         by["staleness"] = cells.cells(steps, versions, known)
     return by

@@ -15,7 +15,7 @@ from typing import TypeVar
 from firstorder.core.formats.chunk import Chunk
 from firstorder.core.runs.logs import Line
 
-from . import clustered, deciles, numbers, replays, routing_tables, steps, strata, weights
+from . import clustered, deciles, numbers, ratios, replays, routing_tables, steps, strata, weights
 from .cells import Cells
 from .clustered import Clusters
 from .routing_tables import Routed
@@ -37,6 +37,7 @@ class Tally:
         deciles: responses in bins of the probability of the sampled token.
         steps: the sums of every step.
         weights: responses under every shipped recipe's weight.
+        ratios: responses with the moments of every pair of policies, where π_θ is one.
         routed: routes by layer and position.
         replays: what Routing Replay would change.
         signed: whether there were advantages.
@@ -48,6 +49,7 @@ class Tally:
     deciles: Clusters | None
     steps: Steps
     weights: Clusters | None
+    ratios: Clusters | None
     routed: Routed | None
     replays: Clusters | None
     signed: bool
@@ -63,11 +65,14 @@ class Tally:
             found.append(deciles.table(self.deciles))
         if self.routed is not None:
             found += routing_tables.tables(self.routed)
-        if self.weights is not None:
+        if self.weights is not None and self.counts["tokens_usable"]:
             found.append(weights.table(self.weights, signed=self.signed))
+        if self.ratios is not None:
+            found.append(ratios.table(self.ratios))
         if self.replays is not None:
             found.append(replays.table(self.replays))
-        return (*found, steps.signals(self.lines(), minibatches))
+        found.append(steps.signals(self.lines(), minibatches))
+        return tuple(table for table in found if table.rows)
 
     def lines(self) -> list[Line]:
         """A line a step, as a run's log has them, for alarms."""
@@ -94,6 +99,7 @@ def tally(chunk: Chunk) -> Tally:
         deciles=deciles.measured(seen),
         steps=steps.measured(seen, moments if routed is None else moments | routed[1]),
         weights=weights.measured(seen),
+        ratios=ratios.measured(seen),
         routed=None if routed is None else routed[0],
         replays=replays.measured(seen),
         signed=chunk.advantage is not None,
@@ -109,6 +115,7 @@ def merged(a: Tally, b: Tally) -> Tally:
         deciles=_either(a.deciles, b.deciles, clustered.merged),
         steps=steps.merged(a.steps, b.steps),
         weights=_either(a.weights, b.weights, clustered.merged),
+        ratios=_either(a.ratios, b.ratios, clustered.merged),
         routed=_either(a.routed, b.routed, routing_tables.merged),
         replays=_either(a.replays, b.replays, clustered.merged),
         signed=a.signed or b.signed,

@@ -136,7 +136,7 @@ def _flipped(chunk: Chunk) -> Tensor | None:
     counts = torch.zeros_like(chunk.mask, dtype=torch.int64)
     made = chunk.mask[:, 1:]
     ours, theirs = a[:, :-1][made], b[:, :-1][made]  # [N, M, K]
-    differ = (ours != theirs).any(-1) & (ours >= 0).all(-1) & (theirs >= 0).all(-1)
+    differ = (ours != theirs).any(-1) & (ours[..., 0] >= 0) & (theirs[..., 0] >= 0)  # a row is all ids or all -1
     differ[differ.clone()] = flips(ours[differ], theirs[differ])  # the same experts in another order are no flip
     counts[:, 1:][made] = differ.sum(-1)
     return counts

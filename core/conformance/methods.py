@@ -31,6 +31,11 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
         "correction": {"kind": "mask", "span": "sequence", "low": 0.6, "high": 3.0},
         "ratio": {"of": "theta/old"},
     },
+    "sequence-mask": {
+        "correction": {"kind": "sequence_mask", "low": 0.6, "high": 3.0},
+        "ratio": {"of": "theta/old"},
+        "aggregation": {"kind": "token_mean"},
+    },
     "ppo-clip-sequence": {
         "ratio": {"of": "theta/old", "span": "sequence"},
         "clip": {"kind": "ppo", "low": 0.2, "high": 0.2},

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value + 0.0 if math.isfinite(value) else str(value)  # and no -0
     return value
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

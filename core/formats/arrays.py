@@ -195,6 +195,8 @@ def _bytes(data: Any, source: str) -> memoryview:
         if isinstance(data, Inert) and data.name == "text":
             text: memoryview = data.args
             return text if bytes(text).isascii() else _latin(str(text, "utf-8", "replace"), source)
+    if isinstance(data, Inert) and data.name in names.EMPTY and data.args == ():
+        return memoryview(b"")
     if not isinstance(data, memoryview):
         raise _odd(source)
     return data

@@ -5,7 +5,9 @@ Shapes: L tokens of a sample, the last R of them its response, M layers, K exper
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import MutableMapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -27,12 +29,10 @@ def numbers(value: Any, source: str) -> Tensor:
         DataError: it is something else; `source` names the file, the row and the field.
     """
     if isinstance(value, list | tuple):
-        if not set(map(type, value)) <= {int, float, bool, type(None)}:
+        kinds = set(map(type, value))
+        if not kinds <= {int, float, bool, type(None)}:
             raise DataError(f"{source} must hold numbers; got {_kinds(value)}")
-        try:
-            return torch.tensor([torch.nan if x is None else x for x in value], dtype=torch.float64)
-        except (OverflowError, RuntimeError):
-            raise DataError(f"{source} holds a number that is out of range") from None
+        return _packed("d", value if type(None) not in kinds else [nan if x is None else x for x in value], source)
     if not isinstance(value, Tensor) or value.ndim != 1 or value.is_complex():
         raise DataError(f"{source} must be a list of numbers; got {_what(value)}")
     return value.to(torch.float64)
@@ -40,12 +40,24 @@ def numbers(value: Any, source: str) -> Tensor:
 
 def whole(value: Any, source: str) -> Tensor:
     """A list or a tensor of whole numbers as int64 `[N]`."""
-    if isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 1:
+    if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point() and not value.is_complex():
         return value.to(torch.int64)
+    if isinstance(value, list) and set(map(type, value)) <= {int}:
+        return _packed("q", value, source)
     read = numbers(value, source)
     if not torch.equal(read, read.trunc()) or (len(read) and float(read.abs().max()) >= 2**53):
         raise DataError(f"{source} must hold whole numbers")
     return read.to(torch.int64)
+
+
+def _packed(code: str, values: Sequence[Any], source: str) -> Tensor:
+    """Numbers of a list as a tensor, by way of an array, which is several times as fast as a tensor of a list."""
+    kind = torch.float64 if code == "d" else torch.int64
+    try:
+        held = array(code, values)
+    except OverflowError:
+        raise DataError(f"{source} holds a number that is out of range") from None
+    return torch.frombuffer(held, dtype=kind) if held else torch.empty(0, dtype=kind)
 
 
 def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = None) -> Tensor:
@@ -116,15 +128,19 @@ def signed(rows: Tensor) -> Tensor:
 
 def one_version(versions: Sequence[Any], length: int, notes: Notes) -> Tensor:
     """The version of the weights that sampled a response, int64 `[L]`; -1 where several did or none is a number."""
-    known = {int(str(each)) for each in versions if str(each).isascii() and str(each).isdigit() and len(str(each)) < 18}
-    _count(notes, "weight versions that are no numbers", len(versions) - _matching(versions, known))
-    if len(known) > 1:
-        _count(notes, "weight versions in one response", len(known))
-    return torch.full((length,), known.pop() if len(known) == 1 else UNKNOWN)
+    known = [number for each in versions if (number := _version(each)) is not None]
+    _count(notes, "weight versions that are no numbers", len(versions) - len(known))
+    different = set(known)
+    if len(different) > 1:
+        _count(notes, "weight versions in one response", len(different))
+    return torch.full((length,), known[0] if len(different) == 1 else UNKNOWN)
 
 
-def _matching(versions: Sequence[Any], known: set[int]) -> int:
-    return sum(str(each).isascii() and str(each).isdigit() and len(str(each)) < 18 for each in versions)
+def _version(value: Any) -> int | None:
+    """The number of a version, which engines give as a text; none is near 18 digits."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 18:
+        return int(value)
+    return value if type(value) is int and 0 <= value < 10**17 else None
 
 
 def _count(notes: Notes, what: str, count: int) -> None:

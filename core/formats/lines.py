@@ -1,4 +1,4 @@
-"""JSON lines of a file that is not trusted, an object at a time; the limit of a line bounds what is held.
+"""JSON lines of a file that is not trusted, an object at a time; a line takes at most about 2 GiB of memory.
 
 A line is refused with its number where it is longer than the limit, no UTF-8, no JSON, no object, or names a field
 twice. NaN and infinities, which JSON lacks and some writers write, are read as NaN.
@@ -21,6 +21,7 @@ from firstorder.core.errors import DataError
 
 LINE = 1 << 28  # bytes, 256 MiB: 32k tokens of 48 layers of 8 experts take 64 MiB where ids are int32 in base64
 NESTED = 1 << 23  # lists and objects of a line: an empty one, of 3 bytes, takes 64 of memory
+VALUES = 1 << 25  # of a line: a number, of 2 bytes, takes 32; ids of 87k tokens, 48 layers, 8 experts as lists
 HEAD = 1 << 12  # bytes of a file that are looked at to tell its format
 
 
@@ -57,19 +58,16 @@ def lines(path: Path, limit: int = LINE) -> Iterator[Line]:
                 left -= len(raw)
                 whole = raw.endswith(b"\n")
                 if not raw or (not whole and len(raw) <= limit and _state(path, file) != before):
-                    raise DataError(
-                        f"{path} line {number}: the file changed while it was read; wait until it is written"
-                    )
+                    raise _changed(path, number)
                 if len(raw) - whole > limit:
                     raise _too_long(path, number, limit)
                 if raw.strip():
                     yield _parsed(f"{path} line {number}", raw, whole)
             if _state(path, file) != before:
-                raise DataError(f"{path} line {number}: the file changed while it was read; wait until it is written")
+                raise _changed(path, number)
     except OSError as error:
-        raise DataError(
-            f"{path} line {number + 1}: cannot be read: {error.strerror}; give a file that can be"
-        ) from None
+        what = f"cannot be read: {error.strerror}"
+        raise DataError(f"{path} line {number + 1}: {what}; give a file that can be") from None
 
 
 def head(path: Path, size: int = HEAD) -> bytes | None:
@@ -93,14 +91,20 @@ def _state(path: Path, file: BinaryIO) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def _changed(path: Path, number: int) -> DataError:
+    return DataError(f"{path} line {number}: the file changed while it was read; wait until it is written")
+
+
 def _too_long(path: Path, number: int, limit: int) -> DataError:
     size = f"{limit / 2**20:g} MiB" if limit >= 1 << 20 else f"{limit} bytes"
     return DataError(f"{path} line {number}: longer than {size}; is it JSON lines, one object a line?")
 
 
 def _parsed(source: str, raw: bytes, whole: bool) -> Line:
-    if raw.count(b"[") + raw.count(b"{") > NESTED:
-        raise DataError(f"{source}: more than {NESTED:,} lists and objects; write fewer tokens a line")
+    if raw.count(b"[") + raw.count(b"{") > NESTED or raw.count(b",") >= VALUES:
+        raise DataError(
+            f"{source}: more than {NESTED:,} lists and objects or {VALUES:,} values; write fewer tokens a line"
+        )
     try:
         value = json.loads(raw.decode(), object_pairs_hook=partial(_unique, source), parse_constant=_nan)
     except UnicodeDecodeError as error:

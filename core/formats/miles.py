@@ -24,6 +24,7 @@ from .layout import numbers, whole
 from .sample import Sample
 from .slime import COLUMNS, Response, by_step, counted, has_shards, join, kind, listed, masked, only, rollout_file
 from .torch_files import Loaded, mapping
+from .words import said
 
 SLICED = ("rollout_log_probs", "log_probs", "advantages", "entropy", *COLUMNS)
 IDS = {"sample_indices": "sample_index", "partition": "rollout_position"}
@@ -100,7 +101,7 @@ def _shard(path: Path) -> Shard:
     top = mapping(loaded.value, str(path))
     rank, size = top.get("cp_rank"), top.get("cp_size")
     if (rank is None) != (size is None) or (type(rank) is int and not (type(size) is int and 0 <= rank < size)):
-        raise DataError(f"{path}: `cp_rank` {rank!r:.20} of `cp_size` {size!r:.20} is no rank; write the dump anew")
+        raise DataError(f"{path}: `cp_rank` {said(rank)} of `cp_size` {said(size)} is no rank; write the dump anew")
     return Shard(
         source=str(path),
         data=mapping(top.get("rollout_data"), f"{path}: `rollout_data`"),
@@ -233,7 +234,7 @@ def _losses(path: Path) -> Iterator[Sample]:
         own = mapping(value, source)
         total = own.get("total_length")
         if type(total) is not int or not 0 < total <= LONGEST:
-            raise DataError(f"{source}: `total_length` must be 1 to {LONGEST:,}; got {total!r:.40}")
+            raise DataError(f"{source}: `total_length` must be 1 to {LONGEST:,}; got {said(total)}")
         length = counted(own.get("response_length"), total, f"{source}: `response_length`")
         held = {name: loaded.tensor(own[name], f"`{name}`") for name in LOSS if own.get(name) is not None}
         if any(isinstance(each, Tensor) and len(each) != length for each in held.values()):

@@ -48,9 +48,11 @@ SCALAR = frozenset({"numpy.core.multiarray.scalar", "numpy._core.multiarray.scal
 ENCODED = "_codecs.encode"
 NUMPY = {"numpy.ndarray", "numpy.dtype", ENCODED, *ARRAY, *BUFFER, *SCALAR}
 
+EMPTY = frozenset({"builtins.bytes", "__builtin__.bytes"})  # what protocol 2 calls for no bytes at all
 DICTS = frozenset({"collections.OrderedDict", "collections.defaultdict"})
 PYTHON = {
     *DICTS,
+    *EMPTY,
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray")),
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("dict", "list", "complex", "slice")),
     "uuid.UUID",

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .fields import column, flags, floats, integer, ints, number, text
@@ -39,7 +40,7 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, by step; see `Format.read`."""
     for path in sorted(paths, key=lambda each: (_step(each), str(each))):
         for line in lines(path):
-            yield _sample(_unwrapped(line), _step(path), options)
+            yield _sample(_unwrapped(line), _step(path))
 
 
 def _unwrapped(line: Line) -> Line:
@@ -53,7 +54,7 @@ def _unwrapped(line: Line) -> Line:
     return Line(source=line.source, fields=fields)
 
 
-def _sample(line: Line, step: int, options: Options) -> Sample:
+def _sample(line: Line, step: int) -> Sample:
     padded, length = ints(line, "token_ids"), integer(line, "input_lengths")
     if not 0 < length <= len(padded):
         raise line.wrong(f"`input_lengths` must be in 1 .. {len(padded)}, the tokens there are, got {length}")
@@ -67,7 +68,7 @@ def _sample(line: Line, step: int, options: Options) -> Sample:
     mu, old, advantage = cut("generation_logprobs"), cut("prev_logprobs"), _advantage(line, len(padded), length)
     computed = bool((old != 0).any())
     reward = number(line, "rewards") if "rewards" in line.fields else None
-    routes, notes = _routes(line, length, options)
+    routes, notes = _routes(line, length)
     notes |= {
         "null rewards": int(reward != reward),
         "null generation_logprobs": int(mu.isnan().sum()),
@@ -96,9 +97,7 @@ def _advantage(line: Line, padded: int, length: int) -> Tensor | None:
         return None
     if isinstance(line.fields["advantages"], list):
         return floats(line, "advantages", padded)[:length].clone()
-    return floats(Line(source=line.source, fields={"advantages": [line.fields["advantages"]]}), "advantages").repeat(
-        length
-    )
+    return torch.full((length,), number(line, "advantages"), dtype=torch.float64)
 
 
 def _others(line: Line, padded: int, length: int) -> dict[str, Tensor]:
@@ -108,10 +107,10 @@ def _others(line: Line, padded: int, length: int) -> dict[str, Tensor]:
     return {name: values[:length].clone() for name, values in found.items() if values is not None}
 
 
-def _routes(line: Line, length: int, options: Options) -> tuple[Tensor | None, dict[str, int]]:
+def _routes(line: Line, length: int) -> tuple[Tensor | None, dict[str, int]]:
     if line.fields.get("routed_experts") is None:
         return None, {}
-    return laid(line, decode_envelope(line, text(line, "routed_experts")), length, options=options)
+    return laid(line, decode_envelope(line, text(line, "routed_experts")), length)
 
 
 def _step(path: Path) -> int:

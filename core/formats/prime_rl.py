@@ -41,11 +41,12 @@ MARKS = (b'"schema_version"', b'"export_sequence_idx"')
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, by step and rank; see `Format.read`."""
-    alone = sorted((path for path in paths if STEP.fullmatch(path.parent.name)), key=_order)
-    together = sorted((path for path in paths if path not in alone), key=_order)  # earlier versions: a file a rank
+    ordered = sorted(paths, key=_order)
+    together = [path for path in ordered if not STEP.fullmatch(path.parent.name)]  # a file of all steps a rank
     yield from heapq.merge(*map(_samples, together), key=lambda sample: sample.step)
-    for path in alone:
-        yield from _samples(path, (path.parent / STABLE).exists())
+    for path in ordered:
+        if STEP.fullmatch(path.parent.name):
+            yield from _samples(path, (path.parent / STABLE).exists())
 
 
 def _samples(path: Path, whole: bool = True) -> Iterator[Sample]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,12 @@ HOLDERS = ("meta_info", "sglext", "sgl_ext")
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, a choice each, by step; see `Format.read`."""
-    prompts, top_k = Prompts(), options.top_k or _top_k(paths)
+    prompts, top_k, noted = Prompts(), options.top_k or _top_k(paths), options.top_k is not None
     for step, choice in _choices(paths):
-        yield _sample(choice, step, prompts, top_k, options)
+        sample = _sample(choice, step, prompts, top_k)
+        if sample.routes is not None and not noted:
+            sample, noted = replace(sample, notes={**sample.notes, f"experts a token taken to be {top_k}": 1}), True
+        yield sample
 
 
 def _choices(paths: Sequence[Path]) -> Iterator[tuple[int, Line]]:
@@ -54,7 +58,7 @@ def _choices(paths: Sequence[Path]) -> Iterator[tuple[int, Line]]:
             yield step, choice
 
 
-def _sample(choice: Line, step: int, prompts: Prompts, top_k: int, options: Options) -> Sample:
+def _sample(choice: Line, step: int, prompts: Prompts, top_k: int) -> Sample:
     prompt, sampled, logp = _tokens(choice)
     length = len(prompt) + len(sampled)
     rows, start = _rows(choice, length)
@@ -62,7 +66,7 @@ def _sample(choice: Line, step: int, prompts: Prompts, top_k: int, options: Opti
     if rows is not None:
         if rows.shape[1] % top_k:
             raise choice.wrong(f"routes hold {rows.shape[1]} ids a token, no multiple of {top_k}", "give --top-k")
-        routes = laid(choice, as_ids(choice, rows.reshape(len(rows), -1, top_k)), length, start, options=options)
+        routes = laid(choice, as_ids(choice, rows.reshape(len(rows), -1, top_k)), length, start)
     return sample_of(choice, step, prompts.group(prompt), prompt, sampled, logp, routes, _version(choice))
 
 

@@ -24,6 +24,7 @@ from .padded import Batch, Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
 from .unpickle import Inert
+from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
 NUMBERS = ("loss_mask", "response_mask", "rollout_logprobs", "action_log_probs", "advantages", "rewards")
@@ -51,7 +52,7 @@ def _samples(path: Path, step: int, options: Options) -> Iterator[Sample]:
     held = mapping(state.get("batch_dict"), f"{source}: `batch_dict`")
     metadata = state["metadata"] if isinstance(state.get("metadata"), dict) else {}
     wanted = ("sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED)
-    fields = {name: _field(held[name], f"{source} `{name}`") for name in wanted if held.get(name) is not None}
+    fields = {name: _field(held[name], f"{source}: `{name}`") for name in wanted if held.get(name) is not None}
     numbers = {name: fields.get(name) for name in (*NUMBERS, *COLUMNS)}
     rows = batch(source, fields.get("sequences"), fields.get("attention_mask"), numbers)
     routes, unrouted = _routes(fields, rows)
@@ -83,11 +84,11 @@ def _field(value: Any, source: str) -> Tensor:
     elif held.get("format") in ("numpy", None):
         kind = dtype(held.get("dtype"))
         if kind is None:
-            raise DataError(f"{source}: numbers of kind {held.get('dtype')!r:.40} are not read")
+            raise DataError(f"{source}: numbers of kind {said(held.get('dtype'))} are not read")
         data = held.get("data")
         tensor = view(data, kind, held.get("shape"), source)
     else:
-        raise DataError(f"{source}: the format {held.get('format')!r:.40} is not read; numpy and torch are")
+        raise DataError(f"{source}: the format {said(held.get('format'))} is not read; numpy and torch are")
     if not isinstance(tensor, Tensor):
         raise DataError(f"{source}: a tensor is expected; write the dump anew")
     return tensor

@@ -24,8 +24,10 @@ from .format import Format, Options
 from .layout import Notes, on_tokens, one_version, route_rows, whole
 from .sample import Sample
 from .torch_files import Loaded, head, mapping
+from .words import said
 
-ID = re.compile(rb"rollout_id(?:q.|r....)?(?:K(.)|M(..)|J(....))", re.DOTALL)
+ID = re.compile(rb"\x0a\0\0\0rollout_id(?:q.|r....)?(?:K(.)|M(..)|J(....))", re.DOTALL)
+EVALUATION = re.compile(r"(^|_)eval_\d+$")  # the stem of a file of rollouts that nothing is trained on
 KEYS = (b"format_version", b"rollout_id", b"rollout_data", b"samples", b"train_log_probs")
 TRAIN_VERSION = 2
 COLUMNS = ("ref_log_probs", "teacher_log_probs", "values", "returns", "kl")
@@ -78,7 +80,7 @@ def kind(path: Path) -> str | None:
         return "shard"
     if {b"samples", b"train_log_probs"} <= keys:
         return "loss"
-    return "rollout" if {b"samples", b"rollout_id"} <= keys and not path.name.startswith("eval_") else None
+    return "rollout" if {b"samples", b"rollout_id"} <= keys and not EVALUATION.search(path.stem) else None
 
 
 def by_step(paths: Sequence[Path]) -> dict[int, list[Path]]:
@@ -112,7 +114,7 @@ def train_file(path: Path) -> list[Response]:
     loaded = torch_files.load(path)
     top = mapping(loaded.value, str(path))
     if top.get("format_version") != TRAIN_VERSION:
-        raise DataError(f"{path}: `format_version` must be {TRAIN_VERSION}; got {top.get('format_version')!r:.40}")
+        raise DataError(f"{path}: `format_version` must be {TRAIN_VERSION}; got {said(top.get('format_version'))}")
     samples = listed(top, "samples", str(path))
     return [trained(loaded, sample, f"{path} sample {place}") for place, sample in enumerate(samples)]
 
@@ -175,7 +177,7 @@ def counted(value: Any, length: int, source: str) -> int:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = int(value)
     if type(value) is not int or not 0 <= value <= length:
-        raise DataError(f"{source} must be 0 to {length}, the tokens of the sample; got {value!r:.40}")
+        raise DataError(f"{source} must be 0 to {length}, the tokens of the sample; got {said(value)}")
     return value
 
 

@@ -5,7 +5,7 @@ A plain one holds its fields by name. A consolidated one holds one storage of by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -20,23 +20,24 @@ from .unpickle import Inert
 VALUES, OFFSETS, LENGTHS = "<NJT_VALUES>", "<NJT_OFFSETS>", "<NJT_LENGTHS>"
 
 
-def fields(value: Any, loaded: Loaded) -> dict[str, Any]:
+def fields(value: Any, loaded: Loaded, wanted: Collection[str]) -> dict[str, Any]:
     """The fields by their names: a tensor, a list of tensors where it is ragged, a list where it holds objects.
 
     Args:
         value: the record of the TensorDict.
         loaded: the file that it is in.
+        wanted: the fields that are read.
 
     Raises:
         DataError: it is no TensorDict, or claims what the file does not hold.
     """
     if isinstance(value, Inert) and isinstance(value.args, tuple) and len(value.args) == 2:
         if value.name == names.CONSOLIDATED:
-            return _consolidated(value.args[0], value.args[1], loaded)
+            return _consolidated(value.args[0], value.args[1], loaded, wanted)
         if value.name == names.MADE and isinstance(value.args[1], dict):
             held = value.args[1].get("_tensordict")
             if isinstance(held, dict):
-                return {name: _field(each, loaded, name) for name, each in held.items() if isinstance(name, str)}
+                return {name: _field(held[name], loaded, name) for name in wanted if name in held}
     raise DataError(f"{loaded.source}: a TensorDict is expected; write the dump anew")
 
 
@@ -110,18 +111,19 @@ def _strided(value: Inert, loaded: Loaded, name: str) -> list[Tensor]:
     return rows
 
 
-def _consolidated(metadata: Any, storage: Any, loaded: Loaded) -> dict[str, Any]:
+def _consolidated(metadata: Any, storage: Any, loaded: Loaded, wanted: Collection[str]) -> dict[str, Any]:
     bytes_ = loaded.tensor(storage, "its storage")
     leaves = metadata.get("leaves") if isinstance(metadata, dict) else None
     if not isinstance(leaves, dict) or not isinstance(bytes_, Tensor) or bytes_.ndim != 1 or bytes_.itemsize != 1:
         raise _odd(loaded, "leaves")
-    read = {key: _leaf(leaf, bytes_, loaded, key) for key, leaf in leaves.items() if isinstance(key, str)}
-    found: dict[str, Any] = {key: value for key, value in read.items() if not key.startswith("<NJT")}
-    for key, values in read.items():
-        if key.startswith(VALUES):
-            name = key.removeprefix(VALUES)
-            found[name] = _rows(values, read.get(OFFSETS + name), read.get(LENGTHS + name), loaded, name)
-    return {**found, **_objects(metadata.get("non_tensors"))}
+    keys = [prefix + name for name in wanted for prefix in ("", VALUES, OFFSETS, LENGTHS)]
+    read = {key: _leaf(leaves[key], bytes_, loaded, key) for key in keys if key in leaves}
+    found: dict[str, Any] = {name: read[name] for name in wanted if name in read}
+    for name in wanted:
+        if VALUES + name in read:
+            parts = [read.get(prefix + name) for prefix in (VALUES, OFFSETS, LENGTHS)]
+            found[name] = _rows(parts[0], parts[1], parts[2], loaded, name)
+    return found
 
 
 def _leaf(leaf: Any, bytes_: Tensor, loaded: Loaded, key: str) -> Tensor:
@@ -131,12 +133,6 @@ def _leaf(leaf: Any, bytes_: Tensor, loaded: Loaded, key: str) -> Tensor:
     if kind is None or type(start) is not int or type(stop) is not int or not 0 <= start <= stop <= len(bytes_):
         raise _odd(loaded, key)
     return cast(bytes_[start:stop], kind, leaf[1], f"{loaded.source} `{key}`")
-
-
-def _objects(held: Any) -> Mapping[str, Any]:
-    if not isinstance(held, dict):
-        return {}
-    return {key: each[0] for key, each in held.items() if isinstance(key, str) and isinstance(each, Sequence) and each}
 
 
 def _odd(loaded: Loaded, name: str) -> DataError:

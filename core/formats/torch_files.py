@@ -18,6 +18,7 @@ from firstorder.core.memory import available
 from . import arrays, unpickle
 from .names import DICTS
 from .unpickle import Inert
+from .words import said, short
 
 END, END_64, LOCATOR, CENTRAL, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
 TAIL = 22 + (1 << 16)  # bytes in which the end record of an archive must be: it and a comment
@@ -47,7 +48,7 @@ class Loaded:
     def storage(self, key: str) -> memoryview:
         """The bytes of a storage."""
         if key not in self.storages:
-            raise DataError(f"{self.source}: it has no storage {key!r}, which a tensor is in; write the dump anew")
+            raise DataError(f"{self.source}: it has no storage {said(key)}, which a tensor is in; write the dump anew")
         return self.storages[key]
 
 
@@ -138,7 +139,7 @@ def _members(data: memoryview, source: str) -> dict[str, memoryview]:
         size, packed, offset = _wide(extra, size, packed, offset)
         if method or size != packed:
             raise DataError(
-                f"{source}: {name} is compressed, from {packed:,} to {size:,} bytes, and torch.save never compresses; "
+                f"{source}: {short(name)} is compressed, from {packed:,} to {size:,} bytes, and torch.save never compresses; "
                 "unpack the archive and write it again without"
             )
         members[name] = _content(data, offset, size, name, source)
@@ -185,7 +186,7 @@ def _content(data: memoryview, offset: int, size: int, name: str, source: str) -
     )
     start = offset + 30 + name_size + extra_size
     if signature != LOCAL or start + size > len(data):
-        raise _damaged(source, f"{size:,} bytes of {name} are announced and are not there")
+        raise _damaged(source, f"{size:,} bytes of {short(name)} are announced and are not there")
     return data[start : start + size]
 
 

@@ -21,6 +21,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
 from .names import NAMES
+from .words import short
 
 LONG = 4096  # bytes of a text from which on it is not decoded: no key or name is that long
 DIGITS = 255  # bytes of a whole number, as many as the short form of the opcode can hold
@@ -205,15 +206,10 @@ def _named(machine: _Machine, module: object, name: object) -> None:
     full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
     if full not in machine.names:
         raise DataError(
-            f"{machine.source}: a pickle that asks for {_short(full)}; only the classes of the format are read, and "
+            f"{machine.source}: a pickle that asks for {short(full) or 'what is no name'}; only the classes of the format are read, and "
             "nothing is ever run: write the dump without it"
         )
     machine.push(Inert(name=full))
-
-
-def _short(name: str) -> str:
-    clean = name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
-    return (clean[:77] + "..." if len(clean) > 80 else clean) or "what is no name"
 
 
 def _global(machine: _Machine) -> None:

@@ -26,12 +26,15 @@ from .padded import Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
 from .unpickle import Inert
+from .words import said
 
 LOGP = {"logp_mu": "rollout_log_probs", "logp_old": "old_log_probs", "entropy": "entropys", "advantage": "advantages"}
 COLUMNS = ("ref_log_prob", "values", "returns", "teacher_logprobs")
 SCORES = ("token_level_scores", "rm_scores")
 ROUTES = "routed_experts"
 STEPS = ("min_global_steps", "max_global_steps")
+MASKS = ("response_mask", "loss_mask")
+WANTED = ("prompts", "responses", "input_ids", "attention_mask", *MASKS, *LOGP.values(), *COLUMNS, *SCORES, ROUTES)
 HEAD = 1024  # bytes in which a pickle names its class
 META = 1 << 16  # bytes of a meta.json that are read
 
@@ -88,7 +91,8 @@ def _proto(path: Path) -> Dump:
     if not isinstance(state, tuple) or len(state) != 3:
         raise DataError(f"{source}: a DataProto is expected; is it another pickle?")
     written, held, meta = state
-    others = {name: array(each, f"{source} `{name}`") for name, each in mapping(held or {}, source).items()}
+    known = mapping(held or {}, source)
+    others = {name: array(known[name], f"{source}: `{name}`") for name in ("uid", *STEPS) if name in known}
     step = mapping(meta or {}, source).get("global_steps")
     return Dump(
         source=source,
@@ -103,9 +107,9 @@ def _written(written: Any, source: str) -> Mapping[str, Any]:
     """The tensors of a DataProto, in either serialisation."""
     if isinstance(written, memoryview):
         loaded = torch_files.parse(written, source)
-        return tensordicts.fields(loaded.value, loaded)
+        return tensordicts.fields(loaded.value, loaded, WANTED)
     if isinstance(written, tuple) and len(written) == 3 and isinstance(written[2], dict):
-        return {name: _bytes(each, f"{source} `{name}`") for name, each in written[2].items()}
+        return {name: _bytes(written[2][name], f"{source}: `{name}`") for name in WANTED if name in written[2]}
     raise DataError(f"{source}: the DataProto holds no tensors; write the dump anew")
 
 
@@ -116,8 +120,10 @@ def _bytes(value: Any, source: str) -> Any:
     if not isinstance(value, tuple) or len(value) != 3:
         raise DataError(f"{source}: what it says of a tensor is not understood; write the dump anew")
     kind, data = dtype(value[0]), array(value[2], source)
-    if kind is None or not isinstance(data, Tensor) or data.ndim != 1 or data.dtype is not torch.uint8:
-        raise DataError(f"{source}: numbers of kind {value[0]!r:.40} are not read")
+    if kind is None:
+        raise DataError(f"{source}: numbers of kind {said(value[0])} are not read")
+    if not isinstance(data, Tensor) or data.ndim != 1 or data.dtype is not torch.uint8:
+        raise DataError(f"{source}: its bytes are expected as an array of bytes; write the dump anew")
     return cast(data, kind, value[1], source)
 
 
@@ -126,12 +132,12 @@ def _queue(path: Path) -> Dump:
     loaded = torch_files.load(path)
     top = mapping(loaded.value, str(path))
     step, tags = top.get("global_steps"), top.get("tags")
-    keys = [str(key).split("_")[0] for key in _list(top.get("keys")) or []]
+    keys = [key.split("_")[0] if isinstance(key, str) else None for key in _list(top.get("keys")) or []]
     tags = [tag if isinstance(tag, dict) else {} for tag in tags] if isinstance(tags, list) else []
     return Dump(
         source=str(path),
         step=step if type(step) is int else None,
-        fields=tensordicts.fields(top.get("tensordict"), loaded),
+        fields=tensordicts.fields(top.get("tensordict"), loaded, WANTED),
         uids=keys or None,
         versions=[[tag.get(name) for name in STEPS] for tag in tags],
     )
@@ -160,7 +166,7 @@ Rows = Iterator[tuple[Row, Tensor | None]]
 
 def _padded(dump: Dump) -> Rows:
     """The rows of a batch without their padding, and their routes."""
-    names_ = ("response_mask", "loss_mask", *LOGP.values(), *COLUMNS, *SCORES)
+    names_ = (*MASKS, *LOGP.values(), *COLUMNS, *SCORES)
     numbers = {name: each for name in names_ if isinstance(each := dump.fields.get(name), Tensor) and each.ndim == 2}
     prompts, responses, tokens = (dump.fields.get(name) for name in ("prompts", "responses", "input_ids"))
     pair = [each for each in (prompts, responses) if isinstance(each, Tensor) and each.ndim == 2]
@@ -180,10 +186,8 @@ def _padded(dump: Dump) -> Rows:
 def _ragged(dump: Dump) -> Rows:
     """The rows of ragged fields: a prompt and a response of their own lengths."""
     count = len(dump.fields["prompts"])
-    columns = {
-        name: _column(dump, name, count) for name in ("prompts", "responses", "response_mask", "loss_mask", ROUTES)
-    }
-    columns |= {name: _column(dump, name, count) for name in (*LOGP.values(), *COLUMNS, *SCORES)}
+    wanted = ("prompts", "responses", *MASKS, *LOGP.values(), *COLUMNS, *SCORES, ROUTES)
+    columns = {name: _column(dump, name, count) for name in wanted}
     for place in range(count):
         source = f"{dump.source} row {place}"
         mine = {name: each[place] for name, each in columns.items() if each is not None}

@@ -9,7 +9,8 @@ Shapes: P tokens of the prompt, R sampled ones, L = P + R, M layers (all of the 
 | from 0.22 | `routed_experts`, a `.npy` file in base64 of uint8 or uint16, `[L - 1 - s, M, K]` |
 
 The request's `routed_experts_prompt_start` s is not in the response: rows end with that of token L - 2, and so begin
-with that of token s, unless the line holds a field of this name. Layers that are not MoE layers are 0.
+with that of token s, unless the line holds a field of this name. Layers that are not MoE layers are 0. Log-probs below
+-9999 are written as -9999.
 Source: vllm-project/vllm, `vllm/entrypoints/openai/completion/protocol.py` and `docs/features/routed_experts.md`.
 """
 
@@ -41,20 +42,20 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     prompts = Prompts()
     for step, line in responses(paths):
         for choice in choices(line):
-            yield _sample(choice, step, prompts, options)
+            yield _sample(choice, step, prompts)
 
 
-def _sample(choice: Line, step: int, prompts: Prompts, options: Options) -> Sample:
+def _sample(choice: Line, step: int, prompts: Prompts) -> Sample:
     for name in ("prompt_token_ids", "token_ids"):
         if choice.fields.get(name) is None:
             raise choice.wrong(f"lacks `{name}`", REMEDY)
     prompt, sampled = ints(choice, "prompt_token_ids"), ints(choice, "token_ids")
     logp = logprobs(choice, len(prompt), len(sampled))
-    routes = _routes(choice, len(prompt), len(prompt) + len(sampled), options)
+    routes = _routes(choice, len(prompt), len(prompt) + len(sampled))
     return sample_of(choice, step, prompts.group(prompt), prompt, sampled, logp, routes)
 
 
-def _routes(choice: Line, prompt: int, length: int, options: Options) -> tuple[Tensor | None, dict[str, int]]:
+def _routes(choice: Line, prompt: int, length: int) -> tuple[Tensor | None, dict[str, int]]:
     before, rows = decode(choice, "prompt_routed_experts"), decode(choice, "routed_experts")
     start = start_of(choice, "routed_experts_prompt_start")
     if before is not None:
@@ -65,7 +66,7 @@ def _routes(choice: Line, prompt: int, length: int, options: Options) -> tuple[T
         rows, start = before if rows is None else torch.cat([before, rows]), 0
     if rows is None:
         return None, {}
-    return laid(choice, rows, length, max(length - 1 - len(rows), 0) if start is None else start, options=options)
+    return laid(choice, rows, length, max(length - 1 - len(rows), 0) if start is None else start)
 
 
 def decode(choice: Line, name: str) -> Tensor | None:
@@ -94,6 +95,7 @@ VLLM = Format(
     read=read,
     conventions=(
         "the log-prob of a token stands beside it; prompts have none, unless they were echoed",
+        "the log-prob -9999 stands for any below it, minus infinity among them",
         "route rows end with that of the last token but one; what rows are missing are those of the first tokens",
         "routes hold all layers of the model; those that are not MoE layers are 0",
         "the step is that of the file's name or folder, 0 where it has none; equal prompts are one group",

@@ -23,7 +23,6 @@ import re
 import torch
 from torch import Tensor
 
-from .format import Fill, Options
 from .lines import Line, short
 
 ENVELOPE = re.compile(r"nrlre1:(int8|int16|int32):(\d{1,9})x(\d{1,9})x(\d{1,9}):")
@@ -118,9 +117,7 @@ def as_ids(line: Line, values: Tensor) -> Tensor:
     return wide.to(torch.int16)
 
 
-def laid(
-    line: Line, rows: Tensor, length: int, start: int = 0, *, options: Options | None = None
-) -> tuple[Tensor, dict[str, int]]:
+def laid(line: Line, rows: Tensor, length: int, start: int = 0) -> tuple[Tensor, dict[str, int]]:
     """Rows in the places of their tokens, int16 `[L, M, K]`, -1 elsewhere, and what there was to note.
 
     Args:
@@ -128,19 +125,16 @@ def laid(
         rows: int16 `[N, M, K]`.
         length: tokens L.
         start: the token of the first row.
-        options: fills become -1, and layers are chosen, where the user says.
 
     Raises:
-        DataError: there are more rows than tokens, or fewer layers than are chosen.
+        DataError: there are more rows than tokens, or more ids than memory should hold.
     """
     if start + len(rows) > length:
         raise line.wrong(f"routes have {len(rows)} rows from token {start} on, and there are {length} tokens")
     if length * rows.shape[1] * rows.shape[2] > MOST:
         raise line.wrong(f"routes of {length} tokens, {rows.shape[1]} layers and {rows.shape[2]} experts are too many")
-    wanted = options or Options()
-    ids = cleared(_chosen(line, rows, wanted.layers), wanted.fill)
-    routes = ids.new_full((length, *ids.shape[1:]), -1)
-    routes[start : start + len(ids)] = ids
+    routes = rows.new_full((length, *rows.shape[1:]), -1)
+    routes[start : start + len(rows)] = rows
     routes[-1] = -1
     notes = {
         "route rows missing at the start": min(start, length - 1),
@@ -148,24 +142,3 @@ def laid(
         "route rows of the last token left out": int(start + len(rows) == length),
     }
     return routes, {name: count for name, count in notes.items() if count}
-
-
-def cleared(routes: Tensor, fill: Fill | None) -> Tensor:
-    """Routes whose rows that are nothing but a fill are -1 in all layers.
-
-    Args:
-        routes: `[N, M, K]`.
-        fill: what stands in rows that no token has; None leaves them.
-    """
-    if fill in (None, "none", "minus-one"):
-        return routes
-    filled = torch.arange(routes.shape[-1]) if fill == "arange" else torch.zeros(routes.shape[-1])
-    return routes.masked_fill((routes == filled).flatten(1).all(-1)[:, None, None], -1)
-
-
-def _chosen(line: Line, routes: Tensor, layers: tuple[int, ...] | None) -> Tensor:
-    if layers is None:
-        return routes
-    if max(layers, default=0) >= routes.shape[1]:
-        raise line.wrong(f"--layers names layer {max(layers)}, and routes hold {routes.shape[1]}", "give fewer layers")
-    return routes[:, list(layers)]

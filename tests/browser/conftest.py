@@ -8,17 +8,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))  # audits.py
 
-REMEDY = "apt-get install -y --no-install-recommends chromium chromium-driver"
+CHROMIUM = "apt-get install -y --no-install-recommends chromium chromium-driver"
 
 
 @pytest.fixture(scope="session")
 def browser():
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if chromium is None or driver is None:
+        pytest.fail(f"these tests drive Chromium, which is not installed; {CHROMIUM}")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if chromium is None or driver is None:
-        pytest.fail(f"these tests drive Chromium, which is not installed; {REMEDY}")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})

@@ -1,6 +1,8 @@
-"""Whether two samples are the same in every digit, as the tests of several readers ask."""
+"""What the tests of several readers ask: whether two samples are the same in every digit, and what is refused how."""
 
 import torch
+
+from firstorder.core.errors import DataError
 
 COLUMNS = ("tokens", "mask", "logp_mu", "logp_old", "entropy", "advantage", "version", "routes", "routes_old")
 
@@ -17,3 +19,12 @@ def differing(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
 
     apart = [name for name in names if not equal(getattr(a, name), getattr(b, name))]
     return apart + [name for name in scalars if getattr(a, name) != getattr(b, name)]
+
+
+def refusal(call):
+    """What a call is refused with, nothing where it is not; any other exception is let through."""
+    try:
+        call()
+    except DataError as error:
+        return str(error)
+    return ""

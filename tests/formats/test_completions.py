@@ -16,6 +16,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.nemo_rl import NEMO_RL
 from firstorder.core.formats.prime_rl import PRIME_RL
+from firstorder.core.formats.registry import open_dump
 from firstorder.core.formats.sglang import SGLANG, distinct
 from firstorder.core.formats.vllm import VLLM
 
@@ -70,9 +71,11 @@ def test_samples_come_back_to_the_last_digit(tmp_path, name):
     samples = samples_of(count=6, steps=11)
     got = read(format, write(tmp_path, samples, answer)[::-1])
     if format is SGLANG and name == "generate":  # null before the first token, as the server has it
-        assert all(sample.logp_mu[0].isnan() and not sample.notes for sample in got)
+        assert all(sample.logp_mu[0].isnan() for sample in got)
         got = [dataclasses.replace(sample, logp_mu=sample.logp_mu.nan_to_num(0.0)) for sample in got]
     assert differing(got, versioned(format, samples), held(format)) == set()
+    assert [sample.notes for sample in got[1:]] == [{}] * (len(got) - 1)
+    assert got[0].notes == ({} if format is VLLM else {"experts a token taken to be 2": 1})
 
 
 @pytest.mark.parametrize("column", ["logp_mu", "routes"])
@@ -94,7 +97,7 @@ def test_the_first_rows_may_be_missing(tmp_path, start):
     assert samples
     for format, answer in ((VLLM, completion), (SGLANG, generate)):
         paths = write(tmp_path / format.name, samples, lambda s, answer=answer: answer(s, start))
-        for got, sample in zip(read(format, paths), samples, strict=True):
+        for got, sample in zip(read(format, paths, top_k=2), samples, strict=True):
             assert (got.routes[:start] == -1).all()
             assert torch.equal(got.routes[start:], sample.routes[start:])
             assert got.notes == {"route rows missing at the start": start}
@@ -182,7 +185,8 @@ def test_layers_that_are_no_moe_layers_are_left_out_where_the_user_says_so(tmp_p
     (sample, *_) = samples_of(count=2, steps=1)
     sample.routes[:-1, 1] = 0
     for format, answer in ((VLLM, completion), (SGLANG, generate)):
-        (got,) = read(format, [single(tmp_path, answer(sample))], layers=(0, 2))
+        path = single(tmp_path / format.name, answer(sample))
+        (got,) = open_dump([path], options=Options(layers=(0, 2))).samples()
         assert torch.equal(got.routes, sample.routes[:, [0, 2]])
 
 

@@ -51,7 +51,6 @@ def test_an_empty_file_has_no_lines(tmp_path):
         (b'{"b": {"a": 1, "a": 3}}\n', "line 1: names 'a' twice"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1: nested too deeply"),
         (b'{"a": ' + b"1" * 5000 + b"}\n", "line 1: a whole number with too many digits"),
-        (b'{"a": [' + b"[]," * (1 << 23) + b"[]]}\n", "line 1: more than 8,388,608 lists"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -59,6 +58,15 @@ def test_what_is_no_line_is_refused_with_its_number(tmp_path, content, what):
     path = written(tmp_path, content)
     assert refused(path).startswith(f"{path} {what}")
     assert "; " in refused(path)
+
+
+@pytest.mark.parametrize(("limit", "content"), [("NESTED", '{"a": [{}, 1]}'), ("VALUES", '{"a": [1, 2, 3]}')])
+def test_a_line_of_more_values_than_memory_holds_is_refused(tmp_path, monkeypatch, limit, content):
+    path = written(tmp_path, content)
+    monkeypatch.setattr(f"firstorder.core.formats.lines.{limit}", 3)
+    assert len(list(lines(path))) == 1
+    monkeypatch.setattr(f"firstorder.core.formats.lines.{limit}", 2)
+    assert f"{path} line 1: more than " in refused(path)
 
 
 def test_a_line_of_a_gibibyte_is_refused_without_being_read(tmp_path):
@@ -175,6 +183,20 @@ def test_numbers_come_back_to_the_last_digit(values):
     assert read.dtype == torch.float64
     for value, got in zip(values, read.tolist(), strict=True):
         assert got != got if value is None else got == float(value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(st.binary(max_size=12), st.sampled_from([b'{"a": [1]}', b"\n", b'{"a": 1, "a": 2}', b"\r\n"])))
+)
+def test_any_bytes_are_lines_or_refused_with_the_number_of_one(tmp_path_factory, parts):
+    path = written(tmp_path_factory.getbasetemp(), b"".join(parts), "any.jsonl")
+    message = ""
+    try:
+        assert all(isinstance(each.fields, dict) for each in lines(path, limit=40))
+    except DataError as error:
+        message = str(error)
+    assert message == "" or message.startswith(f"{path} line ")
 
 
 def test_columns_hold_truth_values_and_numbers_and_nothing_else():

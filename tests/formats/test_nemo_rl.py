@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from fuzzing import broken, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +15,8 @@ from firstorder.core.formats.nemo_rl import NEMO_RL
 HELD = ("step", "tokens", "mask", "logp_mu", "logp_old", "advantage", "reward")
 
 
-def read(paths, **options):
-    return list(NEMO_RL.read(paths, Options(**options)))
+def read(paths):
+    return list(NEMO_RL.read(paths, Options()))
 
 
 def single(folder, *rows):
@@ -119,15 +118,6 @@ def test_its_files_are_recognised_by_their_names(tmp_path):
     assert not NEMO_RL.recognise(tmp_path)
     (tmp_path / "train_data_step1.jsonl").mkdir()
     assert not NEMO_RL.recognise(tmp_path / "train_data_step1.jsonl")
-
-
-def test_rows_of_a_fill_are_missing_where_the_user_says_so(tmp_path):
-    (sample, *_) = made(count=1, steps=1)
-    sample.routes[1] = 0
-    path = single(tmp_path, row_of(sample))
-    assert torch.equal(read([path])[0].routes[1], torch.zeros(3, 2, dtype=torch.int16))
-    assert (read([path], fill="zeros")[0].routes[1] == -1).all()
-    assert torch.equal(read([path], layers=(0, 2))[0].routes, sample.routes[:, [0, 2]])
 
 
 @settings(max_examples=300, deadline=None)

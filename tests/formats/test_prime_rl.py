@@ -12,6 +12,7 @@ from writers_prime_rl import in_order, line, record, write
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats import prime_rl_writer
+from firstorder.core.formats.chunk import chunks
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.prime_rl import PRIME_RL
 
@@ -134,6 +135,15 @@ def test_a_step_that_is_not_whole_is_noted_once(tmp_path):
     (path.parent / "STABLE").unlink()
     noted = [sample.notes.get("files of steps that are not marked STABLE") for sample in read([path])]
     assert noted == [1, None, None]
+
+
+def test_samples_of_many_responses_lie_side_by_side(tmp_path):
+    samples = made(count=4, steps=1)
+    (chunk,) = chunks(read(write(tmp_path, samples)))
+    assert chunk.logp_mu.shape == chunk.column("mismatch_kl").shape
+    ratio = torch.where(chunk.mask, chunk.logp_old - chunk.logp_mu, 0.0).exp()
+    assert torch.equal(chunk.stats().mask, chunk.usable)
+    assert torch.allclose(chunk.column("importance_ratio")[chunk.usable], ratio[chunk.usable], rtol=1e-12)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

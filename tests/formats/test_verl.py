@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path, change, message)
     [
         (None, "the DataProto holds no tensors"),
         (b"x", "gen_batch.dp is no whole file of torch.save"),
-        (((6,), None, {"prompts": ("int64", (9, 9), b"12")}), "of kind 'int64' are not read"),
+        (((6,), None, {"prompts": ("int64", (9, 9), b"12")}), "its bytes are expected as an array of bytes"),
         (((6,), None, {"prompts": 3}), "what it says of a tensor is not understood"),
     ],
 )

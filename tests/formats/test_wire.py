@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import DataError
-from firstorder.core.formats.format import Options
 from firstorder.core.formats.lines import Line
 from firstorder.core.formats.npy import decode_npy, encode_npy
-from firstorder.core.formats.wire import cleared, decode, decode_envelope, encode, encode_envelope, laid
+from firstorder.core.formats.wire import decode, decode_envelope, encode, encode_envelope, laid
 
 LINE = Line(source="f line 7", fields={})
 SHAPES = st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
@@ -166,13 +165,3 @@ def test_more_rows_than_tokens_and_what_no_memory_holds_are_refused():
     assert "routes have 4 rows from token 1 on, and there are 4 tokens" in refused(laid, ids((4, 2, 3)), 4, 1)
     few = torch.zeros(1, 1000, 1000, dtype=torch.int16)
     assert "are too many" in refused(laid, few, 1_000_000)
-    assert "--layers names layer 2, and routes hold 2" in refused(laid, ids((4, 2, 3)), 5, options=Options(layers=(2,)))
-
-
-def test_a_fill_is_cleared_where_it_is_a_whole_row():
-    rows = ids((6, 2, 3), low=3)
-    rows[1], rows[2], rows[3, 0] = 0, torch.arange(3), 0
-    assert cleared(rows, None) is rows
-    assert ((cleared(rows, "zeros") == -1).flatten(1).all(1)).tolist() == [False, True, False, False, False, False]
-    assert ((cleared(rows, "arange") == -1).flatten(1).all(1)).tolist() == [False, False, True, False, False, False]
-    assert torch.equal(cleared(rows, "zeros")[3], rows[3])
