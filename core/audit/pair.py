@@ -22,10 +22,10 @@ from firstorder.core.errors import DataError
 from firstorder.core.formats.chunk import Chunk, pad
 from firstorder.core.formats.sample import ROUTED, Sample
 from firstorder.core.routing import flips
-from firstorder.core.training.batch import alignment
 
-from .disagreement import kept_mass
-from .finding import Detector, Finding, Known, Sums
+from . import auditor
+from .finding import Detector, Finding, Known
+from .judge import judge_all
 from .rescoring import (
     RESPONSES,
     Asked,
@@ -36,6 +36,7 @@ from .rescoring import (
     scored,
 )
 
+DETECTORS = tuple(each for each in auditor.DETECTORS if each.fault != "identical log-probs")  # some engines are
 LIMIT = 0.2  # nats a token: mean |D| of engines in bfloat16 with the same weights stays below it, see docs/engines.md
 LAYOUT = 4  # the last stage of faults of layout, after which no log-prob says anything of the engines
 LARGEST = 300.0  # nats of D in k3, whose exponential is finite
@@ -76,11 +77,14 @@ class PairCheck:
     @property
     def line(self) -> str:
         """All of it for people, in one line."""
+        if not self.tokens:
+            return f"{self.findings[0].fault}: {self.findings[0].evidence}. {' '.join(self.findings[0].questions)}"
         left = f", {self.left_out:,} left out" if self.left_out else ""
         where = f"{self.tokens:,} tokens of {self.responses:,} responses{left}"
         seen = f"mean |D| {self.apart:.2g} nats, k3 {self.k3:.2g} over {where}"
         if self.passed:
-            return f"pass: {seen}"
+            same = "" if self.apart else "; the two are equal to the last digit, or one is a copy of the other"
+            return f"pass: {seen}{same}"
         first = self.findings[0]
         return f"{first.fault}: {first.evidence} ({seen}). {' '.join(first.questions)}"
 
@@ -107,7 +111,7 @@ def check_pair(
     temperature: float = 1.0,
     limit: float = LIMIT,
     known: Known | None = None,
-    detectors: Sequence[Detector] | None = None,
+    detectors: Sequence[Detector] = DETECTORS,
 ) -> PairCheck:
     """Compare the log-probs of a rollout engine with a trainer's, and name the cause where they differ.
 
@@ -123,7 +127,7 @@ def check_pair(
         temperature: that was sampled at, and that `score` is asked at.
         limit: largest mean |D| of engines with the same weights, nats a token.
         known: of the run: replay, precision, experts.
-        detectors: of faults that arrays show; those of `DETECTORS` if not given.
+        detectors: of faults that the arrays show.
 
     Raises:
         DataError: shapes differ, or there is nothing to compare.
@@ -139,17 +143,16 @@ def check_pair(
         pi = logp_pi.detach().cpu().double()
     else:
         pi = scored(ask, tokens.cpu(), lengths, temperature)
+    mu, pi = (torch.where(mask, x, 0.0) for x in (mu, pi))
     columns = {"logp_mu": mu, "logp_old": pi, "entropy": entropy, "routes": routes, "routes_old": routes_pi}
     chunk = _chunk(tokens.cpu(), mask, lengths, {name: x for name, x in columns.items() if x is not None})
-    if not chunk.usable.any():
-        raise DataError(
-            "no sampled token has two finite log-probs at most 0; give a batch that both engines have scored"
-        )
-    found = _of_arrays(chunk, known or Known(), DETECTORS if detectors is None else detectors)
-    layout = tuple(finding for stage, finding in found if stage <= LAYOUT)
+    found, _ = judge_all([chunk], detectors, known)
+    stages = {detector.fault: detector.stage for detector in detectors}
+    if not found and not chunk.usable.any():
+        raise DataError("no sampled token has two finite log-probs; give a batch that both engines have scored")
+    layout = tuple(finding for finding in found if stages[finding.fault] <= LAYOUT)
     asked = () if layout or ask is None else _asked(chunk, ask, temperature, limit)
-    findings = (*layout, *asked, *(finding for stage, finding in found if stage > LAYOUT))
-    return _result(chunk, findings, limit)
+    return _result(chunk, (*layout, *asked, *found[len(layout) :]), limit)
 
 
 def _asked(chunk: Chunk, score: Score, temperature: float, limit: float) -> tuple[Finding, ...]:
@@ -171,16 +174,6 @@ def _asked(chunk: Chunk, score: Score, temperature: float, limit: float) -> tupl
     )
     answers = (disagrees_with_itself(asked), hangs_on_padding(asked), at_another_temperature(asked))
     return tuple(answer for answer in answers if answer is not None)
-
-
-def _of_arrays(chunk: Chunk, known: Known, detectors: Sequence[Detector]) -> list[tuple[int, Finding]]:
-    """What the detectors find, in the order of their stages."""
-    found = []
-    for detector in sorted(detectors, key=lambda each: each.stage):
-        finding = detector.judge(detector.measure(chunk), known) if detector.applies(chunk) else None
-        if finding is not None:
-            found.append((detector.stage, finding))
-    return found
 
 
 def _result(chunk: Chunk, findings: tuple[Finding, ...], limit: float) -> PairCheck:
@@ -216,8 +209,8 @@ def _far(chunk: Chunk, d: Tensor, apart: float, limit: float) -> Finding:
         ):
             return Finding(
                 fault="router precision",
-                evidence=f"the engines choose other experts at {len(other) / len(d):.1%} of the tokens and differ there "
-                f"by {float(other.mean()):.2g} nats, and by {float(same.mean()):.2g} elsewhere, within {limit:.2g}",
+                evidence=f"the engines choose other experts at {len(other) / len(d):.1%} of the tokens, and differ "
+                f"by {float(other.mean()):.2g} nats there, by {float(same.mean()):.2g} elsewhere, within {limit:.2g}",
                 questions=(
                     "In which precision are the router's weights sent to the rollout engine, and its logits computed?",
                     "Are the rollout engine's routes replayed in the trainer?",
@@ -254,68 +247,3 @@ def _check_shapes(tokens: Tensor, **columns: Tensor | None) -> None:
     for name, column in columns.items():
         if column is not None and column.shape[:2] != tokens.shape:
             raise DataError(f"`{name}` must be {list(tokens.shape)} as the tokens are, got {list(column.shape)}")
-
-
-def _shift_terms(chunk: Chunk) -> Sums:
-    assert chunk.logp_mu is not None
-    assert chunk.logp_old is not None
-    shift = alignment(chunk.logp_mu, chunk.logp_old, chunk.usable)
-    return {"shift": torch.tensor(shift)}
-
-
-def _off_by_one(sums: Sums, known: Known) -> Finding | None:
-    shift = int(sums["shift"])
-    if shift == 0:
-        return None
-    return Finding(
-        fault="off by one",
-        evidence=f"the rollout engine's log-probs fit the trainer's better moved by {shift:+d} token",
-        questions=(
-            "Is position t of both the log-prob of token t, or of token t + 1?",
-            "Does one side drop the first token or the last?",
-        ),
-    )
-
-
-def _mass_terms(chunk: Chunk) -> Sums:
-    assert chunk.logp_mu is not None
-    assert chunk.logp_old is not None
-    mass = kept_mass((chunk.logp_mu - chunk.logp_old)[chunk.usable])
-    return {"mass": torch.tensor(1.0 if mass is None else mass)}
-
-
-def _truncation(sums: Sums, known: Known) -> Finding | None:
-    mass = float(sums["mass"])
-    if mass >= 1:
-        return None
-    return Finding(
-        fault="truncation",
-        evidence="every log-prob of the rollout engine is higher, as where the tokens that it samples from have a mass "
-        f"of {mass:.3f}",
-        questions=(
-            "Which top_p, top_k and min_p did the rollout engine sample with?",
-            "Are its log-probs taken before or after that filter?",
-        ),
-    )
-
-
-_BOTH = ("logp_mu", "logp_old")
-DETECTORS = (
-    Detector(
-        fault="off by one",
-        stage=2,
-        needs=_BOTH,
-        measure=_shift_terms,
-        judge=_off_by_one,
-        rule="mean |D| is smaller with one of the two moved by a token",
-    ),
-    Detector(
-        fault="truncation",
-        stage=5,
-        needs=_BOTH,
-        measure=_mass_terms,
-        judge=_truncation,
-        rule="what of log mu - log pi is below 0 is less than 1 % of it",
-    ),
-)
-"""Faults that the arrays of one batch show."""

@@ -17,7 +17,7 @@ class Engine:
         router_noise: of each router score.
         padding: what the padding of a response adds to its logits, by the share of the row.
         dropout: of features, anew at every call.
-        temperature, top_p: of the distribution.
+        temperature, top_p: of the distribution; 1.1 keeps all.
         moved: how far the weights are from those of the seed, in the direction of another.
         salt: of its rounding.
     """
@@ -28,7 +28,7 @@ class Engine:
     padding: float = 0.0
     dropout: float = 0.0
     temperature: float = 1.0
-    top_p: float = 1.0
+    top_p: float = 1.1
     moved: float = 0.0
     salt: int = 0
 
@@ -68,21 +68,20 @@ class Engine:
         if self.padding and lengths is not None:
             share = 1 - lengths.double() / length
             logits = logits + self.padding * share[:, None, None] * torch.linspace(-1, 1, VOCAB).double()
+        out = self.cut((logits / self.temperature).softmax(-1))
         logits = logits + self.noise * torch.randn(logits.shape, generator=g, dtype=torch.float64)
-        return self.filtered((logits / self.temperature).log_softmax(-1)), torch.stack(routes, dim=-2)
+        logp = (logits / self.temperature).masked_fill(out, -torch.inf).log_softmax(-1)
+        return logp, torch.stack(routes, dim=-2)
 
-    def filtered(self, logp):
-        """Renormalised over the likeliest tokens of mass `top_p`."""
-        if self.top_p == 1:
-            return logp
-        p, order = logp.exp().sort(-1, descending=True)
-        out = torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, p.cumsum(-1) - p >= self.top_p)
-        return logp.masked_fill(out, -torch.inf).log_softmax(-1)
+    def cut(self, p):
+        """All but the likeliest tokens of mass `top_p`."""
+        p, order = p.sort(-1, descending=True)
+        return torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, p.cumsum(-1) - p >= self.top_p)
 
-    def sample(self, count=24, prompt=3, longest=40, seed=0):
+    def sample(self, count=24, prompt=3, shortest=4, longest=40, seed=0):
         """Tokens, mask, log-probs and routes, as a rollout engine returns them."""
         g = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(prompt + 4, prompt + longest, (count,), generator=g)
+        lengths = torch.randint(prompt + shortest, prompt + longest, (count,), generator=g)
         tokens = torch.randint(VOCAB, (count, int(lengths.max())), generator=g)
         for t in range(prompt, tokens.shape[-1]):
             logp = replace(self, noise=0.0, router_noise=0.0).run(tokens[:, :t])[0][:, -1]
