@@ -139,8 +139,8 @@ def _members(data: memoryview, source: str) -> dict[str, memoryview]:
         size, packed, offset = _wide(extra, size, packed, offset)
         if method or size != packed:
             raise DataError(
-                f"{source}: {short(name)} is compressed, from {packed:,} to {size:,} bytes, and torch.save never compresses; "
-                "unpack the archive and write it again without"
+                f"{source}: {short(name)} is compressed, from {packed:,} to {size:,} bytes, and torch.save never "
+                "compresses; unpack the archive and write it again without"
             )
         members[name] = _content(data, offset, size, name, source)
         place = start + name_size + extra_size + comment

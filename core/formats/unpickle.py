@@ -206,8 +206,8 @@ def _named(machine: _Machine, module: object, name: object) -> None:
     full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
     if full not in machine.names:
         raise DataError(
-            f"{machine.source}: a pickle that asks for {short(full) or 'what is no name'}; only the classes of the format are read, and "
-            "nothing is ever run: write the dump without it"
+            f"{machine.source}: a pickle that asks for {short(full) or 'what is no name'}; only the classes of the format "
+            "are read, and nothing is ever run: write the dump without it"
         )
     machine.push(Inert(name=full))
 
