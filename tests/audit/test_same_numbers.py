@@ -30,11 +30,11 @@ WRITTEN = {
     "verl": (writers_verl.write, ("response_length", "reward")),
     "vllm": (
         lambda folder, samples: writers_responses.write(folder, samples, writers_responses.completion),
-        ("response_length",),
+        (),
     ),
     "sglang": (
         lambda folder, samples: writers_responses.write(folder, samples, writers_responses.generate),
-        ("response_length",),
+        (),
     ),
 }
 
