@@ -13,6 +13,7 @@ from pathlib import Path
 
 import agreement
 import answers
+import audits
 import decision
 import pictures
 import results
@@ -46,6 +47,9 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "formats": audits.formats,
+    "detectors": audits.detectors,
+    "caught": audits.caught,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
     "terms": agreement.terms,

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.cli.api.audit import AuditResult, audit
     from firstorder.cli.api.coldstart import coldstart
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
     from firstorder.cli.api.measure import MeasureResult, measure
@@ -44,6 +45,7 @@ if "torch" not in sys.modules:  # which reads it when it is imported; see core.t
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = [
+    "AuditResult",
     "ConfigError",
     "ConformanceResult",
     "DataError",
@@ -67,6 +69,7 @@ __all__ = [
     "ValidateResult",
     "VectorsResult",
     "WorkerError",
+    "audit",
     "coldstart",
     "conformance",
     "conformance_peers",
@@ -86,6 +89,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "cli.api.audit": ["AuditResult", "audit"],
     "cli.api.coldstart": ["coldstart"],
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
     "cli.api.measure": ["MeasureResult", "measure"],
