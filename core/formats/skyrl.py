@@ -20,10 +20,10 @@ from . import names, torch_files, unpickle
 from .arrays import dtype, view
 from .format import Format, Options
 from .layout import Notes, is_fill, on_tokens, route_rows
+from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
-from .unpickle import Inert
 from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
