@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from made import made
-from same import COLUMNS, differing, same
+from same import COLUMNS, differing, doubled, refusal, same
 from writers_skyrl import fields, save, write
 
 from firstorder.core.errors import DataError
@@ -116,3 +116,14 @@ def test_files_are_recognised_by_the_class_that_they_name(tmp_path):
     (tmp_path / "other.pkl").write_bytes(b"\x80\x04N.")
     assert not SKYRL.recognise(tmp_path / "other.pkl")
     assert not SKYRL.recognise(tmp_path / "missing.pkl")
+
+
+@pytest.mark.parametrize("part", ["data", "shape", "dtype", "format"])
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path, part):
+    batch = fields(made(steps=1))
+    odd = {"format": "numpy", "data": b"1234", "shape": (1,), "dtype": "float32"} | {part: doubled()}
+    refused = refusal(lambda: back([save(tmp_path / NAME, batch | {"advantages": odd}, {"uids": doubled()})]))
+    assert NAME in refused
+    assert "\n" not in refused
+    plain = save(tmp_path / NAME, batch, {"uids": doubled(), "pad_size": doubled()})
+    assert len(back([plain])) == 6

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from made import made
-from same import COLUMNS, differing, same
+from same import COLUMNS, differing, doubled, refusal, same
 from writers_slime import as_numpy, rollout, trained, write
 
 from firstorder.core.errors import DataError
@@ -183,3 +183,19 @@ def test_a_reward_that_is_no_number_is_counted(tmp_path):
         (read_back,) = back(save(tmp_path, [rollout(made(steps=1)[0], 0) | {"reward": reward}]))
         assert read_back.reward is None
         assert read_back.notes["rewards that are no single number"] == 1
+
+
+@pytest.mark.parametrize("name", [*rollout(made(steps=1)[0], 0), "rollout_top_p_token_offsets"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path, name, wrapped):
+    value = [doubled()] * 3 if wrapped else doubled()
+    files = save(tmp_path, [rollout(made(steps=1)[0], 0) | {name: value}], [trained(made(steps=1)[0], 0, 0)])
+    assert "\n" not in refusal(lambda: back(files))
+    assert "\n" not in refusal(lambda: back(save(tmp_path, [value] if wrapped else value)))
+
+
+@pytest.mark.parametrize("name", trained(made(steps=1)[0], 0, 0))
+def test_nor_is_one_in_a_train_file(tmp_path, name):
+    sample = made(steps=1)[0]
+    files = save(tmp_path, [rollout(sample, 0)], [trained(sample, 0, 0) | {name: doubled()}])
+    assert "\n" not in refusal(lambda: back(files))

@@ -52,6 +52,7 @@ def test_tensors_of_one_storage_share_it(path):
 def test_tensors_of_another_device_are_read_too(path):
     torch.save({"a": torch.arange(5.0)}, path)
     there = rewritten(path, change=lambda name, data: data.replace(b"\x03\0\0\0cpu", b"\x06\0\0\0cuda:3"))
+    assert b"cuda:3" in there.read_bytes()
     read = load(there)
     assert read.tensor(read.value["a"]).tolist() == [0, 1, 2, 3, 4]
 
