@@ -20,6 +20,8 @@ from firstorder.core.errors import DataError
 
 from .format import Format, Options
 from .layout import Notes, on_tokens, one_version, route_rows, whole
+from .machine import Inert
+from .names import ELSEWHERE
 from .responses import COLUMNS, ENGINE, Response, rollout_file, train_file
 from .sample import Sample
 from .torch_files import head
@@ -141,10 +143,10 @@ def sample(step: int, mine: Response | None, theirs: Response | None, options: O
     logp_mu = column("rollout_log_probs", mine, theirs)
     _compare(logp_mu, column("rollout_log_probs", theirs), notes)
     source, versions = (first if mine is None else mine).source, own.get("weight_versions")
-    rows, offsets = (None if mine is None else mine.value(name) for name in ENGINE)
+    rows, offsets = (None if mine is None else _kept_here(mine, name, notes) for name in ENGINE)
     extra = {name: value for name in COLUMNS if (value := column(name, theirs, mine)) is not None}
     if mine is not None and offsets is not None:
-        extra["rollout_top_p_tokens"] = _kept(offsets, mine, mask)
+        extra["rollout_top_p_tokens"] = _top_p(offsets, mine, mask)
     return Sample(
         source=source,
         step=step,
@@ -185,7 +187,16 @@ def _compare(mine: Tensor | None, theirs: Tensor | None, notes: Notes) -> None:
         notes["rollout_log_probs that differ between the rollout file and the train file"] = count
 
 
-def _kept(offsets: Any, mine: Response, mask: Tensor) -> Tensor:
+def _kept_here(mine: Response, name: str, notes: Notes) -> Any:
+    """What the engine gave, where the file holds it and does not only say where it is."""
+    value = mine.value(name)
+    if isinstance(value, Inert) and value.name in ELSEWHERE:
+        notes[f"`{name}` kept in another file, which is not read"] = 1
+        return None
+    return value
+
+
+def _top_p(offsets: Any, mine: Response, mask: Tensor) -> Tensor:
     """How many tokens top-p left of the vocabulary at every token."""
     source = f"{mine.source}: `rollout_top_p_token_offsets`"
     places = whole(offsets, source)

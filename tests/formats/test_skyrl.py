@@ -97,6 +97,15 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path, change, message)
     assert "\n" not in str(refused.value)
 
 
+def test_routes_of_a_form_that_is_not_read_are_left_out_and_counted(tmp_path):
+    samples = made(steps=1)
+    packed = {"format": "packed", "values": {}, "cu_seqlens": {}}
+    first = back([save(tmp_path / NAME, fields(samples) | {"rollout_expert_indices": packed}, None)])[0]
+    assert first.routes is None
+    assert first.notes == {"`rollout_expert_indices` of a form that is not read, left out": 1}
+    assert torch.equal(first.logp_mu, samples[0].logp_mu)
+
+
 def test_holes_in_the_attention_mask_are_refused(tmp_path):
     batch = fields(made(steps=1))
     batch["attention_mask"][2, -2] = 0

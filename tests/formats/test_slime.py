@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import named
 from made import made
 from same import COLUMNS, differing, doubled, refusal, same
 from writers_slime import as_numpy, rollout, trained, write
@@ -176,6 +177,19 @@ def test_the_reward_is_that_of_the_rollout_or_the_raw_one_of_the_train_file(tmp_
     (both,), (alone,) = back(sorted(tmp_path.glob("*.pt"))), back([tmp_path / "b.pt"])
     assert (both.reward, alone.reward) == (reward, 0.25)
     assert "rewards that are no single number" not in both.notes
+
+
+def test_routes_that_the_run_keeps_elsewhere_are_counted(tmp_path):
+    class TensorRef:
+        pass
+
+    ref = TensorRef()
+    ref.path, ref.shape = "/store/7", (9, 3, 2)
+    with named(slime__utils__tensor_store=[TensorRef]):
+        files = save(tmp_path, [rollout(made(steps=1)[0], 0) | {"rollout_routed_experts": ref}])
+    (read_back,) = back(files)
+    assert read_back.routes is None
+    assert read_back.notes == {"`rollout_routed_experts` kept in another file, which is not read": 1}
 
 
 def test_a_reward_that_is_no_number_is_counted(tmp_path):

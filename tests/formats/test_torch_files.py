@@ -229,3 +229,13 @@ def test_a_damaged_file_gives_samples_or_one_line(files, name, damages, fill):
 def test_the_files_that_are_damaged_are_read_when_they_are_whole(files):
     for name, (path, _) in files.items():
         assert len(list(CASES[name][0].read([Path(path)], Options()))) == 2
+
+
+FORMATS = (slime.SLIME, miles.MILES, skyrl.SKYRL, verl.VERL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_file_is_recognised_by_one_format(files, name):
+    path, _ = files[name]
+    module = CASES[name][0]
+    assert [each.name for each in FORMATS if each.recognise(path)] == [module.__name__.rpartition(".")[2]]
