@@ -2,12 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import made
-<<<<<<< HEAD
-from alike import COLUMNS, differing, same
-=======
 from alike import COLUMNS, differing, doubled, refusal, same
->>>>>>> formats-containers
+from made import made
 from writers_skyrl import fields, save, write
 
 from firstorder.core.errors import DataError

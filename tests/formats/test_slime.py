@@ -2,13 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
 from fakes import named
 from made import made
-<<<<<<< HEAD
-from alike import COLUMNS, differing, same
-=======
-from alike import COLUMNS, differing, doubled, refusal, same
->>>>>>> formats-containers
 from writers_slime import as_numpy, rollout, trained, write
 
 from firstorder.core.errors import DataError

@@ -3,12 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import made
-<<<<<<< HEAD
-from alike import COLUMNS, differing, same
-=======
 from alike import COLUMNS, differing, doubled, refusal, same
->>>>>>> formats-containers
+from made import made
 from writers_verl import as_arrays, consolidated, objects, others_of, padded, proto, queue, ragged, save_queue, write
 
 from firstorder.core.errors import DataError
