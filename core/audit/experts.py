@@ -10,7 +10,7 @@ from torch import Tensor
 
 from firstorder.core.formats.chunk import Chunk
 
-from .clusters import FEW, sized
+from .clusters import FEW, normal_score, sized
 from .finding import Detector, Finding, Known, Sums
 
 MORE = 4.0  # times as large per 1 - p as at the tokens without it: those that flip often reach 3
@@ -28,11 +28,11 @@ def _terms(chunk: Chunk) -> Sums:
     known = (chunk.usable[:, 1:] & ((ids >= 0) & (ids < EXPERTS)).all(-1).all(-1)).double()
     size, scale = size * known, scale * known
     layers, most = ids.shape[2], max(1, AT_ONCE // (ids.shape[2] * EXPERTS))
-    names = ("a", "b", "aa", "ab", "bb", "n")
+    names = ("a", "b", "aa", "ab", "bb", "n", "in")
     sums = {name: torch.zeros(layers, EXPERTS, dtype=torch.float64) for name in names}
     for rows in torch.arange(len(ids)).split(most):
         a, b, n = (_by_expert(x[rows], ids[rows]) for x in (size, scale, known))
-        for name, x in zip(names, (a, b, a * a, a * b, b * b, n), strict=True):
+        for name, x in zip(names, (a, b, a * a, a * b, b * b, n, (n > 0).double()), strict=True):
             sums[name] += x.sum(0)
     return sums | {"size": size.sum(), "scale": scale.sum(), "tokens": known.sum(), "clusters": known.any(-1).sum()}
 
@@ -49,11 +49,15 @@ def _corrupt(sums: Sums, known: Known) -> Finding | None:
     if int(sums["clusters"]) < FEW or float(sums["tokens"]) == 0:
         return None
     a, b, n = sums["a"], sums["b"], sums["n"]
+    own = a / b.clamp(min=1e-300)
     rest = (sums["size"] - a) / (sums["scale"] - b).clamp(min=1e-300)
-    spread = (sums["aa"] - 2 * MORE * rest * sums["ab"] + (MORE * rest) ** 2 * sums["bb"]).clamp(min=0.0).sqrt()
-    sigmas = (a - MORE * rest * b) / spread.clamp(min=1e-300)
-    enough = (n >= LEAST) & (sums["tokens"] - n >= LEAST) & (b > 0) & (rest > 0)
-    ratio = torch.where(enough & (sigmas >= SURE), a / (rest * b).clamp(min=1e-300), 0.0)
+    spread = (sums["aa"] - 2 * own * sums["ab"] + own.square() * sums["bb"]).clamp(min=0.0).sqrt()
+    gap = a - MORE * rest * b
+    enough = (n >= LEAST) & (sums["tokens"] - n >= LEAST) & (b > 0) & (rest > 0) & (gap > 0) & (spread > 0)
+    sigmas = torch.where(enough, gap / spread.clamp(min=1e-300), 0.0)
+    for layer, expert in enough.nonzero().tolist():
+        sigmas[layer, expert] = normal_score(float(sigmas[layer, expert]), int(sums["in"][layer, expert]))
+    ratio = torch.where(sigmas >= SURE, own / rest.clamp(min=1e-300), 0.0)
     best = int(ratio.argmax())
     layer, expert = divmod(best, ratio.shape[1])
     if float(ratio[layer, expert]) < MORE:
