@@ -250,6 +250,14 @@ DETECTORS = (
         rule=f"every log-prob of one side is 0 and some token has less than {-FAR:g} nats on the other",
     ),
     Detector(
+        fault="constant log-probs",
+        stage=3,
+        needs=("logp_mu",),
+        measure=constant_sums,
+        judge=judge_constant,
+        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
+    ),
+    Detector(
         fault="log-probs of 0 on the mask",
         stage=3,
         needs=BOTH,
@@ -265,14 +273,6 @@ DETECTORS = (
         measure=equal_sums,
         judge=judge_equal,
         rule=f"both sides give the same float32 number to all of {FEWEST} or more tokens below {-UNCERTAIN:g} nats",
-    ),
-    Detector(
-        fault="constant log-probs",
-        stage=3,
-        needs=("logp_mu",),
-        measure=constant_sums,
-        judge=judge_constant,
-        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
     ),
     Detector(
         fault="duplicated responses",

@@ -302,7 +302,22 @@ DETECTORS = (
         "rows of zeros", _rows_of("zero", "zero", "rows of zeros", ZEROS), "any token with zeros in all MoE layers"
     ),
     _detector("rows missing", _rows_of("-1", "missing", "rows missing", GONE), "any token with -1 in all MoE layers"),
+    Detector(
+        fault="expert ids out of range",
+        stage=4,
+        needs=("routes",),
+        measure=fill_sums,
+        judge=judge_range,
+        rule="any id of the number of experts or more, where that is known",
+    ),
     _detector("broken route rows", _broken, "any row with an id below 0 that is not -1 throughout"),
+    _detector("duplicate experts in a row", _duplicated, f"any of up to {CHECKED} rows of a chunk"),
+    _detector(
+        "identical layers",
+        _alike,
+        f"two layers with the same rows at {ALIKE:.0%} or more of the tokens, the most frequent row of neither above "
+        f"{STEADY:.0%}",
+    ),
     _detector(
         "rows that count up",
         _ranged,
@@ -325,20 +340,5 @@ DETECTORS = (
         _often,
         f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most "
         "frequent token, ten times what the layers give by themselves",
-    ),
-    _detector("duplicate experts in a row", _duplicated, f"any of up to {CHECKED} rows of a chunk"),
-    Detector(
-        fault="expert ids out of range",
-        stage=4,
-        needs=("routes",),
-        measure=fill_sums,
-        judge=judge_range,
-        rule="any id of the number of experts or more, where that is known",
-    ),
-    _detector(
-        "identical layers",
-        _alike,
-        f"two layers with the same rows at {ALIKE:.0%} or more of the tokens, the most frequent row of neither above "
-        f"{STEADY:.0%}",
     ),
 )
