@@ -210,8 +210,8 @@ DETECTORS = (
         needs=BOTH,
         measure=order_sums,
         judge=judge_layers,
-        rule=f"a sign test of shared experts against the next layer's: z > {Z:g} in most layers, over up to {LAYERED} tokens "
-        "of a chunk",
+        rule=f"a sign test of shared experts against the next layer's: z > {Z:g} in most layers, over up to {LAYERED} "
+        "tokens of a chunk",
     ),
     Detector(
         fault="routes of another response",
@@ -220,7 +220,7 @@ DETECTORS = (
         measure=order_sums,
         judge=judge_strangers,
         rule=f"among {RESPONSES} responses read together, at {ROWS} places: a sign test favours another "
-        f"response's routes (z > {Z_CHOSEN:g}), which share half as many experts again as the median one's, and as its own "
-        "in its last quarter",
+        f"response's routes (z > {Z_CHOSEN:g}), which share half as many experts again as the median one's, and as its "
+        "own in its last quarter",
     ),
 )
