@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import agreement
 import answers
+import audits
 import decision
 import pictures
 import results
@@ -45,6 +47,13 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "formats": audits.formats,
+    "detectors": audits.detectors,
+    "caught": audits.caught,
+    "cases": agreement.cases,
+    "conventions": agreement.conventions,
+    "terms": agreement.terms,
+    "peers": agreement.peers,
 }
 
 
