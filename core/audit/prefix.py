@@ -53,10 +53,10 @@ def judge_prefix(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="stale prefix rows",
         evidence=f"{int(hits.sum())} of {len(hits)} responses begin with up to {int(lead.max())} rows that share "
-        f"at most half of their experts with the trainer's; {int((far - lead).sum())} of {behind} others looked at do",
+        f"at most half of their experts with the trainer's; {int((far - lead).sum())} of {behind} others looked at do.",
         questions=(
-            "Does the engine keep rows of a cached prefix, and are they overwritten with the cache?",
-            "Were the cached tokens run with older weights?",
+            "does the engine keep rows of a cached prefix, and are they overwritten with the cache?",
+            "were the cached tokens run with older weights?",
         ),
         place=first(hits),
     )

@@ -122,10 +122,10 @@ def judge_tokens(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes off by one",
         evidence=f"routes of the rollout agree better with the trainer's one row {'later' if best else 'earlier'}: of "
-        f"the experts of a row {told} are shared, over {int(sums['tokens'])} tokens",
+        f"the experts of a row {told} are shared, over {int(sums['tokens'])} tokens.",
         questions=(
-            "Does row t hold the routing of token t, or that which produced token t?",
-            "Is a row dropped at the first token or at the last?",
+            "does row t hold the routing of token t, or that which produced token t?",
+            "is a row dropped at the first token or at the last?",
         ),
         place=first(single[:, best]),
     )
@@ -142,10 +142,10 @@ def judge_prompt(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes laid from the prompt",
         evidence=f"rows of the rollout that are laid from position 0 on agree with the trainer's of the response: "
-        f"experts shared are {float(mean[best + 1]):.3g} of a row there and {float(mean[0]):.3g} as they stand",
+        f"experts shared are {float(mean[best + 1]):.3g} of a row there and {float(mean[0]):.3g} as they stand.",
         questions=(
-            "Does the engine return rows of the generation alone, and those of the prompt apart?",
-            "Is the length of the prompt taken from the text before or after templates?",
+            "does the engine return rows of the generation alone, and those of the prompt apart?",
+            "is the length of the prompt taken from the text before or after templates?",
         ),
     )
 
@@ -161,10 +161,10 @@ def judge_layers(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="layers off by one",
         evidence=f"layer m of the rollout agrees better with layer m {'+' if best else '-'} 1 of the trainer than with "
-        f"layer m, in {wins} of {wins + losses} rows that tell them apart",
+        f"layer m, in {wins} of {wins + losses} rows that tell them apart.",
         questions=(
-            "Does one side count dense layers and the other MoE layers only?",
-            "Is a layer of multi-token prediction among those of one side?",
+            "does one side count dense layers and the other MoE layers only?",
+            "is a layer of multi-token prediction among those of one side?",
         ),
     )
 
@@ -177,10 +177,10 @@ def judge_strangers(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes of another response",
         evidence=f"the routes of {int(hits.sum())} of {len(hits)} responses agree with the trainer's of another "
-        f"one{way(partner[hits])}",
+        f"one{way(partner[hits])}.",
         questions=(
-            "Are routes and tokens sorted or balanced over ranks together?",
-            "By which key are routes joined to responses?",
+            "are routes and tokens sorted or balanced over ranks together?",
+            "by which key are routes joined to responses?",
         ),
         place=first(hits),
     )
