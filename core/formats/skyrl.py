@@ -54,11 +54,12 @@ def _samples(path: Path, step: int, options: Options) -> Iterator[Sample]:
     metadata = state["metadata"] if isinstance(state.get("metadata"), dict) else {}
     unread = [name for name in (*COLUMNS, ROUTES, UNROUTED) if _form(held.get(name)) not in KNOWN]
     wanted = {"sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED} - {*unread}
-    fields = {name: _field(held[name], f"{source}: `{name}`") for name in sorted(wanted) if held.get(name) is not None}
+    made = ((name, _field(held.get(name), f"{source}: `{name}`")) for name in sorted(wanted))
+    fields = {name: tensor for name, tensor in made if tensor is not None}
     numbers = {name: fields.get(name) for name in (*NUMBERS, *COLUMNS)}
     rows = batch(source, fields.get("sequences"), fields.get("attention_mask"), numbers)
     routes, unrouted = _routes(fields, rows)
-    groups = _groups(metadata.get("uids"), len(rows.tokens))
+    groups = _groups(metadata, len(rows.tokens))
     added = metadata.get("pad_size")
     count = len(rows.tokens) - (added if type(added) is int and 0 < added < len(rows.tokens) else 0)
     for place in range(count):
@@ -83,12 +84,21 @@ def _form(value: Any) -> Any:
     return form if isinstance(form, str | None) else "another"
 
 
-def _field(value: Any, source: str) -> Tensor:
-    """A tensor as SkyRL writes it: bytes, sizes and kind, or bytes of torch.save where numpy lacks the kind."""
-    held = mapping(value, source)
+def _field(value: Any, source: str) -> Tensor | None:
+    """A tensor as SkyRL writes it: bytes, sizes and kind, or bytes of torch.save where numpy lacks the kind.
+
+    Until version 0.3 of skyrl-train it was the bytes of torch.save alone, for None as well.
+    """
+    if value is None:
+        return None
+    held: dict[str, Any] = (
+        {"format": "torch", "data": value} if isinstance(value, memoryview) else mapping(value, source)
+    )
     if held.get("format") == "torch" and isinstance(held.get("data"), memoryview):
         loaded = torch_files.parse(held["data"], source)
         tensor = loaded.tensor(loaded.value)
+        if tensor is None:
+            return None
     elif held.get("format") in ("numpy", None):
         kind = dtype(held.get("dtype"))
         if kind is None:
@@ -115,12 +125,30 @@ def _routes(fields: Mapping[str, Tensor], rows: Batch) -> tuple[Tensor | None, T
     return routes, unrouted
 
 
-def _groups(uids: Any, count: int) -> list[int] | None:
-    """The prompts numbered in the order in which they come."""
-    if not isinstance(uids, list) or len(uids) != count or not all(isinstance(uid, str) for uid in uids):
-        return None
-    numbered: dict[str, int] = {}
-    return [numbered.setdefault(uid, len(numbered)) for uid in uids]
+def _groups(metadata: Mapping[Any, Any], count: int) -> list[int] | None:
+    """The prompt of each row, numbered as they come: by uid, by the rows that each prompt has, or by trajectory.
+
+    The trainer takes the uids out before it dumps; trajectories are called `INSTANCE_REPETITION`.
+    """
+    uids, spans, trajectories = (metadata.get(name) for name in ("uids", "policy_prompt_boundaries", "trajectory_ids"))
+    if (names_ := _texts(uids, count)) is not None:
+        return _numbered(names_)
+    if isinstance(spans, list) and all(isinstance(span, tuple) and len(span) == 2 for span in spans):
+        starts = [start for start, _ in spans if type(start) is int and 0 <= start < count]
+        if len(starts) == len(spans) > 0:
+            return (torch.tensor(starts)[:, None] <= torch.arange(count)).sum(0).sub(1).clamp(min=0).tolist()
+    called = _texts(trajectories, count)
+    return None if called is None else _numbered([name.rpartition("_")[0] for name in called])
+
+
+def _texts(values: Any, count: int) -> list[str] | None:
+    known = isinstance(values, list) and len(values) == count and all(isinstance(each, str) for each in values)
+    return values if known else None
+
+
+def _numbered(values: Sequence[str]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
 def _sample(

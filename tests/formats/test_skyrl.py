@@ -4,7 +4,7 @@ import pytest
 import torch
 from alike import COLUMNS, differing, doubled, refusal, same
 from made import made
-from writers_skyrl import fields, save, write
+from writers_skyrl import fields, save, saved, write
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats.format import Options
@@ -33,6 +33,7 @@ def group_of(samples):
         {"rebuilt": False},
         {"module": "skyrl_train__training_batch"},
         {"old": True},
+        {"old": True, "form": saved, "rebuilt": False, "module": "skyrl_train__training_batch"},
     ],
 )
 def test_a_batch_gives_the_samples_to_the_last_digit(tmp_path, how):
@@ -47,6 +48,27 @@ def test_a_copy_shifted_by_one_row_is_read_back_shifted(tmp_path):
     samples = group_of(made(seed=9, steps=1))
     moved = [replace(s, logp_old=s.logp_old.roll(1), routes=s.routes.roll(1, 0)) for s in samples]
     assert not any(same(a, b, HELD) for a, b in zip(samples, back(write(tmp_path, moved)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "groups"),
+    [
+        ({"policy_prompt_boundaries": [(0, 2), (2, 5), (5, 6)]}, [0, 0, 1, 1, 1, 2]),
+        ({"policy_prompt_boundaries": [(0, 2), (99, 5)]}, [None] * 6),
+        ({"trajectory_ids": ["a_b_0", "a_b_1", "c_0", "a_b_2", "c_1", "c_2"]}, [0, 0, 1, 0, 1, 1]),
+        ({"trajectory_ids": ["a_0"]}, [None] * 6),
+    ],
+)
+def test_prompts_are_told_by_what_the_trainer_leaves_of_them(tmp_path, metadata, groups):
+    path = save(tmp_path / NAME, fields(made(steps=1)), metadata)
+    assert [sample.group for sample in back([path])] == groups
+
+
+def test_a_field_that_is_none_is_left_out_in_either_form(tmp_path):
+    for form in ({}, {"form": saved, "rebuilt": False}):
+        first = back([save(tmp_path / NAME, fields(made(steps=1)) | {"action_log_probs": None}, None, **form)])[0]
+        assert first.logp_old is None
+        assert first.logp_mu is not None
 
 
 def test_rows_that_fill_up_the_batch_are_left_out(tmp_path):
