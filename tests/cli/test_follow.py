@@ -19,7 +19,14 @@ from made import made
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """The files of a run's steps."""
-    small = {"schedule.steps": 3, "schedule.prompts": 8, "schedule.group_size": 8}
+    small = {
+        "schedule.steps": 3,
+        "schedule.prompts": 4,
+        "schedule.group_size": 8,
+        "sim.world": "graph",
+        "sim.task": "chain",
+        "sim.horizon": 48,
+    }
     run = fo.train("minirl-r3", small, out=tmp_path_factory.mktemp("run") / "run", dump="neutral")
     return run, sorted((run.folder / "dump").iterdir())
 
