@@ -9,7 +9,7 @@ the delta method. Intervals are f ± t_{B-1} √Var f, t the 97.5 % quantile of 
 and merged by the update of Chan, Golub and LeVeque (1983): a sum of squares less a squared sum would be its rounding.
 
 What such an interval promises was measured on simulated responses of known truth. Of means and ratios over tokens it
-covers 93 to 97 % with 300 responses and with 8; of a spread 93 % and 79 %. The product W = exp Σ D of a response is
+covers 92 to 97 % with 300 responses and with 8; of a spread 93 % and 79 %. The product W = exp Σ D of a response is
 another matter: once its logarithm spreads by 1, the responses that carry the mean of W² are mostly not among the seen
 ones, and an interval made of the seen ones covers 81 % with 300 and 66 % with 30. `withheld` takes such intervals away.
 
