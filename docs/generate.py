@@ -13,7 +13,7 @@ from pathlib import Path
 
 import agreement
 import answers
-import audits
+import auditing
 import decision
 import pictures
 import results
@@ -47,9 +47,9 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
-    "formats": audits.formats,
-    "detectors": audits.detectors,
-    "caught": audits.caught,
+    "formats": auditing.formats,
+    "detectors": auditing.detectors,
+    "caught": auditing.caught,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
     "terms": agreement.terms,

@@ -120,10 +120,10 @@ def judge_off_by_one(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="off by one",
         evidence=f"log-probs of the rollout fit better {_way(best)}: {_means(sums, best)}; "
-        f"{int(one.sum())} of {len(one)} responses show it by themselves",
+        f"{int(one.sum())} of {len(one)} responses show it by themselves.",
         questions=(
-            "Does one side drop the first token or the last when it lays log-probs beside tokens?",
-            "Is position t of both the log-prob of token t, or of token t + 1?",
+            "does one side drop the first token or the last when it lays log-probs beside tokens?",
+            "is position t of both the log-prob of token t, or of token t + 1?",
         ),
         place=first(one),
     )
@@ -145,10 +145,10 @@ def judge_shifted(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="log-probs shifted",
         evidence=f"log-probs of the rollout fit better {how}: {_means(sums, together)}; {int(single.sum())} of "
-        f"{len(single)} responses show a shift by themselves",
+        f"{len(single)} responses show a shift by themselves.",
         questions=(
-            "Is one array laid out from the first token of the prompt and the other from that of the response?",
-            "Are responses padded on the left on one side and on the right on the other?",
+            "is one array laid out from the first token of the prompt and the other from that of the response?",
+            "are responses padded on the left on one side and on the right on the other?",
         ),
         place=first(single),
     )

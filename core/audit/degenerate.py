@@ -48,10 +48,10 @@ def judge_zero(sums: Sums, known: Known) -> Finding | None:
             return Finding(
                 fault="log-probs of 0 on the mask",
                 evidence=f"{n} of {int(sums['tokens'])} tokens of the mask have log-prob 0 in the {side} and "
-                f"{float(sums[f'{side} other']) / n:.3g} on average in the {other}",
+                f"{float(sums[f'{side} other']) / n:.3g} on average in the {other}.",
                 questions=(
-                    "Are tokens of tools or of the environment on the mask?",
-                    f"Does the {side} write 0 where it has no log-prob, or where top-k leaves one token?",
+                    "are tokens of tools or of the environment on the mask?",
+                    f"does the {side} write 0 where it has no log-prob, or where top-k leaves one token?",
                 ),
                 place=first(sums[EACH + "hits"]),
             )
@@ -66,10 +66,10 @@ def judge_all_zero(sums: Sums, known: Known) -> Finding | None:
             return Finding(
                 fault="log-probs all 0",
                 evidence=f"all {int(sums['tokens'])} log-probs of the {side} are 0{forced}, those of the {other} are "
-                "not: this is no mismatch, and no ratio can be made of it",
+                "not: this is no mismatch, and no ratio can be made of it.",
                 questions=(
-                    f"Did the {side} compute log-probs in this run at all?",
-                    "What does the loss divide by?",
+                    f"did the {side} compute log-probs in this run at all?",
+                    "what does the loss divide by?",
                 ),
             )
     return None
@@ -92,10 +92,10 @@ def judge_equal(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="identical log-probs",
         evidence=f"D = 0 at all {n} tokens below {-UNCERTAIN:g} nats: one array was copied into the other, or the "
-        "engines are bitwise the same",
+        "engines are bitwise the same.",
         questions=(
-            "Are trainer and rollout engine run bitwise alike (the same kernels, the same batches)?",
-            "Does the trainer take the rollout's log-probs as its own, so that every ratio is 1?",
+            "are trainer and rollout engine run bitwise alike (the same kernels, the same batches)?",
+            "does the trainer take the rollout's log-probs as its own, so that every ratio is 1?",
         ),
     )
 
@@ -118,10 +118,10 @@ def judge_constant(sums: Sums, known: Known) -> Finding | None:
         if n >= FEWEST and not int(sums[f"{side} changes"]):
             return Finding(
                 fault="constant log-probs",
-                evidence=f"the {n} log-probs of the {side} are one number, {float(sums[f'{side} sum']) / n:.4g}",
+                evidence=f"the {n} log-probs of the {side} are one number, {float(sums[f'{side} sum']) / n:.4g}.",
                 questions=(
-                    f"Is that the number with which the {side} fills up what it has not computed?",
-                    "Is it log(1 / vocabulary)?",
+                    f"is that the number with which the {side} fills up what it has not computed?",
+                    "is it log(1 / vocabulary)?",
                 ),
             )
     return None
@@ -156,10 +156,10 @@ def judge_duplicates(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="duplicated responses",
         evidence=f"{int(second.sum())} of {len(hashes)} responses are, token by token and log-prob by log-prob, "
-        f"another one; the likeliest of them had log p = {float(log_p[second].max()):.3g}",
+        f"another one; the likeliest of them had log p = {float(log_p[second].max()):.3g}.",
         questions=(
-            "Is a batch filled up with copies of its own responses?",
-            "Were two files of one rank, or one step twice, read?",
+            "is a batch filled up with copies of its own responses?",
+            "were two files of one rank, or one step twice, read?",
         ),
         place=first(second),
     )
@@ -198,10 +198,10 @@ def judge_advantage_bad(sums: Sums, known: Known) -> Finding | None:
         return None
     return Finding(
         fault="advantages that are no numbers",
-        evidence=f"{n} of {int(sums['tokens'])} advantages on the mask are null, NaN or infinite",
+        evidence=f"{n} of {int(sums['tokens'])} advantages on the mask are null, NaN or infinite.",
         questions=(
-            "Are advantages divided by the standard deviation of a group whose rewards are equal?",
-            "Are the rewards of all responses numbers?",
+            "are advantages divided by the standard deviation of a group whose rewards are equal?",
+            "are the rewards of all responses numbers?",
         ),
         place=first(sums[EACH + "hits"]),
     )
@@ -219,10 +219,10 @@ def judge_advantage_zero(sums: Sums, known: Known) -> Finding | None:
     why = f"though rewards differ inside {mixed} groups" if mixed else "and no reward tells why"
     return Finding(
         fault="advantages all 0",
-        evidence=f"the advantages of all {int(counted.sum())} responses are 0, {why}: nothing is learned from them",
+        evidence=f"the advantages of all {int(counted.sum())} responses are 0, {why}: nothing is learned from them.",
         questions=(
-            "Is the advantage computed after the dump is written?",
-            "Are groups of one response compared with themselves?",
+            "is the advantage computed after the dump is written?",
+            "are groups of one response compared with themselves?",
         ),
     )
 
@@ -250,6 +250,14 @@ DETECTORS = (
         rule=f"every log-prob of one side is 0 and some token has less than {-FAR:g} nats on the other",
     ),
     Detector(
+        fault="constant log-probs",
+        stage=3,
+        needs=("logp_mu",),
+        measure=constant_sums,
+        judge=judge_constant,
+        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
+    ),
+    Detector(
         fault="log-probs of 0 on the mask",
         stage=3,
         needs=BOTH,
@@ -265,14 +273,6 @@ DETECTORS = (
         measure=equal_sums,
         judge=judge_equal,
         rule=f"both sides give the same float32 number to all of {FEWEST} or more tokens below {-UNCERTAIN:g} nats",
-    ),
-    Detector(
-        fault="constant log-probs",
-        stage=3,
-        needs=("logp_mu",),
-        measure=constant_sums,
-        judge=judge_constant,
-        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
     ),
     Detector(
         fault="duplicated responses",

@@ -55,10 +55,10 @@ def judge_edges(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="log-probs off the mask",
         evidence=f"{int(sums['tokens'])} log-probs of the rollout stand off the mask, in {int(outside.sum())} of "
-        f"{int(sums['responses'])} responses; {told}",
+        f"{int(sums['responses'])} responses; {told}.",
         questions=(
-            "Is the mask shifted against the log-probs, or narrower than what was sampled?",
-            "Does the engine return log-probs of the prompt, and does the loss count them?",
+            "is the mask shifted against the log-probs, or narrower than what was sampled?",
+            "does the engine return log-probs of the prompt, and does the loss count them?",
         ),
         place=first(outside),
     )

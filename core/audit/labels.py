@@ -58,10 +58,10 @@ def judge_labels(sums: Sums, known: Known) -> Finding | None:
         fault="physical expert ids",
         evidence=f"in {int(((share > RELABELLED) & enough).sum())} of {len(share)} layers looked at, experts of the "
         f"rollout are experts of the trainer under other ids: {float(share[layer]):.0%} of them in one layer, over "
-        f"{int(tokens[layer])} tokens",
+        f"{int(tokens[layer])} tokens.",
         questions=(
-            "Is expert-parallel load balancing on, so that ids are places of weights rather than experts?",
-            "Which map from physical to logical experts held when these tokens were sampled?",
+            "is expert-parallel load balancing on, so that ids are places of weights rather than experts?",
+            "which map from physical to logical experts held when these tokens were sampled?",
         ),
     )
 

@@ -40,7 +40,7 @@ def _nulls(x: Tensor, sample: Sample, g: torch.Generator, share: float) -> Tenso
 
 def _repeated_batch(samples: list[Sample], g: torch.Generator) -> list[Sample]:
     """A batch filled up with an eighth of its own responses."""
-    return samples + samples[: max(1, len(samples) // 8)]
+    return samples + samples[-max(1, len(samples) // 8) :]
 
 
 def _mixed_steps(samples: list[Sample], g: torch.Generator) -> list[Sample]:

@@ -96,10 +96,10 @@ def judge_pairs(sums: Sums, known: Known) -> Finding | None:
     )
     return Finding(
         fault="log-probs of another response",
-        evidence=told,
+        evidence=f"{told}.",
         questions=(
-            "Is one side shuffled, sorted by length or balanced over ranks before both are joined?",
-            "By which key are rollout and trainer rows joined?",
+            "is one side shuffled, sorted by length or balanced over ranks before both are joined?",
+            "by which key are rollout and trainer rows joined?",
         ),
         place=first(hits),
     )

@@ -67,20 +67,20 @@ def _token_moves(chunk: Chunk) -> Sums:
 
 
 def _layer_moves(chunk: Chunk) -> Sums:
-    """Per token, summed over the layers: layer m of the rollout against layer m + s of the trainer."""
+    """By layer, tokens at which layer m of the rollout agrees better with layer m + s of the trainer, `[2, M - 1]`."""
     assert chunk.routes is not None
     assert chunk.routes_old is not None
     place = inner(chunk, LAYERED)
     a, b = (x.flatten(0, 1)[place] for x in (chunk.routes, chunk.routes_old))
     none = torch.zeros((), dtype=torch.int64)
     if a.shape[1] < 2:
-        return {"layer wins": none.expand(2), "layer losses": none.expand(2)}
+        return {"layer wins": none.expand(2, 1), "layer losses": none.expand(2, 1)}
     wins, losses = [], []
     for s in MOVES:
         left, right = (slice(None, -1), slice(1, None)) if s > 0 else (slice(1, None), slice(None, -1))
-        there, here = shared(a[:, left], b[:, right]).sum(-1), shared(a[:, left], b[:, left]).sum(-1)
-        wins.append((there > here).sum())
-        losses.append((there < here).sum())
+        there, here = shared(a[:, left], b[:, right]), shared(a[:, left], b[:, left])
+        wins.append((there > here).sum(0))
+        losses.append((there < here).sum(0))
     return {"layer wins": torch.stack(wins), "layer losses": torch.stack(losses)}
 
 
@@ -89,15 +89,18 @@ def _response_moves(chunk: Chunk) -> Sums:
     assert chunk.routes is not None
     assert chunk.routes_old is not None
     layers = spread_layers(chunk.routes.shape[2], 4)
-    a, b = (x[:RESPONSES, :ROWS][:, :, layers] for x in (chunk.routes, chunk.routes_old))
-    run = run_rows(chunk.lengths, chunk.tokens.shape[-1])[:RESPONSES, :ROWS]
+    place = slice(None, None, -(-chunk.tokens.shape[-1] // ROWS))
+    a, b = (x[:RESPONSES, place][:, :, layers] for x in (chunk.routes, chunk.routes_old))
+    run = run_rows(chunk.lengths, chunk.tokens.shape[-1])[:RESPONSES, place]
     own = shared(a, b).sum(-1)
     score = torch.stack([shared(x[None], b).sum(-1) for x in a])  # [i, j, N]
     both = run[:, None] & run[None]
     wins, losses = (both & (score > own[:, None])).sum(-1), (both & (score < own[:, None])).sum(-1)
     z, best = sign_z(wins, losses, dependence=1.0).max(-1)
     mean = (score * both).sum(-1) / both.sum(-1).clamp(min=1)
-    specific = mean.gather(-1, best[:, None])[:, 0] > 1.5 * mean.median(-1).values
+    found = mean.gather(-1, best[:, None])[:, 0]
+    late = run & (torch.arange(run.shape[-1]) * 4 >= 3 * run.sum(-1, keepdim=True))  # a stale prefix ends before it
+    specific = found > 1.5 * torch.maximum(mean.median(-1).values, (own * late).sum(-1) / late.sum(-1).clamp(min=1))
     count = len(chunk.samples)
     hits, partner = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)
     hits[: len(z)] = (z > Z_CHOSEN) & specific
@@ -107,6 +110,8 @@ def _response_moves(chunk: Chunk) -> Sums:
 
 def judge_tokens(sums: Sums, known: Known) -> Finding | None:
     """All responses together, or some by themselves, agree better moved by one token."""
+    if judge_prompt(sums, known) is not None:
+        return None
     wins, losses = (sums[EACH + name][:, : len(MOVES)] for name in ("token wins", "token losses"))
     z, single = sign_z(wins.sum(0), losses.sum(0)), sign_z(wins, losses) > Z_CHOSEN
     if float(z.max()) <= Z and not single.any():
@@ -117,10 +122,10 @@ def judge_tokens(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes off by one",
         evidence=f"routes of the rollout agree better with the trainer's one row {'later' if best else 'earlier'}: of "
-        f"the experts of a row {told} are shared, over {int(sums['tokens'])} tokens",
+        f"the experts of a row {told} are shared, over {int(sums['tokens'])} tokens.",
         questions=(
-            "Does row t hold the routing of token t, or that which produced token t?",
-            "Is a row dropped at the first token or at the last?",
+            "does row t hold the routing of token t, or that which produced token t?",
+            "is a row dropped at the first token or at the last?",
         ),
         place=first(single[:, best]),
     )
@@ -137,28 +142,29 @@ def judge_prompt(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes laid from the prompt",
         evidence=f"rows of the rollout that are laid from position 0 on agree with the trainer's of the response: "
-        f"experts shared are {float(mean[best + 1]):.3g} of a row there and {float(mean[0]):.3g} as they stand",
+        f"experts shared are {float(mean[best + 1]):.3g} of a row there and {float(mean[0]):.3g} as they stand.",
         questions=(
-            "Does the engine return rows of the generation alone, and those of the prompt apart?",
-            "Is the length of the prompt taken from the text before or after templates?",
+            "does the engine return rows of the generation alone, and those of the prompt apart?",
+            "is the length of the prompt taken from the text before or after templates?",
         ),
     )
 
 
 def judge_layers(sums: Sums, known: Known) -> Finding | None:
-    """Layers agree better with their neighbours."""
+    """Most layers agree better with their neighbours."""
     z = sign_z(sums["layer wins"], sums["layer losses"], dependence=1.0)
-    if float(z.max()) <= Z:
+    most = (z > Z).double().mean(-1)
+    best = int(most.argmax())
+    if float(most[best]) <= 0.5:
         return None
-    best = int(z.argmax())
-    wins, losses = int(sums["layer wins"][best]), int(sums["layer losses"][best])
+    wins, losses = int(sums["layer wins"][best].sum()), int(sums["layer losses"][best].sum())
     return Finding(
         fault="layers off by one",
         evidence=f"layer m of the rollout agrees better with layer m {'+' if best else '-'} 1 of the trainer than with "
-        f"layer m, at {wins} of {wins + losses} tokens",
+        f"layer m, in {wins} of {wins + losses} rows that tell them apart.",
         questions=(
-            "Does one side count dense layers and the other MoE layers only?",
-            "Is a layer of multi-token prediction among those of one side?",
+            "does one side count dense layers and the other MoE layers only?",
+            "is a layer of multi-token prediction among those of one side?",
         ),
     )
 
@@ -171,10 +177,10 @@ def judge_strangers(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="routes of another response",
         evidence=f"the routes of {int(hits.sum())} of {len(hits)} responses agree with the trainer's of another "
-        f"one{way(partner[hits])}",
+        f"one{way(partner[hits])}.",
         questions=(
-            "Are routes and tokens sorted or balanced over ranks together?",
-            "By which key are routes joined to responses?",
+            "are routes and tokens sorted or balanced over ranks together?",
+            "by which key are routes joined to responses?",
         ),
         place=first(hits),
     )
@@ -204,7 +210,8 @@ DETECTORS = (
         needs=BOTH,
         measure=order_sums,
         judge=judge_layers,
-        rule=f"a sign test of shared experts against the next layer's, up to {LAYERED} tokens of a chunk, z > {Z:g}",
+        rule=f"a sign test of shared experts against the next layer's: z > {Z:g} in most layers, over up to {LAYERED} "
+        "tokens of a chunk",
     ),
     Detector(
         fault="routes of another response",
@@ -212,7 +219,8 @@ DETECTORS = (
         needs=BOTH,
         measure=order_sums,
         judge=judge_strangers,
-        rule=f"among {RESPONSES} responses read together, by their first {ROWS} tokens: a sign test favours another "
-        f"response's routes (z > {Z_CHOSEN:g}), which share half as many experts again as the median one's",
+        rule=f"among {RESPONSES} responses read together, at {ROWS} places: a sign test favours another "
+        f"response's routes (z > {Z_CHOSEN:g}), which share half as many experts again as the median one's, and as its "
+        "own in its last quarter",
     ),
 )

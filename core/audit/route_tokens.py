@@ -68,10 +68,10 @@ def judge_own(sums: Sums, known: Known) -> Finding | None:
                     fault="routes off by one against the tokens",
                     evidence=f"rows of the {side} share {there[1]:.0%} of their experts in the first layers where "
                     f"token t {s:+d} is the same ({there[0]:.0f} pairs) and {own[1]:.0%} where token t is "
-                    f"({own[0]:.0f} pairs): row t holds the routing of token t {s:+d}",
+                    f"({own[0]:.0f} pairs): row t holds the routing of token t {s:+d}.",
                     questions=(
-                        "Does row t hold the routing of token t, or that which produced token t?",
-                        "Does the trainer read the rows the same way?",
+                        "does row t hold the routing of token t, or that which produced token t?",
+                        "does the trainer read the rows the same way?",
                     ),
                 )
     return None

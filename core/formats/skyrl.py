@@ -20,16 +20,17 @@ from . import names, torch_files, unpickle
 from .arrays import dtype, view
 from .format import Format, Options
 from .layout import Notes, is_fill, on_tokens, route_rows
+from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
-from .unpickle import Inert
 from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
 NUMBERS = ("loss_mask", "response_mask", "rollout_logprobs", "action_log_probs", "advantages", "rewards")
 COLUMNS = ("base_action_log_probs", "values", "returns", "kl")
 ROUTES, UNROUTED = "rollout_expert_indices", "router_padding_mask"
+KNOWN = ("numpy", "torch", None)  # forms of a tensor; None is the first of them, before it had a name
 HEAD = 1024  # bytes in which a pickle names its class
 
 
@@ -51,8 +52,9 @@ def _samples(path: Path, step: int, options: Options) -> Iterator[Sample]:
     state = _state(unpickle.read(torch_files.contents(path), source), source)
     held = mapping(state.get("batch_dict"), f"{source}: `batch_dict`")
     metadata = state["metadata"] if isinstance(state.get("metadata"), dict) else {}
-    wanted = ("sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED)
-    fields = {name: _field(held[name], f"{source}: `{name}`") for name in wanted if held.get(name) is not None}
+    unread = [name for name in (*COLUMNS, ROUTES, UNROUTED) if _form(held.get(name)) not in KNOWN]
+    wanted = {"sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED} - {*unread}
+    fields = {name: _field(held[name], f"{source}: `{name}`") for name in sorted(wanted) if held.get(name) is not None}
     numbers = {name: fields.get(name) for name in (*NUMBERS, *COLUMNS)}
     rows = batch(source, fields.get("sequences"), fields.get("attention_mask"), numbers)
     routes, unrouted = _routes(fields, rows)
@@ -63,7 +65,8 @@ def _samples(path: Path, step: int, options: Options) -> Iterator[Sample]:
         row = rows.row(place)
         mine = None if routes is None else routes[place, row.places]
         none = None if unrouted is None else unrouted[place, row.places] != 0
-        yield _sample(step, row, mine, none, groups[place] if groups else None, options)
+        notes = {f"`{name}` of a form that is not read, left out": 1 for name in unread}
+        yield _sample(step, row, mine, none, groups[place] if groups else None, options, notes)
 
 
 def _state(value: Any, source: str) -> Mapping[Any, Any]:
@@ -73,6 +76,11 @@ def _state(value: Any, source: str) -> Mapping[Any, Any]:
     if isinstance(value, Inert) and value.name in names.BATCH:
         return mapping(value.state, source)
     raise DataError(f"{source}: a TrainingInputBatch is expected; is it another pickle?")
+
+
+def _form(value: Any) -> Any:
+    form = value.get("format") if isinstance(value, dict) else None
+    return form if isinstance(form, str | None) else "another"
 
 
 def _field(value: Any, source: str) -> Tensor:
@@ -116,9 +124,14 @@ def _groups(uids: Any, count: int) -> list[int] | None:
 
 
 def _sample(
-    step: int, row: Row, routes: Tensor | None, unrouted: Tensor | None, group: int | None, options: Options
+    step: int,
+    row: Row,
+    routes: Tensor | None,
+    unrouted: Tensor | None,
+    group: int | None,
+    options: Options,
+    notes: Notes,
 ) -> Sample:
-    notes: dict[str, int] = {}
     everywhere = torch.ones(len(row.tokens), dtype=torch.bool)
     chosen = row.fields.get("loss_mask", row.fields.get("response_mask"))
     if chosen is None:

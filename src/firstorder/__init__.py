@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.coldstart import coldstart
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
     from firstorder.cli.api.measure import MeasureResult, measure
+    from firstorder.cli.api.pair import PairResult
     from firstorder.cli.api.peers import PeersResult, conformance_peers
     from firstorder.cli.api.probe import ProbeResult, probe
     from firstorder.cli.api.promote import PromoteResult, promote
@@ -54,6 +55,7 @@ __all__ = [
     "Interrupted",
     "MeasureResult",
     "NotFiniteError",
+    "PairResult",
     "PeersResult",
     "ProbeResult",
     "PromoteResult",
@@ -93,6 +95,7 @@ _HOMES = {
     "cli.api.coldstart": ["coldstart"],
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
     "cli.api.measure": ["MeasureResult", "measure"],
+    "cli.api.pair": ["PairResult"],
     "cli.api.peers": ["PeersResult", "conformance_peers"],
     "cli.api.probe": ["ProbeResult", "probe"],
     "cli.api.promote": ["PromoteResult", "promote"],

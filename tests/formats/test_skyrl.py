@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
 from made import made
-from alike import COLUMNS, differing, same
 from writers_skyrl import fields, save, write
 
 from firstorder.core.errors import DataError
@@ -97,6 +97,15 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path, change, message)
     assert "\n" not in str(refused.value)
 
 
+def test_routes_of_a_form_that_is_not_read_are_left_out_and_counted(tmp_path):
+    samples = made(steps=1)
+    packed = {"format": "packed", "values": {}, "cu_seqlens": {}}
+    first = back([save(tmp_path / NAME, fields(samples) | {"rollout_expert_indices": packed}, None)])[0]
+    assert first.routes is None
+    assert first.notes == {"`rollout_expert_indices` of a form that is not read, left out": 1}
+    assert torch.equal(first.logp_mu, samples[0].logp_mu)
+
+
 def test_holes_in_the_attention_mask_are_refused(tmp_path):
     batch = fields(made(steps=1))
     batch["attention_mask"][2, -2] = 0
@@ -116,3 +125,14 @@ def test_files_are_recognised_by_the_class_that_they_name(tmp_path):
     (tmp_path / "other.pkl").write_bytes(b"\x80\x04N.")
     assert not SKYRL.recognise(tmp_path / "other.pkl")
     assert not SKYRL.recognise(tmp_path / "missing.pkl")
+
+
+@pytest.mark.parametrize("part", ["data", "shape", "dtype", "format"])
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path, part):
+    batch = fields(made(steps=1))
+    odd = {"format": "numpy", "data": b"1234", "shape": (1,), "dtype": "float32"} | {part: doubled()}
+    refused = refusal(lambda: back([save(tmp_path / NAME, batch | {"advantages": odd}, {"uids": doubled()})]))
+    assert NAME in refused
+    assert "\n" not in refused
+    plain = save(tmp_path / NAME, batch, {"uids": doubled(), "pad_size": doubled()})
+    assert len(back([plain])) == 6

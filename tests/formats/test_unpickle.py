@@ -7,15 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from alike import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from alike import refusal
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats import unpickle
 from firstorder.core.formats.arrays import array
+from firstorder.core.formats.machine import Inert
 from firstorder.core.formats.names import NAMES
-from firstorder.core.formats.unpickle import Inert, read
+from firstorder.core.formats.unpickle import read
 
 PROTOCOLS = (2, 3, 4, 5)
 
