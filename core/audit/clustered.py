@@ -29,8 +29,8 @@ from firstorder.core.quantities import Moments
 
 from .table import Estimate
 
-STEADY, MANY = 0.7, 100  # sequence ESS and responses, below which an interval of E[W²] covers less than 9 in 10
-EFFECTIVE = 50  # ESS times responses, below which one of a mean weighted by W does
+STEADY, MANY = 0.85, 100  # sequence ESS and responses, below which an interval of E[W²] covers less than 88 %
+EFFECTIVE = 50  # ESS times responses, below which one of a mean weighted by W covers less than 91 % unless ESS is high
 NORMAL = 1.959963984540054  # 97.5 % quantile of the normal distribution
 SMALLEST, LARGEST = -1000, 1000  # exponents of a scale, so that its inverse is a number
 
@@ -147,7 +147,7 @@ def withheld(
     loose = set[str]()
     if not (ess >= STEADY and responses >= MANY):
         loose |= set(squares)
-    if not ess * responses >= EFFECTIVE:
+    if not (ess >= STEADY or ess * responses >= EFFECTIVE):
         loose |= set(means)
     return {name: Estimate(value=each.value) if name in loose else each for name, each in found.items()}
 
