@@ -184,7 +184,7 @@ def _unit(signal: Signal, named: Mapping[str, Quantity]) -> str:
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """As the loop does for its own sums."""
     found = diagnostics.finalise(sums) if "d" in sums else {}
-    logged = ("route/flip_rate", "route/tokens_flipped", "update/entropy", replay.PREFIX)
+    logged = ("response_length", "route/flip_rate", "route/tokens_flipped", "update/entropy", replay.PREFIX)
     return found | strata.finalise(sums) | means({name: x for name, x in sums.items() if name.startswith(logged)})
 
 

@@ -151,6 +151,8 @@ def test_intervals_are_withheld_where_few_responses_carry_a_product():
 
     assert left(0.9, 200) == {"square", "mean", "other"}
     assert left(0.9, 60) == {"mean", "other"}
+    assert left(0.9, 20) == {"mean", "other"}
+    assert left(0.8, 200) == {"mean", "other"}
     assert left(0.5, 200) == {"mean", "other"}
     assert left(0.1, 200) == {"other"}
     assert left(math.nan, 200) == {"other"}

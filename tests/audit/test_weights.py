@@ -98,6 +98,8 @@ def test_replay_changes_the_rows_that_differ():
     found = {row["quantity"]: row["value"].value for row in replays.table(whole(replays, samples)).rows}
     flipped, there = seen.agreement.flipped, seen.agreement.there
     assert found["rows_changed"] == pytest.approx(float(flipped.sum() / there.sum()))
+    first, *_ = replays.table(whole(replays, samples)).rows
+    assert first["of"] == int(there.sum())
     d, hit = seen.d, seen.agreement.hit
     k3 = d.exp() - 1 - d
     assert found["k3_flipped"] == pytest.approx(float(k3[hit].mean()))
