@@ -121,14 +121,14 @@ class AuditResult(Result):
         yield from (Text(f"read as: {sentence}", style="dim") for sentence in self.report.inferred)
         for table in self.report.tables:
             if table.name in PRINTED:
-                yield _shown(table)
+                yield shown(table, HIDDEN)
         if self.page is not None:
             yield Text(f"page: {self.page}", no_wrap=True)
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each quantity of the table of numbers: `quantity`, `value`, `low`, `high`, `unit`."""
         rows = next((table.rows for table in self.report.tables if table.name == "numbers"), ())
-        return [_flat(row) for row in rows]
+        return [flat(row) for row in rows]
 
     def plot(self) -> Figure:
         """The figure of the page: where the engines differ, by position and by probability."""
@@ -195,6 +195,14 @@ def opened(paths: Sequence[str | os.PathLike[str]], options: AuditOptions) -> Du
     return open_dump([Path(path) for path in paths], options.format, options.reading())
 
 
+def check_no_paths(paths: Sequence[str] | None) -> None:
+    """Refuse a dump beside the self-test; raises ConfigError."""
+    from firstorder.core.errors import ConfigError
+
+    if paths:
+        raise ConfigError(f"--self-test makes its own dumps and takes no PATH, got {paths[0]}; leave one of them out")
+
+
 def border() -> Callable[[float], float]:
     """From a KL to the length from which on training without importance sampling collapsed in `firstorder study
     regimes`."""
@@ -248,17 +256,17 @@ def _positive(flag: str, value: int | None) -> int | None:
     return value
 
 
-def _shown(table: Table) -> Shown:
-    """A table for the terminal, without what only the page has room for."""
+def shown(table: Table, hidden: Sequence[str]) -> Shown:
+    """A table for the terminal, without the columns that only a page has room for."""
     from rich.table import Table as Shown
 
-    shown = Shown(title=table.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    columns = [column for column in table.columns if column.key not in HIDDEN]
+    drawn = Shown(title=table.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    columns = [column for column in table.columns if column.key not in hidden]
     for column in columns:
-        shown.add_column(column.title, overflow="fold")
+        drawn.add_column(column.title, overflow="fold")
     for row in table.rows:
-        shown.add_row(*(_cell(row.get(column.key)) for column in columns))
-    return shown
+        drawn.add_row(*(_cell(row.get(column.key)) for column in columns))
+    return drawn
 
 
 def _cell(cell: Cell) -> str:
@@ -269,7 +277,7 @@ def _cell(cell: Cell) -> str:
     return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _flat(row: Mapping[str, Cell]) -> dict[str, Any]:
+def flat(row: Mapping[str, Cell]) -> dict[str, Any]:
     """A row whose estimates are three columns."""
     from firstorder.core.audit.table import Estimate
 

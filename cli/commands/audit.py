@@ -6,6 +6,7 @@ import typer
 
 from firstorder.cli import output
 from firstorder.cli.api import audit as api
+from firstorder.cli.api import selftest
 from firstorder.cli.api.follow import follow as following
 from firstorder.cli.progress import shown
 
@@ -56,7 +57,8 @@ def audit(
     output.check_target(json_)
     with output.notes_told(), shown("audit"):
         if self_test:
-            tested = api.self_test(paths)
+            api.check_no_paths(paths)
+            tested = selftest.self_test()
             output.show(tested, json_)
             raise typer.Exit(0 if tested.passed else 1)
         if follow:
