@@ -60,9 +60,9 @@ def _truncation(sums: Sums, known: Known) -> Finding | None:
         return None
     return Finding(
         fault="truncation",
-        evidence=f"the mean of exp(D) is {1 - missing:.4f}, {-sigmas:.0f} standard deviations below 1, where engines "
-        f"that may say the same tokens have 1 at any noise: the rollout engine's log-probs are renormalised over tokens "
-        f"that the trainer gives a mass of {1 - missing:.3f}.",
+        evidence=f"the mean of exp(D) is {1 - missing:.4f}, {-sigmas:.0f} standard deviations below 1, which it is at any "
+        "noise where both engines may say the same tokens: the rollout engine's log-probs are renormalised over tokens "
+        f"to which the trainer gives a mass of {1 - missing:.3f}.",
         questions=(
             "which top_p, top_k and min_p did the rollout engine sample with?",
             "are its log-probs taken before or after that filter?",
@@ -181,8 +181,8 @@ def _beta(slope: float) -> float:
 def _tempered(slope: float, explained: float, more: str) -> Finding:
     return Finding(
         fault="temperature",
-        evidence=f"D lies on a line in log p of slope {slope:+.3f} that explains {explained:.0%} of its variance{more}: "
-        f"the rollout engine's log-probs are at {1 / _beta(slope):.3f} of the trainer's temperature.",
+        evidence=f"D lies on a line in log p of slope {slope:+.3f} that explains {explained:.0%} of its variance{more}:"
+        f" the rollout engine's log-probs are at {1 / _beta(slope):.3f} of the trainer's temperature.",
         questions=(
             "which temperature do the rollout engine and the trainer divide their logits by?",
             "do the two agree on whether log-probs are taken before or after it?",
@@ -230,5 +230,5 @@ BLIND_TEMPERATURE = Detector(
     needs=("logp_mu", "logp_old"),
     measure=_blind_terms,
     judge=_blind,
-    rule=f"without entropies: a line of D in log p explains {FITS:.0%} of the variance of D, and k3 is at most {NEAR:g}",
+    rule=f"no entropies: a line of D in log p explains {FITS:.0%} of the variance of D, and k3 is {NEAR:g} at most",
 )

@@ -21,7 +21,7 @@ AT_ONCE = 1 << 22  # numbers of responses, layers and experts that are held at o
 
 
 def _terms(chunk: Chunk) -> Sums:
-    """By layer and expert `[M, E]`: sums over the tokens that it made, and over responses the products of their sums."""
+    """By layer and expert `[M, E]`: sums over its tokens, and over responses the products of their sums."""
     assert chunk.routes is not None
     ids = chunk.routes[:, :-1]
     size, scale = (x[:, 1:] for x in sized(chunk))
@@ -30,7 +30,8 @@ def _terms(chunk: Chunk) -> Sums:
     layers, most = ids.shape[2], max(1, AT_ONCE // (ids.shape[2] * EXPERTS))
     names = ("a", "b", "aa", "ab", "bb", "n", "in")
     sums = {name: torch.zeros(layers, EXPERTS, dtype=torch.float64) for name in names}
-    for rows in torch.arange(len(ids)).split(most):
+    for first in range(0, len(ids), most):
+        rows = slice(first, first + most)
         a, b, n = (_by_expert(x[rows], ids[rows]) for x in (size, scale, known))
         for name, x in zip(names, (a, b, a * a, a * b, b * b, n, (n > 0).double()), strict=True):
             sums[name] += x.sum(0)
@@ -80,6 +81,6 @@ CORRUPT = Detector(
     needs=("logp_mu", "logp_old", "routes"),
     measure=_terms,
     judge=_corrupt,
-    rule=f"the sum of |D| over that of 1 - p, at the tokens that an expert made, is {MORE:g} times that at the others by "
-    f"{SURE:g} standard deviations clustered by response; {LEAST} tokens with it and without",
+    rule=f"the sum of |D| over that of 1 - p, at the tokens that an expert made, is {MORE:g} times that at the others "
+    f"by {SURE:g} standard deviations clustered by response; {LEAST} tokens with it and without",
 )

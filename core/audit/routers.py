@@ -56,9 +56,9 @@ def _unreplayed(sums: Sums, known: Known) -> Finding | None:
     share = int(sums["tokens"]) / int(sums["of"])
     return Finding(
         fault="routes not replayed",
-        evidence=f"the run replays the rollout engine's routes, but |D| is {ratio:.1f} times as large (per 1 - p) at the "
-        f"{share:.1%} of the tokens whose experts differ from the trainer's own, {sigmas:.0f} standard deviations above "
-        f"{MORE:g} times: the log-probs are of live routing.",
+        evidence=f"the run replays the rollout engine's routes, but |D| is {ratio:.1f} times as large (per 1 - p) at "
+        f"the {share:.1%} of the tokens whose experts differ from the trainer's own, {sigmas:.0f} standard deviations "
+        f"above {MORE:g} times: the log-probs are of live routing.",
         questions=(
             "do the trainer's receipts say how many rows were replayed, and how many of them changed a choice?",
             "is the replay on in the forward that makes the old log-probs, not only in the update?",
@@ -72,8 +72,8 @@ UNREPLAYED = Detector(
     needs=("logp_mu", "logp_old", "routes", "routes_old"),
     measure=_flip_terms,
     judge=_unreplayed,
-    rule=f"under R3, the sum of |D| over that of 1 - p, at tokens of which a layer flips, is {MORE:g} times that at the "
-    f"others by {SURE:g} standard deviations clustered by response; {LEAST} such tokens at least",
+    rule=f"under R3, the sum of |D| over that of 1 - p, at tokens of which a layer flips, is {MORE:g} times that at "
+    f"the others by {SURE:g} standard deviations clustered by response; {LEAST} such tokens at least",
 )
 
 
@@ -86,7 +86,7 @@ def _imprecise(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="router precision",
         evidence=f"{moved / rows:.2%} of the rows choose other experts, more than fp32 routers can, and "
-        f"the tokens concerned carry {share:.0%} of all |D|: the routers of the two engines do not hold the same numbers.",
+        f"the tokens concerned carry {share:.0%} of all |D|: the two engines' routers do not hold the same numbers.",
         questions=(
             "in which precision are the router's weights sent to the rollout engine, and its logits computed?",
             "does the trainer keep the router in fp32 while the rollout engine rounds it?",

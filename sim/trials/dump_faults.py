@@ -24,7 +24,6 @@ from .dumps import BLOCK, SALT, Drawn, asked, choice, dump, samples
 
 Maker = Callable[[int, int], list[Sample]]
 Recorded = Literal["processed", "raw"]
-TABLES = ("sampled", "logp_mu", "logp_old", "live", "entropy", "routes", "routes_old")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def _dump(of: Setting, pair: Pair, seed: int, tokens: int) -> list[Sample]:
 
 def _sampled(pair: Pair, logp: Tensor, recorded: Recorded) -> Pair:
     """A pair that samples from other distributions `[K, S, V]` and writes their log-probs, or those it had."""
-    return replace(pair, sampled=logp, **({"logp_mu": logp} if recorded == "processed" else {}))
+    return replace(pair, sampled=logp, logp_mu=logp if recorded == "processed" else pair.logp_mu)
 
 
 def _heated(temperature: float, *, recorded: Recorded) -> Maker:
@@ -169,14 +168,13 @@ def _mixed(updates: int) -> Maker:
         old = _moved(of.policy, of.engines, of.block, updates)
         ahead = pairs.trained(of.policy, of.block, updates)
         new = pairs.between(pairs.settings(of.policy, of.engines), of.block, ahead, ahead)
-        both = {name: torch.cat([getattr(old, name), getattr(new, name)]) for name in TABLES}
-        return _switched(replace(new, **both), of, seed, tokens)
+        return _switched(pairs.beside(old, new), of, seed, tokens)
 
     return make
 
 
 def _switched(pair: Pair, of: Setting, seed: int, tokens: int) -> list[Sample]:
-    """A dump of a pair whose first draw says the first half of every response, and its second the rest."""
+    """A dump of a pair whose first draw says the beginning of every response, and its second the rest."""
     prompts, keys, cut = asked(pair.sim, seed, tokens, of.longest)
     first = max(1, of.longest // 4)
     head = draw(pair.contexts, pair.sampled[:1], prompts[None], keys[None], first)
@@ -194,12 +192,13 @@ def _switched(pair: Pair, of: Setting, seed: int, tokens: int) -> list[Sample]:
     walks = Walks(rewards=rest.rewards, **{k: torch.cat([getattr(head, k)[0], x], -1)[None] for k, x in joined.items()})
     which = (torch.arange(walks.tokens.shape[-1]) >= first).long().expand(len(keys), -1)
     drawn = Drawn(seed=seed, prompts=prompts, keys=keys, cut=cut, walks=walks, draws=which)
-    return [replace(s, version=s.version - 1 + _later(s, first)) for s in samples(pair, drawn, of.steps)]
+    return [_with_versions(sample, first) for sample in samples(pair, drawn, of.steps)]
 
 
-def _later(sample: Sample, first: int) -> Tensor:
-    """1 from the response token `first` on."""
-    return (sample.mask.cumsum(-1) > first).long()
+def _with_versions(sample: Sample, first: int) -> Sample:
+    """The first so many response tokens are of the version before that of the step."""
+    later = (sample.mask.cumsum(-1) > first).long()
+    return replace(sample, version=torch.where(sample.mask, sample.step - 1 + later, -1))
 
 
 BOTH_VERSIONS = "the log-probs of one batch at the weights of either engine"

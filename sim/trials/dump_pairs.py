@@ -19,7 +19,6 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build, read
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import train
-from firstorder.core.training.session import StepLog
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.model.chunks import chunked_step
@@ -177,6 +176,24 @@ def entropy(logp: Tensor) -> Tensor:
     return -torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
 
 
+def beside(one: Pair, other: Pair) -> Pair:
+    """Two pairs as two draws of one, which stand in turn for the rollout engine."""
+
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(one, name), getattr(other, name)])
+
+    return replace(
+        one,
+        sampled=both("sampled"),
+        logp_mu=both("logp_mu"),
+        logp_old=both("logp_old"),
+        live=both("live"),
+        entropy=both("entropy"),
+        routes=both("routes"),
+        routes_old=both("routes_old"),
+    )
+
+
 @lru_cache(maxsize=KEPT)
 def start(policy: str, seed: int) -> Weights:
     """What a policy starts from."""
@@ -192,7 +209,7 @@ def trained(policy: str, seed: int, steps: int, lr: float = 0.003) -> Weights:
     arms = (Arm(recipe=recipe, members=1),)
     backend = SimBackend(sim, arms, torch.tensor([seed]))
     backend.weights = backend.rollout_weights = start(policy, seed)
-    train(arms, backend, on_step=_unwatched)
+    train(arms, backend)
     return backend.weights
 
 
@@ -234,12 +251,3 @@ def _among(logp: Tensor, kept: Tensor) -> Tensor:
 
 def _run(model: Model, contexts: Contexts, replay: Tensor | None = None) -> Step:
     return chunked_step(model, None, contexts.features, contexts.keys, replay)
-
-
-def written(pair: Pair, **tables: Tensor) -> Pair:
-    """A pair of which other tables are written or sampled from."""
-    return replace(pair, **tables)
-
-
-def _unwatched(log: StepLog) -> None:
-    """Nobody reads the log."""

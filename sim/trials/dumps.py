@@ -196,10 +196,8 @@ def _written(found: Written, steps: int) -> list[Sample]:
     mask, count = found.mask, len(found.mask)
     columns = {name: torch.where(mask, x, 0.0).float().double() for name, x in found.columns.items()}
     step = torch.arange(count) * steps // count
-    advantage = _advantages(found.rewards.double(), found.prompts)[:, None]
-    columns["advantage"] = torch.where(mask, advantage, 0.0)
-    columns["version"] = torch.where(mask, step[:, None], -1)
-    columns |= {"tokens": found.tokens, "mask": mask, "routes": found.routes, "routes_old": found.routes_old}
+    advantage = torch.where(mask, _advantages(found.rewards.double(), found.prompts)[:, None], 0.0)
+    version = torch.where(mask, step[:, None], -1)
     of_response = zip(
         found.lengths.tolist(), step.tolist(), found.rewards.tolist(), found.prompts.tolist(), strict=True
     )
@@ -209,7 +207,15 @@ def _written(found: Written, steps: int) -> list[Sample]:
             step=at,
             reward=reward,
             group=prompt,
-            **{name: x[i, :length] for name, x in columns.items()},
+            tokens=found.tokens[i, :length],
+            mask=mask[i, :length],
+            logp_mu=columns["logp_mu"][i, :length],
+            logp_old=columns["logp_old"][i, :length],
+            entropy=columns["entropy"][i, :length],
+            advantage=advantage[i, :length],
+            version=version[i, :length],
+            routes=found.routes[i, :length],
+            routes_old=found.routes_old[i, :length],
         )
         for i, (length, at, reward, prompt) in enumerate(of_response)
     ]
