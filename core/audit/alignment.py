@@ -21,7 +21,7 @@ from firstorder.core.training.batch import shifted
 
 from .columns import sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
-from .odds import Z_CHOSEN, Z, sign_z
+from .odds import DEPENDENCE, Z_CHOSEN, Z, bigrams, sign_z
 
 WINDOW = 8  # positions to either side at which all responses together are tried; each by itself at any shift
 SHIFTS = tuple(s for s in range(-WINDOW, WINDOW + 1) if s)
@@ -46,9 +46,12 @@ def shift_sums(chunk: Chunk) -> Sums:
         "apart": torch.stack([torch.where(seen, apart, 0.0).sum() for apart, seen in means]),
         "count": torch.stack([seen.sum() for _, seen in means]),
         "prompt": compare(-start).sum(0),
+        "bigrams": bigrams(chunk.tokens.reshape(1, -1), known.reshape(1, -1))[0],
         EACH + "shift": best,
         EACH + "own": compare(best),
         EACH + "start": start,
+        EACH + "bigrams": bigrams(chunk.tokens, known),
+        EACH + "known": known.sum(-1),
     }
 
 
@@ -104,15 +107,30 @@ def _centred(x: Tensor, seen: Tensor) -> Tensor:
     return torch.where(seen, f - mean, 0.0).float()
 
 
-def better(counts: Tensor, level: float) -> Tensor:
-    """Whether |D| and the order both favour the shift, bool `[...]` of comparisons `[..., 4]`."""
-    closer = sign_z(counts[..., 0], counts[..., 1]) > level
-    return closer & (sign_z(counts[..., 2], counts[..., 3]) > CONCORDANT)
+def better(counts: Tensor, level: float, repeated: Tensor) -> Tensor:
+    """Whether |D| and the order both favour the shift, bool `[...]`.
+
+    Args:
+        counts: comparisons `[..., 4]`.
+        level: z of the first.
+        repeated: `[...]`, by how much text that repeats itself adds to their variance: tokens / bigrams.
+    """
+    closer = sign_z(counts[..., 0], counts[..., 1], DEPENDENCE * repeated) > level
+    return closer & (sign_z(counts[..., 2], counts[..., 3], DEPENDENCE * repeated) > CONCORDANT)
+
+
+def _single(sums: Sums) -> Tensor:
+    """Whether each response by itself fits better at its own shift, bool `[B]`."""
+    return better(sums[EACH + "own"], Z_CHOSEN, sums[EACH + "known"] / sums[EACH + "bigrams"].clamp(min=1))
+
+
+def _repeated(sums: Sums) -> Tensor:
+    return sums["count"][0] / sums["bigrams"].clamp(min=1)
 
 
 def judge_off_by_one(sums: Sums, known: Known) -> Finding | None:
     """All responses together, or most of those that show a shift by themselves, fit better moved by one."""
-    together, single = _together(sums), better(sums[EACH + "own"], Z_CHOSEN)
+    together, single = _together(sums), _single(sums)
     one = single & (sums[EACH + "shift"].abs() == 1)
     best = together or (int(sums[EACH + "shift"][one].mode().values) if 2 * int(one.sum()) > int(single.sum()) else 0)
     if abs(best) != 1:
@@ -133,9 +151,9 @@ def judge_shifted(sums: Sums, known: Known) -> Finding | None:
     """As off by one, at any other shift, which may differ from response to response."""
     if judge_off_by_one(sums, known) is not None:
         return None
-    together, single, shift = _together(sums), better(sums[EACH + "own"], Z_CHOSEN), sums[EACH + "shift"]
+    together, single, shift = _together(sums), _single(sums), sums[EACH + "shift"]
     single &= shift.abs() > 1
-    by_prompt = not together and bool(better(sums["prompt"], Z))
+    by_prompt = not together and bool(better(sums["prompt"], Z, _repeated(sums)))
     if not (together or by_prompt or single.any()):
         return None
     moves = shift[single]
@@ -157,7 +175,7 @@ def judge_shifted(sums: Sums, known: Known) -> Finding | None:
 def _together(sums: Sums) -> int:
     """The shift that fits all responses together best, 0 where none fits better than none."""
     z = sign_z(sums["pooled"][:, 0], sums["pooled"][:, 1])
-    z = torch.where(better(sums["pooled"], Z), z, 0.0)
+    z = torch.where(better(sums["pooled"], Z, _repeated(sums)), z, 0.0)
     return SHIFTS[int(z.argmax())] if float(z.max()) > 0 else 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .finding import EACH, Detector, Finding, Known, Sums, first
 from .odds import LEVEL, tail
-from .route_fills import CHECKED, SAMPLED, fill_sums
+from .route_fills import CHECKED, SAMPLED, WIDE, fill_sums
 from .rows import SIDES, listed
 
 SHORT = 0.9  # of the responses that lack a row, for it to be one that all lack
@@ -288,6 +288,7 @@ def _detector(fault: str, judge: Judge, rule: str) -> Detector:
     return Detector(fault=fault, stage=4, needs=("routes",), measure=fill_sums, judge=_either(judge), rule=rule)
 
 
+ENOUGH = f", of models with {WIDE} ids a token or more"
 ZEROS = ("are rows of a cached prefix left at 0?", "does the trainer replay expert 0 there, or route live?")
 GONE = ("are tokens of a cached prefix run without recording routes?", "does the trainer route live where rows are -1?")
 DETECTORS = (
@@ -322,23 +323,24 @@ DETECTORS = (
         "rows that count up",
         _ranged,
         f"tokens whose ids count up through all layers, more than (3 / E)^(layers x k - 1) of them "
-        f"(Chernoff bound {LEVEL:g})",
+        f"(Chernoff bound {LEVEL:g}){ENOUGH}",
     ),
     _detector(
         "last row repeated",
         _last_repeated,
-        f"rows before the last token repeat the row before more often than rows elsewhere (Chernoff bound {LEVEL:g})",
+        f"rows before the last token repeat the row before more often than rows elsewhere (Chernoff bound {LEVEL:g})"
+        f"{ENOUGH}",
     ),
     _detector(
         "rows repeated",
         _repeated,
         f"{REPEATED:.0%} or more of {FEWEST_ROWS} rows of a response repeat the row before in all layers, "
-        "tokens differing",
+        f"tokens differing{ENOUGH}",
     ),
     _detector(
         "one row for many tokens",
         _often,
         f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most "
-        "frequent token, ten times what the layers give by themselves",
+        f"frequent token, ten times what the layers give by themselves{ENOUGH}",
     ),
 )

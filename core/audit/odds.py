@@ -24,7 +24,7 @@ DEPENDENCE = (
 )
 
 
-def sign_z(favour: Tensor, against: Tensor, dependence: float = DEPENDENCE) -> Tensor:
+def sign_z(favour: Tensor, against: Tensor, dependence: float | Tensor = DEPENDENCE) -> Tensor:
     """z of a sign test, float64 like its counts; 0 where nothing was counted.
 
     Args:
@@ -34,6 +34,23 @@ def sign_z(favour: Tensor, against: Tensor, dependence: float = DEPENDENCE) -> T
     """
     trials = (favour + against).double()
     return (favour - against).double() / (dependence * trials).clamp(min=1.0).sqrt()
+
+
+def bigrams(tokens: Tensor, seen: Tensor) -> Tensor:
+    """How many different pairs of a token and the one before it there are in every row, int64 `[B]`.
+
+    Text that repeats itself brings the same contexts back, and with them the same differences between two engines: so
+    many tokens are independent at most.
+
+    Args:
+        tokens: int64 `[B, L]`.
+        seen: bool `[B, L]`, those that count.
+    """
+    pair = torch.roll(tokens, 1, -1) * 0x9E3779B1 + tokens
+    ordered = torch.where(seen, pair, -1).sort(-1).values
+    fresh = torch.ones_like(seen)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return (fresh & (ordered != -1)).sum(-1)
 
 
 def tail(hits: int, trials: int, chance: float) -> float:

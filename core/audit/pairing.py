@@ -16,7 +16,7 @@ from firstorder.core.formats.chunk import Chunk
 
 from .columns import sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
-from .odds import DEPENDENCE, Z_CHOSEN, Z, sign_z
+from .odds import DEPENDENCE, Z_CHOSEN, Z, bigrams, sign_z
 
 RESPONSES = 32  # of a chunk, all pairs of which are tried
 TOKENS = 256  # of each
@@ -29,18 +29,19 @@ def pair_sums(chunk: Chunk) -> Sums:
     """Wins of the best other partner of every response, and how often both sides agree on which token is likelier."""
     assert chunk.logp_mu is not None
     assert chunk.logp_old is not None
-    mu, old, seen = _compact(chunk)
+    mu, old, seen, tokens = _compact(chunk)
+    repeated = seen.sum(-1) / bigrams(tokens, seen).clamp(min=1)
     own = (mu - old).abs()
     both = seen[:, None] & seen[None]  # [i, j, N]
     other = (mu[:, None] - old[None]).abs()
     wins = (both & (other < own[:, None])).sum(-1)
     losses = (both & (other > own[:, None])).sum(-1)
     mean = torch.where(both, other, 0.0).sum(-1) / both.sum(-1).clamp(min=1)
-    z, best = sign_z(wins, losses, dependence=1.0).max(-1)
+    z, best = sign_z(wins, losses, repeated[:, None]).max(-1)
     typical = mean.median(-1).values
     specific = mean.gather(-1, best[:, None])[:, 0] < 0.5 * typical
     order = _ordered(mu, old[best], both[torch.arange(len(best)), best]) - _ordered(mu, old, seen)
-    ordered = sign_z((order > 0).sum(-1), (order < 0).sum(-1), dependence=1.0) > ORDERED
+    ordered = sign_z((order > 0).sum(-1), (order < 0).sum(-1), repeated) > ORDERED
     count = len(chunk.samples)
     hits, partner = torch.zeros(count, dtype=torch.bool), torch.full((count,), -1)
     hits[: len(z)] = (z > Z_CHOSEN) & specific & ordered
@@ -49,20 +50,22 @@ def pair_sums(chunk: Chunk) -> Sums:
     return {
         "agree": agree,
         "disagree": disagree,
+        "tokens": seen.sum(),
+        "bigrams": bigrams(tokens.reshape(1, -1), seen.reshape(1, -1))[0],
         EACH + "hits": hits,
         EACH + "partner": torch.where(hits, partner - torch.arange(count), 0),
     }
 
 
-def _compact(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-    """The first sampled tokens of the first responses side by side: log μ, log π_old, and which there are, `[b, N]`."""
+def _compact(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first sampled tokens of the first responses side by side: log μ, log π_old, which there are, ids; `[b, N]`."""
     assert chunk.logp_mu is not None
     assert chunk.logp_old is not None
     mask = sampled(chunk)[:RESPONSES]
     place = (~mask).int().argsort(dim=-1, stable=True)[:, :TOKENS]
     mu, old = (x[:RESPONSES].gather(-1, place) for x in (chunk.logp_mu, chunk.logp_old))
     seen = mask.gather(-1, place) & mu.isfinite() & old.isfinite()
-    return torch.where(seen, mu, 0.0), torch.where(seen, old, 0.0), seen
+    return torch.where(seen, mu, 0.0), torch.where(seen, old, 0.0), seen, chunk.tokens[:RESPONSES].gather(-1, place)
 
 
 def _ordered(mu: Tensor, old: Tensor, seen: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def judge_pairs(sums: Sums, known: Known) -> Finding | None:
     hits, partner = sums[EACH + "hits"], sums[EACH + "partner"]
     agree, n = int(sums["agree"]), int(sums["agree"] + sums["disagree"])
     share = agree / max(n, 1)
-    unrelated = n >= FEWEST and share + Z * (DEPENDENCE / (4 * n)) ** 0.5 < RELATED
+    repeated = float(sums["tokens"] / sums["bigrams"].clamp(min=1))
+    unrelated = n >= FEWEST and share + Z * (DEPENDENCE * repeated / (4 * n)) ** 0.5 < RELATED
     if not hits.any() and not unrelated:
         return None
     told = (

@@ -18,6 +18,7 @@ from firstorder.core.training.replay import run_rows
 from .finding import EACH, Sums
 from .rows import SIDES, hashes, inner, negative, same, words
 
+WIDE = 16  # ids of a token over all layers; of fewer, tokens that differ are often routed alike
 CHECKED = 1 << 19  # rows of a chunk that are looked through for duplicates; every n-th where there are more
 SAMPLED = 1024  # tokens of a chunk whose rows are compared with each other and with those of other layers
 
@@ -51,7 +52,7 @@ def _rows(ids: Tensor, chunk: Chunk) -> Sums:
     changes = (pairs[..., None] & ~repeated).sum((0, 1))
     active = changes > 0
     gone, blank, again = (x[..., active].all(-1) & active.any() for x in (missing, zero, repeated))
-    again &= pairs & ~gone & ~blank
+    again &= pairs & ~gone & ~blank & (ids.shape[2] * ids.shape[3] >= WIDE)
     again[:, 1:] &= chunk.tokens[:, 1:] != chunk.tokens[:, :-1]  # a repeated token may well be routed alike
     fresh = pairs.clone()
     fresh[:, 1:] &= chunk.tokens[:, 1:] != chunk.tokens[:, :-1]
@@ -85,6 +86,8 @@ def _rows(ids: Tensor, chunk: Chunk) -> Sums:
 
 def _ranges(ids: Tensor) -> Tensor:
     """Tokens whose ids count up through all layers, starting again from 0 where they like; bool `[B, L]`."""
+    if ids.shape[2] * ids.shape[3] < WIDE:
+        return torch.zeros_like(ids[..., 0, 0], dtype=torch.bool)
     out = _counts_up(ids[..., -1, :])
     place = out.nonzero(as_tuple=True)
     flat = ids[place].flatten(1)
@@ -142,5 +145,6 @@ def _samples(ids: Tensor, chunk: Chunk) -> Sums:
         ids_of = token[common]
         others = int((ids_of != ids_of.mode().values).sum())
         chance = float((steady[active] / len(h)).double().log().sum().exp()) if active.any() else 1.0
-        often = torch.tensor([len(h), int(common.sum()), others, chance * len(h)], dtype=torch.float64)
+        if layers * ids.shape[3] >= WIDE:
+            often = torch.tensor([len(h), int(common.sum()), others, chance * len(h)], dtype=torch.float64)
     return {"equal": equal, "steady": steady, "sampled": torch.tensor(len(h)), "often": often}

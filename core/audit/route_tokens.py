@@ -22,6 +22,7 @@ from .rows import SIDES, inner, shared
 EARLY = 4  # layers from the first that are read against the tokens; dense ones among them agree everywhere
 PAIRED = 8192  # tokens of a chunk whose rows are compared with the next one of the same id
 FEWEST_PAIRS = 30
+DISTINCT = 100  # token ids of a chunk: of few, contexts come back and say as much of a row as its token does
 EFFECT = 0.1  # of the experts of a row: what is less may come from attention to the token before
 MOVES = (-1, 1)
 
@@ -34,6 +35,9 @@ def token_sums(chunk: Chunk) -> Sums:
     place = inner(chunk, PAIRED)
     tokens = chunk.tokens.flatten()
     at = {s: tokens[place + s] for s in (0, *MOVES)}
+    if len(torch.unique(at[0])) < DISTINCT:
+        place = place[:0]
+        at = dict.fromkeys(at, place)
     sums: Sums = {}
     for side, name in SIDES.items():
         if (ids := getattr(chunk, name)) is None:
@@ -92,6 +96,7 @@ DETECTORS = (
         measure=token_sums,
         judge=judge_own,
         rule=f"rows of the first {EARLY} layers agree more between equal neighbouring tokens than between equal own "
-        f"tokens, by {EFFECT:g} of a row and z > {Z:g}, from {FEWEST_PAIRS} pairs of each",
+        f"tokens, by {EFFECT:g} of a row and z > {Z:g}, from {FEWEST_PAIRS} pairs of each, in chunks of {DISTINCT} "
+        "token ids or more",
     ),
 )
