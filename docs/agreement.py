@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from firstorder.core.conformance.cases import CASES
+from firstorder.core.conformance.batches import CASES
 from firstorder.core.conformance.terms import FRAMEWORKS, TERMS
 from firstorder.core.conformance.vectors import CONVENTIONS
 from tables import rows

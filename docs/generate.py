@@ -13,6 +13,7 @@ from pathlib import Path
 
 import agreement
 import answers
+import auditing
 import decision
 import pictures
 import results
@@ -46,6 +47,9 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "formats": auditing.formats,
+    "detectors": auditing.detectors,
+    "caught": auditing.caught,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
     "terms": agreement.terms,

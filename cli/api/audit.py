@@ -148,8 +148,7 @@ def audit(
     Args:
         paths: files, or folders of them.
         out: a new folder for the page, its figures and data.
-        options: `format`, `layers`, `fill`, `experts`, `top_k`, `replay`, `precision`, `minibatches`, `tokenizer`, as of
-            `AuditOptions`.
+        options: those of `AuditOptions`, by name.
 
     Raises:
         DataError: a file cannot be read; it is named, with the row, and nothing is written.

@@ -6,6 +6,7 @@ import typer
 
 from firstorder.cli import output
 from firstorder.cli.api import audit as api
+from firstorder.cli.api.follow import follow as following
 from firstorder.cli.progress import shown
 
 
@@ -59,7 +60,7 @@ def audit(
             output.show(tested, json_)
             raise typer.Exit(0 if tested.passed else 1)
         if follow:
-            raise typer.Exit(api.follow(paths, options, typer.echo))
+            raise typer.Exit(following(paths, options, typer.echo))
         result = api.audited(paths, options, out=out)
     output.show(result, json_)
     raise typer.Exit(result.code)

@@ -1,14 +1,17 @@
-"""Alignment of log-probs: by a token, by a prompt or a padding, off the mask, or of another response.
+"""Alignment of log-probs: by a token, by the length of a prompt, by a padding.
 
     wins(s) = #{t : |log μ(t - s) - log π_old(t)| < |log μ(t) - log π_old(t)|},   losses(s) = #{t : >}
 
 Where both engines hold the same weights and position t holds token t, moving one of them loses far more often than it
-wins; a sign test needs nothing else, neither how far the engines are apart nor how p is distributed.
+wins; a sign test needs nothing else, neither how far the engines are apart nor how p is distributed. An offset between
+the engines can bring neighbours closer than a token is to itself; so the order of the tokens is asked as well.
 
-Shapes: B responses, L positions, S shifts, N tokens of a response that are compared.
+Shapes: B responses, L positions, S shifts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,35 +21,62 @@ from firstorder.core.training.batch import shifted
 
 from .columns import sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
-from .odds import Z, Z_CHOSEN, sign_z
+from .odds import Z_CHOSEN, Z, sign_z
 
 WINDOW = 8  # positions to either side at which all responses together are tried; each by itself at any shift
 SHIFTS = tuple(s for s in range(-WINDOW, WINDOW + 1) if s)
 BOTH = ("logp_mu", "logp_old")
-OFF_SHARE = 0.5  # of the responses with log-probs beside the mask, for the mask to be called shifted
+CONCORDANT = 1.0  # z that the order of tokens must reach too: it knows no offset, which can make neighbours look close
+Compare = Callable[[Tensor], Tensor]
 
 
 def shift_sums(chunk: Chunk) -> Sums:
-    """Wins and losses of every shift over all responses, and of each response at the shift that fits it best."""
+    """Comparisons at every shift over all responses, and of each response at the shift that fits it best."""
     assert chunk.logp_mu is not None
     assert chunk.logp_old is not None
     known = sampled(chunk) & chunk.logp_mu.isfinite() & chunk.logp_old.isfinite()
     mu, old = (
         torch.where(known | ~chunk.mask, x.nan_to_num(0.0, 0.0, 0.0), 0.0) for x in (chunk.logp_mu, chunk.logp_old)
     )
-    here, _ = shifted(mu, old, known, 0)
-    wins, losses, apart, count = [], [], [], []
-    for shift in (0, *SHIFTS):
-        there, seen = shifted(mu, old, known, shift)
-        wins.append((seen & (there < here)).sum())
-        losses.append((seen & (there > here)).sum())
-        apart.append(torch.where(seen, there, 0.0).sum())
-        count.append(seen.sum())
-    best = best_shifts(mu, old, known)
-    won, lost = _at(mu, old, known, best, here)
-    each = {"shift": best, "wins": won, "losses": lost, "first": known.int().argmax(-1)}
-    pooled = {"wins": wins[1:], "losses": losses[1:], "apart": apart, "count": count}
-    return {name: torch.stack(x) for name, x in pooled.items()} | {EACH + name: x for name, x in each.items()}
+    compare = comparison(mu, old, known)
+    start, best = known.int().argmax(-1), best_shifts(mu, old, known)
+    means = [shifted(mu, old, known, s) for s in (0, *SHIFTS)]
+    return {
+        "pooled": torch.stack([compare(torch.full_like(best, s)).sum(0) for s in SHIFTS]),
+        "apart": torch.stack([torch.where(seen, apart, 0.0).sum() for apart, seen in means]),
+        "count": torch.stack([seen.sum() for _, seen in means]),
+        "prompt": compare(-start).sum(0),
+        EACH + "shift": best,
+        EACH + "own": compare(best),
+        EACH + "start": start,
+    }
+
+
+def comparison(mu: Tensor, old: Tensor, known: Tensor) -> Compare:
+    """How a shift of each response compares with none: a function of int64 `[B]` to int64 `[B, 4]`.
+
+    The four are wins and losses of |D|, and those of the order: pairs of tokens half a response apart, which log μ puts
+    in the order of log π_old only when it is moved, or only as it stands. No offset, temperature or other monotone map
+    between the engines changes the latter.
+    """
+    length = mu.shape[-1]
+    place = torch.arange(length)
+    start, end = known.int().argmax(-1), length - known.flip(-1).int().argmax(-1)
+    partner = place + ((end - start) // 2 + 1)[:, None]
+    inside, partner = partner < length, partner.clamp(max=length - 1)
+    here, gap = (mu - old).abs(), old - old.gather(-1, partner)
+    order = ((mu - mu.gather(-1, partner)) * gap).sign()
+
+    def compare(shifts: Tensor) -> Tensor:
+        source = place - shifts[:, None]
+        moved = mu.gather(-1, source.clamp(0, length - 1))
+        seen = known & (source >= 0) & (source < length) & (moved != 0)
+        pair = seen & inside & seen.gather(-1, partner)
+        there, turned = (moved - old).abs(), ((moved - moved.gather(-1, partner)) * gap).sign()
+        hits = (seen & (there < here), seen & (there > here), pair & (turned > order), pair & (turned < order))
+        return torch.stack([hit.sum(-1) for hit in hits], dim=-1)
+
+    return compare
 
 
 def best_shifts(mu: Tensor, old: Tensor, known: Tensor) -> Tensor:
@@ -68,80 +98,67 @@ def best_shifts(mu: Tensor, old: Tensor, known: Tensor) -> Tensor:
 
 
 def _centred(x: Tensor, seen: Tensor) -> Tensor:
-    """log(-x) about its mean over the tokens seen, held within what probabilities of 1e-5 and less have; 0 elsewhere."""
+    """log(-x) about its mean over the tokens seen, x held within [-20, -1e-6] nats; 0 elsewhere."""
     f = (-x).clamp(min=1e-6, max=20.0).log()
     mean = torch.where(seen, f, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(seen, f - mean, 0.0).float()
 
 
-def _at(mu: Tensor, old: Tensor, known: Tensor, shifts: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-    """Wins and losses of each response at its own shift, int64 `[B]` each."""
-    place = torch.arange(mu.shape[-1]) - shifts[:, None]
-    moved = mu.gather(-1, place.clamp(0, mu.shape[-1] - 1))
-    seen = known & (place >= 0) & (place < mu.shape[-1]) & (moved != 0)
-    there = (moved - old).abs()
-    return (seen & (there < here)).sum(-1), (seen & (there > here)).sum(-1)
+def better(counts: Tensor, level: float) -> Tensor:
+    """Whether |D| and the order both favour the shift, bool `[...]` of comparisons `[..., 4]`."""
+    closer = sign_z(counts[..., 0], counts[..., 1]) > level
+    return closer & (sign_z(counts[..., 2], counts[..., 3]) > CONCORDANT)
 
 
 def judge_off_by_one(sums: Sums, known: Known) -> Finding | None:
-    """All responses together, or some by themselves, fit better moved by one."""
-    z, moved = _pooled(sums), _moved(sums)
-    best = SHIFTS[int(z.argmax())]
-    single = moved & (sums[EACH + "shift"].abs() == 1)
-    together = float(z.max()) > Z and abs(best) == 1
-    if not together and 2 * int(single.sum()) <= int(moved.sum()):
+    """All responses together, or most of those that show a shift by themselves, fit better moved by one."""
+    together, single = _together(sums), better(sums[EACH + "own"], Z_CHOSEN)
+    one = single & (sums[EACH + "shift"].abs() == 1)
+    best = together or (int(sums[EACH + "shift"][one].mode().values) if 2 * int(one.sum()) > int(single.sum()) else 0)
+    if abs(best) != 1:
         return None
-    if not single.any() and not together:
-        return None
-    if not together:
-        best = int(sums[EACH + "shift"][single].mode().values)
     return Finding(
         fault="off by one",
         evidence=f"log-probs of the rollout fit better {_way(best)}: {_means(sums, best)}; "
-        f"{int(single.sum())} of {len(single)} responses show it by themselves",
+        f"{int(one.sum())} of {len(one)} responses show it by themselves.",
         questions=(
-            "Does one side drop the first token or the last when it lays log-probs beside tokens?",
-            "Is position t of both the log-prob of token t, or of token t + 1?",
+            "does one side drop the first token or the last when it lays log-probs beside tokens?",
+            "is position t of both the log-prob of token t, or of token t + 1?",
         ),
-        place=first(single),
+        place=first(one),
     )
 
 
 def judge_shifted(sums: Sums, known: Known) -> Finding | None:
     """As off by one, at any other shift, which may differ from response to response."""
-    z, moved = _pooled(sums), _moved(sums)
-    shift = sums[EACH + "shift"]
-    best = SHIFTS[int(z.argmax())]
-    single = moved & (shift.abs() > 1)
-    together = float(z.max()) > Z and abs(best) > 1
-    if not together and (not single.any() or 2 * int(single.sum()) <= int(moved.sum())):
+    if judge_off_by_one(sums, known) is not None:
         return None
-    if float(z.max()) > Z and abs(best) == 1:
+    together, single, shift = _together(sums), better(sums[EACH + "own"], Z_CHOSEN), sums[EACH + "shift"]
+    single &= shift.abs() > 1
+    by_prompt = not together and bool(better(sums["prompt"], Z))
+    if not (together or by_prompt or single.any()):
         return None
-    shifts = shift[single].unique()
-    prompts = int((single & (shift.abs() == sums[EACH + "first"])).sum())
-    how = _way(best) if together else _way(int(shifts[0])) if len(shifts) == 1 else "moved by as many as differ"
-    told = _means(sums, best) if together else f"{int(single.sum())} of {len(single)} responses show it by themselves"
-    own = f"; in {prompts} of them by the length of the prompt" if prompts else ""
+    moves = shift[single]
+    alike = len(moves) > 1 and bool((moves == moves[0]).all())
+    how = _way(together) if together else "earlier by their prompts" if by_prompt else ""
+    how = how or (_way(int(moves[0])) if alike else "moved, each by its own number of positions")
     return Finding(
         fault="log-probs shifted",
-        evidence=f"log-probs of the rollout fit better {how}: {told}{own}",
+        evidence=f"log-probs of the rollout fit better {how}: {_means(sums, together)}; {int(single.sum())} of "
+        f"{len(single)} responses show a shift by themselves.",
         questions=(
-            "Is one array laid out from the first token of the prompt and the other from that of the response?",
-            "Are responses padded on the left on one side and on the right on the other?",
+            "is one array laid out from the first token of the prompt and the other from that of the response?",
+            "are responses padded on the left on one side and on the right on the other?",
         ),
         place=first(single),
     )
 
 
-def _pooled(sums: Sums) -> Tensor:
-    """z of every shift, `[S]`."""
-    return sign_z(sums["wins"], sums["losses"])
-
-
-def _moved(sums: Sums) -> Tensor:
-    """Whether each response by itself fits better at its own shift, bool `[B]`."""
-    return sign_z(sums[EACH + "wins"], sums[EACH + "losses"]) > Z_CHOSEN
+def _together(sums: Sums) -> int:
+    """The shift that fits all responses together best, 0 where none fits better than none."""
+    z = sign_z(sums["pooled"][:, 0], sums["pooled"][:, 1])
+    z = torch.where(better(sums["pooled"], Z), z, 0.0)
+    return SHIFTS[int(z.argmax())] if float(z.max()) > 0 else 0
 
 
 def _way(shift: int) -> str:
@@ -155,55 +172,6 @@ def _means(sums: Sums, best: int) -> str:
     return "mean |D| " + ", ".join(f"{float(mean[(0, *SHIFTS).index(s)]):.3g} at {s:+d}" for s in sorted(told))
 
 
-def edge_sums(chunk: Chunk) -> Sums:
-    """Responses whose rollout log-probs begin or end beside the mask: a number right outside, none right inside."""
-    assert chunk.logp_mu is not None
-    mask, there = sampled(chunk), chunk.logp_mu.nan_to_num(-1.0) != 0
-    there[:, 0] = False
-    outside = there & ~mask
-    # a run of the mask whose array is late by one: no number at its first token, one right after its last; or early
-    last = mask & ~torch.roll(mask, -1, dims=-1)
-    start = mask & ~torch.roll(mask, 1, dims=-1)
-    after = (torch.roll(last, 1, dims=-1) & outside).any(-1) & (start & ~there).any(-1)
-    before = (torch.roll(start, -1, dims=-1) & outside).any(-1) & (last & ~there).any(-1)
-    counted = mask.any(-1)
-    prompt = torch.arange(mask.shape[-1]) < mask.int().argmax(-1, keepdim=True)
-    return {
-        "tokens": (outside & counted[:, None]).sum(),
-        "prompt": (outside & counted[:, None] & prompt).sum(),
-        "responses": counted.sum(),
-        EACH + "late": after & counted,
-        EACH + "early": before & counted,
-        EACH + "outside": outside.any(-1) & counted,
-    }
-
-
-def judge_edges(sums: Sums, known: Known) -> Finding | None:
-    """Any response with a log-prob off the mask."""
-    outside = sums[EACH + "outside"]
-    if not outside.any():
-        return None
-    late, early = (int(sums[EACH + name].sum()) for name in ("late", "early"))
-    if max(late, early) >= OFF_SHARE * int(outside.sum()):
-        told = (
-            f"in {max(late, early)} they end one token {'after' if late >= early else 'before'} the mask and so begin"
-        )
-    elif int(sums["prompt"]) == int(sums["tokens"]):
-        told = "all of them on the prompt"
-    else:
-        told = "the mask leaves out tokens to which the engine gave a log-prob"
-    return Finding(
-        fault="log-probs off the mask",
-        evidence=f"{int(sums['tokens'])} log-probs of the rollout stand off the mask, in {int(outside.sum())} of "
-        f"{int(sums['responses'])} responses; {told}",
-        questions=(
-            "Is the mask shifted against the log-probs, or narrower than what was sampled?",
-            "Does the engine return log-probs of the prompt, and does the loss count them?",
-        ),
-        place=first(outside),
-    )
-
-
 DETECTORS = (
     Detector(
         fault="off by one",
@@ -211,8 +179,8 @@ DETECTORS = (
         needs=BOTH,
         measure=shift_sums,
         judge=judge_off_by_one,
-        rule=f"a sign test of |D| moved by one position against |D| as it stands: z > {Z:g} over all tokens and best within "
-        f"{WINDOW} positions, or z > {Z_CHOSEN:g} in a response by itself",
+        rule=f"a sign test of |D| moved by one position against |D| as it stands: z > {Z:g} over all tokens, best of "
+        f"{WINDOW} positions to either side, or z > {Z_CHOSEN:g} in a response by itself",
     ),
     Detector(
         fault="log-probs shifted",
@@ -220,15 +188,7 @@ DETECTORS = (
         needs=BOTH,
         measure=shift_sums,
         judge=judge_shifted,
-        rule=f"the same sign test at 2 to {WINDOW} positions over all tokens (z > {Z:g}), or in a response by itself at the "
-        f"shift where it correlates best (z > {Z_CHOSEN:g})",
-    ),
-    Detector(
-        fault="log-probs off the mask",
-        stage=2,
-        needs=("logp_mu",),
-        measure=edge_sums,
-        judge=judge_edges,
-        rule="any log-prob of the rollout that is not 0 where the mask is False, position 0 apart",
+        rule=f"the same sign test at 2 to {WINDOW} positions over all tokens (z > {Z:g}), or in a response by itself "
+        f"at the shift where it correlates best (z > {Z_CHOSEN:g})",
     ),
 )

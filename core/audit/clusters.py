@@ -2,9 +2,9 @@
 
 Shapes: B responses, L positions, Q statistics.
 
-A response is the unit: its tokens share a prompt, a policy and an engine. With x_r the sums of a response and X = Σ x_r,
-a contrast c·X whose mean is 0 has the variance Σ_r (c·x_r)² = cᵀ (Σ_r x_r x_rᵀ) c, so that Σ x_r xᵀ_r is all that has
-to be kept, and contrasts may be chosen once X is known.
+A response is the unit: its tokens share a prompt, a policy and an engine. With x_r its sums and X = Σ x_r, a
+function f(X) has the variance ∇fᵀ (Σ_r x_r x_rᵀ) ∇f to first order, where ∇f·X = 0, as it is of ratios of sums. So
+Σ x_r x_rᵀ is all that has to be kept, and what is compared may be chosen once X is known.
 """
 
 from __future__ import annotations
@@ -65,4 +65,26 @@ def compared(sums: Sums, parts: tuple[Sequence[int], Sequence[int]], more: float
     slope = torch.cat([one / b - more * other / d, more * c / d**2 * other - a / b**2 * one])
     spread = math.sqrt(max(0.0, float(slope @ sums["square"] @ slope)))
     ratio = (a / b) / (c / d) if c > 0 else math.copysign(math.inf, a)
-    return ratio, gap / spread if spread > 0 and int(sums["clusters"]) >= FEW else 0.0
+    return ratio, normal_score(gap / spread, int(sums["clusters"])) if spread > 0 else 0.0
+
+
+def normal_score(t: float, count: int) -> float:
+    """As unlikely a value of a normal distribution as a t statistic of `count` responses; 0 of fewer than 8.
+
+        z = (8 ν + 1) / (8 ν + 3) √(ν log(1 + t² / ν)),      ν = count - 1
+
+    Source:
+        Wallace, Ann. Math. Stat. 30 (1959) 1121.
+    """
+    if count < FEW:
+        return 0.0
+    degrees = count - 1
+    return math.copysign((8 * degrees + 1) / (8 * degrees + 3) * math.sqrt(degrees * math.log1p(t * t / degrees)), t)
+
+
+def t_score(z: float, count: int) -> float:
+    """The t statistic of `count` responses that is as unlikely as a normal one of z; infinite of fewer than 8."""
+    if count < FEW:
+        return math.inf
+    degrees = count - 1
+    return math.sqrt(degrees * math.expm1((z * (8 * degrees + 3) / (8 * degrees + 1)) ** 2 / degrees))

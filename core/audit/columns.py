@@ -50,10 +50,10 @@ def judge_null(sums: Sums, known: Known) -> Finding | None:
     infinite = sum(int(sums[f"{side} infinite"]) for side in counts)
     return Finding(
         fault="null log-probs",
-        evidence=f"log-probs on the mask that are no numbers: {told}; {infinite} of them infinite",
+        evidence=f"log-probs on the mask that are no numbers: {told}; {infinite} of them infinite.",
         questions=(
-            "Does one engine give a sampled token no probability, because it cuts by top-k or top-p and the other not?",
-            "Does the loss leave these tokens out, or does it read them as 0?",
+            "does one engine give a sampled token no probability, because it cuts by top-k or top-p and the other not?",
+            "does the loss leave these tokens out, or does it read them as 0?",
         ),
         place=first(sums[EACH + "hits"]),
     )
@@ -61,7 +61,7 @@ def judge_null(sums: Sums, known: Known) -> Finding | None:
 
 def sign_sums(chunk: Chunk) -> Sums:
     """How many log-probs are above 0, above 1 and below 0, on each side."""
-    seen, sums = sampled(chunk), {}
+    seen, sums = sampled(chunk), Sums()
     hits = torch.zeros(len(seen), dtype=torch.bool)
     for side, x in log_probs(chunk).items():
         above = seen & (x > ROUNDING)
@@ -83,10 +83,10 @@ def judge_above(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="log-probs above 0",
         evidence=f"{counts[side]} of {int(sums['tokens'])} log-probs of the {side} are above {ROUNDING:g}, "
-        f"{mean:.3g} on average{flipped}",
+        f"{mean:.3g} on average{flipped}.",
         questions=(
-            "Does the column hold negative log-likelihoods or logits rather than log-probs?",
-            "Were they normalised in a lower precision than they were written in?",
+            "does the column hold negative log-likelihoods or logits rather than log-probs?",
+            "were they normalised in a lower precision than they were written in?",
         ),
         place=first(sums[EACH + "hits"]),
     )
@@ -100,10 +100,10 @@ def judge_probabilities(sums: Sums, known: Known) -> Finding | None:
             return Finding(
                 fault="probabilities in place of log-probs",
                 evidence=f"the {int(sums['tokens'])} numbers of the {side} lie in [0, 1], {n} of them above 0, "
-                f"{float(sums[f'{side} most']) / n:.3g} on average",
+                f"{float(sums[f'{side} most']) / n:.3g} on average.",
                 questions=(
-                    f"Where are the log-probs of the {side} exponentiated before they are written?",
-                    "Does the loss read the same column?",
+                    f"where are the log-probs of the {side} exponentiated before they are written?",
+                    "does the loss read the same column?",
                 ),
             )
     return None
@@ -116,10 +116,11 @@ def _probabilities(sums: Sums, side: str) -> bool:
 
 def coarse_sums(chunk: Chunk) -> Sums:
     """How many log-probs other than 0 are numbers of bfloat16, of float16, or have few decimals, on each side."""
-    seen, sums = sampled(chunk), {}
+    seen, sums = sampled(chunk), Sums()
     for side, x in log_probs(chunk).items():
         values = x[seen & x.isfinite() & (x != 0)]
         sums[f"{side} values"] = torch.tensor(len(values))
+        sums[f"{side} changes"] = (values[1:] != values[:-1]).sum()
         for name, kept in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
             sums[f"{side} {name}"] = (values.to(kept).double() == values).sum()
         for digits in DECIMALS:
@@ -135,14 +136,14 @@ def judge_coarse(sums: Sums, known: Known) -> Finding | None:
         n = int(sums.get(f"{side} values", torch.tensor(0)))
         kinds = ("bfloat16", "float16", *(f"{digits} decimals" for digits in DECIMALS))
         for kind in kinds if n >= FEWEST_COARSE else ():
-            if (hits := int(sums[f"{side} {kind}"])) >= COARSE_SHARE * n:
+            if (hits := int(sums[f"{side} {kind}"])) >= COARSE_SHARE * n and int(sums[f"{side} changes"]):
                 return Finding(
                     fault="log-probs stored coarsely",
                     evidence=f"{hits} of the {n} log-probs of the {side} that are not 0 are numbers of {kind}; what "
-                    "they lost by it is in every D",
+                    "they lost by it is in every D.",
                     questions=(
-                        f"Where are the log-probs of the {side} cast before they are written?",
-                        "Does the loss read them as they were computed, or as they were written?",
+                        f"where are the log-probs of the {side} cast before they are written?",
+                        "does the loss read them as they were computed, or as they were written?",
                     ),
                 )
     return None
@@ -164,10 +165,10 @@ def judge_steps(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="steps out of order",
         evidence=f"response {before + 2} is of step {int(steps[before + 1])}, after one of step {int(steps[before])}"
-        f"{', and that step was read before' if again else ''}; it happens {len(back)} times",
+        f"{', and that step was read before' if again else ''}; it happens {len(back)} times.",
         questions=(
-            "Was the run resumed from an earlier step, so that the folder holds two histories?",
-            "Are the files of two runs in one folder?",
+            "was the run resumed from an earlier step, so that the folder holds two histories?",
+            "are the files of two runs in one folder?",
         ),
         place=before + 1,
     )

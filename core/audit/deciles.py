@@ -80,8 +80,8 @@ def _pooled(first: int, last: int) -> Callable[[Blocks], Mapping[str, Tensor]]:
 
     def means(sums: Blocks) -> dict[str, Tensor]:
         total = {name: block[first : last + 1].sum() for name, block in sums.items()}
-        below = {name: total["rows" if name == ROUTED else "tokens"] for name in AVERAGED}
-        return {name: total[name] / below[name] for name in AVERAGED if name in total and below[name] > 0}
+        below = {name: total["rows" if name == ROUTED else "tokens"] for name in AVERAGED if name in total}
+        return {name: total[name] / n for name, n in below.items() if n > 0}
 
     return means
 

@@ -16,7 +16,10 @@ from .columns import NAMES, log_probs, sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
 from .odds import LEVEL
 
-FAR = 0.5  # nats. A float32 log-prob of 0 leaves 2^-25 to all other tokens: to leave them 0.39 takes 16 nats of a logit
+FAR = (
+    1.0  # nats. A float32 log-prob of 0 leaves 2^-25 to all other tokens: to leave them 0.63 takes 18 nats of a logit.
+)
+# It is what is left of a token alone in its nucleus, too, but no one samples with top-p below 0.37
 UNCERTAIN = (
     1e-3  # nats below 0: two engines that round give such a token the same float32 number now and then, not always
 )
@@ -45,10 +48,10 @@ def judge_zero(sums: Sums, known: Known) -> Finding | None:
             return Finding(
                 fault="log-probs of 0 on the mask",
                 evidence=f"{n} of {int(sums['tokens'])} tokens of the mask have log-prob 0 in the {side} and "
-                f"{float(sums[f'{side} other']) / n:.3g} on average in the {other}",
+                f"{float(sums[f'{side} other']) / n:.3g} on average in the {other}.",
                 questions=(
-                    "Are tokens of tools or of the environment on the mask?",
-                    f"Does the {side} fill up with 0 where it has no log-prob?",
+                    "are tokens of tools or of the environment on the mask?",
+                    f"does the {side} write 0 where it has no log-prob, or where top-k leaves one token?",
                 ),
                 place=first(sums[EACH + "hits"]),
             )
@@ -62,11 +65,11 @@ def judge_all_zero(sums: Sums, known: Known) -> Finding | None:
             forced = " (`force_on_policy_ratio` writes such a column)" if side == "trainer" else ""
             return Finding(
                 fault="log-probs all 0",
-                evidence=f"all {int(sums['tokens'])} log-probs of the {side} are 0{forced}, those of the {other} are not: "
-                "this is no mismatch, and no ratio can be made of it",
+                evidence=f"all {int(sums['tokens'])} log-probs of the {side} are 0{forced}, those of the {other} are "
+                "not: this is no mismatch, and no ratio can be made of it.",
                 questions=(
-                    f"Did the {side} compute log-probs in this run at all?",
-                    "What does the loss divide by?",
+                    f"did the {side} compute log-probs in this run at all?",
+                    "what does the loss divide by?",
                 ),
             )
     return None
@@ -89,17 +92,17 @@ def judge_equal(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="identical log-probs",
         evidence=f"D = 0 at all {n} tokens below {-UNCERTAIN:g} nats: one array was copied into the other, or the "
-        "engines are bitwise the same",
+        "engines are bitwise the same.",
         questions=(
-            "Are trainer and rollout engine run bitwise alike (the same kernels, the same batches)?",
-            "Does the trainer take the rollout's log-probs as its own, so that every ratio is 1?",
+            "are trainer and rollout engine run bitwise alike (the same kernels, the same batches)?",
+            "does the trainer take the rollout's log-probs as its own, so that every ratio is 1?",
         ),
     )
 
 
 def constant_sums(chunk: Chunk) -> Sums:
     """Uncertain tokens of each side, and those with another number than the sampled token before."""
-    sums, seen = {}, sampled(chunk)
+    sums, seen = Sums(), sampled(chunk)
     for side, x in log_probs(chunk).items():
         values = x[seen & x.isfinite()]
         sums[f"{side} tokens"] = (values < -UNCERTAIN).sum()
@@ -115,10 +118,10 @@ def judge_constant(sums: Sums, known: Known) -> Finding | None:
         if n >= FEWEST and not int(sums[f"{side} changes"]):
             return Finding(
                 fault="constant log-probs",
-                evidence=f"the {n} log-probs of the {side} are one number, {float(sums[f'{side} sum']) / n:.4g}",
+                evidence=f"the {n} log-probs of the {side} are one number, {float(sums[f'{side} sum']) / n:.4g}.",
                 questions=(
-                    f"Is that the number with which the {side} fills up what it has not computed?",
-                    "Is it log(1 / vocabulary)?",
+                    f"is that the number with which the {side} fills up what it has not computed?",
+                    "is it log(1 / vocabulary)?",
                 ),
             )
     return None
@@ -145,18 +148,18 @@ def judge_duplicates(sums: Sums, known: Known) -> Finding | None:
     """Pairs that are too unlikely to be sampled twice: p x responses below the level."""
     log_p, hashes = sums[EACH + "log p"], sums[EACH + "hash"]
     rare = log_p < math.log(LEVEL) - math.log(len(log_p))
-    values, counts = hashes[rare].unique(return_counts=True)
+    values, counts = torch.unique(hashes[rare], return_counts=True)
     repeated = values[counts > 1]
     if not len(repeated):
         return None
     second = _seen_before(hashes, rare)
     return Finding(
         fault="duplicated responses",
-        evidence=f"{int(second.sum())} of {len(hashes)} responses are, token by token and log-prob by log-prob, another "
-        f"one; the likeliest of them had log p = {float(log_p[second].max()):.3g}",
+        evidence=f"{int(second.sum())} of {len(hashes)} responses are, token by token and log-prob by log-prob, "
+        f"another one; the likeliest of them had log p = {float(log_p[second].max()):.3g}.",
         questions=(
-            "Is a batch filled up with copies of its own responses?",
-            "Were two files of one rank, or one step twice, read?",
+            "is a batch filled up with copies of its own responses?",
+            "were two files of one rank, or one step twice, read?",
         ),
         place=first(second),
     )
@@ -195,10 +198,10 @@ def judge_advantage_bad(sums: Sums, known: Known) -> Finding | None:
         return None
     return Finding(
         fault="advantages that are no numbers",
-        evidence=f"{n} of {int(sums['tokens'])} advantages on the mask are null, NaN or infinite",
+        evidence=f"{n} of {int(sums['tokens'])} advantages on the mask are null, NaN or infinite.",
         questions=(
-            "Are advantages divided by the standard deviation of a group whose rewards are equal?",
-            "Are the rewards of all responses numbers?",
+            "are advantages divided by the standard deviation of a group whose rewards are equal?",
+            "are the rewards of all responses numbers?",
         ),
         place=first(sums[EACH + "hits"]),
     )
@@ -216,10 +219,10 @@ def judge_advantage_zero(sums: Sums, known: Known) -> Finding | None:
     why = f"though rewards differ inside {mixed} groups" if mixed else "and no reward tells why"
     return Finding(
         fault="advantages all 0",
-        evidence=f"the advantages of all {int(counted.sum())} responses are 0, {why}: nothing is learned from them",
+        evidence=f"the advantages of all {int(counted.sum())} responses are 0, {why}: nothing is learned from them.",
         questions=(
-            "Is the advantage computed after the dump is written?",
-            "Are groups of one response compared with themselves?",
+            "is the advantage computed after the dump is written?",
+            "are groups of one response compared with themselves?",
         ),
     )
 
@@ -229,7 +232,7 @@ def _mixed_groups(rewards: Tensor, groups: Tensor) -> int:
     known = rewards.isfinite() & (groups >= 0)
     if not known.any():
         return 0
-    _, place = groups[known].unique(return_inverse=True)
+    _, place = torch.unique(groups[known], return_inverse=True)
     low = torch.full((int(place.max()) + 1,), torch.inf, dtype=torch.float64)
     lowest = low.scatter_reduce(0, place, rewards[known], "amin")
     highest = (-low).scatter_reduce(0, place, rewards[known], "amax")
@@ -247,13 +250,21 @@ DETECTORS = (
         rule=f"every log-prob of one side is 0 and some token has less than {-FAR:g} nats on the other",
     ),
     Detector(
+        fault="constant log-probs",
+        stage=3,
+        needs=("logp_mu",),
+        measure=constant_sums,
+        judge=judge_constant,
+        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
+    ),
+    Detector(
         fault="log-probs of 0 on the mask",
         stage=3,
         needs=BOTH,
         measure=zero_sums,
         judge=judge_zero,
-        rule=f"any token with log-prob 0 on one side and less than {-FAR:g} nats on the other, 16 nats of a logit apart; "
-        "0 on both sides is p = 1",
+        rule=f"any token with log-prob 0 on one side and less than {-FAR:g} nats on the other, 18 nats of a logit "
+        "apart; 0 on both sides is p = 1",
     ),
     Detector(
         fault="identical log-probs",
@@ -262,14 +273,6 @@ DETECTORS = (
         measure=equal_sums,
         judge=judge_equal,
         rule=f"both sides give the same float32 number to all of {FEWEST} or more tokens below {-UNCERTAIN:g} nats",
-    ),
-    Detector(
-        fault="constant log-probs",
-        stage=3,
-        needs=("logp_mu",),
-        measure=constant_sums,
-        judge=judge_constant,
-        rule=f"one number below {-UNCERTAIN:g} nats for all of {FEWEST} or more tokens of a column",
     ),
     Detector(
         fault="duplicated responses",

@@ -29,6 +29,7 @@ HEAVY = 0.05  # share of a sum of squares in one token, above which that token d
 LEAST = 300  # tokens, below which a sum is not near normal
 UNSEEN = 2.0  # times k3: E[ρ] that rare large ratios may hide; one of them adds as much to k3 as to the mean of ρ
 FITS = 0.5  # share of the variance of D that a temperature must explain: more than all else together
+NEAR = 0.05  # nats a token of k3, up to which engines without a temperature left no such line in simulation
 AGREE = 2.0  # factor between the two estimates of a temperature, each to first order in it
 
 
@@ -115,8 +116,8 @@ def _unrecorded(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="sampling not recorded",
         evidence=f"sampled tokens are {'likelier' if surer else 'less likely'} than the trainer's entropy says, by "
-        f"{abs(sigmas):.0f} standard deviations, and the recorded log-probs do not show it: sampled with {cause} "
-        f"(as with an inverse temperature of {beta:.2f}), log-probs of the model as it is.",
+        f"{abs(sigmas):.0f} standard deviations, and the recorded log-probs do not account for it: sampled {cause} (as "
+        f"with an inverse temperature of {beta:.2f}), which they do not hold.",
         questions=(
             "which temperature, top_p, top_k and min_p did the rollout engine sample with?",
             "does the engine return raw log-probs, as vLLM's logprobs_mode=raw_logprobs does?",
@@ -135,34 +136,53 @@ UNRECORDED = Detector(
 )
 
 
-def _line_terms(chunk: Chunk) -> Sums:
-    score, known = _scores(chunk)
+def _line(score: Tensor, known: Tensor, chunk: Chunk) -> Sums:
+    """Sums for a straight line of D in a score: between the engines, for what noise adds to D it takes from one."""
     d = torch.where(known, log_ratio(chunk), 0.0)
-    middle = score - d / 2  # between the engines: what noise adds to D it takes from one and gives to the other
+    middle = torch.where(known, score - d / 2, 0.0)
     names = {"s": middle, "d": d, "ss": middle.square(), "sd": middle * d, "dd": d.square(), "n": known.double()}
-    sums = {name: torch.where(known, x, 0.0).sum() for name, x in names.items()}
-    return sums | _named("plain", _moments(known, score))
+    return {name: x.sum() for name, x in names.items()}
 
 
-def _temperature(sums: Sums, known: Known) -> Finding | None:
+def _fit(sums: Sums) -> tuple[float, float]:
+    """Slope of the line, and the share of the variance of D that it explains; 0 of both where there is none."""
     n = max(1.0, float(sums["n"]))
     mean_s, mean_d = float(sums["s"]) / n, float(sums["d"]) / n
     ss, dd = float(sums["ss"]) / n - mean_s**2, float(sums["dd"]) / n - mean_d**2
     sd = float(sums["sd"]) / n - mean_s * mean_d
+    return (sd / ss, sd**2 / (ss * dd)) if n >= LEAST and ss > 0 and dd > 0 else (0.0, 0.0)
+
+
+def _line_terms(chunk: Chunk) -> Sums:
+    score, known = _scores(chunk)
+    return _line(score, known, chunk) | _named("plain", _moments(known, score))
+
+
+def _temperature(sums: Sums, known: Known) -> Finding | None:
+    slope, explained = _fit(sums)
     plain = _part("plain", sums)
     sigmas = _sigmas(plain)
-    if ss <= 0 or dd <= 0 or sd**2 < FITS * ss * dd or not sigmas:
+    if explained < FITS or not sigmas:
         return None
-    slope = sd / ss
-    of_line, of_samples = -slope / (1 + slope / 2), float(plain["sum"]) / float(plain["square"])
-    spread = of_samples / sigmas
-    if not _agree(of_line, of_samples, spread):
+    of_line, of_samples = _beta(slope) - 1, float(plain["sum"]) / float(plain["square"])
+    if not _agree(of_line, of_samples, of_samples / sigmas):
         return None
+    return _tempered(slope, explained, ", and the sampled tokens are as likely as at that temperature")
+
+
+def _beta(slope: float) -> float:
+    """The inverse temperature of the rollout engine of a slope of D between the engines.
+
+    D = (1 - β) (log π + H) + ... and slope = (1 - β) / ((1 + β) / 2)
+    """
+    return (1 - slope / 2) / (1 + slope / 2)
+
+
+def _tempered(slope: float, explained: float, more: str) -> Finding:
     return Finding(
         fault="temperature",
-        evidence=f"D falls on a line in log p with a slope of {slope:+.3f} that explains {sd**2 / (ss * dd):.0%} of its "
-        f"variance, and the sampled tokens are as likely as at that temperature: the rollout engine's log-probs are "
-        f"at {1 / (1 + of_line):.3f} of the trainer's temperature.",
+        evidence=f"D lies on a line in log p of slope {slope:+.3f} that explains {explained:.0%} of its variance{more}: "
+        f"the rollout engine's log-probs are at {1 / _beta(slope):.3f} of the trainer's temperature.",
         questions=(
             "which temperature do the rollout engine and the trainer divide their logits by?",
             "do the two agree on whether log-probs are taken before or after it?",
@@ -186,4 +206,29 @@ TEMPERATURE = Detector(
     judge=_temperature,
     rule=f"a line of D in log p + H explains {FITS:.0%} of the variance of D, and the mean of log pi + H over what was "
     f"sampled shows the same temperature within a factor of {AGREE:g} or four standard deviations",
+)
+
+
+def _blind_terms(chunk: Chunk) -> Sums:
+    assert chunk.logp_old is not None
+    kept = chunk.usable if chunk.entropy is None else torch.zeros_like(chunk.usable)
+    d = log_ratio(chunk)
+    k3 = torch.where(kept, d.clamp(max=LIMIT).expm1() - d, 0.0).sum()
+    return _line(torch.where(kept, chunk.logp_old, 0.0), kept, chunk) | {"k3": k3}
+
+
+def _blind(sums: Sums, known: Known) -> Finding | None:
+    slope, explained = _fit(sums)
+    if explained < FITS or float(sums["k3"]) > NEAR * float(sums["n"]):
+        return None
+    return _tempered(slope, explained, "; with the entropies it could be told from weights that are sharper")
+
+
+BLIND_TEMPERATURE = Detector(
+    fault="temperature",
+    stage=5,
+    needs=("logp_mu", "logp_old"),
+    measure=_blind_terms,
+    judge=_blind,
+    rule=f"without entropies: a line of D in log p explains {FITS:.0%} of the variance of D, and k3 is at most {NEAR:g}",
 )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .finding import EACH, Detector, Finding, Known, Sums, first
 from .odds import LEVEL, tail
-from .rows import SIDES, listed
 from .route_fills import CHECKED, SAMPLED, fill_sums
+from .rows import SIDES, listed
 
 SHORT = 0.9  # of the responses that lack a row, for it to be one that all lack
 OFTEN = 0.05  # of the tokens with one and the same row in all layers; and more than ten times what single layers give
@@ -52,7 +52,7 @@ def _regular(constant: Tensor) -> bool:
         return True
     return any(
         len(x) > 1
-        and len((x[1:] - x[:-1]).unique()) == 1
+        and len(torch.unique(x[1:] - x[:-1])) == 1
         and int(x[1] - x[0]) > 1
         and int(x[0]) < int(x[1] - x[0])
         and n - int(x[-1]) <= int(x[1] - x[0])
@@ -78,10 +78,10 @@ def _nothing(sums: Sums, side: str) -> Finding | None:
     kind = "zero" if bool((zero == rows).all()) else "-1" if bool((missing == rows).all()) else "one and the same row"
     return Finding(
         fault="routes without content",
-        evidence=f"all {rows} rows of the {side} are {kind} in {listed(constant)}",
+        evidence=f"all {rows} rows of the {side} are {kind} in {listed(constant)}.",
         questions=(
-            "Does the engine record routes at all, or was a buffer written that nothing filled?",
-            "Is a fused router in use, which returns before the routes are captured?",
+            "does the engine record routes at all, or was a buffer written that nothing filled?",
+            "is a fused router in use, which returns before the routes are captured?",
         ),
     )
 
@@ -92,11 +92,11 @@ def _blank_layers(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="layers without routes",
-        evidence=f"the rows of the {side} never change in {listed(constant)} of {len(constant)}, which stand neither first "
-        "nor last nor at regular distances, as dense layers would",
+        evidence=f"the rows of the {side} never change in {listed(constant)} of {len(constant)}, which stand neither "
+        "first nor last nor at regular distances, as dense layers would.",
         questions=(
-            "Which layers of the model are MoE layers?",
-            "Do some layers use a router that the capture does not reach?",
+            "which layers of the model are MoE layers?",
+            "do some layers use a router that the capture does not reach?",
         ),
     )
 
@@ -111,8 +111,8 @@ def _rows_of(kind: str, name: str, fault: str, causes: tuple[str, str]) -> Judge
         where = f", {prefix} of them at the start of a response" if prefix else ""
         return Finding(
             fault=fault,
-            evidence=f"{int(count.sum())} of {int(rows.sum())} tokens that ran have rows of {kind} in the {side}{where}; "
-            f"{int((count > 0).sum())} of {len(count)} responses have such",
+            evidence=f"{int(count.sum())} of {int(rows.sum())} tokens that ran have rows of {kind} in the {side}{where}"
+            f"; {int((count > 0).sum())} of {len(count)} responses have such.",
             questions=causes,
             place=first(count > 0),
         )
@@ -132,11 +132,11 @@ def _one_short(sums: Sums, side: str) -> Finding | None:
     short = of(sums, side, EACH + "short")
     return Finding(
         fault="one row short",
-        evidence=f"{int(short.sum())} of {len(short)} responses lack the row of the last token but one in the {side}, which "
-        "produced the last token, and no other",
+        evidence=f"{int(short.sum())} of {len(short)} responses lack the row of the last token but one in the {side}, "
+        "which produced the last token, and no other.",
         questions=(
-            "Does the engine leave out the row of its last forward pass?",
-            "Was an array of L - 1 rows cut once more?",
+            "does the engine leave out the row of its last forward pass?",
+            "was an array of L - 1 rows cut once more?",
         ),
     )
 
@@ -147,10 +147,11 @@ def _broken(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="broken route rows",
-        evidence=f"{int(count.sum())} rows of the {side} hold negative ids beside others, or below -1, in {listed(count > 0)}",
+        evidence=f"{int(count.sum())} rows of the {side} hold negative ids beside others, or below -1, in "
+        f"{listed(count > 0)}.",
         questions=(
-            "Were unsigned ids read as signed ones?",
-            "Is a row cut or padded expert by expert?",
+            "were unsigned ids read as signed ones?",
+            "is a row cut or padded expert by expert?",
         ),
         place=first(of(sums, side, EACH + "broken")),
     )
@@ -165,10 +166,10 @@ def _ranged(sums: Sums, side: str) -> Finding | None:
     return Finding(
         fault="rows that count up",
         evidence=f"{int(count.sum())} of {rows} tokens that ran have experts 0, 1, 2, ... through all "
-        f"layers of the {side}: a fill, which every check of ranges and duplicates passes",
+        f"layers of the {side}: a fill, which every check of ranges and duplicates passes.",
         questions=(
-            "Is padding filled with a range of ids, and cut off in the wrong place?",
-            "Are routes of cached or masked tokens filled up?",
+            "is padding filled with a range of ids, and cut off in the wrong place?",
+            "are routes of cached or masked tokens filled up?",
         ),
         place=first(count > 0),
     )
@@ -184,11 +185,11 @@ def _last_repeated(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="last row repeated",
-        evidence=f"{hits} of {trials} responses end with the row before in all layers of the {side}; elsewhere {others} of "
-        f"{elsewhere} rows repeat",
+        evidence=f"{hits} of {trials} responses end with the row before in all layers of the {side}; elsewhere "
+        f"{others} of {elsewhere} rows repeat.",
         questions=(
-            "Does the engine record one row less than the trainer asks for?",
-            "Is an array padded to its length by its last row?",
+            "does the engine record one row less than the trainer asks for?",
+            "is an array padded to its length by its last row?",
         ),
         place=first(last),
     )
@@ -201,11 +202,11 @@ def _repeated(sums: Sums, side: str) -> Finding | None:
         return None
     return Finding(
         fault="rows repeated",
-        evidence=f"in {int(hits.sum())} of {len(hits)} responses most rows of the {side} are those of the token before, in "
-        f"all layers and for another token; {int(count.sum())} rows of {int(fresh.sum())} in all",
+        evidence=f"in {int(hits.sum())} of {len(hits)} responses most rows of the {side} are those of the token "
+        f"before, in all layers and for another token; {int(count.sum())} rows of {int(fresh.sum())} in all.",
         questions=(
-            "Is one row written for a whole response or block?",
-            "Is a buffer of the engine read before the next forward fills it?",
+            "is one row written for a whole response or block?",
+            "is a buffer of the engine read before the next forward fills it?",
         ),
         place=first(hits),
     )
@@ -219,10 +220,10 @@ def _often(sums: Sums, side: str) -> Finding | None:
         fault="one row for many tokens",
         evidence=f"{int(common)} of {int(n)} tokens looked at have one and the same row in all layers of the {side}, "
         f"{int(others)} of them unlike the most frequent token among them: padding sent to fixed experts, or a router "
-        "that has collapsed",
+        "that has collapsed.",
         questions=(
-            "Which experts does the engine send padding tokens to?",
-            "Is the load on these experts as high in the engine's own statistics?",
+            "which experts does the engine send padding tokens to?",
+            "is the load on these experts as high in the engine's own statistics?",
         ),
     )
 
@@ -234,10 +235,10 @@ def _duplicated(sums: Sums, side: str) -> Finding | None:
     return Finding(
         fault="duplicate experts in a row",
         evidence=f"{int(count.sum())} of {int(of(sums, side, 'looked at'))} rows looked at name an expert twice in "
-        f"{listed(count > 0)} of the {side}",
+        f"{listed(count > 0)} of the {side}.",
         questions=(
-            "Is a row padded with an expert that it has already?",
-            "Are ids clamped or taken modulo the experts?",
+            "is a row padded with an expert that it has already?",
+            "are ids clamped or taken modulo the experts?",
         ),
         place=first(of(sums, side, EACH + "duplicates")),
     )
@@ -245,19 +246,19 @@ def _duplicated(sums: Sums, side: str) -> Finding | None:
 
 def judge_range(sums: Sums, known: Known) -> Finding | None:
     """Any id of the known number of experts or more."""
-    for side in SIDES if known.experts is not None else ():
-        if f"{side} rows" not in sums:
+    for side in SIDES:
+        if known.experts is None or f"{side} rows" not in sums:
             continue
         most = of(sums, side, EACH + "most")
         hits = most >= known.experts
         if hits.any():
             return Finding(
                 fault="expert ids out of range",
-                evidence=f"{int(hits.sum())} of {len(hits)} responses have ids of the {side} up to {int(most.max())}; the "
-                f"model has {known.experts} experts",
+                evidence=f"{int(hits.sum())} of {len(hits)} responses have ids of the {side} up to {int(most.max())}; "
+                f"the model has {known.experts} experts.",
                 questions=(
-                    "Does the engine balance load with redundant experts, whose ids are physical?",
-                    "Is a shared expert counted among the routed ones?",
+                    "does the engine balance load with redundant experts, whose ids are physical?",
+                    "is a shared expert counted among the routed ones?",
                 ),
                 place=first(hits),
             )
@@ -275,10 +276,10 @@ def _alike(sums: Sums, side: str) -> Finding | None:
     return Finding(
         fault="identical layers",
         evidence=f"layers {a} and {b} of the {side} have the same rows at {int(equal[a, b])} of {n} tokens looked at; "
-        f"{int(alike.sum())} pairs of layers do",
+        f"{int(alike.sum())} pairs of layers do.",
         questions=(
-            "Does a layer of multi-token prediction receive the routes of a decoder layer?",
-            "Is one layer's buffer written for another?",
+            "does a layer of multi-token prediction receive the routes of a decoder layer?",
+            "is one layer's buffer written for another?",
         ),
     )
 
@@ -287,8 +288,8 @@ def _detector(fault: str, judge: Judge, rule: str) -> Detector:
     return Detector(fault=fault, stage=4, needs=("routes",), measure=fill_sums, judge=_either(judge), rule=rule)
 
 
-ZEROS = ("Are rows of a cached prefix left at 0?", "Does the trainer replay expert 0 there, or route live?")
-GONE = ("Are tokens of a cached prefix run without recording routes?", "Does the trainer route live where rows are -1?")
+ZEROS = ("are rows of a cached prefix left at 0?", "does the trainer replay expert 0 there, or route live?")
+GONE = ("are tokens of a cached prefix run without recording routes?", "does the trainer route live where rows are -1?")
 DETECTORS = (
     _detector("routes without content", _nothing, "no row of any layer ever changes"),
     _detector(
@@ -301,11 +302,27 @@ DETECTORS = (
         "rows of zeros", _rows_of("zero", "zero", "rows of zeros", ZEROS), "any token with zeros in all MoE layers"
     ),
     _detector("rows missing", _rows_of("-1", "missing", "rows missing", GONE), "any token with -1 in all MoE layers"),
+    Detector(
+        fault="expert ids out of range",
+        stage=4,
+        needs=("routes",),
+        measure=fill_sums,
+        judge=judge_range,
+        rule="any id of the number of experts or more, where that is known",
+    ),
     _detector("broken route rows", _broken, "any row with an id below 0 that is not -1 throughout"),
+    _detector("duplicate experts in a row", _duplicated, f"any of up to {CHECKED} rows of a chunk"),
+    _detector(
+        "identical layers",
+        _alike,
+        f"two layers with the same rows at {ALIKE:.0%} or more of the tokens, the most frequent row of neither above "
+        f"{STEADY:.0%}",
+    ),
     _detector(
         "rows that count up",
         _ranged,
-        f"tokens whose ids count up through all layers, more than (3 / E)^(layers x k - 1) of them (Chernoff bound {LEVEL:g})",
+        f"tokens whose ids count up through all layers, more than (3 / E)^(layers x k - 1) of them "
+        f"(Chernoff bound {LEVEL:g})",
     ),
     _detector(
         "last row repeated",
@@ -315,27 +332,13 @@ DETECTORS = (
     _detector(
         "rows repeated",
         _repeated,
-        f"{REPEATED:.0%} or more of {FEWEST_ROWS} rows of a response repeat the row before in all layers, tokens differing",
+        f"{REPEATED:.0%} or more of {FEWEST_ROWS} rows of a response repeat the row before in all layers, "
+        "tokens differing",
     ),
     _detector(
         "one row for many tokens",
         _often,
-        f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most frequent "
-        "token, ten times what the layers give by themselves",
-    ),
-    _detector("duplicate experts in a row", _duplicated, f"any of up to {CHECKED} rows of a chunk"),
-    Detector(
-        fault="expert ids out of range",
-        stage=4,
-        needs=("routes",),
-        measure=fill_sums,
-        judge=judge_range,
-        rule="any id of the number of experts or more, where that is known",
-    ),
-    _detector(
-        "identical layers",
-        _alike,
-        f"two layers with the same rows at {ALIKE:.0%} or more of the tokens, the most frequent row of neither above "
-        f"{STEADY:.0%}",
+        f"one row in all layers at {OFTEN:.0%} or more of up to {SAMPLED} tokens of a chunk that are not its most "
+        "frequent token, ten times what the layers give by themselves",
     ),
 )

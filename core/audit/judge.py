@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats.chunk import Chunk
 
-from .finding import Detector, Finding, Known, Sums, merged
+from .finding import EACH, Detector, Finding, Known, Sums, merged
 
 Measure = Callable[[Chunk], Sums]
+Judged = tuple[tuple[Finding, ...], dict[str, tuple[str, ...]]]
 
 
-def judge_all(
-    chunks: Iterable[Chunk], detectors: Sequence[Detector], known: Known | None = None
-) -> tuple[tuple[Finding, ...], dict[str, tuple[str, ...]]]:
-    """What the detectors find in a dump, in the order of the stages, and those that could say nothing.
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What a dump adds up to.
 
-    Detectors that share a `measure` share its sums.
+    Args:
+        sums: of every measure; detectors that share one share its sums.
+        sources: by measure, those of the responses of every chunk that it saw, in the order of reading.
+        silent: by the name of every detector that no chunk had the columns for, those that it lacked.
+    """
+
+    sums: Mapping[Measure, Sums]
+    sources: Mapping[Measure, Sequence[tuple[str, ...]]]
+    silent: Mapping[str, tuple[str, ...]]
+
+
+def judge_all(chunks: Iterable[Chunk], detectors: Sequence[Detector], known: Known | None = None) -> Judged:
+    """What the detectors find in a dump, and those that could say nothing.
 
     Args:
         chunks: of one dump, read once.
@@ -26,49 +39,60 @@ def judge_all(
         known: of the run.
 
     Returns:
-        The findings, and by the name of every silent detector the columns that no chunk had together.
+        The findings by stage, and by the name of every silent detector the columns that it lacked.
 
     Raises:
         DataError: the routes of two chunks have different sizes.
     """
-    known = Known() if known is None else known
+    collected = collect(chunks, detectors)
+    return judged(collected, detectors, known), dict(collected.silent)
+
+
+def collect(chunks: Iterable[Chunk], detectors: Sequence[Detector]) -> Collected:
+    """The sums of all detectors over a stream of chunks.
+
+    Raises:
+        DataError: the routes of two chunks have different sizes.
+    """
     sums: dict[Measure, Sums] = {}
     sources: dict[Measure, list[tuple[str, ...]]] = {}
     lacking = {d.fault: d.needs for d in detectors}
     for chunk in chunks:
         names = tuple(sample.source for sample in chunk.samples)
         for measure in dict.fromkeys(d.measure for d in detectors if d.applies(chunk)):
-            found = measure(chunk)
-            sums[measure] = _add(sums[measure], found, names) if measure in sums else found
+            more = measure(chunk)
+            sums[measure] = _added(sums[measure], more, names) if measure in sums else more
             sources.setdefault(measure, []).append(names)
-        lacking |= {d.fault: _lacks(d, chunk, lacking[d.fault]) for d in detectors}
-    findings = [
-        _placed(found, sources[d.measure])
-        for d in sorted(detectors, key=lambda d: d.stage)
-        if d.measure in sums and not lacking[d.fault] and (found := d.judge(sums[d.measure], known)) is not None
-    ]
-    return tuple(findings), {fault: columns for fault, columns in lacking.items() if columns}
+        lacking |= {d.fault: _fewer(d, chunk, lacking[d.fault]) for d in detectors if lacking[d.fault]}
+    silent = {fault: columns for fault, columns in lacking.items() if columns}
+    return Collected(sums=sums, sources=sources, silent=silent)
 
 
-def _lacks(detector: Detector, chunk: Chunk, before: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns that a detector lacks in the chunk that has the most of them; nothing once it could speak."""
-    here = tuple(name for name in detector.needs if getattr(chunk, name) is None)
-    return min(before, here, key=len)
+def judged(collected: Collected, detectors: Sequence[Detector], known: Known | None = None) -> tuple[Finding, ...]:
+    """The findings by stage, each with the file and the row of its place."""
+    known = Known() if known is None else known
+    speaking = [d for d in detectors if d.measure in collected.sums and d.fault not in collected.silent]
+    told = ((d.measure, d.judge(collected.sums[d.measure], known)) for d in sorted(speaking, key=lambda d: d.stage))
+    return tuple(_placed(found, collected.sources[measure]) for measure, found in told if found is not None)
 
 
-def _add(a: Sums, b: Sums, names: tuple[str, ...]) -> Sums:
+def _fewer(detector: Detector, chunk: Chunk, before: tuple[str, ...]) -> tuple[str, ...]:
+    """What a detector lacks in the chunk that has the most of it."""
+    return min(before, tuple(name for name in detector.needs if getattr(chunk, name) is None), key=len)
+
+
+def _added(a: Sums, b: Sums, names: tuple[str, ...]) -> Sums:
     for name in a.keys() & b.keys():
-        if a[name].shape[1:] != b[name].shape[1:] or a[name].ndim != b[name].ndim:
+        kept = int(name.startswith(EACH))
+        if a[name].shape[kept:] != b[name].shape[kept:]:
             raise DataError(
-                f"{names[0]}: routes of {list(b[name].shape)} follow routes of {list(a[name].shape)} (`{name}`); "
-                "audit dumps of two models apart"
+                f"{names[0]}: routes of other sizes than before (`{name}` {list(b[name].shape)} after "
+                f"{list(a[name].shape)}); audit the dumps of two models apart"
             )
     return merged(a, b)
 
 
-def _placed(finding: Finding, sources: list[tuple[str, ...]]) -> Finding:
-    """A finding with the file and the row of its place."""
-    if finding.place is None or finding.where is not None:
+def _placed(finding: Finding, sources: Sequence[tuple[str, ...]]) -> Finding:
+    if finding.place is None:
         return finding
-    flat = [name for names in sources for name in names]
-    return replace(finding, where=flat[finding.place])
+    return replace(finding, where=list(chain.from_iterable(sources))[finding.place])

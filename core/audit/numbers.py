@@ -129,7 +129,7 @@ def finalise(sums: Blocks) -> dict[str, Tensor]:
         found |= {"abs_log_ratio": _mean(moments["abs_log_ratio"]), "rho_mean": _mean(moments["rho_mean"])}
         found["top_share"] = top_share(sums["bin_count"], sums["bin_abs"])
     found |= strata.finalise(moments)
-    own = ("kl_unflipped", "route/jaccard", "reward", *ROUTED)
+    own = ("kl_unflipped", "route/jaccard", "reward", *(() if "d" in moments else ("response_length",)), *ROUTED)
     return found | means({name: moments[name] for name in own if name in moments and moments[name][1] > 0})
 
 
@@ -159,7 +159,8 @@ def _histogram(seen: Seen) -> Blocks:
 
 
 def _others(seen: Seen) -> Moments:
-    chunk, found = seen.chunk, {}
+    chunk, tokens = seen.chunk, seen.chunk.mask.sum(-1).double()
+    found = {} if seen.paired else {"response_length": (tokens, (tokens > 0).double())}
     if chunk.entropy is not None:
         later = chunk.mask & chunk.entropy.isfinite()
         later[:, 0] = False

@@ -12,7 +12,7 @@ from firstorder.core.formats.chunk import chunks
 from firstorder.core.formats.sample import Sample
 
 from .finding import Detector, Known
-from .injection import Fault
+from .injecting import Fault
 from .judge import judge_all
 from .table import Cell, Column, Table
 
@@ -56,6 +56,11 @@ def accused(dumps: Iterable[list[Sample]], detectors: Sequence[Detector], known:
     return Counter(fault for samples in dumps for fault in found(samples, detectors, known))
 
 
+def possible(samples: Iterable[Sample], fault: Fault) -> bool:
+    """Whether samples have what a fault changes."""
+    return all(getattr(sample, name) is not None for sample in samples for name in fault.needs)
+
+
 def power(
     dump: Dump,
     faults: Sequence[Fault],
@@ -69,7 +74,7 @@ def power(
 
     Args:
         dump: makes clean ones.
-        faults: to put in.
+        faults: to put in; of one that the samples lack the columns for, nothing is known.
         detectors: all that are run together.
         sizes: tokens.
         seeds: dumps of each size.
@@ -83,7 +88,7 @@ def _power(
 ) -> Power:
     caught: dict[int, float] = {}
     names: list[tuple[str, ...]] = []
-    for size in sizes:
+    for size in sizes if possible(dump(0, sizes[0]), fault) else ():
         names = [
             found(fault.inject(dump(seed, size), torch.Generator().manual_seed(seed)), detectors, known)
             for seed in range(seeds)
@@ -93,7 +98,7 @@ def _power(
     return Power(
         fault=fault,
         caught=caught,
-        first=sum(x[:1] == (fault.found_by,) for x in names) / seeds,
+        first=sum(x[:1] == (fault.found_by,) for x in names) / max(len(names), 1),
         beside=dict(beside.most_common()),
     )
 

@@ -45,8 +45,9 @@ def measured(seen: Seen) -> Clusters | None:
     found = seen.agreement
     if found is None:
         return None
+    layers = found.there.shape[-1]
     moments: Moments = {
-        "rows_changed": (found.rows_flipped.sum(-1), found.rows_there.sum(-1)),
+        "rows_changed": (found.rows_flipped.sum(-1) * layers, found.rows_there.sum(-1) * layers),
         "tokens_changed": (found.hit.double().sum(-1), found.known.double().sum(-1)),
     }
     if seen.paired:
@@ -60,7 +61,13 @@ def table(of: Clusters) -> Table:
     """The table."""
     found = estimates(of, _finalise)
     rows: list[dict[str, Cell]] = [
-        {"quantity": name, "value": value, "unit": QUANTITIES[name].unit, "formula": QUANTITIES[name].formula}
+        {
+            "quantity": name,
+            "value": value,
+            "of": round(float(of.sums[name][1])) if name in of.sums else None,
+            "unit": QUANTITIES[name].unit,
+            "formula": QUANTITIES[name].formula,
+        }
         for name, value in found.items()
     ]
     return Table(name="replay", title="What Routing Replay would change", columns=COLUMNS, rows=tuple(rows), note=NOTE)
@@ -79,6 +86,7 @@ def _finalise(sums: Blocks) -> dict[str, Tensor]:
 COLUMNS = (
     Column(key="quantity", title="quantity"),
     Column(key="value", title="value [95 %]"),
+    Column(key="of", title="of", formula="rows, or tokens, that it is a mean over"),
     Column(key="unit", title="unit"),
     Column(key="formula", title="formula"),
 )

@@ -41,7 +41,7 @@ def _rows(ids: Tensor, chunk: Chunk) -> Sums:
     w = words(ids)
     run = run_rows(chunk.lengths, ids.shape[1])
     missing = same(w, -1) & run[..., None]
-    zero = same(w, 0) & run[..., None]
+    zero = same(w, 0) & run[..., None] & (ids.shape[3] > 1)  # of one expert a token, 0 is a choice
     broken = negative(w) & run[..., None] & ~missing
     repeated = torch.zeros_like(missing)
     repeated[:, 1:] = same(w[:, 1:], w[:, :-1])
@@ -129,7 +129,7 @@ def _samples(ids: Tensor, chunk: Chunk) -> Sums:
     h, token = hashes(w)[there], chunk.tokens.flatten()[place][there]
     layers = ids.shape[2]
     equal = torch.zeros(layers, layers, dtype=torch.int64)
-    for block in h.split(256):
+    for block in torch.split(h, 256):
         equal += (block[:, :, None] == block[:, None, :]).sum(0)
     often = torch.zeros(4, dtype=torch.float64)
     steady = torch.zeros(layers, dtype=torch.int64)

@@ -85,7 +85,7 @@ def _imprecise(sums: Sums, known: Known) -> Finding | None:
     share = float(total[1] / total.sum()) if float(total.sum()) > 0 else 0.0
     return Finding(
         fault="router precision",
-        evidence=f"{moved / rows:.2%} of the rows choose other experts, more than fp32 routers can disagree by, and "
+        evidence=f"{moved / rows:.2%} of the rows choose other experts, more than fp32 routers can, and "
         f"the tokens concerned carry {share:.0%} of all |D|: the routers of the two engines do not hold the same numbers.",
         questions=(
             "in which precision are the router's weights sent to the rollout engine, and its logits computed?",

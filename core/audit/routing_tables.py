@@ -178,10 +178,12 @@ QUANTITIES: dict[str, Quantity] = {name: REPLAY[f"{PREFIX}routes_{name}"] for na
     "flip_rate": strata.AVERAGED["route/flip_rate"],
     "jaccard": NUMBERS["route/jaccard"],
     "load_entropy": Quantity(
-        formula="-sum_e f_e log f_e, f_e the share of choices of expert e", unit="nats", source=""
+        formula="-sum_e f_e log f_e, f_e the share of choices of expert e", unit="nats", source="firstorder"
     ),
-    "load_top": Quantity(formula="share of choices of the most used expert", unit="share of choices", source=""),
-    "experts_used": Quantity(formula="experts chosen at least once", unit="experts", source=""),
+    "load_top": Quantity(
+        formula="share of choices of the most used expert", unit="share of choices", source="firstorder"
+    ),
+    "experts_used": Quantity(formula="experts chosen at least once", unit="experts", source="firstorder"),
 }
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from firstorder.core.formats.chunk import Chunk
 
-from .clusters import FEW, LIMIT, gather, log_ratio
+from .clusters import FEW, LIMIT, gather, log_ratio, t_score
 from .finding import Detector, Finding, Known, Sums
 
 Border = Callable[[float], float]
@@ -105,7 +105,7 @@ def terms(chunk: Chunk) -> Sums:
 
 def size(sums: Sums) -> Size:
     """The size of a discrepancy from the sums of `terms`; lower ends are three standard deviations below, clustered by
-    response, and 0 where there are fewer than 8 responses."""
+    response (as of a t distribution), and 0 where there are fewer than 8 responses."""
     n, k3, absolute, square, rest = sums["total"].tolist()
     n, rest = max(n, 1.0), max(rest, 1e-300)
     noise = math.sqrt(square / rest)
@@ -130,9 +130,10 @@ def _low(sums: Sums, above: int, below: int) -> float:
     a, b = float(sums["total"][above]), float(sums["total"][below])
     if int(sums["clusters"]) < FEW or b <= 0:
         return 0.0
+    sure = t_score(SURE, int(sums["clusters"]))
     slope = torch.zeros(len(sums["total"]), dtype=torch.float64)
     slope[above], slope[below] = 1 / b, -a / b**2
-    return max(0.0, a / b - SURE * math.sqrt(max(0.0, float(slope @ sums["square"] @ slope))))
+    return max(0.0, a / b - sure * math.sqrt(max(0.0, float(slope @ sums["square"] @ slope))))
 
 
 def large_for_length(border: Border) -> Detector:

@@ -10,7 +10,6 @@ a token of probability p in proportion to 1 - p, so that |D| is compared per uni
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from firstorder.core.formats.chunk import Chunk
 

@@ -131,21 +131,23 @@ def quantities(layers: int = 0) -> dict[str, Quantity]:
 
 
 def signals(run: Sequence[Line], minibatches: int = 1) -> Table:
-    """What may warn of a collapse, along the steps: means, changes and slopes of the last updates.
+    """What may warn of a collapse, along the steps: means, changes and slopes of the last updates; no rows where there
+    are fewer.
 
     Args:
         run: the lines, in order.
         minibatches: updates a step, N.
     """
     first = run[: -(-BEGINNING // minibatches)]
-    known = [each for each in SIGNALS if quotient(run, each) is not None]
-    read_ = [{each.name: _read(run[: end + 1], first, each, minibatches) for each in known} for end in range(len(run))]
-    rows: list[dict[str, Cell]] = [{"step": line["step"], **row} for line, row in zip(run, read_, strict=True)]
+    read_ = [{each: _read(run, end, first, each, minibatches) for each in SIGNALS} for end in range(1, len(run) + 1)]
+    known = [each for each in SIGNALS if any(row[each] is not None for row in read_)]
+    rows: list[dict[str, Cell]] = [
+        {"step": line["step"], **{each.name: row[each] for each in known}} for line, row in zip(run, read_, strict=True)
+    ]
     named = quantities()
     heads = [
         Column(key=each.name, title=each.name, unit=_unit(each, named), formula=named[each.quantity].formula)
         for each in known
-        if any(row[each.name] is not None for row in read_)
     ]
     note = (
         f"Means of the last {MEAN} updates, slopes through the last {LINE}; a change is over the mean of the first "
@@ -155,16 +157,17 @@ def signals(run: Sequence[Line], minibatches: int = 1) -> Table:
         name="signals",
         title="What may warn of a collapse",
         columns=(Column(key="step", title="step"), *heads),
-        rows=tuple(rows),
+        rows=tuple(rows) if known else (),
         note=note,
     )
 
 
-def _read(run: Sequence[Line], first: Sequence[Line], signal: Signal, minibatches: int) -> float | None:
+def _read(run: Sequence[Line], end: int, first: Sequence[Line], signal: Signal, minibatches: int) -> float | None:
+    """A signal after so many lines, as `alarm.Monitor` reads it."""
     steps = window_steps(signal, minibatches)
-    if len(run) < steps or (signal.of == "change" and len(run) < steps + len(first)):
+    if end < steps or (signal.of == "change" and end < steps + len(first)):
         return None
-    window, start = quotient(run[-steps:], signal), quotient(first, signal)
+    window, start = quotient(run[end - steps : end], signal), quotient(first, signal)
     if window is None:
         return None
     start = torch.full_like(window[:, :1], torch.nan) if start is None else start
@@ -181,7 +184,7 @@ def _unit(signal: Signal, named: Mapping[str, Quantity]) -> str:
 def _finalise(sums: Moments) -> dict[str, Tensor]:
     """As the loop does for its own sums."""
     found = diagnostics.finalise(sums) if "d" in sums else {}
-    logged = ("route/flip_rate", "route/tokens_flipped", "update/entropy", replay.PREFIX)
+    logged = ("response_length", "route/flip_rate", "route/tokens_flipped", "update/entropy", replay.PREFIX)
     return found | strata.finalise(sums) | means({name: x for name, x in sums.items() if name.startswith(logged)})
 
 

@@ -16,6 +16,7 @@ from firstorder.core.formats.chunk import Chunk
 from firstorder.core.runs.logs import Line
 
 from . import clustered, deciles, numbers, ratios, replays, routing_tables, steps, strata, weights
+from .bounds import possible
 from .cells import Cells
 from .clustered import Clusters
 from .routing_tables import Routed
@@ -72,7 +73,7 @@ class Tally:
         if self.replays is not None:
             found.append(replays.table(self.replays))
         found.append(steps.signals(self.lines(), minibatches))
-        return tuple(table for table in found if table.rows)
+        return tuple(possible(table) for table in found if table.rows)
 
     def lines(self) -> list[Line]:
         """A line a step, as a run's log has them, for alarms."""

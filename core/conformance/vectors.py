@@ -31,7 +31,8 @@ from firstorder.core.method.value import gae
 from firstorder.core.runs.files import write_whole
 from firstorder.core.training import diagnostics, strata
 
-from .cases import CASES, Case
+from .batches import CASES
+from .cases import Case
 from .groups import GROUPS, LAMBDAS, RULES, VALUED, Valued
 from .methods import Method, methods
 

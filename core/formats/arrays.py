@@ -15,7 +15,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 
 from . import names
-from .unpickle import Inert
+from .machine import Inert
 
 Storage = Callable[[str], memoryview]  # the bytes of a storage by its key
 KINDS = {

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from firstorder.core.errors import DataError
+from firstorder.core.memory import available
 
 from .format import Options
 
 Notes = MutableMapping[str, int]
 LARGEST = torch.iinfo(torch.int16).max  # id of an expert
 UNKNOWN = -1  # version of the weights
+SHARE = 2  # one part in so many of the free memory may be taken by the routes of a sample
 
 
 def numbers(value: Any, source: str) -> Tensor:
@@ -96,6 +98,8 @@ def route_rows(rows: Any, length: int, options: Options, source: str, notes: Not
     kept = rows[: length - 1] if options.layers is None else rows[: length - 1, _layers(options.layers, rows, source)]
     if kept.numel() and int(kept.max()) > LARGEST:
         raise DataError(f"{source} holds the expert {int(kept.max())}, and {LARGEST} is the largest that is read")
+    if 2 * length * kept.shape[1] * kept.shape[2] > available() // SHARE:
+        raise DataError(f"{source} of {length} tokens would fill half of the free memory; split the dump")
     _count(notes, "route rows of the last token, dropped", len(rows) - len(kept))
     _count(notes, "route rows missing at the end", length - 1 - len(kept))
     out = torch.full((length, *kept.shape[1:]), -1, dtype=torch.int16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from firstorder.core.errors import DataError
 from . import torch_files
 from .format import Format, Options
 from .layout import numbers, whole
+from .rollouts import COLUMNS, NUMBERS, Response, bounded, counted, listed, masked, rollout_file
 from .sample import Sample
-from .slime import COLUMNS, Response, by_step, counted, has_shards, join, kind, listed, masked, only, rollout_file
+from .slime import by_step, has_shards, join, kind, only
 from .torch_files import Loaded, mapping
 from .words import said
 
-SLICED = ("rollout_log_probs", "log_probs", "advantages", "entropy", *COLUMNS)
+SLICED = (*NUMBERS, *COLUMNS)
 IDS = {"sample_indices": "sample_index", "partition": "rollout_position"}
 CALL = re.compile(r"rank_?(\d+)_call_(\d+)")
 
@@ -62,8 +64,10 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
         rollouts = [path for path in files if kinds[path] == "rollout"]
         only(rollouts, step)
         shards = [_shard(path) for path in files if kinds[path] == "shard"]
-        trained = [response for group in _groups(shards) for response in _joined(group)] if shards else None
-        yield from join(step, rollout_file(rollouts[0]) if rollouts else None, _ordered(trained), options)
+        trained = [each for group in _groups(shards) for each in bounded(_joined(group), group[0].tensors)]
+        yield from join(
+            step, rollout_file(rollouts[0]) if rollouts else None, _ordered(trained) if shards else None, options
+        )
 
 
 def pieces(total: int, response: int, rank: int, size: int, padded: int | None = None) -> tuple[slice, slice]:
@@ -86,10 +90,8 @@ def pieces(total: int, response: int, rank: int, size: int, padded: int | None =
     return cut[0], cut[1]
 
 
-def _ordered(trained: list[Response] | None) -> list[Response] | None:
+def _ordered(trained: list[Response]) -> list[Response]:
     """In the order of the rollout where every response knows its place."""
-    if trained is None:
-        return None
     for name in ("rollout_position", "sample_index"):
         if all(type(each.own.get(name)) is int for each in trained):
             return sorted(trained, key=lambda each: int(each.own[name]))
@@ -171,14 +173,14 @@ def _joined(group: list[Shard]) -> Iterator[Response]:
         length = counted(lengths[place], len(sequence), f"{source}: `response_lengths`")
         padded = int(longest[place]) if first.padded and longest is not None and place < len(longest) else None
         values = {
-            name: _whole(group, [each[name] for each in slices], place, len(sequence), length, padded, name)
+            name: partial(_whole, group, [each[name] for each in slices], place, len(sequence), length, padded, name)
             for name in SLICED
             if slices[0][name] is not None
         }
         own: dict[str, Any] = {key: _id(column[place]) for key, column in ids.items() if column is not None}
         if rewards is not None and place < len(rewards):
             own["rewards"] = rewards[place]
-        mask = None if masks is None else masked(masks[place], len(sequence), length, source)
+        mask = None if masks is None else masked(masks[place], len(sequence), length, f"{source}: `loss_masks`")
         yield Response(source=source, tokens=sequence, length=length, mask=mask, values=values, own=own)
 
 
@@ -237,14 +239,15 @@ def _losses(path: Path) -> Iterator[Sample]:
             raise DataError(f"{source}: `total_length` must be 1 to {LONGEST:,}; got {said(total)}")
         length = counted(own.get("response_length"), total, f"{source}: `response_length`")
         held = {name: loaded.tensor(own[name], f"`{name}`") for name in LOSS if own.get(name) is not None}
+        values = {name: partial(lambda value: value, value) for name, value in held.items()}
         if any(isinstance(each, Tensor) and len(each) != length for each in held.values()):
             raise DataError(
                 f"{source}: it holds a slice of a response of {length} tokens, and the file does not say of which "
                 "context-parallel rank; give the files of train_data"
             )
-        mask = masked(held.get("local_loss_mask", [1] * length), total, length, source)
+        mask = masked(held.get("local_loss_mask", [1] * length), total, length, f"{source}: `local_loss_mask`")
         response = Response(
-            source=source, tokens=torch.zeros(total, dtype=torch.int64), length=length, mask=mask, values=held, own={}
+            source=source, tokens=torch.zeros(total, dtype=torch.int64), length=length, mask=mask, values=values, own={}
         )
         now = response.column("train_log_probs", mask)
         yield Sample(

@@ -79,6 +79,7 @@ PROTO = frozenset({"verl.protocol.DataProto"})
 SKYRL = "skyrl.backends.skyrl_train.training_batch", "skyrl_train.training_batch"
 REBUILT = frozenset(f"{module}._rebuild_tensor_batch" for module in SKYRL)
 BATCH = frozenset(f"{module}.{name}" for module in SKYRL for name in ("TrainingInputBatch", "TensorBatch"))
-FRAMEWORKS = {*PROTO, *REBUILT, *BATCH, *(f"{module}.TensorList" for module in SKYRL)}
+ELSEWHERE = frozenset({"slime.utils.tensor_store.TensorRef"})  # a tensor that the run keeps in a file of its own
+FRAMEWORKS = {*ELSEWHERE, *PROTO, *REBUILT, *BATCH, *(f"{module}.TensorList" for module in SKYRL)}
 
 NAMES = frozenset({*TORCH, *NUMPY, *PYTHON, *TENSORDICT, *FRAMEWORKS})

@@ -20,16 +20,17 @@ from . import names, torch_files, unpickle
 from .arrays import dtype, view
 from .format import Format, Options
 from .layout import Notes, is_fill, on_tokens, route_rows
+from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
-from .unpickle import Inert
 from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
 NUMBERS = ("loss_mask", "response_mask", "rollout_logprobs", "action_log_probs", "advantages", "rewards")
 COLUMNS = ("base_action_log_probs", "values", "returns", "kl")
 ROUTES, UNROUTED = "rollout_expert_indices", "router_padding_mask"
+KNOWN = ("numpy", "torch", None)  # forms of a tensor; None is the first of them, before it had a name
 HEAD = 1024  # bytes in which a pickle names its class
 
 
@@ -51,19 +52,22 @@ def _samples(path: Path, step: int, options: Options) -> Iterator[Sample]:
     state = _state(unpickle.read(torch_files.contents(path), source), source)
     held = mapping(state.get("batch_dict"), f"{source}: `batch_dict`")
     metadata = state["metadata"] if isinstance(state.get("metadata"), dict) else {}
-    wanted = ("sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED)
-    fields = {name: _field(held[name], f"{source}: `{name}`") for name in wanted if held.get(name) is not None}
+    unread = [name for name in (*COLUMNS, ROUTES, UNROUTED) if _form(held.get(name)) not in KNOWN]
+    wanted = {"sequences", "attention_mask", *NUMBERS, *COLUMNS, ROUTES, UNROUTED} - {*unread}
+    made = ((name, _field(held.get(name), f"{source}: `{name}`")) for name in sorted(wanted))
+    fields = {name: tensor for name, tensor in made if tensor is not None}
     numbers = {name: fields.get(name) for name in (*NUMBERS, *COLUMNS)}
     rows = batch(source, fields.get("sequences"), fields.get("attention_mask"), numbers)
     routes, unrouted = _routes(fields, rows)
-    groups = _groups(metadata.get("uids"), len(rows.tokens))
+    groups = _groups(metadata, len(rows.tokens))
     added = metadata.get("pad_size")
     count = len(rows.tokens) - (added if type(added) is int and 0 < added < len(rows.tokens) else 0)
     for place in range(count):
         row = rows.row(place)
         mine = None if routes is None else routes[place, row.places]
         none = None if unrouted is None else unrouted[place, row.places] != 0
-        yield _sample(step, row, mine, none, groups[place] if groups else None, options)
+        notes = {f"`{name}` of a form that is not read, left out": 1 for name in unread}
+        yield _sample(step, row, mine, none, groups[place] if groups else None, options, notes)
 
 
 def _state(value: Any, source: str) -> Mapping[Any, Any]:
@@ -75,12 +79,26 @@ def _state(value: Any, source: str) -> Mapping[Any, Any]:
     raise DataError(f"{source}: a TrainingInputBatch is expected; is it another pickle?")
 
 
-def _field(value: Any, source: str) -> Tensor:
-    """A tensor as SkyRL writes it: bytes, sizes and kind, or bytes of torch.save where numpy lacks the kind."""
-    held = mapping(value, source)
+def _form(value: Any) -> Any:
+    form = value.get("format") if isinstance(value, dict) else None
+    return form if isinstance(form, str | None) else "another"
+
+
+def _field(value: Any, source: str) -> Tensor | None:
+    """A tensor as SkyRL writes it: bytes, sizes and kind, or bytes of torch.save where numpy lacks the kind.
+
+    Until version 0.3 of skyrl-train it was the bytes of torch.save alone, for None as well.
+    """
+    if value is None:
+        return None
+    held: dict[str, Any] = (
+        {"format": "torch", "data": value} if isinstance(value, memoryview) else mapping(value, source)
+    )
     if held.get("format") == "torch" and isinstance(held.get("data"), memoryview):
         loaded = torch_files.parse(held["data"], source)
         tensor = loaded.tensor(loaded.value)
+        if tensor is None:
+            return None
     elif held.get("format") in ("numpy", None):
         kind = dtype(held.get("dtype"))
         if kind is None:
@@ -107,18 +125,41 @@ def _routes(fields: Mapping[str, Tensor], rows: Batch) -> tuple[Tensor | None, T
     return routes, unrouted
 
 
-def _groups(uids: Any, count: int) -> list[int] | None:
-    """The prompts numbered in the order in which they come."""
-    if not isinstance(uids, list) or len(uids) != count or not all(isinstance(uid, str) for uid in uids):
-        return None
-    numbered: dict[str, int] = {}
-    return [numbered.setdefault(uid, len(numbered)) for uid in uids]
+def _groups(metadata: Mapping[Any, Any], count: int) -> list[int] | None:
+    """The prompt of each row, numbered as they come: by uid, by the rows that each prompt has, or by trajectory.
+
+    The trainer takes the uids out before it dumps; trajectories are called `INSTANCE_REPETITION`.
+    """
+    uids, spans, trajectories = (metadata.get(name) for name in ("uids", "policy_prompt_boundaries", "trajectory_ids"))
+    if (names_ := _texts(uids, count)) is not None:
+        return _numbered(names_)
+    if isinstance(spans, list) and all(isinstance(span, tuple) and len(span) == 2 for span in spans):
+        starts = [start for start, _ in spans if type(start) is int and 0 <= start < count]
+        if len(starts) == len(spans) > 0:
+            return (torch.tensor(starts)[:, None] <= torch.arange(count)).sum(0).sub(1).clamp(min=0).tolist()
+    called = _texts(trajectories, count)
+    return None if called is None else _numbered([name.rpartition("_")[0] for name in called])
+
+
+def _texts(values: Any, count: int) -> list[str] | None:
+    known = isinstance(values, list) and len(values) == count and all(isinstance(each, str) for each in values)
+    return values if known else None
+
+
+def _numbered(values: Sequence[str]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
 def _sample(
-    step: int, row: Row, routes: Tensor | None, unrouted: Tensor | None, group: int | None, options: Options
+    step: int,
+    row: Row,
+    routes: Tensor | None,
+    unrouted: Tensor | None,
+    group: int | None,
+    options: Options,
+    notes: Notes,
 ) -> Sample:
-    notes: dict[str, int] = {}
     everywhere = torch.ones(len(row.tokens), dtype=torch.bool)
     chosen = row.fields.get("loss_mask", row.fields.get("response_mask"))
     if chosen is None:

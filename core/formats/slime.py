@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +18,17 @@ from torch import Tensor
 
 from firstorder.core.errors import DataError
 
-from . import torch_files
 from .format import Format, Options
 from .layout import Notes, on_tokens, one_version, route_rows, whole
+from .machine import Inert
+from .names import ELSEWHERE
+from .rollouts import COLUMNS, ENGINE, Response, rollout_file, train_file
 from .sample import Sample
-from .torch_files import Loaded, head, mapping
-from .words import said
+from .torch_files import head
 
 ID = re.compile(rb"\x0a\0\0\0rollout_id(?:q.|r....)?(?:K(.)|M(..)|J(....))", re.DOTALL)
 EVALUATION = re.compile(r"(^|_)eval_\d+$")  # the stem of a file of rollouts that nothing is trained on
 KEYS = (b"format_version", b"rollout_id", b"rollout_data", b"samples", b"train_log_probs")
-TRAIN_VERSION = 2
-COLUMNS = ("ref_log_probs", "teacher_log_probs", "values", "returns", "kl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """One response in a rollout or a train file, under names that both share.
-
-    Args:
-        source: the file and the place in it.
-        tokens: int64 `[L]`.
-        length: R, of the response.
-        mask: bool `[L]`, or None where the file has no mask.
-        values: what the file holds for every token of the response, `[R]` each, by its name there.
-        own: everything that the file says of the response.
-    """
-
-    source: str
-    tokens: Tensor
-    length: int
-    mask: Tensor | None
-    values: Mapping[str, Any]
-    own: Mapping[str, Any] = field(repr=False)
-
-    def column(self, name: str, mask: Tensor) -> Tensor | None:
-        """One of the values on the axis of the tokens, 0 off the mask."""
-        value = self.values.get(name)
-        return None if value is None else on_tokens(value, mask, f"{self.source}: `{name}`", self.length)
 
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
@@ -102,85 +74,6 @@ def only(paths: Sequence[Path], step: int) -> None:
         raise DataError(f"{paths[0]} and {paths[1]} are both of rollout {step}; give the dump of one run")
 
 
-def rollout_file(path: Path) -> list[Response]:
-    """The responses of a rollout file."""
-    loaded = torch_files.load(path)
-    samples = listed(mapping(loaded.value, str(path)), "samples", str(path))
-    return [_rollout(loaded, sample, f"{path} sample {place}") for place, sample in enumerate(samples)]
-
-
-def train_file(path: Path) -> list[Response]:
-    """The responses of a train file."""
-    loaded = torch_files.load(path)
-    top = mapping(loaded.value, str(path))
-    if top.get("format_version") != TRAIN_VERSION:
-        raise DataError(f"{path}: `format_version` must be {TRAIN_VERSION}; got {said(top.get('format_version'))}")
-    samples = listed(top, "samples", str(path))
-    return [trained(loaded, sample, f"{path} sample {place}") for place, sample in enumerate(samples)]
-
-
-def listed(top: Mapping[str, Any], name: str, source: str) -> list[Any]:
-    """A list of a dump."""
-    value = top.get(name)
-    if not isinstance(value, list):
-        raise DataError(f"{source}: `{name}` must be a list; got {type(value).__name__}")
-    return value
-
-
-def _rollout(loaded: Loaded, sample: Any, source: str) -> Response:
-    own = mapping(sample, source)
-    tokens = whole(loaded.tensor(own.get("tokens"), "`tokens`"), f"{source}: `tokens`")
-    length = counted(own.get("response_length"), len(tokens), f"{source}: `response_length`")
-    names = ("rollout_log_probs", "teacher_log_probs")
-    values = {name: loaded.tensor(own[name], f"`{name}`") for name in names if own.get(name) is not None}
-    kept = {name: loaded.tensor(own[name], f"`{name}`") for name in RAGGED if own.get(name) is not None}
-    mask = own.get("loss_mask")
-    return Response(
-        source=source,
-        tokens=tokens,
-        length=length,
-        mask=None if mask is None else masked(loaded.tensor(mask), len(tokens), length, source),
-        values=values,
-        own={**own, **kept},
-    )
-
-
-def trained(loaded: Loaded, sample: Any, source: str) -> Response:
-    """A response of a train file."""
-    own = mapping(sample, source)
-    tokens = whole(loaded.tensor(own.get("tokens"), "`tokens`"), f"{source}: `tokens`")
-    length = counted(own.get("response_lengths"), len(tokens), f"{source}: `response_lengths`")
-    names = ("rollout_log_probs", "log_probs", "advantages", "entropy", *COLUMNS)
-    values = {name: loaded.tensor(own[name], f"`{name}`") for name in names if own.get(name) is not None}
-    mask = own.get("loss_masks")
-    return Response(
-        source=source,
-        tokens=tokens,
-        length=length,
-        mask=None if mask is None else masked(loaded.tensor(mask), len(tokens), length, source),
-        values=values,
-        own=own,
-    )
-
-
-RAGGED = ("rollout_routed_experts", "rollout_top_p_token_offsets")
-
-
-def masked(value: Any, length: int, response: int, source: str) -> Tensor:
-    """A mask of a response on the axis of the tokens, bool `[L]`."""
-    everywhere = torch.ones(length, dtype=torch.bool)
-    return on_tokens(value, everywhere, f"{source}: `loss_mask`", response) != 0
-
-
-def counted(value: Any, length: int, source: str) -> int:
-    """The length of a response, which its tokens must be able to hold."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = int(value)
-    if type(value) is not int or not 0 <= value <= length:
-        raise DataError(f"{source} must be 0 to {length}, the tokens of the sample; got {said(value)}")
-    return value
-
-
 def join(
     step: int, rollouts: list[Response] | None, trained: list[Response] | None, options: Options
 ) -> Iterator[Sample]:
@@ -200,9 +93,17 @@ def _partners(rollouts: list[Response], trained: list[Response]) -> list[Respons
     """The rollout of every trained response, by its place there, else by its index, else by its tokens."""
     by_index = {each.own["index"]: each for each in rollouts if type(each.own.get("index")) is int}
     by_tokens: dict[bytes, list[Response]] = {}
-    for each in reversed(rollouts):
-        by_tokens.setdefault(each.tokens.numpy().tobytes(), []).append(each)
+    if any(_key(each, by_index) is None for each in trained):
+        for each in reversed(rollouts):
+            by_tokens.setdefault(each.tokens.numpy().tobytes(), []).append(each)
     return [_partner(each, rollouts, by_index, by_tokens) for each in trained]
+
+
+def _key(trained: Response, by_index: Mapping[int, Response]) -> str | None:
+    """By which number a trained response is looked up; None where its tokens must do."""
+    if type(trained.own.get("rollout_position")) is int:
+        return "rollout_position"
+    return "sample_index" if by_index and type(trained.own.get("sample_index")) is int else None
 
 
 def _partner(
@@ -211,18 +112,18 @@ def _partner(
     by_index: Mapping[int, Response],
     by_tokens: Mapping[bytes, list[Response]],
 ) -> Response:
-    place, index = trained.own.get("rollout_position"), trained.own.get("sample_index")
-    if type(place) is int:
-        found = rollouts[place] if 0 <= place < len(rollouts) else None
-        what = f"`rollout_position` {place}"
-    elif type(index) is int and by_index:
-        found, what = by_index.get(index), f"`sample_index` {index}"
-    else:
+    key = _key(trained, by_index)
+    if key is None:
         same = by_tokens.get(trained.tokens.numpy().tobytes(), [])
-        found, what = (same.pop() if len(same) > 1 else same[0]) if same else None, "its tokens"
+        found = (same.pop() if len(same) > 1 else same[0]) if same else None
+    else:
+        place = trained.own[key]
+        there = place < len(rollouts) if key == "rollout_position" else place in by_index
+        found = (rollouts[place] if key == "rollout_position" else by_index[place]) if there and place >= 0 else None
     if found is None or not torch.equal(found.tokens, trained.tokens):
-        there = "holds no such sample" if found is None else f"has other tokens in {found.source}"
-        raise DataError(f"{trained.source}: the rollout file {there}, by {what}; give the files of one run")
+        what = "its tokens" if key is None else f"`{key}` {trained.own[key]}"
+        there_is = "holds no such sample" if found is None else f"has other tokens in {found.source}"
+        raise DataError(f"{trained.source}: the rollout file {there_is}, by {what}; give the files of one run")
     return found
 
 
@@ -238,16 +139,14 @@ def sample(step: int, mine: Response | None, theirs: Response | None, options: O
         return next((value for value in read if value is not None), None)
 
     own = {**(theirs.own if theirs else {}), **(mine.own if mine else {})}
+    rewards = [response.own.get(name) for response, name in ((mine, "reward"), (theirs, "raw_reward")) if response]
     logp_mu = column("rollout_log_probs", mine, theirs)
     _compare(logp_mu, column("rollout_log_probs", theirs), notes)
-    rows, versions, extra = own.get("rollout_routed_experts"), own.get("weight_versions"), {}
-    for name in COLUMNS:
-        value = column(name, theirs, mine)
-        if value is not None:
-            extra[name] = value
-    if mine is not None and (offsets := own.get("rollout_top_p_token_offsets")) is not None:
-        extra["rollout_top_p_tokens"] = _kept(offsets, mine, mask)
-    source = first.source if mine is None else mine.source
+    source, versions = (first if mine is None else mine).source, own.get("weight_versions")
+    rows, offsets = (None if mine is None else _kept_here(mine, name, notes) for name in ENGINE)
+    extra = {name: value for name in COLUMNS if (value := column(name, theirs, mine)) is not None}
+    if mine is not None and offsets is not None:
+        extra["rollout_top_p_tokens"] = _top_p(offsets, mine, mask)
     return Sample(
         source=source,
         step=step,
@@ -261,7 +160,7 @@ def sample(step: int, mine: Response | None, theirs: Response | None, options: O
         routes=None
         if rows is None
         else route_rows(rows, length, options, f"{source}: `rollout_routed_experts`", notes),
-        reward=_reward(mine.own.get("reward") if mine else own.get("rewards"), notes),
+        reward=_reward([*rewards, *([own.get("rewards")] if mine is None else [])], notes),
         group=own["group_index"] if type(own.get("group_index")) is int else None,
         columns=extra,
         notes=notes,
@@ -288,7 +187,16 @@ def _compare(mine: Tensor | None, theirs: Tensor | None, notes: Notes) -> None:
         notes["rollout_log_probs that differ between the rollout file and the train file"] = count
 
 
-def _kept(offsets: Any, mine: Response, mask: Tensor) -> Tensor:
+def _kept_here(mine: Response, name: str, notes: Notes) -> Any:
+    """What the engine gave, where the file holds it and does not only say where it is."""
+    value = mine.value(name)
+    if isinstance(value, Inert) and value.name in ELSEWHERE:
+        notes[f"`{name}` kept in another file, which is not read"] = 1
+        return None
+    return value
+
+
+def _top_p(offsets: Any, mine: Response, mask: Tensor) -> Tensor:
     """How many tokens top-p left of the vocabulary at every token."""
     source = f"{mine.source}: `rollout_top_p_token_offsets`"
     places = whole(offsets, source)
@@ -297,12 +205,13 @@ def _kept(offsets: Any, mine: Response, mask: Tensor) -> Tensor:
     return on_tokens(places.diff(), mask, source)
 
 
-def _reward(value: Any, notes: Notes) -> float | None:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, int | float):
-        return float(value)
-    if value is not None:
+def _reward(values: Sequence[Any], notes: Notes) -> float | None:
+    """The first that is a number: that of the rollout, else the raw one, else the one that was trained with."""
+    for value in values:
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(number, float) or (type(number) is int and abs(number) < 2**53):
+            return float(number)
+    if any(value is not None for value in values):
         notes["rewards that are no single number"] = 1
     return None
 

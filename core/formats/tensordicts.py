@@ -14,8 +14,8 @@ from firstorder.core.errors import DataError
 
 from . import names
 from .arrays import cast, dtype
+from .machine import Inert
 from .torch_files import Loaded
-from .unpickle import Inert
 
 VALUES, OFFSETS, LENGTHS = "<NJT_VALUES>", "<NJT_OFFSETS>", "<NJT_LENGTHS>"
 

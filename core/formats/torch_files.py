@@ -16,8 +16,8 @@ from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
 from . import arrays, unpickle
+from .machine import Inert
 from .names import DICTS
-from .unpickle import Inert
 from .words import said, short
 
 END, END_64, LOCATOR, CENTRAL, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
@@ -35,11 +35,13 @@ class Loaded:
         value: what was saved; tensors are records, see `tensor`.
         source: the file.
         storages: the bytes of each, by its key.
+        size: bytes of the file.
     """
 
     value: Any
     source: str
     storages: Mapping[str, memoryview]
+    size: int
 
     def tensor(self, value: Any, what: str = "") -> Any:
         """The tensor or the array of a record, see `arrays.array`; `what` is the field, for people."""
@@ -77,6 +79,7 @@ def parse(data: memoryview, source: str) -> Loaded:
         value=unpickle.read(members[f"{folder}{PICKLE}"], source),
         source=source,
         storages={name[len(stored) :]: held for name, held in members.items() if name.startswith(stored)},
+        size=len(data),
     )
 
 
@@ -139,8 +142,8 @@ def _members(data: memoryview, source: str) -> dict[str, memoryview]:
         size, packed, offset = _wide(extra, size, packed, offset)
         if method or size != packed:
             raise DataError(
-                f"{source}: {short(name)} is compressed, from {packed:,} to {size:,} bytes, and torch.save never compresses; "
-                "unpack the archive and write it again without"
+                f"{source}: {short(name)} is compressed, from {packed:,} to {size:,} bytes, and torch.save never "
+                "compresses; unpack the archive and write it again without"
             )
         members[name] = _content(data, offset, size, name, source)
         place = start + name_size + extra_size + comment

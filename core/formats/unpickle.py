@@ -14,12 +14,12 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
 from typing import Any
 
 from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
+from .machine import Inert, Machine
 from .names import NAMES
 from .words import short
 
@@ -28,72 +28,6 @@ DIGITS = 255  # bytes of a whole number, as many as the short form of the opcode
 COST, COST_OF_NUMBER = 120, 40  # bytes of memory that an object costs with its place in a list: a record, a number
 SHARE = 2  # one part in so many of the free memory may be taken by objects; arrays are views of the file, and cost none
 RUN = re.compile(rb"(?:K.|M..|J....|G.{8}|[N\x88\x89]){4,4096}", re.DOTALL)  # numbers one after the other
-
-
-@dataclass(kw_only=True, eq=False)
-class Inert:
-    """What a pickle built of something that it named.
-
-    Args:
-        name: `module.name`.
-        args: what it was called with, or None where it was only named.
-        state: what its state was set to.
-        items: keys and values put into it, or values appended.
-    """
-
-    name: str
-    args: Any = None
-    state: Any = None
-    items: list[Any] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Machine:
-    """A pickle that is being read: the place in it, the stack, and what it refers back to."""
-
-    data: memoryview
-    source: str
-    names: Set[str]
-    place: int = 0
-    stack: list[Any] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-
-    def wrong(self, what: str) -> DataError:
-        return DataError(f"{self.source}: byte {self.place:,} of its pickle: {what}; write the dump anew")
-
-    def take(self, size: int) -> memoryview:
-        end = self.place + size
-        if end > len(self.data):
-            raise self.wrong(f"{size:,} bytes are announced and {len(self.data) - self.place:,} are left")
-        taken = self.data[self.place : end]
-        self.place = end
-        return taken
-
-    def number(self, form: str) -> int:
-        return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> Any:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise self.wrong("it takes from an empty stack")
-        return self.stack.pop()
-
-    def top(self) -> Any:
-        value = self.pop()
-        self.stack.append(value)
-        return value
-
-    def above(self) -> list[Any]:
-        """What lies above the last mark, taken off."""
-        if not self.marks:
-            raise self.wrong("it takes up to a mark that it never set")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
 
 
 def read(data: memoryview, source: str, names: Set[str] = NAMES) -> Any:
@@ -107,7 +41,7 @@ def read(data: memoryview, source: str, names: Set[str] = NAMES) -> Any:
     Raises:
         DataError: it is damaged, it asks for another name, or its objects would not fit into memory; one line.
     """
-    machine = _Machine(data=data.cast("B"), source=source, names=names)
+    machine = Machine(data=data.cast("B"), source=source, names=names)
     try:
         return _run(machine)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
@@ -116,7 +50,7 @@ def read(data: memoryview, source: str, names: Set[str] = NAMES) -> Any:
         raise machine.wrong(str(error).splitlines()[0]) from None
 
 
-def _run(machine: _Machine) -> Any:
+def _run(machine: Machine) -> Any:
     data, stack, taken, room = machine.data, machine.stack, 0, available() // SHARE
     whole = len(data)
     while machine.place < whole:
@@ -144,26 +78,26 @@ def _run(machine: _Machine) -> Any:
     raise machine.wrong("it ends before its last opcode")
 
 
-def _long(machine: _Machine, size: int) -> None:
+def _long(machine: Machine, size: int) -> None:
     if size < 0 or size > DIGITS:
         raise machine.wrong(f"a whole number of {size:,} bytes is not read")
     machine.push(int.from_bytes(machine.take(size), "little", signed=True))
 
 
-def _text(machine: _Machine, size: int) -> None:
+def _text(machine: Machine, size: int) -> None:
     view = machine.take(size)
     machine.push(str(view, "utf-8", "surrogatepass") if size < LONG else Inert(name="text", args=view))
 
 
-def _tuple(count: int) -> Callable[[_Machine], None]:
-    def act(machine: _Machine) -> None:
+def _tuple(count: int) -> Callable[[Machine], None]:
+    def act(machine: Machine) -> None:
         values = [machine.pop() for _ in range(count)]
         machine.push(tuple(reversed(values)))
 
     return act
 
 
-def _append(machine: _Machine, values: list[Any]) -> None:
+def _append(machine: Machine, values: list[Any]) -> None:
     target = machine.top()
     if isinstance(target, list):
         target.extend(values)
@@ -173,7 +107,7 @@ def _append(machine: _Machine, values: list[Any]) -> None:
         raise machine.wrong(f"it appends to a {type(target).__name__}")
 
 
-def _set(machine: _Machine, values: list[Any]) -> None:
+def _set(machine: Machine, values: list[Any]) -> None:
     target = machine.top()
     if len(values) % 2:
         raise machine.wrong("a key has no value")
@@ -192,27 +126,28 @@ def _plain(key: object) -> bool:
     return key is None or isinstance(key, str | int | float)
 
 
-def _memoize(machine: _Machine, key: int) -> None:
+def _memoize(machine: Machine, key: int) -> None:
     machine.memo[key] = machine.top()
 
 
-def _recall(machine: _Machine, key: int) -> None:
+def _recall(machine: Machine, key: int) -> None:
     if key not in machine.memo:
         raise machine.wrong(f"it refers to object {key:,}, which it never made")
     machine.push(machine.memo[key])
 
 
-def _named(machine: _Machine, module: object, name: object) -> None:
+def _named(machine: Machine, module: object, name: object) -> None:
     full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
     if full not in machine.names:
+        asked = short(full) or "what is no name"
         raise DataError(
-            f"{machine.source}: a pickle that asks for {short(full) or 'what is no name'}; only the classes of the format are read, and "
-            "nothing is ever run: write the dump without it"
+            f"{machine.source}: a pickle that asks for {asked}; only the classes of the format are read, and nothing "
+            "is ever run: write the dump without it"
         )
     machine.push(Inert(name=full))
 
 
-def _global(machine: _Machine) -> None:
+def _global(machine: Machine) -> None:
     parts = []
     for _ in range(2):
         rest = bytes(machine.data[machine.place : machine.place + LONG])
@@ -224,7 +159,7 @@ def _global(machine: _Machine) -> None:
     _named(machine, *parts)
 
 
-def _called(machine: _Machine, count: int) -> None:
+def _called(machine: Machine, count: int) -> None:
     """A call, which is written down and not made."""
     args = tuple(reversed([machine.pop() for _ in range(count)]))
     target = machine.pop()
@@ -233,18 +168,18 @@ def _called(machine: _Machine, count: int) -> None:
     machine.push(Inert(name=target.name, args=args[0] if count == 1 else args))
 
 
-def _build(machine: _Machine) -> None:
+def _build(machine: Machine) -> None:
     state, target = machine.pop(), machine.top()
     if not isinstance(target, Inert):
         raise machine.wrong(f"it sets the state of a {type(target).__name__}")
     target.state = state
 
 
-def _discard(machine: _Machine) -> None:
+def _discard(machine: Machine) -> None:
     machine.pop()
 
 
-OPCODES: dict[int, Callable[[_Machine], None]] = {
+OPCODES: dict[int, Callable[[Machine], None]] = {
     ord("("): lambda m: m.marks.append(len(m.stack)),
     ord("0"): _discard,
     ord("1"): lambda m: m.above().clear(),
@@ -297,11 +232,11 @@ STOP = ord(".")
 NUMBERS = frozenset(b"KMJG")
 
 
-def _protocol(machine: _Machine, version: int) -> None:
+def _protocol(machine: Machine, version: int) -> None:
     if not 2 <= version <= 5:
         raise machine.wrong(f"protocol {version} is not read, 2 to 5 are")
 
 
-def _frame(machine: _Machine, size: int) -> None:
+def _frame(machine: Machine, size: int) -> None:
     if size > len(machine.data) - machine.place:
         raise machine.wrong(f"{size:,} bytes are announced and {len(machine.data) - machine.place:,} are left")

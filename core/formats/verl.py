@@ -22,10 +22,10 @@ from . import names, tensordicts, torch_files, unpickle
 from .arrays import array, cast, dtype
 from .format import Format, Options
 from .layout import Notes, is_fill, on_tokens, one_version, route_rows, whole
+from .machine import Inert
 from .padded import Row, batch, shape
 from .sample import Sample
 from .torch_files import mapping
-from .unpickle import Inert
 from .words import said
 
 LOGP = {"logp_mu": "rollout_log_probs", "logp_old": "old_log_probs", "entropy": "entropys", "advantage": "advantages"}

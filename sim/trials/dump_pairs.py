@@ -61,6 +61,12 @@ POLICIES: dict[str, Sim] = {
 }
 """Policies by how sure they are; an entropy from 4 nats to 0.01."""
 
+TREES: dict[str, Sim] = {
+    "sums": Sim(vocab=12, horizon=8, prompts=16, sharpness=2.0, evaluate_every=0),
+    "guesses": Sim(task="guess", vocab=12, horizon=9, turn_length=3, prompts=16, sharpness=4.0, evaluate_every=0),
+}
+"""Policies that carry a state, on responses of a handful of tokens, of one turn and of several."""
+
 ENGINES: dict[str, tuple[Numerics, Numerics]] = {
     "exact": (Numerics(), Numerics()),
     "noise-0.003": (Numerics(kind="noise", scale=0.003), Numerics()),
@@ -120,7 +126,7 @@ class Pair:
 def settings(policy: str, engines: str) -> Sim:
     """The `[sim]` section of a policy and its engines, both by name."""
     mu, pi = ENGINES[engines]
-    return POLICIES[policy].model_copy(update={"numerics": mu, "training_numerics": pi, "draws": DRAWS})
+    return (POLICIES | TREES)[policy].model_copy(update={"numerics": mu, "training_numerics": pi, "draws": DRAWS})
 
 
 @lru_cache(maxsize=KEPT)
@@ -174,7 +180,7 @@ def entropy(logp: Tensor) -> Tensor:
 @lru_cache(maxsize=KEPT)
 def start(policy: str, seed: int) -> Weights:
     """What a policy starts from."""
-    return starting_weights(POLICIES[policy], torch.tensor([seed]))
+    return starting_weights((POLICIES | TREES)[policy], torch.tensor([seed]))
 
 
 @lru_cache(maxsize=KEPT)

@@ -1,4 +1,4 @@
-"""Dumps of rollouts whose engines are known exactly: clean ones, and ones with a fault that was made at its source.
+"""Dumps of rollouts whose engines are known exactly and that no fault was made in; `dump_faults` makes faults.
 
 Shapes: K draws of the rollout engine, S contexts, B responses, T response tokens, L positions, N layers, E experts a
 token. Every random number is a hash of the seed.
@@ -6,30 +6,71 @@ token. Every random number is a hash of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from firstorder.core.audit.finding import Known
 from firstorder.core.formats.sample import Sample
+from firstorder.core.tasks import Episodes
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
-from firstorder.sim.model.readings import of_engines, token_keys
+from firstorder.sim.model.numerics import arithmetic
+from firstorder.sim.model.policy import load
+from firstorder.sim.model.readings import engine, of_engines, token_keys
+from firstorder.sim.sampling.reader import reader
 from firstorder.sim.sampling.table import Walks, draw
+from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.chain import HOLDS, LOST
 
 from . import dump_pairs as pairs
 from .dump_pairs import Pair
 
+Value = TypeVar("Value")
 GROUP = 8  # responses to a prompt
-LENGTHS = (8, 40, 160, 600, 1700, 3400, 10000, 32768)  # tokens of the longest response of a dump
-RARE = 24  # one dump in so many has the longest; it takes as long as three others
+LENGTHS = (8, 40, 160, 600, 1700, 3400, 10000)  # tokens of the longest response of a dump
+LONG, RARE = 32768, 24  # one dump in so many has responses of that length; it takes as long as ten others
 LEAST = 3  # responses of a dump
+BLOCK = 100  # dumps whose policies have the same weights
 SALT = 6  # keeps the random numbers of a dump apart from those of its policy
-Response = Callable[[Pair, Tensor, Tensor, int], Walks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a clean dump is of: keys of `dump_pairs.POLICIES` or `TREES` and of `ENGINES`, whether R3 replays, response
+    tokens of the longest response, and the global steps that its responses are spread over."""
+
+    policy: str
+    engines: str
+    replay: str
+    longest: int
+    steps: int
+
+
+def choice(seed: int) -> Choice:
+    """The choices of a clean dump, hashes of its seed."""
+    base = noise.combine(noise.mix(torch.tensor(seed)), SALT)
+
+    def of(names: Sequence[Value], salt: int) -> Value:
+        return names[int(noise.uniform(noise.combine(base, salt)) * len(names))]
+
+    return Choice(
+        policy=of([*pairs.POLICIES, *pairs.TREES], 0),
+        engines=of(list(pairs.ENGINES), 1),
+        replay=of(["disabled", "R3"], 4),
+        longest=LONG if of(range(RARE), 3) == 0 else of(LENGTHS, 2),
+        steps=of([1, 2, 4], 5),
+    )
+
+
+def clean(seed: int, tokens: int = 10_000) -> list[Sample]:
+    """A dump without a fault, about so many response tokens; see `choice`."""
+    of, block = choice(seed), seed // BLOCK
+    if of.policy in pairs.TREES:
+        return of_tree(of, seed, tokens)
+    return dump(pairs.pair(of.policy, of.engines, block, of.replay), seed, tokens, of.longest, of.steps)
 
 
 def dump(pair: Pair, seed: int, tokens: int = 10_000, longest: int = 160, steps: int = 1) -> list[Sample]:
@@ -42,42 +83,42 @@ def dump(pair: Pair, seed: int, tokens: int = 10_000, longest: int = 160, steps:
         longest: response tokens of the longest.
         steps: the global steps that the responses are spread over.
     """
-    prompts, keys, cut = _asked(pair.sim, seed, tokens, longest)
+    prompts, keys, cut = asked(pair.sim, seed, tokens, longest)
     walks = draw(pair.contexts, _mixture(pair), prompts[None], keys[None], longest)
-    return _samples(pair, _Drawn(seed=seed, prompts=prompts, keys=keys, cut=cut, walks=walks), steps)
+    return samples(pair, Drawn(seed=seed, prompts=prompts, keys=keys, cut=cut, walks=walks), steps)
 
 
-def clean(seed: int, tokens: int = 10_000) -> list[Sample]:
-    """A dump without a fault: policy, engines, lengths, replay and steps are hashes of the seed."""
-    policy, engines, longest, replay, steps = _choices(seed)
-    return dump(pairs.pair(policy, engines, seed // BLOCK, replay), seed, tokens, longest, steps)
-
-
-def described(seed: int) -> tuple[str, str, int, str, int]:
-    """Policy, engines, longest response, replay and steps of a clean dump."""
-    return _choices(seed)
-
-
-BLOCK = 100  # dumps whose policies have the same weights
-
-
-def _choices(seed: int) -> tuple[str, str, int, str, int]:
-    def of(names: list[str], salt: int) -> str:
-        key = noise.combine(noise.combine(noise.mix(torch.tensor(seed)), SALT), salt)
-        return names[int(noise.uniform(key) * len(names))]
-
-    policy = of(list(pairs.POLICIES), 0)
-    longest = (
-        int(of([str(n) for n in LENGTHS[:-1]], 2))
-        if of(["usual"] * (RARE - 1) + ["long"], 3) == "usual"
-        else LENGTHS[-1]
+@torch.no_grad()
+def of_tree(of: Choice, seed: int, tokens: int) -> list[Sample]:
+    """Responses of a policy that carries a state, to words of a few tokens."""
+    sim, seeds = pairs.settings(of.policy, of.engines), torch.tensor([seed // BLOCK])
+    task, weights = task_of(sim), pairs.start(of.policy, seed // BLOCK)
+    prompts, keys, _ = asked(sim, seed, tokens, sim.horizon)
+    said = reader(task).sample(engine(sim, weights, arithmetic(sim.numerics, seeds)), prompts[None], keys[None])
+    trainer = load(weights, arithmetic(sim.training_numerics, seeds), sim)
+    live = reader(task).score(trainer, said.tokens)
+    used = live if of.replay == "disabled" else reader(task).score(trainer, said.tokens, said.routes)
+    mask, prompt_tokens = said.mask[0], said.tokens[0]
+    episodes = Episodes(tokens=prompt_tokens, mask=mask, lengths=said.lengths[0], prompt=prompts)
+    ran = said.routes[0] >= 0
+    return _written(
+        Written(
+            seed=seed,
+            tokens=prompt_tokens,
+            mask=mask,
+            lengths=said.lengths[0],
+            columns={"logp_mu": said.logp[0], "logp_old": used.logp[0], "entropy": used.entropy[0]},
+            routes=said.routes[0],
+            routes_old=torch.where(ran, live.routes[0], -1),
+            rewards=task.verify(episodes),
+            prompts=prompts,
+        ),
+        of.steps,
     )
-    replay, steps = of(["disabled", "R3"], 4), int(of(["1", "2", "4"], 5))
-    return policy, of(list(pairs.ENGINES), 1), longest, replay, steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
+class Drawn:
     """Walks `[1, B, T]` to `prompts` `[B]` with hash `keys` `[B]`, of which the first `cut` `[B]` tokens are kept;
     `draws` `[B, T]` the draw of the engine that each token is of, unless it is hashed."""
 
@@ -89,7 +130,7 @@ class _Drawn:
     draws: Tensor | None = None
 
 
-def _asked(sim: Sim, seed: int, tokens: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def asked(sim: Sim, seed: int, tokens: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts, keys and lengths of the responses, `[B]` each."""
     count = max(LEAST, round(tokens / (0.75 * longest)))
     base = noise.combine(noise.mix(torch.tensor(seed)), SALT)
@@ -106,48 +147,75 @@ def _mixture(pair: Pair) -> Tensor:
     return pair.sampled[:1] if pair.draws == 1 else of_engines(pair.sampled[None], pair.routes[None]).sampled
 
 
-def _samples(pair: Pair, drawn: _Drawn, steps: int) -> list[Sample]:
-    """The responses as a dump holds them; log-probs are float32 numbers, as engines send them."""
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Responses as arrays: `tokens`, `mask` and each of `columns` `[B, L]`, `lengths`, `rewards` and `prompts` `[B]`,
+    and routes `[B, L, N, E]`, -1 in the row of the last token."""
+
+    seed: int
+    tokens: Tensor
+    mask: Tensor
+    lengths: Tensor
+    columns: Mapping[str, Tensor]
+    routes: Tensor
+    routes_old: Tensor
+    rewards: Tensor
+    prompts: Tensor
+
+
+def samples(pair: Pair, drawn: Drawn, steps: int) -> list[Sample]:
+    """Walks over the tables of a pair, as a dump holds them."""
     tokens, mask, order = _laid(pair, drawn)
     contexts = drawn.walks.contexts[0].index_select(-1, order)
-    draws = _draws(pair, contexts, tokens, drawn, order)
+    place = _draws(pair, contexts, tokens, drawn, order) * pair.sampled.shape[1] + contexts
+    edge = place * pair.sampled.shape[2] + tokens
     lengths = ((torch.arange(mask.shape[-1]) + 1) * mask).amax(-1)
-    size, vocab = pair.sampled.shape[1:]
-    place = draws * size + contexts
-    edge = place * vocab + tokens
-    look = {
-        "logp_mu": pair.logp_mu.reshape(-1).take(edge),
-        "logp_old": pair.logp_old.reshape(-1).take(edge),
-        "entropy": pair.entropy.reshape(-1).take(place),
-    }
-    columns = {name: torch.where(mask, x, 0.0).float().double() for name, x in look.items()}
-    rewards = _rewards(pair, drawn)
-    advantages = _advantages(rewards, drawn.prompts)
-    samples = []
-    for i, (length, reward, advantage) in enumerate(
-        zip(lengths.tolist(), rewards.tolist(), advantages.tolist(), strict=True)
-    ):
-        rows = place[i, 1:length]
-        step = i * steps // len(rewards)
-        samples.append(
-            Sample(
-                source=f"dump {drawn.seed} response {i}",
-                step=step,
-                tokens=tokens[i, :length],
-                mask=mask[i, :length],
-                advantage=torch.where(mask[i, :length], advantage, 0.0).double(),
-                version=torch.where(mask[i, :length], step, -1),
-                routes=_ran(pair.routes, rows),
-                routes_old=_ran(pair.routes_old, rows),
-                reward=reward,
-                group=int(drawn.prompts[i]),
-                **{name: x[i, :length] for name, x in columns.items()},
-            )
+    rows = torch.where(torch.arange(1, mask.shape[-1] + 1) < lengths[:, None], place.roll(-1, -1), -1)
+    return _written(
+        Written(
+            seed=drawn.seed,
+            tokens=tokens,
+            mask=mask,
+            lengths=lengths,
+            columns={
+                "logp_mu": pair.logp_mu.reshape(-1).take(edge),
+                "logp_old": pair.logp_old.reshape(-1).take(edge),
+                "entropy": pair.entropy.reshape(-1).take(place),
+            },
+            routes=_ran(pair.routes, rows),
+            routes_old=_ran(pair.routes_old, rows),
+            rewards=_rewards(pair, drawn),
+            prompts=drawn.prompts,
+        ),
+        steps,
+    )
+
+
+def _written(found: Written, steps: int) -> list[Sample]:
+    """The responses, spread over so many steps; log-probs are float32 numbers, as engines send them."""
+    mask, count = found.mask, len(found.mask)
+    columns = {name: torch.where(mask, x, 0.0).float().double() for name, x in found.columns.items()}
+    step = torch.arange(count) * steps // count
+    advantage = _advantages(found.rewards.double(), found.prompts)[:, None]
+    columns["advantage"] = torch.where(mask, advantage, 0.0)
+    columns["version"] = torch.where(mask, step[:, None], -1)
+    columns |= {"tokens": found.tokens, "mask": mask, "routes": found.routes, "routes_old": found.routes_old}
+    of_response = zip(
+        found.lengths.tolist(), step.tolist(), found.rewards.tolist(), found.prompts.tolist(), strict=True
+    )
+    return [
+        Sample(
+            source=f"dump {found.seed} response {i}",
+            step=at,
+            reward=reward,
+            group=prompt,
+            **{name: x[i, :length] for name, x in columns.items()},
         )
-    return samples
+        for i, (length, at, reward, prompt) in enumerate(of_response)
+    ]
 
 
-def _laid(pair: Pair, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
+def _laid(pair: Pair, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens `[B, L]`, prompt and answers included; which of them the policy sampled; and for every position the
     response token `[L]` that is sampled there or next."""
     layout, walks = pair.task.layout, drawn.walks
@@ -166,7 +234,7 @@ def _laid(pair: Pair, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, mask, said.cumsum(0) - said
 
 
-def _draws(pair: Pair, contexts: Tensor, tokens: Tensor, drawn: _Drawn, order: Tensor) -> Tensor:
+def _draws(pair: Pair, contexts: Tensor, tokens: Tensor, drawn: Drawn, order: Tensor) -> Tensor:
     """Which draw of the engine each token is of, int64 `[B, L]`."""
     if drawn.draws is not None:
         return drawn.draws.index_select(-1, order)
@@ -177,7 +245,7 @@ def _draws(pair: Pair, contexts: Tensor, tokens: Tensor, drawn: _Drawn, order: T
     return readings.taken(edge[None], token_keys(drawn.keys, edge.shape[-1])[None])[0]
 
 
-def _rewards(pair: Pair, drawn: _Drawn) -> Tensor:
+def _rewards(pair: Pair, drawn: Drawn) -> Tensor:
     """Of the responses as they are cut, `[B]`."""
     walks, last = drawn.walks, drawn.cut - 1
     length = walks.mask[0].sum(-1)
@@ -193,199 +261,6 @@ def _advantages(rewards: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _ran(ids: Tensor, rows: Tensor) -> Tensor:
-    """Experts of the rows `[L - 1]` of a response, and -1 in its last, `[L, N, E]`."""
-    taken = ids.flatten(0, 1).index_select(0, rows)
-    return torch.cat([taken, torch.full_like(ids[0, :1], -1)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """A fault that is made at its source.
-
-    Args:
-        make: a dump of (seed, tokens) that has it.
-        detector: the fault that an audit must report, None where the dump does not tell.
-        known: what an audit is told beside the dump.
-        needs: the input that would show it, where the dump does not tell.
-    """
-
-    make: Callable[[int, int], list[Sample]]
-    detector: str | None
-    known: Known = Known()
-    needs: str = ""
-
-
-def _base(seed: int, replay: str = "disabled") -> tuple[Pair, int, int]:
-    """A pair whose engines are as far apart as real ones, the longest response and the steps of a dump of it."""
-    policy, _, longest, _, steps = _choices(seed)
-    longest = longest if longest < LENGTHS[-1] else LENGTHS[2]
-    return pairs.pair(policy, USUAL[seed % len(USUAL)], seed // BLOCK, replay), longest, steps
-
-
-USUAL = ("fresh-0.01", "noise-0.03", "fresh-0.03", "bf16", "fp8", "batch")
-"""Engines whose KL is 1e-5 to 1e-3 nats a token."""
-
-
-def _heated(temperature: float, *, recorded: str) -> Callable[[int, int], list[Sample]]:
-    """Sampled at another temperature; the log-probs `recorded` are those of it, or raw ones."""
-
-    def make(seed: int, tokens: int) -> list[Sample]:
-        pair, longest, steps = _base(seed)
-        hot = pairs.tempered(pair.sampled, temperature)
-        of = {"sampled": hot} | ({"logp_mu": hot} if recorded == "processed" else {})
-        return dump(replace(pair, **of), seed, tokens, longest, steps)
-
-    return make
-
-
-def _truncated(keep: Callable[[Tensor], Tensor], *, recorded: str) -> Callable[[int, int], list[Sample]]:
-    """Sampled from what a filter keeps; the log-probs `recorded` are renormalised over it, or raw ones."""
-
-    def make(seed: int, tokens: int) -> list[Sample]:
-        pair, longest, steps = _base(seed)
-        kept = keep(pair.sampled)
-        of = {"sampled": kept} | ({"logp_mu": kept} if recorded == "processed" else {})
-        return dump(replace(pair, **of), seed, tokens, longest, steps)
-
-    return make
-
-
-def _behind(updates: int) -> Callable[[int, int], list[Sample]]:
-    """Sampled by weights of so many optimiser steps ago, whatever the versions say."""
-
-    def make(seed: int, tokens: int) -> list[Sample]:
-        policy, engines, longest, steps = _stale(seed)
-        return dump(_moved(policy, engines, seed // BLOCK, updates), seed, tokens, longest, steps)
-
-    return make
-
-
-def _stale(seed: int) -> tuple[str, str, int, int]:
-    policy, _, longest, _, steps = _choices(seed)
-    return policy, USUAL[seed % len(USUAL)], min(longest, LENGTHS[4]), steps
-
-
-@lru_cache(maxsize=pairs.KEPT)
-def _moved(policy: str, engines: str, seed: int, updates: int) -> Pair:
-    """A pair whose trainer is so many optimiser steps ahead."""
-    ahead = pairs.trained(policy, seed, updates)
-    return pairs.between(pairs.settings(policy, engines), seed, pairs.start(policy, seed), ahead)
-
-
-def _corrupt(seed: int, tokens: int) -> list[Sample]:
-    """Sampled by weights of which one expert is another's."""
-    policy, engines, longest, steps = _stale(seed)
-    weights = pairs.start(policy, seed // BLOCK)
-    wrong = pairs.corrupted(weights, layer=0, expert=seed % 8)
-    pair = pairs.between(pairs.settings(policy, engines), seed // BLOCK, wrong, weights)
-    return dump(pair, seed, tokens, longest, steps)
-
-
-def _rounded(seed: int, tokens: int) -> list[Sample]:
-    """Routers of the rollout engine in bf16, all else in float64."""
-    policy, _, longest, steps = _stale(seed)
-    weights = pairs.start(policy, seed // BLOCK)
-    sim = pairs.settings(policy, "exact")
-    pair = pairs.between(sim, seed // BLOCK, pairs.rounded_router(weights), weights)
-    return dump(pair, seed, tokens, longest, steps)
-
-
-def _unreplayed(seed: int, tokens: int) -> list[Sample]:
-    """Log-probs of a trainer that routes by itself, in a run that claims R3."""
-    pair, longest, steps = _base(seed)
-    return dump(pair, seed, tokens, longest, steps)
-
-
-def _current(seed: int, tokens: int) -> list[Sample]:
-    """A ratio of the dump that is made of the trainer's log-probs after its update."""
-    policy, engines, longest, steps = _stale(seed)
-    pair = pairs.pair(policy, engines, seed // BLOCK)
-    after = replace(pair, logp_old=_moved(policy, engines, seed // BLOCK, 1).logp_old)
-    samples, moved = (dump(each, seed, tokens, longest, steps) for each in (pair, after))
-    return [_with_ratio(a, b) for a, b in zip(samples, moved, strict=True)]
-
-
-def _with_ratio(sample: Sample, after: Sample) -> Sample:
-    assert after.logp_old is not None
-    assert sample.logp_mu is not None
-    ratio = torch.where(sample.mask, (after.logp_old - sample.logp_mu).exp(), 0.0).float().double()
-    return replace(sample, columns={"importance_ratio": ratio})
-
-
-def _mixed(updates: int) -> Callable[[int, int], list[Sample]]:
-    """Weights of the rollout engine replaced in the middle of every response; each token's version is right."""
-
-    def make(seed: int, tokens: int) -> list[Sample]:
-        policy, engines, longest, steps = _stale(seed)
-        engines = engines if not engines.startswith("fresh") else "noise-0.03"
-        old = _moved(policy, engines, seed // BLOCK, updates)
-        ahead = pairs.trained(policy, seed // BLOCK, updates)
-        new = pairs.between(pairs.settings(policy, engines), seed // BLOCK, ahead, ahead)
-        both = {
-            name: torch.cat([getattr(old, name), getattr(new, name)])
-            for name in ("sampled", "logp_mu", "logp_old", "live", "entropy", "routes", "routes_old")
-        }
-        return _switched(replace(new, **both), seed, tokens, longest, steps)
-
-    return make
-
-
-def _switched(pair: Pair, seed: int, tokens: int, longest: int, steps: int) -> list[Sample]:
-    """A dump of a pair whose first draw says the first half of every response, and its second the rest."""
-    prompts, keys, cut = _asked(pair.sim, seed, tokens, longest)
-    first = max(1, longest // 4)
-    head = draw(pair.contexts, pair.sampled[:1], prompts[None], keys[None], first)
-    last = (head.contexts[0, :, -1], head.tokens[0, :, -1])
-    goes_on = pair.contexts.follow[last].clamp(max=len(pair.contexts.follow) - 1)
-    there = replace(pair.contexts, start=goes_on)
-    again = noise.combine(keys, SALT)
-    rest = draw(there, pair.sampled[1:], torch.arange(len(keys))[None], again[None], max(1, longest - first))
-    running = head.mask[0, :, -1:] & (pair.contexts.follow[last] < len(pair.contexts.follow))[:, None]
-    joined = {
-        "contexts": torch.where(running, rest.contexts[0], 0),
-        "tokens": torch.where(running, rest.tokens[0], 0),
-        "mask": running & rest.mask[0],
-    }
-    walks = Walks(rewards=rest.rewards, **{k: torch.cat([getattr(head, k)[0], x], -1)[None] for k, x in joined.items()})
-    which = (torch.arange(walks.tokens.shape[-1]) >= first).long().expand(len(keys), -1)
-    drawn = _Drawn(seed=seed, prompts=prompts, keys=keys, cut=cut, walks=walks, draws=which)
-    return [replace(s, version=s.version - 1 + _later(s, first)) for s in _samples(pair, drawn, steps)]
-
-
-def _later(sample: Sample, first: int) -> Tensor:
-    """1 from the response token `first` on."""
-    return (sample.mask.cumsum(-1) > first).long()
-
-
-FAULTS: dict[str, Fault] = {
-    **{
-        f"temperature {t} processed": Fault(make=_heated(t, recorded="processed"), detector="temperature")
-        for t in (1.1, 1.03, 0.97, 0.9, 0.7)
-    },
-    **{
-        f"temperature {t} raw": Fault(make=_heated(t, recorded="raw"), detector="sampling not recorded")
-        for t in (1.1, 0.9, 0.7)
-    },
-    **{
-        f"top-p {p} processed": Fault(
-            make=_truncated(lambda logp, p=p: pairs.nucleus(logp, p), recorded="processed"), detector="truncation"
-        )
-        for p in (0.99, 0.95, 0.9)
-    },
-    "top-k 4 processed": Fault(
-        make=_truncated(lambda logp: pairs.largest(logp, 4), recorded="processed"), detector="truncation"
-    ),
-    **{
-        f"top-p {p} raw": Fault(
-            make=_truncated(lambda logp, p=p: pairs.nucleus(logp, p), recorded="raw"), detector="sampling not recorded"
-        )
-        for p in (0.95, 0.9)
-    },
-    **{f"{n} updates behind": Fault(make=_behind(n), detector="stale weights") for n in (1, 4, 16, 64)},
-    "corrupt expert": Fault(make=_corrupt, detector="stale weights"),
-    "router in bf16": Fault(make=_rounded, detector="router precision", known=Known(precision="fp32")),
-    "routes not replayed": Fault(make=_unreplayed, detector="routes not replayed", known=Known(replay="R3")),
-    "current for old": Fault(make=_current, detector="other ratio"),
-    **{f"versions mixed, {n} updates": Fault(make=_mixed(n), detector="stale weights") for n in (1, 4, 16)},
-}
-"""By name."""
+    """Experts of rows `[B, L]`, `[B, L, N, E]`, -1 where a row is -1."""
+    taken = ids.flatten(0, 1).index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, *ids.shape[2:])
+    return torch.where(rows[..., None, None] >= 0, taken, -1)

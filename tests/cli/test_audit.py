@@ -19,7 +19,14 @@ from firstorder.core.formats import neutral
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 from made import made
 
-SMALL = {"schedule.steps": 2, "schedule.prompts": 8, "schedule.group_size": 8}
+SMALL = {
+    "schedule.steps": 2,
+    "schedule.prompts": 4,
+    "schedule.group_size": 8,
+    "sim.world": "graph",
+    "sim.task": "chain",
+    "sim.horizon": 48,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +46,12 @@ def shifted(trained, tmp_path):
 
 def test_a_run_of_the_simulator_is_normal(trained, tmp_path, capsys):
     assert run(["audit", str(trained.folder / "dump"), "--json", str(tmp_path / "a.json")]) == 0
-    assert capsys.readouterr().out.startswith("Normal: 128 responses with")
+    assert capsys.readouterr().out.startswith("Normal: 64 responses with")
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["schema"] == "firstorder.audit/1"
     result = document["result"]
     assert result["verdict"]["fault"] is None
-    assert result["counts"]["responses"] == 128
+    assert result["counts"]["responses"] == 64
     (kl,) = (row for table in result["tables"] for row in table["rows"] if row.get("quantity") == "kl")
     assert kl["value"]["low"] < kl["value"]["value"] < kl["value"]["high"]
     assert kl["value"]["value"] == pytest.approx(

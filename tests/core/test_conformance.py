@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from firstorder.core.conformance import vectors
 from firstorder.core.conformance.answer import expected_leaves, load, numbers
-from firstorder.core.conformance.cases import CASES
+from firstorder.core.conformance.batches import CASES
 from firstorder.core.conformance.check import compare, compared, excess, furthest
 from firstorder.core.conformance.methods import methods
 from firstorder.core.conformance.shipped import shipped, source

@@ -28,3 +28,11 @@ def refusal(call):
     except DataError as error:
         return str(error)
     return ""
+
+
+def doubled(depth=200):
+    """A tuple that would be endless if it were written out or walked through, and is small as it is."""
+    value = ()
+    for _ in range(depth):
+        value = (value, value)
+    return value

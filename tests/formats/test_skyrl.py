@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
 from made import made
-from alike import COLUMNS, differing, same
-from writers_skyrl import fields, save, write
+from writers_skyrl import fields, save, saved, write
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats.format import Options
@@ -33,6 +33,7 @@ def group_of(samples):
         {"rebuilt": False},
         {"module": "skyrl_train__training_batch"},
         {"old": True},
+        {"old": True, "form": saved, "rebuilt": False, "module": "skyrl_train__training_batch"},
     ],
 )
 def test_a_batch_gives_the_samples_to_the_last_digit(tmp_path, how):
@@ -47,6 +48,27 @@ def test_a_copy_shifted_by_one_row_is_read_back_shifted(tmp_path):
     samples = group_of(made(seed=9, steps=1))
     moved = [replace(s, logp_old=s.logp_old.roll(1), routes=s.routes.roll(1, 0)) for s in samples]
     assert not any(same(a, b, HELD) for a, b in zip(samples, back(write(tmp_path, moved)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "groups"),
+    [
+        ({"policy_prompt_boundaries": [(0, 2), (2, 5), (5, 6)]}, [0, 0, 1, 1, 1, 2]),
+        ({"policy_prompt_boundaries": [(0, 2), (99, 5)]}, [None] * 6),
+        ({"trajectory_ids": ["a_b_0", "a_b_1", "c_0", "a_b_2", "c_1", "c_2"]}, [0, 0, 1, 0, 1, 1]),
+        ({"trajectory_ids": ["a_0"]}, [None] * 6),
+    ],
+)
+def test_prompts_are_told_by_what_the_trainer_leaves_of_them(tmp_path, metadata, groups):
+    path = save(tmp_path / NAME, fields(made(steps=1)), metadata)
+    assert [sample.group for sample in back([path])] == groups
+
+
+def test_a_field_that_is_none_is_left_out_in_either_form(tmp_path):
+    for form in ({}, {"form": saved, "rebuilt": False}):
+        first = back([save(tmp_path / NAME, fields(made(steps=1)) | {"action_log_probs": None}, None, **form)])[0]
+        assert first.logp_old is None
+        assert first.logp_mu is not None
 
 
 def test_rows_that_fill_up_the_batch_are_left_out(tmp_path):
@@ -97,6 +119,15 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path, change, message)
     assert "\n" not in str(refused.value)
 
 
+def test_routes_of_a_form_that_is_not_read_are_left_out_and_counted(tmp_path):
+    samples = made(steps=1)
+    packed = {"format": "packed", "values": {}, "cu_seqlens": {}}
+    first = back([save(tmp_path / NAME, fields(samples) | {"rollout_expert_indices": packed}, None)])[0]
+    assert first.routes is None
+    assert first.notes == {"`rollout_expert_indices` of a form that is not read, left out": 1}
+    assert torch.equal(first.logp_mu, samples[0].logp_mu)
+
+
 def test_holes_in_the_attention_mask_are_refused(tmp_path):
     batch = fields(made(steps=1))
     batch["attention_mask"][2, -2] = 0
@@ -116,3 +147,14 @@ def test_files_are_recognised_by_the_class_that_they_name(tmp_path):
     (tmp_path / "other.pkl").write_bytes(b"\x80\x04N.")
     assert not SKYRL.recognise(tmp_path / "other.pkl")
     assert not SKYRL.recognise(tmp_path / "missing.pkl")
+
+
+@pytest.mark.parametrize("part", ["data", "shape", "dtype", "format"])
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path, part):
+    batch = fields(made(steps=1))
+    odd = {"format": "numpy", "data": b"1234", "shape": (1,), "dtype": "float32"} | {part: doubled()}
+    refused = refusal(lambda: back([save(tmp_path / NAME, batch | {"advantages": odd}, {"uids": doubled()})]))
+    assert NAME in refused
+    assert "\n" not in refused
+    plain = save(tmp_path / NAME, batch, {"uids": doubled(), "pad_size": doubled()})
+    assert len(back([plain])) == 6

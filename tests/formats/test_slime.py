@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
+from fakes import named
 from made import made
-from alike import COLUMNS, differing, same
 from writers_slime import as_numpy, rollout, trained, write
 
 from firstorder.core.errors import DataError
+from firstorder.core.formats import layout
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.slime import SLIME, read
 
@@ -145,3 +147,69 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path):
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in ("rollout_data/eval_0.pt", "model.pt", "empty.pt", "missing.pt", "rollout_data"):
         assert not SLIME.recognise(tmp_path / name)
+
+
+def test_samples_that_share_what_they_hold_cannot_be_more_than_the_file(tmp_path):
+    sample = rollout(made(steps=1)[0], 0)
+    with pytest.raises(DataError, match="`samples` holds one sample twice"):
+        back(save(tmp_path, [sample, sample]))
+    one = sample | {"tokens": torch.zeros(100_000, dtype=torch.uint8), "rollout_log_probs": None, "loss_mask": None}
+    with pytest.raises(DataError, match="more tokens than bytes in the file"):
+        back(save(tmp_path, [dict(one) for _ in range(9)]))
+
+
+def test_routes_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    files = save(tmp_path, [rollout(made(steps=1)[0], 0)])
+    monkeypatch.setattr(layout, "available", lambda: 100)
+    with pytest.raises(DataError, match="would fill half of the free memory"):
+        back(files)
+
+
+@pytest.mark.parametrize(
+    ("change", "reward"),
+    [({"reward": {"score": 1.0}}, 0.25), ({"reward": None}, 0.25), ({"reward": 3}, 3.0)],
+)
+def test_the_reward_is_that_of_the_rollout_or_the_raw_one_of_the_train_file(tmp_path, change, reward):
+    sample = made(steps=1)[0]
+    save(tmp_path, [rollout(sample, 0) | change])
+    saved = {"format_version": 2, "rollout_id": 0, "rank": 0, "samples": [trained(sample, 0, 0)], "raw_reward": [0.25]}
+    torch.save(saved, tmp_path / "b.pt")
+    (both,), (alone,) = back(sorted(tmp_path.glob("*.pt"))), back([tmp_path / "b.pt"])
+    assert (both.reward, alone.reward) == (reward, 0.25)
+    assert "rewards that are no single number" not in both.notes
+
+
+def test_routes_that_the_run_keeps_elsewhere_are_counted(tmp_path):
+    class TensorRef:
+        pass
+
+    ref = TensorRef()
+    ref.path, ref.shape = "/store/7", (9, 3, 2)
+    with named(slime__utils__tensor_store=[TensorRef]):
+        files = save(tmp_path, [rollout(made(steps=1)[0], 0) | {"rollout_routed_experts": ref}])
+    (read_back,) = back(files)
+    assert read_back.routes is None
+    assert read_back.notes == {"`rollout_routed_experts` kept in another file, which is not read": 1}
+
+
+def test_a_reward_that_is_no_number_is_counted(tmp_path):
+    for reward in ({"score": 1.0}, 2**2000, "1.0"):
+        (read_back,) = back(save(tmp_path, [rollout(made(steps=1)[0], 0) | {"reward": reward}]))
+        assert read_back.reward is None
+        assert read_back.notes["rewards that are no single number"] == 1
+
+
+@pytest.mark.parametrize("name", [*rollout(made(steps=1)[0], 0), "rollout_top_p_token_offsets"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path, name, wrapped):
+    value = [doubled()] * 3 if wrapped else doubled()
+    files = save(tmp_path, [rollout(made(steps=1)[0], 0) | {name: value}], [trained(made(steps=1)[0], 0, 0)])
+    assert "\n" not in refusal(lambda: back(files))
+    assert "\n" not in refusal(lambda: back(save(tmp_path, [value] if wrapped else value)))
+
+
+@pytest.mark.parametrize("name", trained(made(steps=1)[0], 0, 0))
+def test_nor_is_one_in_a_train_file(tmp_path, name):
+    sample = made(steps=1)[0]
+    files = save(tmp_path, [rollout(sample, 0)], [trained(sample, 0, 0) | {name: doubled()}])
+    assert "\n" not in refusal(lambda: back(files))

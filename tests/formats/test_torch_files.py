@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -9,12 +11,11 @@ import writers_miles
 import writers_skyrl
 import writers_slime
 import writers_verl
+from alike import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
-from alike import refusal
 
-from firstorder.core import memory
 from firstorder.core.errors import DataError
 from firstorder.core.formats import miles, skyrl, slime, torch_files, verl
 from firstorder.core.formats.format import Options
@@ -46,6 +47,14 @@ def test_tensors_of_one_storage_share_it(path):
     read = load(path)
     assert [len(read.tensor(each)) for each in read.value[:2]] == [1000, 10]
     assert len(read.storages) == 1
+
+
+def test_tensors_of_another_device_are_read_too(path):
+    torch.save({"a": torch.arange(5.0)}, path)
+    there = rewritten(path, change=lambda name, data: data.replace(b"\x03\0\0\0cpu", b"\x06\0\0\0cuda:3"))
+    assert b"cuda:3" in there.read_bytes()
+    read = load(there)
+    assert read.tensor(read.value["a"]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_is_no_tensor_is_read_as_it_is(path):
@@ -150,14 +159,22 @@ def test_a_folder_or_a_file_that_is_gone_is_refused(tmp_path):
 
 
 def test_a_large_rollout_is_read_in_little_more_memory_than_its_file(path):
+    """In a process of its own, whose largest memory before is known."""
     tokens, layers, k = 25_000, 48, 8
-    routes = torch.randint(0, 128, (tokens - 1, layers, k), dtype=torch.int32)
     numbers = {"tokens": list(range(tokens)), "response_length": tokens, "rollout_log_probs": [-0.5] * tokens}
-    torch.save({"rollout_id": 0, "samples": [{**numbers, "rollout_routed_experts": routes}] * 4}, path)
-    before, size = memory.peak(), path.stat().st_size
-    read = [sample.routes.shape for sample in slime.read([path], Options())]
-    assert read == [(tokens, layers, k)] * 4
-    assert memory.peak() - before < 3 * size
+    routes = [torch.randint(0, 128, (tokens - 1, layers, k), dtype=torch.int32) for _ in range(4)]
+    torch.save({"rollout_id": 0, "samples": [{**numbers, "rollout_routed_experts": each} for each in routes]}, path)
+    code = (
+        "import sys; from pathlib import Path; from firstorder.core.formats import slime\n"
+        "from firstorder.core.formats.format import Options; from firstorder.core.memory import peak\n"
+        "before = peak()\n"
+        "shapes = [tuple(sample.routes.shape) for sample in slime.read([Path(sys.argv[1])], Options())]\n"
+        "print(shapes, peak() - before, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    shapes, grown = done.stdout.splitlines()
+    assert shapes == str([(tokens, layers, k)] * 4)
+    assert int(grown) < 1.5 * path.stat().st_size
 
 
 CASES = {
@@ -212,3 +229,13 @@ def test_a_damaged_file_gives_samples_or_one_line(files, name, damages, fill):
 def test_the_files_that_are_damaged_are_read_when_they_are_whole(files):
     for name, (path, _) in files.items():
         assert len(list(CASES[name][0].read([Path(path)], Options()))) == 2
+
+
+FORMATS = (slime.SLIME, miles.MILES, skyrl.SKYRL, verl.VERL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_file_is_recognised_by_one_format(files, name):
+    path, _ = files[name]
+    module = CASES[name][0]
+    assert [each.name for each in FORMATS if each.recognise(path)] == [module.__name__.rpartition(".")[2]]

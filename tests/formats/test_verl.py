@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
 from made import made
-from alike import COLUMNS, differing, same
 from writers_verl import as_arrays, consolidated, objects, others_of, padded, proto, queue, ragged, save_queue, write
 
 from firstorder.core.errors import DataError
@@ -134,3 +134,16 @@ def test_files_are_recognised_by_the_class_that_they_name(tmp_path):
     assert all(VERL.recognise(path) for path in files)
     torch.save({"weights": torch.ones(3)}, tmp_path / "model.pt")
     assert not any(VERL.recognise(tmp_path / name) for name in ("model.pt", "missing.dp"))
+
+
+def test_a_value_that_refers_to_itself_over_and_over_is_never_walked_through(tmp_path):
+    samples = made(steps=1)
+    others = {name: objects([doubled()] * len(samples)) for name in others_of(samples)}
+    written = consolidated(padded(samples))
+    path = proto(tmp_path / "0" / "gen_batch.dp", written, others, {"global_steps": doubled()})
+    assert [sample.group for sample in back([path])] == [None] * len(samples)
+    for odd in (doubled(), (doubled(),) * 3, ((6,), None, {"prompts": (doubled(),) * 3, "responses": doubled()})):
+        assert "gen_batch.dp" in refusal(lambda odd=odd: back([proto(path, odd, {}, {})]))
+    top = {"tags": doubled(), "keys": [doubled()] * len(samples), "global_steps": 0}
+    save_queue(tmp_path / "tq_batch.pt", top, ragged(samples))
+    assert len(back([tmp_path / "tq_batch.pt"])) == len(samples)

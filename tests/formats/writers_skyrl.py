@@ -67,11 +67,19 @@ COLUMNS = {
 }
 
 
-def save(path, batch, metadata, rebuilt=True, module="skyrl__backends__skyrl_train__training_batch"):
+def saved(value):
+    """What skyrl-train made of a tensor, or of None, until its version 0.3."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def save(path, batch, metadata, rebuilt=True, form=serialized, module="skyrl__backends__skyrl_train__training_batch"):
     """The pickle; before the batch had a way of its own to be rebuilt, its state was set on it."""
     state = {
         "batch_dict": {
-            name: None if t is None else t if isinstance(t, dict) else serialized(t) for name, t in batch.items()
+            name: t if isinstance(t, dict) or (t is None and form is serialized) else form(t)
+            for name, t in batch.items()
         },
         "batch_size": len(batch["attention_mask"]),
         "device": torch.device("cpu"),

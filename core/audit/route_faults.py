@@ -13,7 +13,7 @@ from torch import Tensor
 
 from firstorder.core.formats.sample import Sample
 
-from .injection import Fault, Inject, column, each, shift, some
+from .injecting import Fault, Inject, column, each, shift, some
 
 Change = Callable[[Tensor, Sample, torch.Generator], Tensor]
 
@@ -71,7 +71,7 @@ def _twice(x: Tensor, sample: Sample, g: torch.Generator, share: float) -> Tenso
     return out
 
 
-def _relabelled(samples: list[Sample], g: torch.Generator) -> list[Sample]:
+def relabelled(samples: list[Sample], g: torch.Generator) -> list[Sample]:
     """Ids of each layer permuted, the same way in all responses."""
     routed = [s.routes for s in samples if s.routes is not None]
     experts = max(int(x.max()) for x in routed) + 1
@@ -84,7 +84,7 @@ def _relabelled(samples: list[Sample], g: torch.Generator) -> list[Sample]:
     return [s if s.routes is None else replace(s, routes=moved(s.routes)) for s in samples]
 
 
-def _of_next(samples: list[Sample], g: torch.Generator) -> list[Sample]:
+def of_next(samples: list[Sample], g: torch.Generator) -> list[Sample]:
     """Routes of the next response; -1 where that one is shorter."""
 
     def cut(x: Tensor | None, length: int) -> Tensor | None:
@@ -98,6 +98,24 @@ def _of_next(samples: list[Sample], g: torch.Generator) -> list[Sample]:
     return [
         replace(a, routes=cut(b.routes, len(a.tokens))) for a, b in zip(samples, samples[1:] + samples[:1], strict=True)
     ]
+
+
+def _stale_prefix(samples: list[Sample], g: torch.Generator) -> list[Sample]:
+    """The first half of the rows are those of the next response's, as of a cache that was not emptied."""
+
+    def stale(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None or b is None:
+            return a
+        n = min(len(a) // 2, len(b) - 1)
+        return torch.cat([b[:n], a[n:]])
+
+    following = samples[1:] + samples[:1]
+    return [replace(a, routes=stale(a.routes, b.routes)) for a, b in zip(samples, following, strict=True)]
+
+
+def _from_response(x: Tensor, sample: Sample, g: torch.Generator) -> Tensor:
+    """Rows of the response alone, laid from position 0 on."""
+    return shift(x, 1 - int(sample.mask.int().argmax()), -1)
 
 
 def _both_shifted(sample: Sample, g: torch.Generator) -> Sample:
@@ -142,8 +160,10 @@ ROUTES = (
     _one("an expert twice in a row in a hundred", lambda x, s, g: _twice(x, s, g, 0.01), "duplicate experts in a row"),
     _one("ids beyond the experts", lambda x, s, g: torch.where(x == 0, 1000, x), "expert ids out of range"),
     _one("signed bytes", lambda x, s, g: torch.where(x == 1, -2, x), "broken route rows"),
+    _one("a byte of -1", lambda x, s, g: filled(x, _prefix(x), 255), "expert ids out of range"),
+    _one("one layer's rows in all", lambda x, s, g: x[:, :1].expand_as(x), "identical layers"),
     _one("a layer's rows in the last layer", _copied_layer, "identical layers"),
-    Fault(name="physical expert ids", inject=_relabelled, needs=TWO, found_by="physical expert ids"),
+    Fault(name="physical expert ids", inject=relabelled, needs=TWO, found_by="physical expert ids"),
     Fault(
         name="routes off by one",
         inject=column("routes", lambda x, s, g: shift(x, 1, -1)),
@@ -168,7 +188,14 @@ ROUTES = (
         needs=TWO,
         found_by="layers off by one",
     ),
-    Fault(name="routes of the next response", inject=_of_next, needs=TWO, found_by="routes of another response"),
+    Fault(
+        name="routes laid from the prompt's first token",
+        inject=column("routes", _from_response),
+        needs=TWO,
+        found_by="routes laid from the prompt",
+    ),
+    Fault(name="stale rows of a cached prefix", inject=_stale_prefix, needs=TWO, found_by="stale prefix rows"),
+    Fault(name="routes of the next response", inject=of_next, needs=TWO, found_by="routes of another response"),
 )
 
 
