@@ -39,6 +39,7 @@ from .rescoring import (
 DETECTORS = tuple(each for each in auditor.DETECTORS if each.fault != "identical log-probs")  # some engines are
 LIMIT = 0.2  # nats a token: mean |D| of engines in bfloat16 with the same weights stays below it, see docs/engines.md
 LAYOUT = 4  # the last stage of faults of layout, after which no log-prob says anything of the engines
+SEMANTICS = 5  # the stage of faults of the distributions that are compared
 LARGEST = 300.0  # nats of D in k3, whose exponential is finite
 TIMES = 4.0  # times as far apart where experts differ, as a flip moves a log-prob by more than rounding does
 FEWEST = 10  # tokens on either side of that comparison
@@ -147,16 +148,18 @@ def check_pair(
     columns = {"logp_mu": mu, "logp_old": pi, "entropy": entropy, "routes": routes, "routes_old": routes_pi}
     chunk = _chunk(tokens.cpu(), mask, lengths, {name: x for name, x in columns.items() if x is not None})
     found, _ = judge_all([chunk], detectors, known)
-    stages = {detector.fault: detector.stage for detector in detectors}
+    stages: dict[str, float] = {detector.fault: detector.stage for detector in detectors}
     if not found and not chunk.usable.any():
         raise DataError("no sampled token has two finite log-probs; give a batch that both engines have scored")
-    layout = tuple(finding for finding in found if stages[finding.fault] <= LAYOUT)
-    asked = () if layout or ask is None else _asked(chunk, ask, temperature, limit)
-    return _result(chunk, (*layout, *asked, *found[len(layout) :]), limit)
+    staged = [(stages[finding.fault], finding) for finding in found]
+    if ask is not None and not any(stage <= LAYOUT for stage, _ in staged):
+        staged += _asked(chunk, ask, temperature, limit)
+    ordered = {finding.fault: finding for _, finding in sorted(staged, key=lambda each: each[0])}
+    return _result(chunk, tuple(ordered.values()), limit)
 
 
-def _asked(chunk: Chunk, score: Score, temperature: float, limit: float) -> tuple[Finding, ...]:
-    """What the trainer says when it is asked again."""
+def _asked(chunk: Chunk, score: Score, temperature: float, limit: float) -> list[tuple[float, Finding]]:
+    """What the trainer says when it is asked again, with the stages that it belongs to."""
     assert chunk.logp_mu is not None
     assert chunk.logp_old is not None
     some = chunk.lengths.argsort()[torch.linspace(0, len(chunk.lengths) - 1, min(RESPONSES, len(chunk.lengths))).long()]
@@ -172,8 +175,13 @@ def _asked(chunk: Chunk, score: Score, temperature: float, limit: float) -> tupl
         temperature=temperature,
         limit=limit,
     )
-    answers = (disagrees_with_itself(asked), hangs_on_padding(asked), at_another_temperature(asked))
-    return tuple(answer for answer in answers if answer is not None)
+    # what an array shows beyond doubt, as truncation, comes before a temperature, which is a fit
+    answers = {
+        LAYOUT + 0.1: disagrees_with_itself(asked),
+        LAYOUT + 0.2: hangs_on_padding(asked),
+        SEMANTICS + 0.1: at_another_temperature(asked),
+    }
+    return [(stage, answer) for stage, answer in answers.items() if answer is not None]
 
 
 def _result(chunk: Chunk, findings: tuple[Finding, ...], limit: float) -> PairCheck:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from firstorder.core.errors import DataError
 
-from .disagreement import EXPLAINED, fitted_temperature
+from .disagreement import fitted_temperature
 from .finding import Finding
 
 Score = Callable[[Tensor, Tensor, float], Tensor]
@@ -121,7 +121,7 @@ def at_another_temperature(asked: Asked) -> Finding | None:
     if size <= FLOOR or square == 0 or float((d * hotter).sum()) ** 2 < FITS * square / 2:
         return None
     fitted, left = fitted_temperature(mu, score, asked.temperature)
-    if left > max(EXPLAINED, (1 - FITS) ** 0.5) * size:
+    if left > min(asked.limit, (1 - FITS) ** 0.5 * size):  # what is left must be what engines may be apart
         return None
     return Finding(
         fault="temperature",
