@@ -17,6 +17,7 @@ from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
 from .format import Options
+from .words import kind
 
 Notes = MutableMapping[str, int]
 LARGEST = torch.iinfo(torch.int16).max  # id of an expert
@@ -54,12 +55,12 @@ def whole(value: Any, source: str) -> Tensor:
 
 def _packed(code: str, values: Sequence[Any], source: str) -> Tensor:
     """Numbers of a list as a tensor, by way of an array, which is several times as fast as a tensor of a list."""
-    kind = torch.float64 if code == "d" else torch.int64
+    dtype = torch.float64 if code == "d" else torch.int64
     try:
         held = array(code, values)
     except OverflowError:
         raise DataError(f"{source} holds a number that is out of range") from None
-    return torch.frombuffer(held, dtype=kind) if held else torch.empty(0, dtype=kind)
+    return torch.frombuffer(held, dtype=dtype) if held else torch.empty(0, dtype=dtype)
 
 
 def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = None) -> Tensor:
@@ -96,8 +97,9 @@ def route_rows(rows: Any, length: int, options: Options, source: str, notes: Not
         raise DataError(f"{source} has {len(rows)} rows and the sample {length} tokens; an engine makes one fewer")
     rows = signed(rows)
     kept = rows[: length - 1] if options.layers is None else rows[: length - 1, _layers(options.layers, rows, source)]
-    if kept.numel() and int(kept.max()) > LARGEST:
-        raise DataError(f"{source} holds the expert {int(kept.max())}, and {LARGEST} is the largest that is read")
+    low, high = (int(x) for x in kept.aminmax()) if kept.numel() else (0, 0)
+    if not -LARGEST <= low <= high <= LARGEST:
+        raise DataError(f"{source} holds the experts {low} to {high}, and {LARGEST} is the largest that is read")
     if 2 * length * kept.shape[1] * kept.shape[2] > available() // SHARE:
         raise DataError(f"{source} of {length} tokens would fill half of the free memory; split the dump")
     _count(notes, "route rows of the last token, dropped", len(rows) - len(kept))
@@ -127,7 +129,8 @@ def is_fill(routes: Tensor, fill: str) -> Tensor:
 
 def signed(rows: Tensor) -> Tensor:
     """Whole numbers of a kind that can be computed with."""
-    return rows.to(torch.int32) if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.bool: torch.uint8}
+    return rows.to(wider.get(rows.dtype, rows.dtype))
 
 
 def one_version(versions: Sequence[Any], length: int, notes: Notes) -> Tensor:
@@ -159,10 +162,10 @@ def _layers(layers: Sequence[int], rows: Tensor, source: str) -> list[int]:
 
 
 def _kinds(values: Sequence[Any]) -> str:
-    return ", ".join(sorted({type(value).__name__ for value in values})[:3])
+    return ", ".join(sorted({kind(value) for value in values})[:3])
 
 
 def _what(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return type(value).__name__
+    return kind(value)

@@ -26,6 +26,7 @@ from .responses import COLUMNS, NUMBERS, Response, bounded, counted, listed, mas
 from .sample import Sample
 from .slime import by_step, has_shards, join, kind, only
 from .torch_files import Loaded, mapping
+from .words import kind as what
 from .words import said
 
 SLICED = (*NUMBERS, *COLUMNS)
@@ -153,7 +154,7 @@ def _column(shard: Shard, name: str) -> list[Any] | None:
     if isinstance(read, Tensor):
         read = list(read) if read.ndim else [read]
     if not isinstance(read, list):
-        raise DataError(f"{shard.source}: `{name}` must be a list; got {type(read).__name__}")
+        raise DataError(f"{shard.source}: `{name}` must be a list; got {what(read)}")
     return [shard.tensors.tensor(each, f"`{name}`") for each in read]
 
 

@@ -23,7 +23,7 @@ from .layout import Notes, is_fill, on_tokens, route_rows
 from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
-from .torch_files import mapping
+from .torch_files import aligned, mapping
 from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
@@ -91,11 +91,10 @@ def _field(value: Any, source: str) -> Tensor | None:
     """
     if value is None:
         return None
-    held: dict[str, Any] = (
-        {"format": "torch", "data": value} if isinstance(value, memoryview) else mapping(value, source)
-    )
-    if held.get("format") == "torch" and isinstance(held.get("data"), memoryview):
-        loaded = torch_files.parse(held["data"], source)
+    held = {"format": "torch", "data": value} if isinstance(value, memoryview) else dict(mapping(value, source))
+    data = held.get("data")
+    if held.get("format") == "torch" and isinstance(data, memoryview):
+        loaded = torch_files.parse(aligned(data), source)
         tensor = loaded.tensor(loaded.value)
         if tensor is None:
             return None
@@ -103,8 +102,7 @@ def _field(value: Any, source: str) -> Tensor | None:
         kind = dtype(held.get("dtype"))
         if kind is None:
             raise DataError(f"{source}: numbers of kind {said(held.get('dtype'))} are not read")
-        data = held.get("data")
-        tensor = view(data, kind, held.get("shape"), source)
+        tensor = view(aligned(data) if isinstance(data, memoryview) else data, kind, held.get("shape"), source)
     else:
         raise DataError(f"{source}: the format {said(held.get('format'))} is not read; numpy and torch are")
     if not isinstance(tensor, Tensor):
@@ -136,7 +134,8 @@ def _groups(metadata: Mapping[Any, Any], count: int) -> list[int] | None:
     if isinstance(spans, list) and all(isinstance(span, tuple) and len(span) == 2 for span in spans):
         starts = [start for start, _ in spans if type(start) is int and 0 <= start < count]
         if len(starts) == len(spans) > 0:
-            return (torch.tensor(starts)[:, None] <= torch.arange(count)).sum(0).sub(1).clamp(min=0).tolist()
+            places = torch.searchsorted(torch.tensor(sorted(starts)), torch.arange(count), right=True)
+            return [int(place) for place in places.sub(1).clamp(min=0)]
     called = _texts(trajectories, count)
     return None if called is None else _numbered([name.rpartition("_")[0] for name in called])
 

@@ -108,7 +108,7 @@ def test_log_probs_that_differ_between_the_two_files_are_counted(tmp_path):
         ({"response_length": 10**6}, "`response_length` must be 0 to"),
         ({"rollout_log_probs": [0.0]}, "`rollout_log_probs` has 1 entries and the response"),
         ({"rollout_routed_experts": torch.zeros(99999, 3, 2, dtype=torch.int32)}, "has 99999 rows and the sample"),
-        ({"rollout_routed_experts": torch.full((1, 3, 2), 40000)}, "holds the expert 40000"),
+        ({"rollout_routed_experts": torch.full((1, 3, 2), 40000)}, "holds the experts 40000 to 40000"),
         ({"rollout_routed_experts": torch.zeros(3, 2, dtype=torch.int32)}, "tokens x layers x experts"),
     ],
 )
