@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Moments, Quantity
@@ -24,7 +25,6 @@ from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 
 from .conversation import converse
-from .disagreement import distribution
 from .keys import key, shuffled
 from .ranks import broadcast_from_rank0, is_rank0
 from .rollouts import Engine, collate
@@ -110,6 +110,11 @@ class EnginePair:
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
         return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled
 
+    @property
+    def experts(self) -> int:
+        """Experts of an MoE layer."""
+        return self.trainer.shape.num_experts
+
     def rollout(self, step: int) -> RolloutBatch:
         """The prompts of a step, each answered G times by μ_old."""
         schedule = self.settings.recipe.schedule
@@ -127,7 +132,14 @@ class EnginePair:
         replay = replay_of(mode, live.routes, batch.routes)
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
-        scored = Scored(batch=batch, logp_old=used.logp.where(batch.mask, 0.0), replay=replay, differs=differs)
+        scored = Scored(
+            batch=batch,
+            logp_old=used.logp.where(batch.mask, 0.0),
+            replay=replay,
+            differs=differs,
+            routes=live.routes,
+            entropy=used.entropy,
+        )
         moments = agreement(batch, live.routes, live.margin, used.logp, used.entropy)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from firstorder.core.runs.alarm_table import Table as Alarms
     from firstorder.core.runs.logs import Line, StepLog
     from firstorder.core.runs.track import Opener
+    from firstorder.core.training.backend import Scored
     from firstorder.core.training.session import Session, TrainingRun
 
     from .overrides import Overrides, Source
@@ -129,6 +130,7 @@ def train(
     strict: bool = False,
     track: Sequence[str] = (),
     alarm: str | None = None,
+    dump: str | None = None,
     **keys: Any,
 ) -> TrainResult:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step.
@@ -146,6 +148,7 @@ def train(
         strict: refuse a recipe with parts that cannot act.
         track: sinks that show the run as well: tensorboard, wandb, trackio.
         alarm: watch what warns of a collapse, or stop at an alarm in half of the members as well, with the step saved.
+        dump: write the batch of every step into `dump/` of the run folder: neutral (Parquet), or prime-rl.
         keys: `members=8`, a key of `[sim]` if that is the backend, or `schedule={"steps": 50}`, keys of a section.
 
     Raises:
@@ -156,6 +159,7 @@ def train(
     """
     started = time.perf_counter()
     sinks, table = openers(track), _table(alarm)
+    _check_dump(dump)
     over = None if settings is None else os.fspath(settings)
     run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
     from firstorder.core.training.inert import check_strict
@@ -168,7 +172,7 @@ def train(
     if session.ranks.is_rank0():
         for line in inert:
             log.info("inert: %s", line)
-    _run(session, sinks, _watching(session, table, stop=alarm == STOP))
+    _run(session, sinks, _watching(session, table, stop=alarm == STOP), _dumping(session, dump))
     return _result(folder, run, inert, time.perf_counter() - started)
 
 
@@ -217,7 +221,43 @@ def _watching(session: Session, table: Alarms | None, *, stop: bool) -> Callable
     return alarmed
 
 
-def _run(session: Session, sinks: Mapping[str, Opener], alarmed: Callable[[StepLog], bool]) -> None:
+def _check_dump(name: str | None) -> None:
+    """Refuse a form that is not known, or whose library is missing."""
+    if name is None:
+        return
+    from firstorder.core.errors import ConfigError
+    from firstorder.core.formats.dumping import WRITERS
+
+    if name not in WRITERS:
+        raise ConfigError(f"--dump-format must be {' or '.join(WRITERS)}, got {name!r}")
+    WRITERS[name].check()
+
+
+def _dumping(session: Session, name: str | None) -> Callable[[int, Scored], None]:
+    """What keeps the batches on rank 0."""
+    from firstorder.core.training.loop import undumped
+
+    if name is None or not session.ranks.is_rank0():
+        return undumped
+    from firstorder.core.formats.dumping import WRITERS, Dumper
+    from firstorder.core.formats.neutral import Run
+
+    recipe, arms = session.arms[0].recipe, session.arms
+    modes = {arm.recipe.router_replay.mode for arm in arms}
+    run = Run(
+        experts=session.backend.experts,
+        replay=modes.pop() if len(modes) == 1 else None,
+        minibatches=recipe.schedule.minibatches,
+    )
+    return Dumper(folder=session.folder.path / "dump", writer=WRITERS[name], run=run).take
+
+
+def _run(
+    session: Session,
+    sinks: Mapping[str, Opener],
+    alarmed: Callable[[StepLog], bool],
+    on_batch: Callable[[int, Scored], None],
+) -> None:
     """Run a session to its end, shown in the sinks by rank 0; an interruption carries a note that says how to go on."""
     from firstorder.core.progress import tell
     from firstorder.core.runs.logs import lines
@@ -239,7 +279,7 @@ def _run(session: Session, sinks: Mapping[str, Opener], alarmed: Callable[[StepL
     tell("train", session.first, session.steps)
     try:
         with closing(tracker), deferred(_heard if rank0 else lambda name: None) as asked:
-            session.run(show, asked, alarmed)
+            session.run(show, asked, alarmed, on_batch)
     except Interrupted as stopped:
         session.ranks.all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
         if rank0:

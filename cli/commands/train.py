@@ -32,6 +32,10 @@ def train(
         help="Say on stderr what warns of a collapse, and write alarms.jsonl; with stop, end the run there, "
         "with the step saved and exit code 3.",
     ),
+    dump: bool = typer.Option(False, "--dump", help="Write the batch of every step into DIR/dump, for audit."),
+    dump_format: str | None = typer.Option(
+        None, "--dump-format", metavar="FORM", help="The same as neutral (Parquet, unless given), or prime-rl."
+    ),
 ) -> None:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
     from firstorder.core.training.interrupt import Interrupted
@@ -49,6 +53,7 @@ def train(
                 strict=strict,
                 track=track,
                 alarm=alarm,
+                dump=dump_format or ("neutral" if dump else None),
             )
     except Interrupted as stopped:
         raise typer.Exit(stopped.code) from None

@@ -16,7 +16,6 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
-from .format import Options
 from .words import kind
 
 Notes = MutableMapping[str, int]
@@ -81,22 +80,20 @@ def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = Non
     return torch.where(mask, full, 0.0)
 
 
-def route_rows(rows: Any, length: int, options: Options, source: str, notes: Notes) -> Tensor:
+def route_rows(rows: Any, length: int, source: str, notes: Notes) -> Tensor:
     """Rows from the first token on as the routes of a sample, int16 `[L, M, K]`, -1 where there is none.
 
     Args:
         rows: `[rows, M, K]`, of any kind of whole number; the row of the last token says nothing and is dropped.
         length: L.
-        options: the layers that are kept, and the fill that stands for no row.
         source: the file, the row and the field, for people.
-        notes: to which it adds how many rows are missing, dropped or filled.
+        notes: to which it adds how many rows are missing or dropped.
     """
     if not isinstance(rows, Tensor) or rows.ndim != 3 or rows.is_floating_point() or not rows.shape[1] * rows.shape[2]:
         raise DataError(f"{source} must be whole numbers, tokens x layers x experts a token; got {_what(rows)}")
     if len(rows) > length:
         raise DataError(f"{source} has {len(rows)} rows and the sample {length} tokens; an engine makes one fewer")
-    rows = signed(rows)
-    kept = rows[: length - 1] if options.layers is None else rows[: length - 1, _layers(options.layers, rows, source)]
+    kept = signed(rows)[: length - 1]
     low, high = (int(x) for x in kept.aminmax()) if kept.numel() else (0, 0)
     if not -LARGEST <= low <= high <= LARGEST:
         raise DataError(f"{source} holds the experts {low} to {high}, and {LARGEST} is the largest that is read")
@@ -106,25 +103,7 @@ def route_rows(rows: Any, length: int, options: Options, source: str, notes: Not
     _count(notes, "route rows missing at the end", length - 1 - len(kept))
     out = torch.full((length, *kept.shape[1:]), -1, dtype=torch.int16)
     out[: len(kept)] = kept
-    if options.fill is not None:
-        filled = is_fill(out, options.fill)
-        filled[len(kept) :] = False
-        _count(notes, f"route rows filled with {options.fill}", int(filled.sum()))
-        out[filled] = -1
     return out
-
-
-def is_fill(routes: Tensor, fill: str) -> Tensor:
-    """Tokens whose rows are a fill in every layer, bool `[L]`.
-
-    Args:
-        routes: `[L, M, K]`.
-        fill: `zeros`, `minus-one`, `arange` (0, 1, ..., K - 1), or `none`.
-    """
-    if fill == "none":
-        return torch.zeros(len(routes), dtype=torch.bool)
-    row = torch.arange(routes.shape[-1]) if fill == "arange" else torch.tensor(-1 if fill == "minus-one" else 0)
-    return (signed(routes) == row).flatten(1).all(-1)
 
 
 def signed(rows: Tensor) -> Tensor:
@@ -153,12 +132,6 @@ def _version(value: Any) -> int | None:
 def _count(notes: Notes, what: str, count: int) -> None:
     if count > 0:
         notes[what] = notes.get(what, 0) + count
-
-
-def _layers(layers: Sequence[int], rows: Tensor, source: str) -> list[int]:
-    if not layers or min(layers) < 0 or max(layers) >= rows.shape[1]:
-        raise DataError(f"{source} holds {rows.shape[1]} layers; --layers must name some of 0 to {rows.shape[1] - 1}")
-    return list(layers)
 
 
 def _kinds(values: Sequence[Any]) -> str:

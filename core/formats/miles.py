@@ -22,7 +22,7 @@ from firstorder.core.errors import DataError
 from . import torch_files
 from .format import Format, Options
 from .layout import numbers, whole
-from .responses import COLUMNS, NUMBERS, Response, bounded, counted, listed, masked, rollout_file
+from .rollouts import COLUMNS, NUMBERS, Response, bounded, counted, listed, masked, rollout_file
 from .sample import Sample
 from .slime import by_step, has_shards, join, kind, only
 from .torch_files import Loaded, mapping
@@ -66,9 +66,8 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
         only(rollouts, step)
         shards = [_shard(path) for path in files if kinds[path] == "shard"]
         trained = [each for group in _groups(shards) for each in bounded(_joined(group), group[0].tensors)]
-        yield from join(
-            step, rollout_file(rollouts[0]) if rollouts else None, _ordered(trained) if shards else None, options
-        )
+        rolled = rollout_file(rollouts[0]) if rollouts else None
+        yield from join(step, rolled, _ordered(trained) if shards else None)
 
 
 def pieces(total: int, response: int, rank: int, size: int, padded: int | None = None) -> tuple[slice, slice]:

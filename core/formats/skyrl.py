@@ -18,8 +18,9 @@ from firstorder.core.errors import DataError
 
 from . import names, torch_files, unpickle
 from .arrays import dtype, view
+from .decided import fills
 from .format import Format, Options
-from .layout import Notes, is_fill, on_tokens, route_rows
+from .layout import Notes, on_tokens, route_rows, signed
 from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
@@ -191,17 +192,17 @@ def _route_rows(row: Row, routes: Tensor, unrouted: Tensor | None, options: Opti
     """The rows that the engine recorded; without the mask none can be told from one that is made up."""
     source, length = f"{row.source}: `{ROUTES}`", len(row.tokens)
     if unrouted is None:
-        made_up = is_fill(routes, "arange")[:-1]
+        made_up = fills(signed(routes[:-1]), "arange").all(-1)
         if options.fill is None and (count := int(made_up.sum())):
             notes["route rows that are 0, 1, ..., k - 1 in every layer, as padding is"] = count
-        return route_rows(routes[:-1], length, options, source, notes)
+        return route_rows(routes[:-1], length, source, notes)
     last = int((~unrouted).nonzero().max()) + 1 if not unrouted.all() else 0
     kept = routes[: min(last, length - 1)]
     inside = unrouted[: len(kept)]
     if count := int(inside.sum()):
         notes["route rows missing in the middle"] = count
         kept = torch.where(inside[:, None, None], -1, kept.to(torch.int32))
-    return route_rows(kept, length, options, source, notes)
+    return route_rows(kept, length, source, notes)
 
 
 def _recognise(path: Path) -> bool:

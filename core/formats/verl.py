@@ -20,8 +20,9 @@ from firstorder.core.errors import DataError
 
 from . import names, tensordicts, torch_files, unpickle
 from .arrays import array, cast, dtype
+from .decided import fills
 from .format import Format, Options
-from .layout import Notes, is_fill, on_tokens, one_version, route_rows, whole
+from .layout import Notes, on_tokens, one_version, route_rows, signed, whole
 from .machine import Inert
 from .padded import Row, batch, shape
 from .sample import Sample
@@ -248,10 +249,10 @@ def _route_rows(row: Row, routes: Any, options: Options, notes: Notes) -> Tensor
     source, length = f"{row.source}: `{ROUTES}`", len(row.tokens)
     if not isinstance(routes, Tensor) or routes.ndim != 3:
         raise DataError(f"{source} must be tokens x layers x experts a token; got {shape(routes)}")
-    real = ~is_fill(routes, "zeros")
+    real = ~fills(signed(routes), "zeros").all(-1)
     known = routes.shape[-1] > 1 and bool(real.any()) and options.fill != "none"
     end = int(real.nonzero().max()) + 1 if known else length - 1
-    return route_rows(routes[:end], length, options, source, notes)
+    return route_rows(routes[:end], length, source, notes)
 
 
 def _list(value: Any) -> list[Any] | None:

@@ -94,6 +94,8 @@ class Scored:
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
         returns: `[..., B, L]`, what `values` is trained on; set by the loop where there are values.
         differs: int64 `[..., B]`, rows at which π_old, routing live, chooses other experts than μ did.
+        routes: `[..., B, L, layers, K]` of π_old, routing live; for dumps.
+        entropy: `[..., B, L]` nats, of the distribution that π_old gives each token; for dumps.
 
     Raises:
         DataError: `logp_old` is not of the batch's shape, or holds what is no log-probability.
@@ -106,6 +108,8 @@ class Scored:
     advantage: Tensor | None = None
     returns: Tensor | None = None
     differs: Tensor | None = None
+    routes: Tensor | None = None
+    entropy: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logp_old.shape != self.batch.mask.shape:
@@ -133,6 +137,10 @@ class Backend(Protocol):
     @property
     def quantities(self) -> Mapping[str, Quantity]:
         """What every name means that `score`, `update` and `evaluate` report."""
+
+    @property
+    def experts(self) -> int:
+        """Experts of an MoE layer."""
 
     @property
     def mismatch(self) -> bool:

@@ -25,7 +25,7 @@ from firstorder.core.runs.logs import StepLog
 
 from . import diagnostics, inert, replay, strata
 from .arms import Arm, RecipeWeights, with_advantages
-from .backend import Backend, split
+from .backend import Backend, Scored, split
 from .batch import check_groups
 from .diagnostics import finalise, moments
 
@@ -46,8 +46,16 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 
+def undumped(step: int, scored: Scored) -> None:
+    """Nobody keeps the batches."""
+
+
 def train(
-    arms: tuple[Arm, ...], backend: Backend, first: int = 0, on_step: Callable[[StepLog], None] = lambda log: None
+    arms: tuple[Arm, ...],
+    backend: Backend,
+    first: int = 0,
+    on_step: Callable[[StepLog], None] = lambda log: None,
+    on_batch: Callable[[int, Scored], None] = undumped,
 ) -> None:
     """Run the global steps `first`, ..., `schedule.steps` - 1.
 
@@ -56,6 +64,7 @@ def train(
         backend: the engines.
         first: where to go on.
         on_step: called after each step, once the weights are sent.
+        on_batch: called with the batch of each step as it was scored, before the updates.
 
     Raises:
         ConfigError: the arms' schedules differ.
@@ -71,6 +80,7 @@ def train(
         check_groups(batch, schedule.prompts, schedule.group_size)
         scored, agreement = backend.score(batch)
         scored = with_advantages(scored, arms, schedule.group_size)
+        on_batch(step, scored)
         stats = scored.stats(scored.logp_old)
         sums = add(add(agreement, moments(stats)), strata.moments(stats))
         sums = add(sums, value_moments(scored.values, scored.returns, batch.mask))

@@ -23,9 +23,9 @@ from firstorder.core.runs.folder import RunFolder
 from firstorder.core.runs.logs import StepLog
 
 from .arms import Arm
-from .backend import Backend
+from .backend import Backend, Scored
 from .interrupt import ALARM, Asked, Interrupted, never
-from .loop import train
+from .loop import train, undumped
 
 DIVERGED = "the policy diverges or is saturated; lower optimizer.lr, or bound the ratio with correction or clip"
 Value = TypeVar("Value")
@@ -107,6 +107,7 @@ class Session:
         on_step: Callable[[StepLog], None] = lambda log: None,
         asked: Asked = never,
         alarmed: Callable[[StepLog], bool] = unwatched,
+        on_batch: Callable[[int, Scored], None] = undumped,
     ) -> None:
         """Train and record.
 
@@ -114,6 +115,7 @@ class Session:
             on_step: called after each recorded step.
             asked: whether a signal asks the run to stop.
             alarmed: called with each recorded step, before it is saved: whether an alarm stops the run.
+            on_batch: called with the batch of each step as it was scored, before the updates.
 
         Raises:
             NotFiniteError: a gradient, weights or a metric are not numbers; the step and the newest checkpoint are
@@ -137,7 +139,7 @@ class Session:
 
         try:
             with self.around():
-                train(self.arms, self.backend, self.first, record)
+                train(self.arms, self.backend, self.first, record, on_batch)
         except NotFiniteError as error:
             raise self.folder.stopped(error, after) from None
         finally:

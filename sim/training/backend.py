@@ -140,6 +140,11 @@ class SimBackend:
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
         return shared.QUANTITIES | layers | EXACT | more | scaled
 
+    @property
+    def experts(self) -> int:
+        """Experts of a layer."""
+        return self.sim.experts
+
     def rollout(self, step: int) -> RolloutBatch:
         """Prompts of a step, each answered G times by μ_old."""
         self.halving, size = self.comparable and self._evaluates(step + 1), self.schedule.group_size
@@ -187,7 +192,15 @@ class SimBackend:
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
-        scored = Scored(batch=batch, logp_old=logp_old, replay=replay, values=values, differs=differs)
+        scored = Scored(
+            batch=batch,
+            logp_old=logp_old,
+            replay=replay,
+            values=values,
+            differs=differs,
+            routes=own,
+            entropy=used.entropy,
+        )
         return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:

@@ -21,7 +21,11 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.cli.main import run
 from firstorder.core.errors import DataError, DiskError
+from firstorder.core.formats.chunk import chunks
+from firstorder.core.formats.registry import open_dump
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.routing import flips
+from firstorder.core.training.diagnostics import diagnose
 
 SMALL = ["schedule.steps=4", "schedule.prompts=8", "schedule.group_size=4", "optimizer.lr=1e-3"]
 ENGINES = [
@@ -51,7 +55,7 @@ def command(folder):
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert run([*command, "--out", str(out)]) == 0
+    assert run([*command, "--dump", "--out", str(out)]) == 0
     return out
 
 
@@ -97,6 +101,17 @@ def test_a_run_records_what_the_simulator_records(whole, tmp_path):
     )
     assert all(each["replay/routes_missing"] == each["replay/rows_live"] == 0 for each in receipts)
     assert {each["inert/router_replay"] for each in receipts} == {0.0}
+
+
+def test_the_dump_of_a_run_says_what_the_run_logged(whole):
+    for line in lines(whole, "metrics"):
+        dump = open_dump([whole / f"dump/step_{line['step']:06d}.parquet"])
+        (chunk,) = chunks(dump.samples())
+        said = diagnose(chunk.stats())
+        for name in ("kl", "k3_kl", "seq_eff_sample_size", "rollout_actor_probs_pearson_corr"):
+            assert float(said[name]) == pytest.approx(line[name], rel=1e-9, abs=1e-15), name
+        flipped = flips(chunk.routes, chunk.routes_old)[:, :-1][chunk.mask[:, 1:]]
+        assert float(flipped.double().mean()) == pytest.approx(line["route/flip_rate"], abs=1e-12)
 
 
 def test_every_logged_name_is_explained(whole):

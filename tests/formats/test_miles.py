@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 import writers_slime as slime
+from alike import COLUMNS, differing, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
-from same import COLUMNS, differing, same
 from writers_miles import held, losses, shard, write
 
 from firstorder.core.errors import DataError

@@ -11,10 +11,10 @@ import writers_miles
 import writers_skyrl
 import writers_slime
 import writers_verl
+from alike import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
-from same import refusal
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats import miles, skyrl, slime, torch_files, verl

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from alike import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import refusal
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats import unpickle

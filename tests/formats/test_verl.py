@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import COLUMNS, differing, doubled, refusal, same
 from made import made
-from same import COLUMNS, differing, doubled, refusal, same
 from writers_verl import as_arrays, consolidated, objects, others_of, padded, proto, queue, ragged, save_queue, write
 
 from firstorder.core.errors import DataError
