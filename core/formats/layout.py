@@ -16,7 +16,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
-from .format import Options
+from .words import kind
 
 Notes = MutableMapping[str, int]
 LARGEST = torch.iinfo(torch.int16).max  # id of an expert
@@ -54,12 +54,12 @@ def whole(value: Any, source: str) -> Tensor:
 
 def _packed(code: str, values: Sequence[Any], source: str) -> Tensor:
     """Numbers of a list as a tensor, by way of an array, which is several times as fast as a tensor of a list."""
-    kind = torch.float64 if code == "d" else torch.int64
+    dtype = torch.float64 if code == "d" else torch.int64
     try:
         held = array(code, values)
     except OverflowError:
         raise DataError(f"{source} holds a number that is out of range") from None
-    return torch.frombuffer(held, dtype=kind) if held else torch.empty(0, dtype=kind)
+    return torch.frombuffer(held, dtype=dtype) if held else torch.empty(0, dtype=dtype)
 
 
 def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = None) -> Tensor:
@@ -80,54 +80,36 @@ def on_tokens(values: Any, mask: Tensor, source: str, response: int | None = Non
     return torch.where(mask, full, 0.0)
 
 
-def route_rows(rows: Any, length: int, options: Options, source: str, notes: Notes) -> Tensor:
+def route_rows(rows: Any, length: int, source: str, notes: Notes) -> Tensor:
     """Rows from the first token on as the routes of a sample, int16 `[L, M, K]`, -1 where there is none.
 
     Args:
         rows: `[rows, M, K]`, of any kind of whole number; the row of the last token says nothing and is dropped.
         length: L.
-        options: the layers that are kept, and the fill that stands for no row.
         source: the file, the row and the field, for people.
-        notes: to which it adds how many rows are missing, dropped or filled.
+        notes: to which it adds how many rows are missing or dropped.
     """
     if not isinstance(rows, Tensor) or rows.ndim != 3 or rows.is_floating_point() or not rows.shape[1] * rows.shape[2]:
         raise DataError(f"{source} must be whole numbers, tokens x layers x experts a token; got {_what(rows)}")
     if len(rows) > length:
         raise DataError(f"{source} has {len(rows)} rows and the sample {length} tokens; an engine makes one fewer")
-    rows = signed(rows)
-    kept = rows[: length - 1] if options.layers is None else rows[: length - 1, _layers(options.layers, rows, source)]
-    if kept.numel() and int(kept.max()) > LARGEST:
-        raise DataError(f"{source} holds the expert {int(kept.max())}, and {LARGEST} is the largest that is read")
+    kept = signed(rows)[: length - 1]
+    low, high = (int(x) for x in kept.aminmax()) if kept.numel() else (0, 0)
+    if not -LARGEST <= low <= high <= LARGEST:
+        raise DataError(f"{source} holds the experts {low} to {high}, and {LARGEST} is the largest that is read")
     if 2 * length * kept.shape[1] * kept.shape[2] > available() // SHARE:
         raise DataError(f"{source} of {length} tokens would fill half of the free memory; split the dump")
     _count(notes, "route rows of the last token, dropped", len(rows) - len(kept))
     _count(notes, "route rows missing at the end", length - 1 - len(kept))
     out = torch.full((length, *kept.shape[1:]), -1, dtype=torch.int16)
     out[: len(kept)] = kept
-    if options.fill is not None:
-        filled = is_fill(out, options.fill)
-        filled[len(kept) :] = False
-        _count(notes, f"route rows filled with {options.fill}", int(filled.sum()))
-        out[filled] = -1
     return out
-
-
-def is_fill(routes: Tensor, fill: str) -> Tensor:
-    """Tokens whose rows are a fill in every layer, bool `[L]`.
-
-    Args:
-        routes: `[L, M, K]`.
-        fill: `zeros`, `minus-one`, `arange` (0, 1, ..., K - 1), or `none`.
-    """
-    if fill == "none":
-        return torch.zeros(len(routes), dtype=torch.bool)
-    row = torch.arange(routes.shape[-1]) if fill == "arange" else torch.tensor(-1 if fill == "minus-one" else 0)
-    return (signed(routes) == row).flatten(1).all(-1)
 
 
 def signed(rows: Tensor) -> Tensor:
     """Whole numbers of a kind that can be computed with."""
-    return rows.to(torch.int32) if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.bool: torch.uint8}
+    return rows.to(wider.get(rows.dtype, rows.dtype))
 
 
 def one_version(versions: Sequence[Any], length: int, notes: Notes) -> Tensor:
@@ -152,17 +134,11 @@ def _count(notes: Notes, what: str, count: int) -> None:
         notes[what] = notes.get(what, 0) + count
 
 
-def _layers(layers: Sequence[int], rows: Tensor, source: str) -> list[int]:
-    if not layers or min(layers) < 0 or max(layers) >= rows.shape[1]:
-        raise DataError(f"{source} holds {rows.shape[1]} layers; --layers must name some of 0 to {rows.shape[1] - 1}")
-    return list(layers)
-
-
 def _kinds(values: Sequence[Any]) -> str:
-    return ", ".join(sorted({type(value).__name__ for value in values})[:3])
+    return ", ".join(sorted({kind(value) for value in values})[:3])
 
 
 def _what(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return type(value).__name__
+    return kind(value)

@@ -26,6 +26,7 @@ from .rollouts import COLUMNS, NUMBERS, Response, bounded, counted, listed, mask
 from .sample import Sample
 from .slime import by_step, has_shards, join, kind, only
 from .torch_files import Loaded, mapping
+from .words import kind as what
 from .words import said
 
 SLICED = (*NUMBERS, *COLUMNS)
@@ -65,9 +66,8 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
         only(rollouts, step)
         shards = [_shard(path) for path in files if kinds[path] == "shard"]
         trained = [each for group in _groups(shards) for each in bounded(_joined(group), group[0].tensors)]
-        yield from join(
-            step, rollout_file(rollouts[0]) if rollouts else None, _ordered(trained) if shards else None, options
-        )
+        rolled = rollout_file(rollouts[0]) if rollouts else None
+        yield from join(step, rolled, _ordered(trained) if shards else None)
 
 
 def pieces(total: int, response: int, rank: int, size: int, padded: int | None = None) -> tuple[slice, slice]:
@@ -153,7 +153,7 @@ def _column(shard: Shard, name: str) -> list[Any] | None:
     if isinstance(read, Tensor):
         read = list(read) if read.ndim else [read]
     if not isinstance(read, list):
-        raise DataError(f"{shard.source}: `{name}` must be a list; got {type(read).__name__}")
+        raise DataError(f"{shard.source}: `{name}` must be a list; got {what(read)}")
     return [shard.tensors.tensor(each, f"`{name}`") for each in read]
 
 

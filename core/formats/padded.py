@@ -15,6 +15,8 @@ from torch import Tensor
 
 from firstorder.core.errors import DataError
 
+from .words import kind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -85,4 +87,4 @@ def batch(source: str, tokens: Any, attention: Any, fields: Mapping[str, Any]) -
 
 def shape(value: Any) -> str:
     """What a value is, for people."""
-    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else kind(value)

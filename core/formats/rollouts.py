@@ -19,7 +19,7 @@ from firstorder.core.errors import DataError
 from . import torch_files
 from .layout import on_tokens, whole
 from .torch_files import Loaded, mapping
-from .words import said
+from .words import kind, said
 
 TRAIN_VERSION = 2
 NUMBERS = ("rollout_log_probs", "log_probs", "advantages", "entropy")
@@ -94,7 +94,7 @@ def listed(top: Mapping[str, Any], name: str, source: str) -> list[Any]:
     """A list of a dump, in which nothing stands twice."""
     value = top.get(name)
     if not isinstance(value, list):
-        raise DataError(f"{source}: `{name}` must be a list; got {type(value).__name__}")
+        raise DataError(f"{source}: `{name}` must be a list; got {kind(value)}")
     if len({id(each) for each in value}) < len(value):
         raise DataError(f"{source}: `{name}` holds one sample twice; write the dump anew")
     return value

@@ -18,12 +18,13 @@ from firstorder.core.errors import DataError
 
 from . import names, torch_files, unpickle
 from .arrays import dtype, view
+from .decided import fills
 from .format import Format, Options
-from .layout import Notes, is_fill, on_tokens, route_rows
+from .layout import Notes, on_tokens, route_rows, signed
 from .machine import Inert
 from .padded import Batch, Row, batch, shape
 from .sample import Sample
-from .torch_files import mapping
+from .torch_files import aligned, mapping
 from .words import said
 
 STEP = re.compile(r"global_step_(\d{1,15})_training_input")
@@ -91,11 +92,10 @@ def _field(value: Any, source: str) -> Tensor | None:
     """
     if value is None:
         return None
-    held: dict[str, Any] = (
-        {"format": "torch", "data": value} if isinstance(value, memoryview) else mapping(value, source)
-    )
-    if held.get("format") == "torch" and isinstance(held.get("data"), memoryview):
-        loaded = torch_files.parse(held["data"], source)
+    held = {"format": "torch", "data": value} if isinstance(value, memoryview) else dict(mapping(value, source))
+    data = held.get("data")
+    if held.get("format") == "torch" and isinstance(data, memoryview):
+        loaded = torch_files.parse(aligned(data), source)
         tensor = loaded.tensor(loaded.value)
         if tensor is None:
             return None
@@ -103,8 +103,7 @@ def _field(value: Any, source: str) -> Tensor | None:
         kind = dtype(held.get("dtype"))
         if kind is None:
             raise DataError(f"{source}: numbers of kind {said(held.get('dtype'))} are not read")
-        data = held.get("data")
-        tensor = view(data, kind, held.get("shape"), source)
+        tensor = view(aligned(data) if isinstance(data, memoryview) else data, kind, held.get("shape"), source)
     else:
         raise DataError(f"{source}: the format {said(held.get('format'))} is not read; numpy and torch are")
     if not isinstance(tensor, Tensor):
@@ -136,7 +135,8 @@ def _groups(metadata: Mapping[Any, Any], count: int) -> list[int] | None:
     if isinstance(spans, list) and all(isinstance(span, tuple) and len(span) == 2 for span in spans):
         starts = [start for start, _ in spans if type(start) is int and 0 <= start < count]
         if len(starts) == len(spans) > 0:
-            return (torch.tensor(starts)[:, None] <= torch.arange(count)).sum(0).sub(1).clamp(min=0).tolist()
+            places = torch.searchsorted(torch.tensor(sorted(starts)), torch.arange(count), right=True)
+            return [int(place) for place in places.sub(1).clamp(min=0)]
     called = _texts(trajectories, count)
     return None if called is None else _numbered([name.rpartition("_")[0] for name in called])
 
@@ -192,17 +192,17 @@ def _route_rows(row: Row, routes: Tensor, unrouted: Tensor | None, options: Opti
     """The rows that the engine recorded; without the mask none can be told from one that is made up."""
     source, length = f"{row.source}: `{ROUTES}`", len(row.tokens)
     if unrouted is None:
-        made_up = is_fill(routes, "arange")[:-1]
+        made_up = fills(signed(routes[:-1]), "arange").all(-1)
         if options.fill is None and (count := int(made_up.sum())):
             notes["route rows that are 0, 1, ..., k - 1 in every layer, as padding is"] = count
-        return route_rows(routes[:-1], length, options, source, notes)
+        return route_rows(routes[:-1], length, source, notes)
     last = int((~unrouted).nonzero().max()) + 1 if not unrouted.all() else 0
     kept = routes[: min(last, length - 1)]
     inside = unrouted[: len(kept)]
     if count := int(inside.sum()):
         notes["route rows missing in the middle"] = count
         kept = torch.where(inside[:, None, None], -1, kept.to(torch.int32))
-    return route_rows(kept, length, options, source, notes)
+    return route_rows(kept, length, source, notes)
 
 
 def _recognise(path: Path) -> bool:

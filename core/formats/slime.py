@@ -39,7 +39,7 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
         only(rollouts, step)
         only(trained, step)
         mine = rollout_file(rollouts[0]) if rollouts else None
-        yield from join(step, mine, train_file(trained[0]) if trained else None, options)
+        yield from join(step, mine, train_file(trained[0]) if trained else None)
 
 
 def kind(path: Path) -> str | None:
@@ -74,19 +74,17 @@ def only(paths: Sequence[Path], step: int) -> None:
         raise DataError(f"{paths[0]} and {paths[1]} are both of rollout {step}; give the dump of one run")
 
 
-def join(
-    step: int, rollouts: list[Response] | None, trained: list[Response] | None, options: Options
-) -> Iterator[Sample]:
+def join(step: int, rollouts: list[Response] | None, trained: list[Response] | None) -> Iterator[Sample]:
     """The samples of a step out of either file, or of both."""
     if trained is None:
         for response in rollouts or []:
-            yield sample(step, response, None, options, {})
+            yield sample(step, response, None, {})
         return
     partners = _partners(rollouts or [], trained) if rollouts is not None else [None] * len(trained)
     left = len(rollouts or []) - len({id(each) for each in partners if each is not None})
     for place, (mine, theirs) in enumerate(zip(partners, trained, strict=True)):
         notes = {"rollout samples without train data": left} if place == 0 and left > 0 else {}
-        yield sample(step, mine, theirs, options, notes)
+        yield sample(step, mine, theirs, notes)
 
 
 def _partners(rollouts: list[Response], trained: list[Response]) -> list[Response | None]:
@@ -127,7 +125,7 @@ def _partner(
     return found
 
 
-def sample(step: int, mine: Response | None, theirs: Response | None, options: Options, notes: Notes) -> Sample:
+def sample(step: int, mine: Response | None, theirs: Response | None, notes: Notes) -> Sample:
     """One response as a sample, out of its rollout, of what was trained, or of both."""
     first = theirs or mine
     assert first is not None
@@ -157,9 +155,7 @@ def sample(step: int, mine: Response | None, theirs: Response | None, options: O
         entropy=column("entropy", theirs),
         advantage=column("advantages", theirs),
         version=one_version(versions, length, notes) if isinstance(versions, list) and versions else None,
-        routes=None
-        if rows is None
-        else route_rows(rows, length, options, f"{source}: `rollout_routed_experts`", notes),
+        routes=None if rows is None else route_rows(rows, length, f"{source}: `rollout_routed_experts`", notes),
         reward=_reward([*rewards, *([own.get("rewards")] if mine is None else [])], notes),
         group=own["group_index"] if type(own.get("group_index")) is int else None,
         columns=extra,

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from firstorder.core.errors import DataError
 from firstorder.core.memory import available
 
 from . import arrays, unpickle
 from .machine import Inert
 from .names import DICTS
-from .words import said, short
+from .words import kind, said, short
 
 END, END_64, LOCATOR, CENTRAL, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
 TAIL = 22 + (1 << 16)  # bytes in which the end record of an archive must be: it and a comment
@@ -93,12 +95,32 @@ def contents(path: Path) -> memoryview:
             size = path.stat().st_size
             if size > available():
                 raise DataError(f"{path} has {size / 2**30:.3g} GiB, more than the free memory; split the dump")
-            held = bytearray(size)
+            try:
+                held = bytearray(size)
+            except MemoryError:
+                raise DataError(f"{path} has {size / 2**30:.3g} GiB, which are not given; split the dump") from None
             if file.readinto(held) != size:
                 raise DataError(f"{path} was cut while it was read; wait until it is written")
             return memoryview(held)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give a file that can be") from None
+
+
+def aligned(data: memoryview, size: int = 8) -> memoryview:
+    """The same bytes at an address that is a multiple of `size`, so that a tensor can be a view of them.
+
+    They are moved within what was read, by less than `size` bytes, over the opcode and the length that stood before
+    them; so this is done once, before anything else is made of them.
+    """
+    if not isinstance(data.obj, bytearray) or not len(data):
+        return data
+    start, address = (torch.frombuffer(each, dtype=torch.uint8).data_ptr() for each in (data.obj, data))
+    place, moved = address - start, address % size
+    if not moved or place < moved:
+        return data
+    read = memoryview(data.obj)
+    read[place - moved : place - moved + len(data)] = data
+    return read[place - moved : place - moved + len(data)]
 
 
 def head(path: Path) -> bytes:
@@ -121,7 +143,7 @@ def mapping(value: Any, source: str) -> dict[Any, Any]:
         pairs = [pair for pair in value.items if isinstance(pair, tuple) and len(pair) == 2]
         return {key: item for key, item in pairs if isinstance(key, str | int)}
     if not isinstance(value, dict):
-        raise DataError(f"{source}: a dict is expected, got {type(value).__name__}; is it another dump?")
+        raise DataError(f"{source}: a dict is expected, got {kind(value)}; is it another dump?")
     return value
 
 

@@ -21,7 +21,7 @@ from firstorder.core.memory import available
 
 from .machine import Inert, Machine
 from .names import NAMES
-from .words import short
+from .words import kind, short
 
 LONG = 4096  # bytes of a text from which on it is not decoded: no key or name is that long
 DIGITS = 255  # bytes of a whole number, as many as the short form of the opcode can hold
@@ -47,7 +47,7 @@ def read(data: memoryview, source: str, names: Set[str] = NAMES) -> Any:
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
-        raise machine.wrong(str(error).splitlines()[0]) from None
+        raise machine.wrong(short(str(error))) from None
 
 
 def _run(machine: Machine) -> Any:
@@ -104,7 +104,7 @@ def _append(machine: Machine, values: list[Any]) -> None:
     elif isinstance(target, Inert):
         target.items.extend(values)
     else:
-        raise machine.wrong(f"it appends to a {type(target).__name__}")
+        raise machine.wrong(f"it appends to what is {kind(target)}")
 
 
 def _set(machine: Machine, values: list[Any]) -> None:
@@ -115,10 +115,10 @@ def _set(machine: Machine, values: list[Any]) -> None:
         target.items.extend(zip(values[::2], values[1::2], strict=True))
         return
     if not isinstance(target, dict):
-        raise machine.wrong(f"it sets items of a {type(target).__name__}")
+        raise machine.wrong(f"it sets items of what is {kind(target)}")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not _plain(key) and not (isinstance(key, tuple) and all(map(_plain, key))):
-            raise machine.wrong(f"a {type(key).__name__} is no key that is read")
+            raise machine.wrong(f"{kind(key)} is no key that is read")
         target[key] = value
 
 
@@ -171,7 +171,7 @@ def _called(machine: Machine, count: int) -> None:
 def _build(machine: Machine) -> None:
     state, target = machine.pop(), machine.top()
     if not isinstance(target, Inert):
-        raise machine.wrong(f"it sets the state of a {type(target).__name__}")
+        raise machine.wrong(f"it sets the state of what is {kind(target)}")
     target.state = state
 
 

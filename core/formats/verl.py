@@ -20,8 +20,9 @@ from firstorder.core.errors import DataError
 
 from . import names, tensordicts, torch_files, unpickle
 from .arrays import array, cast, dtype
+from .decided import fills
 from .format import Format, Options
-from .layout import Notes, is_fill, on_tokens, one_version, route_rows, whole
+from .layout import Notes, on_tokens, one_version, route_rows, signed, whole
 from .machine import Inert
 from .padded import Row, batch, shape
 from .sample import Sample
@@ -72,7 +73,7 @@ def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
 
 
 def _beside(path: Path) -> int | None:
-    """The step of a file: `global_steps` of the meta.json beside it, else the first folder above that is a number."""
+    """The step of a file: `global_steps` of the meta.json beside it, else the name of its folder, if it is a number."""
     try:
         with (path.parent / "meta.json").open("rb") as file:
             step = json.loads(file.read(META)).get("global_steps")
@@ -80,8 +81,8 @@ def _beside(path: Path) -> int | None:
             return step
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
-    above = [folder.name for folder in list(path.absolute().parents)[:2] if folder.name.isdecimal()]
-    return int(above[-1][:15]) if above else None
+    folder = path.absolute().parent.name
+    return int(folder) if folder.isascii() and folder.isdecimal() and len(folder) < 16 else None
 
 
 def _proto(path: Path) -> Dump:
@@ -106,7 +107,7 @@ def _proto(path: Path) -> Dump:
 def _written(written: Any, source: str) -> Mapping[str, Any]:
     """The tensors of a DataProto, in either serialisation."""
     if isinstance(written, memoryview):
-        loaded = torch_files.parse(written, source)
+        loaded = torch_files.parse(torch_files.aligned(written), source)
         return tensordicts.fields(loaded.value, loaded, WANTED)
     if isinstance(written, tuple) and len(written) == 3 and isinstance(written[2], dict):
         return {name: _bytes(written[2][name], f"{source}: `{name}`") for name in WANTED if name in written[2]}
@@ -166,8 +167,8 @@ Rows = Iterator[tuple[Row, Tensor | None]]
 
 def _padded(dump: Dump) -> Rows:
     """The rows of a batch without their padding, and their routes."""
-    names_ = (*MASKS, *LOGP.values(), *COLUMNS, *SCORES)
-    numbers = {name: each for name in names_ if isinstance(each := dump.fields.get(name), Tensor) and each.ndim == 2}
+    numbers = {name: dump.fields.get(name) for name in (*MASKS, *LOGP.values(), *SCORES)}
+    numbers |= {name: each for name in COLUMNS if isinstance(each := dump.fields.get(name), Tensor) and each.ndim == 2}
     prompts, responses, tokens = (dump.fields.get(name) for name in ("prompts", "responses", "input_ids"))
     pair = [each for each in (prompts, responses) if isinstance(each, Tensor) and each.ndim == 2]
     if tokens is None and len(pair) == 2 and len(pair[0]) == len(pair[1]):
@@ -248,10 +249,10 @@ def _route_rows(row: Row, routes: Any, options: Options, notes: Notes) -> Tensor
     source, length = f"{row.source}: `{ROUTES}`", len(row.tokens)
     if not isinstance(routes, Tensor) or routes.ndim != 3:
         raise DataError(f"{source} must be tokens x layers x experts a token; got {shape(routes)}")
-    real = ~is_fill(routes, "zeros")
+    real = ~fills(signed(routes), "zeros").all(-1)
     known = routes.shape[-1] > 1 and bool(real.any()) and options.fill != "none"
     end = int(real.nonzero().max()) + 1 if known else length - 1
-    return route_rows(routes[:end], length, options, source, notes)
+    return route_rows(routes[:end], length, source, notes)
 
 
 def _list(value: Any) -> list[Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .machine import Inert
+
 MOST = 60  # characters of a value
 
 
@@ -9,7 +11,14 @@ def said(value: object) -> str:
     """A number or a text as it is written, cut; of anything else its type."""
     if value is None or isinstance(value, bool | int | float):
         return _cut(repr(value))
-    return f"'{short(value)}'" if isinstance(value, str) else f"a {type(value).__name__}"
+    return f"'{short(value)}'" if isinstance(value, str) else kind(value)
+
+
+def kind(value: object) -> str:
+    """What a value is."""
+    if isinstance(value, Inert):
+        return value.name
+    return "bytes" if isinstance(value, memoryview) else type(value).__name__
 
 
 def short(text: str) -> str:

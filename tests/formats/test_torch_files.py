@@ -239,3 +239,15 @@ def test_every_file_is_recognised_by_one_format(files, name):
     path, _ = files[name]
     module = CASES[name][0]
     assert [each.name for each in FORMATS if each.recognise(path)] == [module.__name__.rpartition(".")[2]]
+
+
+@pytest.mark.parametrize("start", range(1, 20))
+def test_bytes_are_moved_to_where_a_tensor_can_be_a_view_of_them(start):
+    read = bytearray(range(200))
+    data = memoryview(read)[start : start + 64]
+    moved = torch_files.aligned(data)
+    assert bytes(moved) == bytes(range(start, start + 64))
+    assert moved.obj is read
+    assert torch.frombuffer(moved, dtype=torch.uint8).data_ptr() % 8 == 0 or start < 8
+    again = torch_files.aligned(moved)
+    assert bytes(again) == bytes(range(start, start + 64))
