@@ -32,6 +32,8 @@ from .words import said
 SLICED = (*NUMBERS, *COLUMNS)
 IDS = {"sample_indices": "sample_index", "partition": "rollout_position"}
 CALL = re.compile(r"rank_?(\d+)_call_(\d+)")
+LOSS = ("train_log_probs", "old_log_probs", "rollout_log_probs", "advantages", "local_loss_mask")
+LONGEST = 1 << 22  # tokens of a sequence, where its length is a claim without tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +263,6 @@ def _losses(path: Path) -> Iterator[Sample]:
             columns={} if now is None else {"train_log_probs": now},
             notes={"tokens that the dump does not hold": total},
         )
-
-
-LOSS = ("train_log_probs", "old_log_probs", "rollout_log_probs", "advantages", "local_loss_mask")
-LONGEST = 1 << 22  # tokens of a sequence, where its length is a claim without tokens
 
 
 def _recognise(path: Path) -> bool:
