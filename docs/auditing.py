@@ -27,10 +27,7 @@ def detectors() -> str:
     every = sorted(all_detectors(lambda kl: math.inf), key=lambda each: each.stage)
     return rows(
         ("question", "fault", "needs", "rule"),
-        (
-            (STAGES[each.stage], each.fault, ", ".join(f"`{name}`" for name in each.needs), each.rule)
-            for each in every
-        ),
+        ((STAGES[each.stage], each.fault, ", ".join(f"`{name}`" for name in each.needs), each.rule) for each in every),
     )
 
 

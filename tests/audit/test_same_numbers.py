@@ -19,7 +19,7 @@ from firstorder.core.formats.registry import open_dump
 
 SMALL = {"schedule.steps": 2, "schedule.prompts": 4, "schedule.group_size": 4}
 BOTH = ("kl", "k3_kl", "chi2_token", "seq_eff_sample_size", "rollout_probs_diff_mean", "response_length")
-SINGLE = {name: 2e-4 for name in BOTH}  # relative: log-probs are float32, whose roundings a KL of 1e-3 is made of
+SINGLE = dict.fromkeys(BOTH, 2e-4)  # relative: log-probs are float32, whose roundings a KL of 1e-3 is made of
 WRITTEN = {
     "neutral": (lambda folder, samples: None, (*BOTH, "reward", "update/entropy", "route/flip_rate")),
     "prime-rl": (writers_prime_rl.write, (*BOTH, "update/entropy")),
