@@ -28,6 +28,10 @@ SURE = 6.0  # standard deviations: 1e-9 of a normal distribution, kept for the t
 HEAVY = 0.05  # share of a sum of squares in one token, above which that token decides and nothing is said
 LEAST = 300  # tokens, below which a sum is not near normal
 UNSEEN = 2.0  # times k3: E[ρ] that rare large ratios may hide; one of them adds as much to k3 as to the mean of ρ
+FEW = 0.02  # share of tokens that must not make a deficit alone: there one engine hardly ever says what the other does
+BELOW = -torch.logspace(1.5, -4, 56, dtype=torch.float64)  # nats, edges of D, lowest first
+MASS = 1e-4  # that is left out, at least: what float32 makes of a log-prob of -10 is off by 5e-7
+SLOPE = 1e-3  # of D in log p, at least: temperatures are set to three digits
 FITS = 0.5  # share of the variance of D that a temperature must explain: more than all else together
 NEAR = 0.05  # nats a token of k3, up to which engines without a temperature left no such line in simulation
 AGREE = 2.0  # factor between the two estimates of a temperature, each to first order in it
@@ -48,21 +52,41 @@ def _sigmas(sums: Sums) -> float:
 
 
 def _ratio_terms(chunk: Chunk) -> Sums:
-    d = log_ratio(chunk)
+    kept, d = chunk.usable, log_ratio(chunk)
     excess = d.clamp(max=LIMIT).expm1()
-    return _moments(chunk.usable, excess) | {"k3": torch.where(chunk.usable, excess - d, 0.0).sum()}
+    bins, count = torch.bucketize(d[kept], BELOW), len(BELOW) + 1
+
+    def by_bin(x: Tensor) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64).index_add_(0, bins, x[kept].double())
+
+    return _moments(kept, excess) | {
+        "k3": torch.where(kept, excess - d, 0.0).sum(),
+        "bin_n": by_bin(torch.ones_like(d)),
+        "bin_sum": by_bin(excess),
+        "bin_square": by_bin(excess.square()),
+    }
+
+
+def _without_lowest(sums: Sums) -> float:
+    """As `_sigmas`, of the sum without the few tokens whose D is lowest; engines that disagree on a few contexts alone
+    are left without their deficit, and a filter, which leaves something out everywhere, is not."""
+    n = sums["bin_n"]
+    before = n.cumsum(0) - n
+    left = 1 - ((FEW * n.sum() - before) / n.clamp(min=1)).clamp(0.0, 1.0)
+    square = float((left * sums["bin_square"]).sum())
+    return float((left * sums["bin_sum"]).sum()) / math.sqrt(square) if square > 0 else 0.0
 
 
 def _truncation(sums: Sums, known: Known) -> Finding | None:
     sigmas, n = _sigmas(sums), max(1, int(sums["n"]))
     missing, k3 = -float(sums["sum"]) / n, float(sums["k3"]) / n
-    if sigmas > -SURE or missing < UNSEEN * k3:
+    if max(sigmas, _without_lowest(sums)) > -SURE or missing < max(MASS, UNSEEN * k3):
         return None
     return Finding(
         fault="truncation",
-        evidence=f"the mean of exp(D) is {1 - missing:.4f}, {-sigmas:.0f} standard deviations below 1, which it is at any "
-        "noise where both engines may say the same tokens: the rollout engine's log-probs are renormalised over tokens "
-        f"to which the trainer gives a mass of {1 - missing:.3f}.",
+        evidence=f"the mean of exp(D) is {1 - missing:.4f}, {-sigmas:.0f} standard deviations below 1, its value at "
+        "any noise where both engines may say the same tokens: the rollout engine's log-probs are renormalised over "
+        f"tokens to which the trainer gives a mass of {1 - missing:.3f}.",
         questions=(
             "which top_p, top_k and min_p did the rollout engine sample with?",
             "are its log-probs taken before or after that filter?",
@@ -76,8 +100,8 @@ TRUNCATION = Detector(
     needs=("logp_mu", "logp_old"),
     measure=_ratio_terms,
     judge=_truncation,
-    rule=f"mean(exp D) is {SURE:g} standard deviations below 1, and by more than {UNSEEN:g} times k3; at least {LEAST} "
-    f"tokens of which none decides",
+    rule=f"mean(exp D) is {SURE:g} standard deviations below 1, also without the {FEW:.0%} of the tokens whose D is "
+    f"lowest, by more than {UNSEEN:g} times k3 and than {MASS:g}; at least {LEAST} tokens of which none decides",
 )
 
 
@@ -162,7 +186,7 @@ def _temperature(sums: Sums, known: Known) -> Finding | None:
     slope, explained = _fit(sums)
     plain = _part("plain", sums)
     sigmas = _sigmas(plain)
-    if explained < FITS or not sigmas:
+    if explained < FITS or abs(slope) < SLOPE or not sigmas:
         return None
     of_line, of_samples = _beta(slope) - 1, float(plain["sum"]) / float(plain["square"])
     if not _agree(of_line, of_samples, of_samples / sigmas):
@@ -219,7 +243,7 @@ def _blind_terms(chunk: Chunk) -> Sums:
 
 def _blind(sums: Sums, known: Known) -> Finding | None:
     slope, explained = _fit(sums)
-    if explained < FITS or float(sums["k3"]) > NEAR * float(sums["n"]):
+    if explained < FITS or abs(slope) < SLOPE or float(sums["k3"]) > NEAR * float(sums["n"]):
         return None
     return _tempered(slope, explained, "; with the entropies it could be told from weights that are sharper")
 

@@ -178,8 +178,8 @@ def _large_for_precision(sums: Sums, known: Known) -> Finding | None:
     return Finding(
         fault="large for its precision",
         evidence=f"the logits of the two engines differ by {found.noise:.2g} nats (at least {found.noise_low:.2g}), "
-        f"more than {BEYOND:g} times the {most:g} that {known.precision} comes to in the simulator: k3 is {found.k3:.2g} "
-        "nats a token, and rounding does not explain it.",
+        f"more than {BEYOND:g} times the {most:g} that {known.precision} comes to in the simulator: k3 is "
+        f"{found.k3:.2g} nats a token, and rounding does not explain it.",
         questions=(
             "do both engines hold the same weights: what are the log-probs of one batch right after a weight sync?",
             "which tensors differ: do checksums of the weights agree, router, experts and norms apart?",

@@ -233,7 +233,9 @@ FAULTS: dict[str, Fault] = {
         )
         for n in (1, 4, 16, 64)
     },
-    "corrupt expert": Fault(make=_corrupt, detector="corrupt expert", needs=BOTH_VERSIONS),
+    "corrupt expert": Fault(
+        make=_corrupt, detector="large for its precision", known=Known(precision="bf16"), needs=BOTH_VERSIONS
+    ),
     "router in bf16": Fault(make=_rounded, detector="router precision", known=Known(precision="fp32")),
     "routes not replayed": Fault(make=_unreplayed, detector="routes not replayed", known=Known(replay="R3")),
     "current for old": Fault(make=_current, detector="other ratio"),
