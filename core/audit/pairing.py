@@ -58,7 +58,7 @@ def pair_sums(chunk: Chunk) -> Sums:
 
 
 def _compact(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first sampled tokens of the first responses side by side: log μ, log π_old, which there are, ids; `[b, N]`."""
+    """The first sampled tokens of the first responses: log μ, log π_old, which there are, and ids, `[b, N]`."""
     assert chunk.logp_mu is not None
     assert chunk.logp_old is not None
     mask = sampled(chunk)[:RESPONSES]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,17 +23,36 @@ Dump = Callable[[int, int], list[Sample]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A fault that can be made at any size.
+
+    Args:
+        name: of the fault and its strength.
+        make: a dump of (seed, tokens) that has it.
+        found_by: the fault that an audit reports; None where a dump does not show it.
+        extra: what would show it, where a dump does not.
+        known: what an audit is told beside the dump.
+    """
+
+    name: str
+    make: Dump
+    found_by: str | None
+    extra: str | None = None
+    known: Known = field(default_factory=Known)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Power:
     """How a fault fares.
 
     Args:
-        fault: that was put in.
+        trial: of the fault.
         caught: by the tokens of a dump, the share of seeds in which its detector found it.
         first: the share, at the largest size, in which it was also the first finding.
         beside: what else was found at the largest size, and in how many seeds.
     """
 
-    fault: Fault
+    trial: Trial
     caught: dict[int, float]
     first: float
     beside: dict[str, int]
@@ -53,7 +72,20 @@ def found(samples: Iterable[Sample], detectors: Sequence[Detector], known: Known
 
 def accused(dumps: Iterable[list[Sample]], detectors: Sequence[Detector], known: Known | None = None) -> Counter[str]:
     """False alarms: by fault, the clean dumps in which it was found."""
-    return Counter(fault for samples in dumps for fault in found(samples, detectors, known))
+    return Counter(fault for samples in dumps for fault in set(found(samples, detectors, known)))
+
+
+def injected(dump: Dump, faults: Iterable[Fault], known: Known | None = None) -> tuple[Trial, ...]:
+    """The trials of faults put into clean dumps, but for those that the dumps lack the columns of."""
+    there = dump(0, 1)
+    return tuple(_injected(dump, fault, known or Known()) for fault in faults if possible(there, fault))
+
+
+def _injected(dump: Dump, fault: Fault, known: Known) -> Trial:
+    def make(seed: int, tokens: int) -> list[Sample]:
+        return fault.inject(dump(seed, tokens), torch.Generator().manual_seed(seed))
+
+    return Trial(name=fault.name, make=make, found_by=fault.found_by, extra=fault.extra, known=known)
 
 
 def possible(samples: Iterable[Sample], fault: Fault) -> bool:
@@ -62,43 +94,32 @@ def possible(samples: Iterable[Sample], fault: Fault) -> bool:
 
 
 def power(
-    dump: Dump,
-    faults: Sequence[Fault],
+    trials: Iterable[Trial],
     detectors: Sequence[Detector],
     *,
     sizes: Sequence[int] = (300, 1000, 3000, 10000),
     seeds: int = 20,
-    known: Known | None = None,
-) -> tuple[Power, ...]:
-    """Each fault in dumps of each size, over seeds.
+) -> Iterator[Power]:
+    """Each fault in dumps of each size, over seeds, one after the other.
 
     Args:
-        dump: makes clean ones.
-        faults: to put in; of one that the samples lack the columns for, nothing is known.
+        trials: of the faults.
         detectors: all that are run together.
         sizes: tokens.
         seeds: dumps of each size.
-        known: of the run.
     """
-    return tuple(_power(dump, fault, detectors, tuple(sizes), seeds, known) for fault in faults)
+    for trial in trials:
+        yield _power(trial, detectors, tuple(sizes), seeds)
 
 
-def _power(
-    dump: Dump, fault: Fault, detectors: Sequence[Detector], sizes: tuple[int, ...], seeds: int, known: Known | None
-) -> Power:
-    caught: dict[int, float] = {}
-    names: list[tuple[str, ...]] = []
-    for size in sizes if possible(dump(0, sizes[0]), fault) else ():
-        names = [
-            found(fault.inject(dump(seed, size), torch.Generator().manual_seed(seed)), detectors, known)
-            for seed in range(seeds)
-        ]
-        caught[size] = sum(fault.found_by in x for x in names) / seeds
-    beside = Counter(name for x in names for name in x if name != fault.found_by)
+def _power(trial: Trial, detectors: Sequence[Detector], sizes: tuple[int, ...], seeds: int) -> Power:
+    names = {size: [found(trial.make(seed, size), detectors, trial.known) for seed in range(seeds)] for size in sizes}
+    largest = names[max(sizes)]
+    beside = Counter(name for x in largest for name in x if name != trial.found_by)
     return Power(
-        fault=fault,
-        caught=caught,
-        first=sum(x[:1] == (fault.found_by,) for x in names) / max(len(names), 1),
+        trial=trial,
+        caught={size: sum(trial.found_by in x for x in told) / seeds for size, told in names.items()},
+        first=sum(x[:1] == (trial.found_by,) for x in largest) / seeds,
         beside=dict(beside.most_common()),
     )
 
@@ -132,14 +153,14 @@ def table(powers: Sequence[Power], accused: Counter[str], clean: int) -> Table:
 
 
 def _row(p: Power, accused: Counter[str]) -> dict[str, Cell]:
-    detector = p.fault.found_by
+    detector = p.trial.found_by
     return {
-        "fault": p.fault.name,
+        "fault": p.trial.name,
         "detector": detector,
         "enough": p.enough if detector else None,
         **{f"at_{n}": share if detector else None for n, share in p.caught.items()},
         "first": p.first if detector else None,
         "false_alarms": accused[detector] if detector else None,
         "beside": ", ".join(f"{name} ({n})" for name, n in p.beside.items()),
-        "extra": p.fault.extra,
+        "extra": p.trial.extra,
     }

@@ -71,7 +71,7 @@ def test_a_shared_measure_is_taken_once_a_chunk():
 
 def test_two_models_in_one_dump_are_refused_by_name():
     samples = clean(responses=2) + clean(responses=2, layers=5)
-    with pytest.raises(DataError, match=r"clean step 0 row 0: routes of other sizes .* audit the dumps of two models"):
+    with pytest.raises(DataError, match=r"good step 0 row 0: routes of other sizes .* audit the dumps of two models"):
         judge_all(chunks(samples), DETECTORS)
 
 

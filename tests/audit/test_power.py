@@ -6,8 +6,9 @@ from dumps import clean
 from made import made
 
 from firstorder.core.audit.finding import Known
+from firstorder.core.audit.good import good
 from firstorder.core.audit.injection import FAULTS
-from firstorder.core.audit.power import accused, power, table
+from firstorder.core.audit.power import Trial, accused, found, injected, power, table
 from firstorder.core.audit.structure import DETECTORS
 
 ONE = next(f for f in FAULTS if f.name == "off by one")
@@ -55,22 +56,30 @@ def test_engines_that_agree_to_the_bit_are_told_from_nothing_else():
     assert accused([clean(spread=0.0)], DETECTORS, Known(experts=16)) == Counter({"identical log-probs": 1})
 
 
+def test_good_dumps_of_many_kinds_are_not_accused():
+    dumps = (good(seed, tokens) for seed in range(0, 24, 2) for tokens in (30, 1000))
+    assert accused(dumps, DETECTORS, Known(experts=64)) == Counter()
+
+
 def test_a_fault_is_caught_from_some_size_on():
-    (told,) = power(dump, [ONE], DETECTORS, sizes=(30, 1000), seeds=3)
+    (told,) = power(injected(dump, [ONE]), DETECTORS, sizes=(30, 1000), seeds=3)
     assert told.caught == {30: 0.0, 1000: 1.0}
     assert told.enough == 1000
     assert told.first == 1.0
 
 
 def test_a_fault_that_is_not_caught_at_every_larger_size_has_no_size():
-    (told,) = power(dump, [ONE], DETECTORS, sizes=(1000, 31), seeds=2)
-    assert told.enough == 1000
-    (told,) = power(lambda seed, size: dump(seed, 1030 - size), [ONE], DETECTORS, sizes=(30, 1000), seeds=2)
+    def shrinking(seed, size):
+        return ONE.inject(dump(seed, 1030 - size), torch.Generator().manual_seed(seed))
+
+    trial = Trial(name="off by one", make=shrinking, found_by="off by one")
+    (told,) = power([trial], DETECTORS, sizes=(30, 1000), seeds=2)
+    assert told.caught == {30: 1.0, 1000: 0.0}
     assert told.enough is None
 
 
 def test_the_table_has_a_row_a_fault_and_says_what_would_show_a_hidden_one():
-    powers = power(dump, [ONE, HIDDEN], DETECTORS, sizes=(300,), seeds=1)
+    powers = tuple(power(injected(dump, [ONE, HIDDEN]), DETECTORS, sizes=(300,), seeds=1))
     told = table(powers, Counter({"off by one": 2}), clean=7)
     assert {c.key for c in told.columns} == set(told.rows[0])
     assert told.rows[0]["false_alarms"] == 2
@@ -79,11 +88,16 @@ def test_the_table_has_a_row_a_fault_and_says_what_would_show_a_hidden_one():
     assert "7 clean dumps" in told.note
 
 
-def test_nothing_is_said_of_a_fault_that_the_samples_have_no_columns_for():
+def test_a_fault_that_the_samples_have_no_columns_for_is_no_trial():
     routes = next(f for f in FAULTS if f.name == "all routes zero")
-    (told,) = power(dump, [routes], DETECTORS, sizes=(300,), seeds=1)
-    assert told.caught == {}
-    assert told.enough is None
+    assert [trial.name for trial in injected(dump, [routes, ONE])] == [ONE.name]
+
+
+def test_what_is_known_of_a_run_reaches_the_detectors():
+    beyond = next(f for f in FAULTS if f.found_by == "expert ids out of range")
+    with_experts, without = (injected(good, [beyond], known)[0] for known in (Known(experts=64), None))
+    assert beyond.found_by in found(with_experts.make(0, 300), DETECTORS, with_experts.known)
+    assert beyond.found_by not in found(without.make(0, 300), DETECTORS, without.known)
 
 
 def test_the_same_seed_makes_the_same_fault():
