@@ -11,6 +11,7 @@ Shapes: B responses, P prompt tokens, T response tokens, V tokens of the vocabul
 
 import sys
 import tempfile
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -45,10 +46,11 @@ class RecipeTrainer(GRPOTrainer):
             mask = mask & inputs["tool_mask"].bool()
         logp = log_probs(model, inputs, self.temperature)
         old = inputs.get("old_per_token_logps", logp.detach())  # TRL leaves it out where θ has not moved
+        mu = inputs.get("sampling_per_token_logps", old)
         stats = UnreadStats(
             logp_theta=logp,
             logp_old=old,
-            logp_mu=inputs.get("sampling_per_token_logps", old),
+            logp_mu=mu.where(~mu.isnan(), old),  # what the engine gave no log-prob is not corrected for
             mask=mask,
             advantage=inputs["advantages"],
         )
@@ -63,7 +65,10 @@ class RecipeTrainer(GRPOTrainer):
         """Metrics and receipts beside TRL's own: the host waits for the device here, and nowhere else."""
         records: list[Record] = self.records
         if records:
-            logs = logs | {f"firstorder/{name}": value for name, value in together(records).read().items()}
+            record, steps = together(records), len(records) / self.current_gradient_accumulation_steps
+            sums, loss = (self.accelerator.reduce(x, reduction="sum") for x in (record.sums, record.loss))
+            numbers = replace(record, sums=sums, loss=loss / steps).read()
+            logs = logs | {f"firstorder/{name}": value for name, value in numbers.items()}
             records.clear()
         super().log(logs, start_time)
 

@@ -86,6 +86,19 @@ def test_log_probs_that_are_not_those_of_their_tokens_are_named(fault, arrays, s
     assert found.cause == fault, found.line
 
 
+@pytest.mark.parametrize(("rollout", "calls"), [(ROLLOUT, 13), (replace(ROLLOUT, temperature=0.7), 35)])
+def test_a_trainer_is_not_asked_for_long(rollout, calls):
+    asked = []
+
+    def score(tokens, lengths, temperature):
+        asked.append(len(tokens))
+        return TRAINER.score(tokens, lengths, temperature)
+
+    check_pair(**rollout.sample(), score=score)
+    assert len(asked) == calls
+    assert max(asked[1:]) == 8
+
+
 def test_what_was_fitted_is_told():
     found = pair(replace(ROLLOUT, temperature=0.7), TRAINER)
     assert re.search(r"at a temperature of 0\.(69|70)\d? instead of 1: mean \|D\| falls from", found.line)
