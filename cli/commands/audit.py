@@ -6,8 +6,8 @@ import typer
 
 from firstorder.cli import output
 from firstorder.cli.api import audit as api
+from firstorder.cli.api import follow as following
 from firstorder.cli.api import selftest
-from firstorder.cli.api.follow import follow as following
 from firstorder.cli.progress import shown
 
 
@@ -62,7 +62,7 @@ def audit(
             output.show(tested, json_)
             raise typer.Exit(0 if tested.passed else 1)
         if follow:
-            raise typer.Exit(following(paths, options, typer.echo))
+            raise typer.Exit(following.follow(paths, options, typer.echo))
         result = api.audited(paths, options, out=out)
     output.show(result, json_)
     raise typer.Exit(result.code)
