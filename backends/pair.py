@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Moments, Quantity
@@ -24,7 +25,6 @@ from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 
 from .conversation import converse
-from .disagreement import distribution
 from .keys import key, shuffled
 from .ranks import broadcast_from_rank0, is_rank0
 from .rollouts import Engine, collate

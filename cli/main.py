@@ -12,7 +12,20 @@ import typer
 from firstorder import __version__
 from firstorder.core.errors import ConfigError, FirstOrderError
 
-from .commands import coldstart, measure, probe, promote, recipes, report, study, sweep, train, validate
+from .commands import (
+    audit,
+    coldstart,
+    conformance,
+    measure,
+    probe,
+    promote,
+    recipes,
+    report,
+    study,
+    sweep,
+    train,
+    validate,
+)
 from .crash import INTERRUPTED, guarded, is_out_of_memory, tell
 
 app = typer.Typer(
@@ -28,9 +41,11 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("coldstart")(coldstart.coldstart)
 app.command("probe")(probe.probe)
+app.command("conformance")(conformance.conformance)
 app.command("study")(study.study)
 app.command("promote")(promote.promote)
 app.command("report")(report.report)
+app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
 
 

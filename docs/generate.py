@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import agreement
 import answers
+import auditing
 import decision
 import pictures
 import results
@@ -45,6 +47,13 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "formats": auditing.formats,
+    "detectors": auditing.detectors,
+    "caught": auditing.caught,
+    "cases": agreement.cases,
+    "conventions": agreement.conventions,
+    "terms": agreement.terms,
+    "peers": agreement.peers,
 }
 
 

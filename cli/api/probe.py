@@ -1,4 +1,4 @@
-"""How far two real engines are apart, over a grid of their settings."""
+"""How far two engines are apart: those of a model folder over a grid of their settings, or any two by their numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .compose import ENGINES
 from .overrides import laid
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from firstorder.core.settings.grid import Axes
 
     from .overrides import Overrides
+    from .pair import PairResult, Side
 
 SCHEMA = "firstorder.probe/1"
 
@@ -123,7 +124,48 @@ class ProbeResult(Result):
         return table
 
 
+@overload
+def probe(  # type: ignore[overload-overlap]  # a lone string is no list of settings
+    model: Side, other: Side, /, *, limit: float | None = None, temperature: float = 1.0
+) -> PairResult: ...
+@overload
 def probe(
+    model: str | os.PathLike[str],
+    grid: Overrides = (),
+    overrides: Overrides = (),
+    *,
+    prompts: int = 128,
+    responses: int = 4,
+    done: Callable[[ProbeResult], None] = ...,
+    **sections: Any,
+) -> ProbeResult: ...
+def probe(model: Any, grid: Any = (), overrides: Any = (), **named: Any) -> ProbeResult | PairResult:
+    """Two engines beside each other: those of a model folder at every point of a grid, or any two on the same tokens.
+
+    `probe(folder, grid)` samples with vLLM and scores with torchtitan at the same weights. `probe(a, b)` compares
+    files or functions of a rollout engine and of a trainer, as `probe_pair`, and names the cause where they differ.
+
+    Args:
+        model: a model folder; or the rollout engine.
+        grid: lists of values by dotted key of `[vllm]`, `[torchtitan]` and `[task]`; without one, a single point.
+            Or the trainer.
+        overrides: settings of all points by dotted key.
+        named: of a folder `prompts`, `responses`, `done` and keys of a section, `vllm={"dtype": "float32"}`; of a pair
+            `limit` and `temperature`.
+
+    Raises:
+        ConfigError: a setting or the model is refused, which is said before anything is measured.
+        FirstOrderError: of the first point that failed; the others are measured all the same.
+        DataError: two files have nothing in common, or a function fails.
+    """
+    from .pair import is_side, probe_pair
+
+    if is_side(grid):
+        return probe_pair(model, grid, **named)
+    return probe_engines(model, grid, overrides, **named)
+
+
+def probe_engines(
     model: str | os.PathLike[str],
     grid: Overrides = (),
     overrides: Overrides = (),
@@ -133,7 +175,7 @@ def probe(
     done: Callable[[ProbeResult], None] = lambda result: None,
     **sections: Any,
 ) -> ProbeResult:
-    """Sample with vLLM and score with torchtitan at the same weights, at every point of a grid.
+    """`probe` of a model folder.
 
     Args:
         model: a model folder.

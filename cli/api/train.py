@@ -223,11 +223,11 @@ def _watching(session: Session, table: Alarms | None, *, stop: bool) -> Callable
 
 def _check_dump(name: str | None) -> None:
     """Refuse a form that is not known, or whose library is missing."""
+    if name is None:
+        return
     from firstorder.core.errors import ConfigError
     from firstorder.core.formats.dumping import WRITERS
 
-    if name is None:
-        return
     if name not in WRITERS:
         raise ConfigError(f"--dump-format must be {' or '.join(WRITERS)}, got {name!r}")
     WRITERS[name].check()
@@ -235,12 +235,13 @@ def _check_dump(name: str | None) -> None:
 
 def _dumping(session: Session, name: str | None) -> Callable[[int, Scored], None]:
     """What keeps the batches on rank 0."""
-    from firstorder.core.formats.dumping import WRITERS, Dumper
-    from firstorder.core.formats.neutral import Run
     from firstorder.core.training.loop import undumped
 
     if name is None or not session.ranks.is_rank0():
         return undumped
+    from firstorder.core.formats.dumping import WRITERS, Dumper
+    from firstorder.core.formats.neutral import Run
+
     recipe, arms = session.arms[0].recipe, session.arms
     modes = {arm.recipe.router_replay.mode for arm in arms}
     run = Run(

@@ -1,39 +1,24 @@
-"""The page: plain HTML, images inside, nothing fetched."""
+"""The pages of runs, of training claims and of sweeps."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from firstorder import __version__
 from firstorder.sim.trials.statistics import LEVEL, RESAMPLES
 
-from .catalogue import Plot
+from . import kit
+from .catalogue import Panel, Plot
 from .layers import idle_parts, layer_table
 from .runs import Run, differences
 from .sweeps import Sweep
 from .warned import alarm_table
 
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1140px; margin: 2em auto;
-  padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin: 2em 0 .4em; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9em; }
-th, td { text-align: left; padding: .25em .9em .25em 0; border-bottom: 1px solid #ccc; vertical-align: top; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: 0; break-inside: avoid; } img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-figcaption, dl, p.note { font-size: .9em; color: #333; } dl { margin: .4em 0; }
-dt { font-weight: 600; } dd { margin: 0 0 .3em 1.5em; } code { font-size: .95em; }
-"""
 ESTIMATE = (
     "a value is their interquartile mean (plain mean below 4) and an interval the "
     f"{LEVEL:.0%} percentile bootstrap interval over members ({RESAMPLES} resamples, fixed seed)"
 )
 NARROW = "With few members such an interval is too narrow."
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
@@ -47,16 +32,16 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tu
     lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
     figures = [_figure(plot, svg, f"{plot.title} over global steps, runs {lines}") for plot, svg in drawn]
     title = "Training report: " + ", ".join(run.label for run in runs)
-    before = [_table(table), _intervals(runs), _idle(runs), _alarms(runs), _differences(runs)]
-    return _document(title, [*before, *figures, _layers(runs)])
+    before = [_summary(table), kit.note(_intervals(runs)), _idle(runs), _alarms(runs), _differences(runs)]
+    return kit.document(title, [*before, *figures, _layers(runs)])
 
 
 def claims_page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
     """The report of the runs of training claims; arguments as `page`."""
     figures = [_figure(plot, svg, f"{plot.title} over global steps in every condition") for plot, svg in drawn]
     members = max(run.members for run in runs)
-    note = f"<p class='note'>{escape(f'Every run has {members} seeds: {ESTIMATE}, for each step on its own.')}</p>"
-    return _document("Training claims", [_table(table), note, *figures])
+    words = kit.note(f"Every run has {members} seeds: {ESTIMATE}, for each step on its own.")
+    return kit.document("Training claims", [_summary(table), words, *figures])
 
 
 def sweep_page(sweep: Sweep, table: Sequence[Mapping[str, str]], drawn: Sequence[tuple[Plot, bytes]]) -> str:
@@ -64,32 +49,15 @@ def sweep_page(sweep: Sweep, table: Sequence[Mapping[str, str]], drawn: Sequence
     axes = ", ".join(f"{key} ({len(values)} values)" for key, values in sweep.axes.items())
     figures = [_figure(plot, svg, f"{plot.title} over {axes}") for plot, svg in drawn]
     members = max(cell.run.members for cell in sweep.cells if cell.run is not None)
-    return _document(f"Sweep report: {sweep.label}", [_table(table), _cells(members), *figures])
+    return kit.document(f"Sweep report: {sweep.label}", [_summary(table), kit.note(_cells(members)), *figures])
 
 
-def _document(title: str, parts: Sequence[str]) -> str:
-    body = [f"<h1>{escape(title)}</h1>", *parts, f"<p class='note'>firstorder {escape(__version__)}</p>"]
-    head = (
-        f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>{escape(title)}</title><style>{CSS}</style>"
-    )
-    return (
-        f"<!doctype html>\n<html lang='en'>\n<head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
-
-
-def _table(rows: Sequence[Mapping[str, str]], file: str = "summary.csv") -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in rows[0])
-    body = "\n".join(
-        "<tr>" + "".join(f"<td class='number'>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
-    )
-    download = f'<a href="{file}">CSV</a>'
-    return f"<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>\n<p class='note'>{download}</p>"
+def _summary(rows: Sequence[Mapping[str, str]]) -> str:
+    return kit.keyed(rows, "summary", "summary.csv")
 
 
 def _intervals(runs: list[Run]) -> str:
-    """What the numbers of an ensemble are; nothing if no run is one."""
+    """What the numbers of an ensemble are."""
     several = [run for run in runs if run.members > 1]
     text = "KL and flip rate are those of the last step's batch."
     if several:
@@ -97,20 +65,26 @@ def _intervals(runs: list[Run]) -> str:
         text += f" Where a run has several members ({counts}), {ESTIMATE}, for each step on its own. {NARROW}"
     if len(several) < len(runs):
         text += " A run of one policy has no interval."
-    return f"<p class='note'>{escape(text)}</p>"
+    return text
 
 
 def _idle(runs: list[Run]) -> str:
     """The parts that could not act; nothing if all could."""
     named = [f"{run.label} {', '.join(idle)}" for run in runs if (idle := idle_parts(run))]
-    return f"<p class='note'>{escape('Could not act in the schedule: ' + '; '.join(named))}.</p>" if named else ""
+    return kit.note(f"Could not act in the schedule: {'; '.join(named)}.") if named else ""
 
 
 def _layers(runs: list[Run]) -> str:
     """What replay did by layer; nothing where it was not logged."""
     rows = layer_table(runs)
-    note = "<p class='note'>Means over all steps and members.</p>"
-    return f'<h2 id="layers">What replay did, by layer</h2>\n{note}\n{_table(rows, "layers.csv")}' if rows else ""
+    title = "What replay did, by layer"
+    return (
+        kit.section(
+            "layers", title, kit.note("Means over all steps and members."), kit.keyed(rows, title, "layers.csv")
+        )
+        if rows
+        else ""
+    )
 
 
 def _alarms(runs: list[Run]) -> str:
@@ -120,7 +94,7 @@ def _alarms(runs: list[Run]) -> str:
         "<p class='note'>As <code>firstorder train --alarm</code> said. A cross in a figure is where an alarm starts "
         "in its first member, on the curve of what it reads and on those of the reward.</p>"
     )
-    return f'<h2 id="alarms">Alarms</h2>\n{note}\n{_table(rows, "alarms.csv")}' if rows else ""
+    return kit.section("alarms", "Alarms", note, kit.keyed(rows, "alarms", "alarms.csv")) if rows else ""
 
 
 def _cells(members: int) -> str:
@@ -131,8 +105,7 @@ def _cells(members: int) -> str:
         else "Every cell is a run of one policy, so there are no intervals: set sim.members for an ensemble of seeds."
     )
     text += " A hatched or empty place is a cell that is to do, stopped early or did not log the quantity."
-    text += " Each finished cell is a run folder, cells/NUMBER, of which firstorder report shows the steps."
-    return f"<p class='note'>{escape(text)}</p>"
+    return text + " Each finished cell is a run folder, cells/NUMBER, of which firstorder report shows the steps."
 
 
 def _differences(runs: list[Run]) -> str:
@@ -140,33 +113,22 @@ def _differences(runs: list[Run]) -> str:
         return ""
     differing = differences(runs)
     if not differing:
-        return "<h2>Configuration</h2>\n<p>The runs have the same configuration.</p>"
-    head = "<th>key</th>" + "".join(f"<th>{escape(run.label)}</th>" for run in runs)
-    body = "\n".join(
-        f"<tr><td><code>{escape(key)}</code></td>" + "".join(f"<td>{escape(_value(v))}</td>" for v in row) + "</tr>"
-        for key, row in differing.items()
-    )
-    return (
-        f"<h2>Where the configurations differ</h2>\n<div class='wide'><table>\n<tr>{head}</tr>\n{body}\n</table></div>"
-    )
+        return kit.section("configuration", "Configuration", "<p>The runs have the same configuration.</p>")
+    title = "Where the configurations differ"
+    rows = [[key, *map(_value, row)] for key, row in differing.items()]
+    return kit.section("configuration", title, kit.table(["key", *(run.label for run in runs)], rows, title, code=True))
 
 
 def _figure(plot: Plot, svg: bytes, shown: str) -> str:
-    image = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    links = " · ".join(f'<a href="{plot.name}.{s}">{s.upper()}</a>' for s in ("png", "svg", "csv"))
-    meanings = "\n".join(
-        f"<dt>{escape(panel.title)} <code>{escape(panel.key)}</code></dt>"
-        f"<dd>{escape(panel.meaning)} [{escape(panel.unit)}]"
-        + (f"; {escape(panel.source)}" if panel.source else "")
-        + (f"; alarm above {panel.alarm:g} there" if panel.alarm is not None else "")
-        + "</dd>"
-        for panel in plot.panels
-    )
-    note = f"<p class='note'>{escape(plot.note)}</p>\n" if plot.note else ""
-    return (
-        f'<h2 id="{plot.name}">{escape(plot.title)}</h2>\n<figure>\n<img alt="{escape(shown)}" src="{image}">\n'
-        f"<figcaption>{note}<dl>\n{meanings}\n</dl>{links}</figcaption>\n</figure>"
-    )
+    note = kit.note(plot.note) + "\n" if plot.note else ""
+    meanings = kit.terms((panel.title, panel.key, _meaning(panel)) for panel in plot.panels)
+    return kit.figure(plot.name, plot.title, svg, shown, note + meanings)
+
+
+def _meaning(panel: Panel) -> str:
+    source = f"; {panel.source}" if panel.source else ""
+    alarm = f"; alarm above {panel.alarm:g} there" if panel.alarm is not None else ""
+    return f"{panel.meaning} [{panel.unit}]{source}{alarm}"
 
 
 def _value(value: Any) -> str:

@@ -10,12 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from firstorder.core.formats.chunk import Chunk
 
+EACH = "each/"
+
 Sums = dict[str, Tensor]
-"""Additive statistics by name; those of two chunks have the same shapes."""
+"""Additive statistics by name; those of two chunks have the same shapes.
+
+Names that begin with `EACH` hold one entry a response, `[B, ...]`, and are laid end to end in the order of reading.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +48,15 @@ class Finding:
     Args:
         fault: its name, `off by one`.
         evidence: one sentence with the figures that name it.
-        where: the first place that shows it, a file and a row; None where all do.
         questions: the two to ask next.
+        place: the first response that shows it, counted in the order of reading; None where all do.
+        where: the same as a file and a row, which `judge_all` looks up.
     """
 
     fault: str
     evidence: str
     questions: tuple[str, str]
+    place: int | None = None
     where: str | None = None
 
 
@@ -79,5 +87,17 @@ class Detector:
 
 
 def merged(a: Sums, b: Sums) -> Sums:
-    """The sums of two chunks together."""
-    return a | b | {name: a[name] + b[name] for name in a.keys() & b.keys()}
+    """The sums of two chunks together, and what is kept of each response end to end."""
+    return (
+        a
+        | b
+        | {
+            name: torch.cat([a[name], b[name]]) if name.startswith(EACH) else a[name] + b[name]
+            for name in a.keys() & b.keys()
+        }
+    )
+
+
+def first(hits: Tensor) -> int | None:
+    """The first True of bool `[B]`; None where there is none, or nothing but."""
+    return int(hits.int().argmax()) if hits.any() and not hits.all() else None

@@ -31,7 +31,8 @@ def verdict(findings: Sequence[Finding], counts: Mapping[str, int], lacking: Seq
         lacking: which of the two log-probs the dump does not hold.
         normal: what the sizes are, where nothing else was found: a sentence with its figures.
     """
-    seen = f"{counts['responses']:,} responses with {counts['tokens']:,} sampled tokens of {counts['steps']:,} steps"
+    responses, tokens, steps = (f"{counts[name]:,}" for name in ("responses", "tokens_sampled", "steps"))
+    seen = f"{responses} responses with {tokens} sampled tokens of {steps} steps"
     if findings:
         return _faulty(findings, seen)
     if lacking:

@@ -10,7 +10,7 @@ from pathlib import Path
 from firstorder.core.errors import ConfigError, DiskError
 from firstorder.core.training.backend import Scored
 
-from . import neutral
+from . import neutral, prime_rl_writer
 from .batches import samples_of
 from .neutral import Run
 from .sample import Sample
@@ -33,7 +33,14 @@ def _parquet(folder: Path, step: int, samples: Iterable[Sample], run: Run) -> No
     neutral.write(folder / f"step_{step:06d}{neutral.SUFFIX}", samples, run)
 
 
-WRITERS: Mapping[str, Writer] = {"neutral": Writer(check=neutral.check, write=_parquet)}
+def _token_exports(folder: Path, step: int, samples: Iterable[Sample], run: Run) -> None:
+    prime_rl_writer.write(folder, step, samples)
+
+
+WRITERS: Mapping[str, Writer] = {
+    "neutral": Writer(check=neutral.check, write=_parquet),
+    "prime-rl": Writer(check=lambda: None, write=_token_exports),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,13 @@ class Options:
         fill: what stands in route rows that no token has: `--fill`.
         layers: those of the model that are MoE layers, where routes hold all layers: `--layers`.
         experts: of the model: `--experts`.
+        top_k: experts a token, where routes are flat: `--top-k`.
     """
 
     fill: Fill | None = None
     layers: tuple[int, ...] | None = None
     experts: int | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

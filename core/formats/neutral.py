@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +270,9 @@ def _plain(name: str, value: Any) -> Any:
 def _pyarrow() -> tuple[Any, Any]:
     """pyarrow and pyarrow.parquet, which come with an extra."""
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise ConfigError("the neutral form needs pyarrow; pip install 'firstorder[audit]'") from None
-    return pyarrow, pyarrow.parquet
 
 
 def _errors() -> tuple[type[Exception], ...]:

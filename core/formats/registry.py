@@ -12,10 +12,20 @@ from firstorder.core.errors import DataError
 
 from .decided import decided
 from .format import Format, Options
+from .miles import MILES
+from .nemo_rl import NEMO_RL
 from .neutral import NEUTRAL
+from .prime_rl import PRIME_RL
 from .sample import Sample
+from .sglang import SGLANG
+from .skyrl import SKYRL
+from .slime import SLIME
+from .verl import VERL
+from .vllm import VLLM
 
-FORMATS: Mapping[str, Format] = {each.name: each for each in (NEUTRAL,)}
+FORMATS: Mapping[str, Format] = {
+    each.name: each for each in (NEUTRAL, PRIME_RL, NEMO_RL, SLIME, MILES, SKYRL, VERL, VLLM, SGLANG)
+}
 MOST = 100_000  # files of a folder that are looked at
 NAMED = 3  # files that an error names
 

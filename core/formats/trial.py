@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 from firstorder.core.errors import DataError
@@ -43,9 +44,7 @@ def _survived(files: tuple[tuple[str, int, int], ...]) -> None:
 
 def main() -> None:
     """Read every file whose name is on standard input; what pyarrow itself refuses is left for the reader to say."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (TIME, TIME))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

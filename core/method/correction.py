@@ -53,8 +53,10 @@ def vespo(stats: TokenStats, c: Correction) -> Tensor:
     """φ(W) = W^{c1} exp(c2 (1 - W)), W = ρ(y), with (c1, c2) chosen by the sign of the advantage (VESPO)."""
     log_w = log_product(stats, c.of, "sequence")
     w = log_w.clamp(max=30.0).exp()  # c2 > 0 has made the factor 0 by then
-    positive, signs = stats.token_advantage > 0, log_w.new_tensor([c.positive, c.negative])
-    c1, c2 = (torch.where(positive, signs[0, i], signs[1, i]) for i in range(2))
+    positive = stats.token_advantage > 0
+    c1, c2 = (
+        torch.where(positive, log_w.new_full((), c.positive[i]), log_w.new_full((), c.negative[i])) for i in (0, 1)
+    )
     power = torch.where(c1 == 0, 0.0, c1 * log_w)  # 0^0 = 1
     return bounded(power + c2 * (1.0 - w)).to(stats.logp_theta.dtype)
 

@@ -132,4 +132,4 @@ def bounded(log: Tensor) -> Tensor:
 
 def saturated(factor: Tensor) -> Tensor:
     """Where a ratio or a product of ratios has reached `BOUND`, in its own dtype; bool."""
-    return factor >= torch.tensor(BOUND, dtype=factor.dtype, device=factor.device)
+    return factor >= factor.new_full((), BOUND)  # filled where it is: a number sent there would be waited for

@@ -5,13 +5,16 @@ Shapes: `...` any leading axes (an ensemble), B responses, T token positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from firstorder.core.errors import DataError, NotFiniteError
 
+LOG_PROBS = ("logp_mu", "logp_old", "logp_theta")
 LOG_PROB_DTYPES = (torch.float32, torch.float64)
 
 
@@ -50,12 +53,11 @@ class TokenStats:
     rewards: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_shapes(self)
+        check_layout(self)
         if type(self.logp_theta) is not Tensor:
             return  # the tensors of a dry run have shapes and no values
-        for name in ("logp_mu", "logp_old", "logp_theta"):
-            check_log_probs(name, getattr(self, name), self.mask)
-        _check_values(self)
+        for rule in rules(self):
+            rule.check()
 
     @property
     def token_advantage(self) -> Tensor:
@@ -90,9 +92,77 @@ class TokenStats:
         return replace(self, **tensors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnreadStats(TokenStats):
+    """The same, whose values nobody has waited for: their device is told what must hold of them (`core.method.rules`).
+
+    Shapes and dtypes are checked at once. `core.training.inside` looks at the values and reads the outcome later.
+    """
+
+    def __post_init__(self) -> None:
+        check_layout(self)
+
+
 def real(x: Tensor) -> Tensor:
     """The same numbers in a dtype that has means and spreads: integers, bools and half floats as float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What must hold of every value of a tensor.
+
+    Args:
+        name: of the field of `TokenStats`.
+        right: bool, where it holds.
+        x: the values, of the shape of `right`.
+        sentence: the beginning of the refusal, with the name and what must hold.
+        remedy: its end.
+    """
+
+    name: str
+    right: Tensor
+    x: Tensor
+    sentence: str
+    remedy: str = ""
+
+    def check(self) -> None:
+        """Wait for the values and refuse them unless all are right; raises as `refuse` does."""
+        if not self.right.all():
+            wrong = (~self.right).nonzero()
+            first = wrong[0].tolist()
+            refuse(self.name, self.sentence, self.remedy, len(wrong), first, float(self.x[tuple(first)]))
+
+
+def refuse(name: str, sentence: str, remedy: str, count: int, first: list[int], value: float) -> NoReturn:
+    """Say how many values break a rule, and which is the first.
+
+    Raises:
+        NotFiniteError: they are of the policy that is trained.
+        DataError: else.
+    """
+    verb, kind = "is" if count == 1 else "are", NotFiniteError if name == "logp_theta" else DataError
+    raise kind(f"{sentence}, got {count} that {verb} not, the first {value:g} at {first}{remedy}")
+
+
+def rules(stats: TokenStats) -> Iterator[Rule]:
+    """All that must hold of the values of a batch; nothing waits for a device."""
+    for name in LOG_PROBS:
+        yield _log_prob_rule(name, getattr(stats, name), stats.mask)
+    a = torch.where(stats.mask, stats.token_advantage, 0.0)
+    yield Rule(
+        name="advantage",
+        right=a.isfinite(),
+        x=a,
+        sentence="`advantage` must be finite",
+        remedy="; check rewards and critic",
+    )
+    for name in ("kl_mu", "router_shift"):
+        distance: Tensor | None = getattr(stats, name)
+        if distance is not None:
+            x = torch.where(stats.mask, distance, 0.0)
+            least = 0 if name == "router_shift" else -torch.inf
+            yield Rule(name=name, right=x >= least, x=x, sentence=f"`{name}` must be a distance and no NaN")
 
 
 def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
@@ -104,18 +174,29 @@ def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
         DataError: naming the dtype, or how many values are wrong and where the first is.
         NotFiniteError: the same, of the policy that is trained.
     """
+    check_dtype(name, logp)
+    _log_prob_rule(name, logp, mask).check()
+
+
+def check_dtype(name: str, logp: Tensor) -> None:
+    """Refuse log-probs that are stored too coarsely to make a ratio of.
+
+    Raises:
+        DataError: naming the dtype.
+    """
     if logp.dtype not in LOG_PROB_DTYPES:
         raise DataError(
             f"`{name}` must be float32 or float64, got {str(logp.dtype).removeprefix('torch.')}, whose rounding is as "
             "large as the log-ratios themselves; compute log-probs from float32 logits and keep them in float32"
         )
+
+
+def _log_prob_rule(name: str, logp: Tensor, mask: Tensor) -> Rule:
     seen = torch.where(mask, logp.detach(), -1.0)
     lowest = -torch.finfo(logp.dtype).max if name == "logp_mu" else -torch.inf
     rule, remedy = _RULES[name == "logp_mu"]
-    try:
-        check_all((seen <= 0) & (seen >= lowest), seen, f"`{name}` must be {rule}", remedy)
-    except DataError as error:
-        raise (NotFiniteError(str(error)) if name == "logp_theta" else error) from None
+    right = (seen <= 0) & (seen >= lowest)
+    return Rule(name=name, right=right, x=seen, sentence=f"`{name}` must be {rule}", remedy=remedy)
 
 
 def check_rewards_finite(rewards: Tensor) -> None:
@@ -124,26 +205,9 @@ def check_rewards_finite(rewards: Tensor) -> None:
     Raises:
         DataError: with their number and where the first is.
     """
-    check_all(rewards.isfinite(), rewards, "`rewards` must be finite", "; check the verifier of the task")
-
-
-def check_all(right: Tensor, x: Tensor, rule: str, remedy: str = "") -> None:
-    """Refuse values unless all are right, saying how many are not and where the first is.
-
-    Args:
-        right: bool, of the shape of `x`.
-        x: the values.
-        rule: the beginning of the sentence, with the name and what must hold.
-        remedy: its end.
-
-    Raises:
-        DataError: with the count, the first wrong value and its index.
-    """
-    if not right.all():
-        wrong = (~right).nonzero()
-        first = wrong[0].tolist()
-        value, verb = float(x[tuple(first)]), "is" if len(wrong) == 1 else "are"
-        raise DataError(f"{rule}, got {len(wrong)} that {verb} not, the first {value:g} at {first}{remedy}")
+    remedy = "; check the verifier of the task"
+    right = rewards.isfinite()
+    Rule(name="rewards", right=right, x=rewards, sentence="`rewards` must be finite", remedy=remedy).check()
 
 
 _RULES = (
@@ -156,7 +220,12 @@ _RULES = (
 """What holds of log-probs and the remedy, for those of π and for those of μ."""
 
 
-def _check_shapes(s: TokenStats) -> None:
+def check_layout(s: TokenStats) -> None:
+    """Refuse shapes and dtypes that no batch has; no value is looked at.
+
+    Raises:
+        DataError: naming the field and what was got.
+    """
     whole = tuple(s.logp_theta.shape)
     if len(whole) < 2 or 0 in whole:
         raise DataError(f"`logp_theta` must be [..., batch, token] with at least one of each, got {list(whole)}")
@@ -175,13 +244,5 @@ def _check_shapes(s: TokenStats) -> None:
         )
     if s.mask.dtype is not torch.bool:
         raise DataError(f"`mask` must be bool, got {s.mask.dtype}")
-
-
-def _check_values(s: TokenStats) -> None:
-    a = torch.where(s.mask, s.token_advantage, 0.0)
-    check_all(a.isfinite(), a, "`advantage` must be finite", "; check rewards and critic")
-    for name in ("kl_mu", "router_shift"):
-        distance: Tensor | None = getattr(s, name)
-        if distance is not None:
-            x = torch.where(s.mask, distance, 0.0)
-            check_all(x >= (0 if name == "router_shift" else -torch.inf), x, f"`{name}` must be a distance and no NaN")
+    for name in LOG_PROBS:
+        check_dtype(name, getattr(s, name))

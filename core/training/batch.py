@@ -102,11 +102,27 @@ def alignment(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor) -> int:
         logp_pi: `[B, L]` as rescored by the trainer at the same weights.
         mask: bool `[B, L]`.
     """
-    distance, known = {}, mask & logp_pi.isfinite()  # a token that pi cannot choose is far from wherever it is laid
+    known = mask & logp_pi.isfinite()  # a token that pi cannot choose is far from wherever it is laid
+    distance = {}
     for shift in (0, -1, 1):
-        moved, seen = torch.roll(logp_mu, shift, dims=-1), known & torch.roll(mask, shift, dims=-1)
-        distance[shift] = float((moved - logp_pi).abs()[seen].mean()) if seen.any() else float("inf")
+        apart, seen = shifted(logp_mu, logp_pi, known, shift)
+        distance[shift] = float(apart[seen].mean()) if seen.any() else float("inf")
     return min(distance, key=lambda s: (distance[s], abs(s)))
+
+
+def shifted(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """|log mu - log pi| `[B, L]` with log mu moved to the right by a shift, and the tokens where both are on the mask.
+
+    Args:
+        logp_mu: `[B, L]` nats.
+        logp_pi: `[B, L]` nats.
+        mask: bool `[B, L]`, False at position 0.
+        shift: positions.
+    """
+    apart = (torch.roll(logp_mu, shift, dims=-1) - logp_pi).abs()
+    there = torch.roll(mask, shift, dims=-1)
+    position = torch.arange(mask.shape[-1], device=mask.device) - shift
+    return apart, mask & there & (position >= 0) & (position < mask.shape[-1])
 
 
 def check_alignment(logp_mu: Tensor, logp_pi: Tensor, mask: Tensor) -> None:

@@ -12,8 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firstorder.cli.api.audit import AuditResult, audit
     from firstorder.cli.api.coldstart import coldstart
+    from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
     from firstorder.cli.api.measure import MeasureResult, measure
+    from firstorder.cli.api.pair import PairResult
+    from firstorder.cli.api.peers import PeersResult, conformance_peers
     from firstorder.cli.api.probe import ProbeResult, probe
     from firstorder.cli.api.promote import PromoteResult, promote
     from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
@@ -42,13 +46,17 @@ if "torch" not in sys.modules:  # which reads it when it is imported; see core.t
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = [
+    "AuditResult",
     "ConfigError",
+    "ConformanceResult",
     "DataError",
     "DiskError",
     "FirstOrderError",
     "Interrupted",
     "MeasureResult",
     "NotFiniteError",
+    "PairResult",
+    "PeersResult",
     "ProbeResult",
     "PromoteResult",
     "Recipe",
@@ -61,8 +69,13 @@ __all__ = [
     "SweepResult",
     "TrainResult",
     "ValidateResult",
+    "VectorsResult",
     "WorkerError",
+    "audit",
     "coldstart",
+    "conformance",
+    "conformance_peers",
+    "conformance_vectors",
     "measure",
     "probe",
     "progress",
@@ -78,8 +91,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "cli.api.audit": ["AuditResult", "audit"],
     "cli.api.coldstart": ["coldstart"],
+    "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
     "cli.api.measure": ["MeasureResult", "measure"],
+    "cli.api.pair": ["PairResult"],
+    "cli.api.peers": ["PeersResult", "conformance_peers"],
     "cli.api.probe": ["ProbeResult", "probe"],
     "cli.api.promote": ["PromoteResult", "promote"],
     "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],

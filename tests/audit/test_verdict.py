@@ -1,7 +1,7 @@
 from firstorder.core.audit.finding import Finding
 from firstorder.core.audit.verdict import verdict
 
-COUNTS = {"responses": 1200, "tokens": 34567, "steps": 3}
+COUNTS = {"responses": 1200, "tokens_sampled": 34567, "steps": 3}
 SHIFTED = Finding(
     fault="off by one",
     evidence="mean |D| is 2.1 nats as the rows stand and 0.01 with one array moved by a token.",

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstorder.backends import probe as engines
+from firstorder.backends.peers import environment
 from firstorder.cli.report import files
 from firstorder.core import memory
 from firstorder.core.runs.folder import RunFolder
@@ -49,6 +50,8 @@ def furnished(tmp_path_factory):
         patch.setattr(files, "run_report", fuzz.work)
         patch.setattr(files, "sweep_report", fuzz.work)
         patch.setattr(engines, "measure_all", fuzz.work)
+        patch.setattr(environment, "build", fuzz.work)
+        patch.setattr(environment, "answers", fuzz.work)
         yield folder, kept
 
 

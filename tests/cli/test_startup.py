@@ -17,6 +17,7 @@ REFUSED = {  # in this order, in one process: what a command imports stays there
     "a simulator's": (["train", "minirl", "--set", "sim.horizon=far"], TORCH),
     "a recipe that is not there": (["measure", "minirl-r9"], TORCH),
     "a record that is not there": (["validate", "--expect", "nothing.json"], TORCH),
+    "answers that are not there": (["conformance", "check", "nothing.json"], TORCH),
     "measure": (["measure", "minirl", *SMALL], LATER),
 }
 SCRIPT = """

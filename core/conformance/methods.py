@@ -1,0 +1,96 @@
+"""The methods of the golden vectors: every shipped recipe, and one for each kind of part that no recipe has.
+
+Two recipes with the same keys here make the same weights of the same batch: a schedule, an optimiser, whose experts
+are replayed and how advantages are made are all settled before a weight is formed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.settings.toml import build, read, shipped
+
+SECTIONS = ("ratio", "correction", "clip", "aggregation")
+
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "ratio-old-mu": {"ratio": {"of": "old/mu"}},
+    "ratio-geometric": {"ratio": {"of": "theta/mu", "span": "geometric"}},
+    "ratio-prefix": {"ratio": {"of": "theta/old", "span": "prefix"}},
+    "ratio-forward": {"ratio": {"of": "theta/mu", "span": "forward", "steps": 3}},
+    "ratio-sequence-old": {"ratio": {"of": "theta/old", "span": "sequence"}},
+    "correction-sequence": {"correction": {"kind": "ratio", "span": "sequence"}, "ratio": {"of": "theta/old"}},
+    "tis-sequence": {"correction": {"kind": "truncate", "span": "sequence", "high": 2.0}, "ratio": {"of": "theta/old"}},
+    "tis-geometric": {
+        "correction": {"kind": "truncate", "span": "geometric", "high": 1.05},
+        "ratio": {"of": "theta/old"},
+    },
+    "mask-sequence": {
+        "correction": {"kind": "mask", "span": "sequence", "low": 0.6, "high": 3.0},
+        "ratio": {"of": "theta/old"},
+    },
+    "sequence-mask": {
+        "correction": {"kind": "sequence_mask", "low": 0.6, "high": 3.0},
+        "ratio": {"of": "theta/old"},
+        "aggregation": {"kind": "token_mean"},
+    },
+    "ppo-clip-sequence": {
+        "ratio": {"of": "theta/old", "span": "sequence"},
+        "clip": {"kind": "ppo", "low": 0.2, "high": 0.2},
+    },
+    "cispo-tight": {"ratio": {"of": "theta/old"}, "clip": {"kind": "cispo", "low": 0.2, "high": 0.28}},
+    "geometric-mask": {
+        "correction": {"kind": "geometric_mask", "low": 0.96, "high": 1.12},
+        "ratio": {"of": "theta/mu"},
+    },
+    "mean-kl": {"correction": {"kind": "mean_kl", "high": 0.03}, "ratio": {"of": "theta/mu"}},
+    "max-kl": {"correction": {"kind": "max_kl", "high": 0.2}, "ratio": {"of": "theta/old"}},
+    "length-half": {"ratio": {"of": "theta/old"}, "aggregation": {"kind": "length", "alpha": 0.5}},
+}
+"""By name, the keys that are not the defaults, of methods that no recipe ships."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to make weights.
+
+    Args:
+        name: of the shipped recipe, the shortest where several make the same weights, or a key of `OTHERS`.
+        recipes: those that make these weights.
+        recipe: one that does.
+    """
+
+    name: str
+    recipes: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved keys that weights hang on, dotted as TOML has them."""
+        return {
+            f"{section}.{key}": value
+            for section in SECTIONS
+            for key, value in getattr(self.recipe, section).model_dump().items()
+        }
+
+
+def methods() -> list[Method]:
+    """Every method, by name; those whose recipe does not fit the form are left out."""
+    alike: dict[str, list[Recipe]] = {}
+    for name in shipped():
+        recipe = build(Recipe, read(name))
+        if not recipe.about.unsupported:
+            alike.setdefault(_key(recipe), []).append(recipe)
+    found = []
+    for recipes in alike.values():
+        names = sorted((one.about.name for one in recipes), key=lambda name: (len(name), name))
+        found.append(Method(name=names[0], recipes=tuple(sorted(names)), recipe=recipes[0]))
+    found += [Method(name=name, recipes=(), recipe=build(Recipe, keys)) for name, keys in OTHERS.items()]
+    return sorted(found, key=lambda method: method.name)
+
+
+def _key(recipe: Recipe) -> str:
+    """What two recipes that make the same weights have in common."""
+    return json.dumps({section: getattr(recipe, section).model_dump() for section in SECTIONS}, sort_keys=True)

@@ -1,0 +1,168 @@
+"""The golden vectors: what every method makes of every case, as one JSON document.
+
+    {"schema", "version", "conventions", "cases", "methods", "groups", "expected"}
+
+`expected` is a tree of entries, each with a tolerance and numbers, and so are the answers of another program:
+
+    methods/METHOD/CASE   weight [B, T], gradient [B, T], loss, receipts by name
+    metrics/CASE          quantities by name
+    advantages/RULE/GROUP advantage [groups, G], or [B, T] of a critic's values
+
+Numbers are the shortest decimals that read back to the same float64; infinities are the texts "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core.method.advantage import advantage
+from firstorder.core.method.sections import Advantage
+from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import receipts, surrogate_loss, token_weights
+from firstorder.core.method.value import gae
+from firstorder.core.runs.files import write_whole
+from firstorder.core.training import diagnostics, strata
+
+from .batches import CASES
+from .cases import Case
+from .groups import GROUPS, LAMBDAS, RULES, VALUED, Valued
+from .methods import Method, methods
+
+SCHEMA = "firstorder.conformance/1"
+VERSION = 1  # of the numbers: one that changes makes another version
+TOLERANCE = 1e-7  # of |got - expected| / max(1, |expected|): float64 throughout, a few sums in another order
+CONVENTIONS = {
+    "numbers": 'float64 as shortest round-trip decimals; infinities as the texts "inf" and "-inf"; logarithms in nats',
+    "agreement": "|got - expected| <= tolerance * max(1, |expected|)",
+    "mask": "1 on response tokens; what stands elsewhere must not be read, and weight and gradient are 0 there",
+    "weight": "w_t of u = mean over responses of sum_t w_t grad log pi(y_t), without gradient; a response without "
+    "tokens counts in that mean",
+    "loss": "-mean over responses of sum_t w_t log pi(y_t); a token with log-prob -inf is left out",
+    "gradient": "of the loss by logp_theta: -w_t / B. A loss of another form agrees where its gradient does",
+    "receipts": "[acted on, of how many] of each part, in tokens; in responses for `truncated` of a whole response",
+    "metrics": "of logp_old and logp_mu over response tokens; those without a value on a case are left out",
+}
+
+
+def stats_of(case: Case) -> TokenStats:
+    """A case as the functions of this package read it, float64."""
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in case.inputs().items()}
+    mask = tensors.pop("mask").bool()
+    return TokenStats(mask=mask, **tensors)
+
+
+def outputs(case: Case, method: Method) -> dict[str, Any]:
+    """Weight, loss, gradient and receipts of one method on one case, unrounded."""
+    stats = stats_of(case)
+    factors = token_weights(stats, method.recipe)
+    leaf = stats.logp_theta.requires_grad_()
+    loss = surrogate_loss(stats, factors.weight)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    acted = receipts(stats, factors, method.recipe)
+    return {
+        "weight": factors.weight.tolist(),
+        "gradient": gradient.tolist(),
+        "loss": loss.item(),
+        "receipts": {name: [hit.item(), of.item()] for name, (hit, of) in acted.items()},
+    }
+
+
+def metrics(case: Case) -> dict[str, float]:
+    """Every quantity of a case that has a value there."""
+    stats = stats_of(case)
+    found: dict[str, Tensor] = diagnostics.diagnose(stats) | strata.finalise(strata.moments(stats))
+    values = {name: value.item() for name, value in found.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def advantages() -> dict[str, dict[str, Any]]:
+    """Advantages by rule and group."""
+    made: dict[str, dict[str, Any]] = {}
+    for rule, keys in RULES.items():
+        section = Advantage(**{key.removeprefix("advantage."): value for key, value in keys.items()})  # type: ignore[arg-type]
+        made[rule] = {
+            name: advantage(torch.tensor(group, dtype=torch.float64), section).tolist()
+            for name, group in GROUPS.items()
+        }
+    for rule, lam in LAMBDAS.items():
+        made[rule] = {name: _gae(valued, lam) for name, valued in VALUED.items()}
+    return made
+
+
+def _gae(valued: Valued, lam: float) -> Any:
+    values, rewards = (torch.tensor(x, dtype=torch.float64) for x in (valued.values, valued.rewards))
+    return gae(values, rewards, torch.tensor(valued.mask, dtype=torch.bool), lam).tolist()
+
+
+def document() -> dict[str, Any]:
+    """The vectors as this package makes them now."""
+    every = methods()
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "conventions": CONVENTIONS,
+        "cases": {case.name: {"about": case.about, "inputs": case.inputs()} for case in CASES},
+        "methods": {one.name: {"recipes": list(one.recipes), "settings": one.settings} for one in every},
+        "groups": {
+            "rewards": GROUPS,
+            "rules": {**RULES, **{rule: _learned(lam) for rule, lam in LAMBDAS.items()}},
+            "values": {name: vars(valued) for name, valued in VALUED.items()},
+        },
+        "expected": {
+            "methods": {one.name: {case.name: _entry(outputs(case, one)) for case in CASES} for one in every},
+            "metrics": {case.name: _entry(metrics(case)) for case in CASES},
+            "advantages": {
+                rule: {name: _entry({"advantage": found}) for name, found in groups.items()}
+                for rule, groups in advantages().items()
+            },
+        },
+    }
+
+
+def _learned(lam: float) -> dict[str, Any]:
+    return {"advantage.baseline": "value", "advantage.gae_lambda": lam}
+
+
+def _entry(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {"tolerance": TOLERANCE, **numbers}
+
+
+def write(file: Path) -> None:
+    """Put the vectors as they are now in a file."""
+    write_whole(file, text(document()))
+
+
+def text(tree: Mapping[str, Any]) -> str:
+    """A document as JSON: tables on lines of their own, a list of numbers on one."""
+    return _laid(_plain(tree), 0) + "\n"
+
+
+def _laid(node: Any, depth: int) -> str:
+    if not isinstance(node, dict) or not node:
+        return json.dumps(node, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    pad = " " * (depth + 1)
+    inner = (f"{pad}{json.dumps(key)}: {_laid(value, depth + 1)}" for key, value in node.items())
+    return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
+
+
+def _plain(value: Any) -> Any:
+    """Tables and lists as JSON has them; infinities as texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else str(value)  # and no -0
+    return value
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,38 @@
+"""What the tests of several readers ask: whether two samples are the same in every digit, and what is refused how."""
+
+import torch
+
+from firstorder.core.errors import DataError
+
+COLUMNS = ("tokens", "mask", "logp_mu", "logp_old", "entropy", "advantage", "version", "routes", "routes_old")
+
+
+def same(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
+    return not differing(a, b, names, scalars)
+
+
+def differing(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
+    def equal(x, y):
+        if x is None or y is None:
+            return x is y
+        return x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.nan_to_num(1.0), y.nan_to_num(1.0))
+
+    apart = [name for name in names if not equal(getattr(a, name), getattr(b, name))]
+    return apart + [name for name in scalars if getattr(a, name) != getattr(b, name)]
+
+
+def refusal(call):
+    """What a call is refused with, nothing where it is not; any other exception is let through."""
+    try:
+        call()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def doubled(depth=200):
+    """A tuple that would be endless if it were written out or walked through, and is small as it is."""
+    value = ()
+    for _ in range(depth):
+        value = (value, value)
+    return value
