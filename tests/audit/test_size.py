@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def measured(samples, positions=1 << 12):
     return sums
 
 
-@settings(max_examples=10)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.5, 2.0, 5.0]), noise=st.sampled_from([1e-3, 0.02, 0.1]))
 def test_the_noise_of_the_logits_is_read_off_whatever_the_entropy(seed, spread, noise):
     found = size(measured(responses(seed, spread=spread, noise=noise)))
@@ -74,18 +75,20 @@ def test_logits_further_apart_than_a_precision_makes_them_are_named(precision):
 def test_what_is_normal_is_said_with_its_figures_and_where_they_come_from():
     said = normal(measured(responses(noise=0.02)), Known(precision="bf16"), lambda kl: 5000.0)
     assert "logits that differ by 0.02 nats (derived)" in said
-    assert "In the simulator, bf16 comes to 0.3 at most." in said
+    assert "In the simulator, bf16 comes to 0.03 for half of the policies, and to 0.75 at most." in said
     assert "like rounding" in said
     assert "5,000 tokens" in said
     assert "below it" in said
 
 
-def test_a_shift_of_every_log_prob_is_not_like_rounding():
-    samples = responses(
-        spread=6.0, noise=1e-4, sampled=lambda mu: (mu - 2.0 * (mu == mu.amax(-1, True))).log_softmax(-1)
-    )
+def test_what_moves_sure_tokens_as_far_as_unsure_ones_is_not_like_rounding():
+    g = torch.Generator().manual_seed(0)
+    samples = [
+        replace(s, logp_old=s.logp_mu - 0.1 * torch.rand(len(s.tokens), generator=g, dtype=torch.float64))
+        for s in responses(spread=6.0)
+    ]
+    assert "not like rounding" in normal(measured(samples), Known())
     assert "not like rounding" not in normal(measured(responses(spread=6.0)), Known())
-    assert size(measured(samples)).noise > 0.1
 
 
 @given(z=st.floats(0.1, 8.0), count=st.integers(8, 5000))
