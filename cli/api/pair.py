@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -109,6 +110,9 @@ def probe_pair(a: Side, b: Side, *, limit: float | None = None, temperature: flo
 
     started = time.perf_counter()
     limit = LIMIT if limit is None else limit
+    for key, value in (("limit", limit), ("temperature", temperature)):
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{key} must be above 0 and finite, got {value:g}; leave it out for the default")
     notes: tuple[str, ...] = ()
     sides = [_function(side) for side in (a, b)]
     if (sides[0] is None) != (sides[1] is None):
@@ -158,8 +162,9 @@ def _function(side: Side) -> Callable[..., Any] | None:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{name}: {error}; give package.module:function, found from the current folder") from error
+    except Exception as error:  # whatever the module does when it is imported
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{name}: {line}; give package.module:function, found from the current folder") from error
     if not callable(function):
         raise ConfigError(f"{name} is no function but {type(function).__name__}; give package.module:function")
     wanted: Callable[..., Any] = function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Shown
     from rich.text import Text
 
-    from firstorder.core.audit.finding import Detector
-    from firstorder.core.audit.power import Power
+    from firstorder.core.audit.power import Trial
     from firstorder.core.audit.table import Table
     from firstorder.core.formats.sample import Sample
 
@@ -89,18 +88,15 @@ def self_test(*, clean: int = 200, seeds: int = 5, first: int = FIRST) -> SelfTe
     """
     from firstorder import __version__
     from firstorder.core.audit.auditor import detectors
-    from firstorder.core.audit.power import accused, table
+    from firstorder.core.audit.power import accused, power, table
     from firstorder.core.progress import steps
-    from firstorder.sim.trials import dumps
 
     started = time.perf_counter()
     looking = detectors(border())
-    false = accused((dumps.clean(first + i) for i in steps("clean dumps", range(clean))), looking)
-    powers = _powers(looking, seeds, first)
+    false = accused((_clean(first + i) for i in steps("clean dumps", range(clean))), looking)
+    powers = list(power(steps("faults", _trials(first)), looking, sizes=SIZES, seeds=seeds))
     matrix = table(powers, false, clean)
-    missed = tuple(
-        p.fault.name for p in powers if p.fault.found_by and not p.fault.extra and p.caught and p.enough is None
-    )
+    missed = tuple(p.trial.name for p in powers if p.trial.found_by and not p.trial.extra and p.caught[SIZES[-1]] < 1)
     found = {"clean": clean, "seeds": seeds, "first": first, "accused": dict(false), "missed": missed}
     document = {
         "schema": SCHEMA,
@@ -111,29 +107,26 @@ def self_test(*, clean: int = 200, seeds: int = 5, first: int = FIRST) -> SelfTe
     return SelfTestResult(document=document, table=matrix, clean=clean, accused=dict(false), missed=missed)
 
 
-def _powers(looking: Sequence[Detector], seeds: int, first: int) -> list[Power]:
-    """Faults that are put into clean dumps, then those that are made where tokens are sampled."""
-    from firstorder.core.audit.injecting import Fault
+def _clean(seed: int) -> list[Sample]:
+    """A dump without a fault: made up like text, or of simulated engines, in turns."""
+    from firstorder.core.audit.good import good
+    from firstorder.sim.trials.dumps import clean
+
+    return good(seed, SIZES[-1]) if seed % 2 else clean(seed, SIZES[-1])
+
+
+def _trials(first: int) -> list[Trial]:
+    """Faults that are put into dumps made up like text, then those that simulated engines make themselves."""
+    from firstorder.core.audit.good import good
     from firstorder.core.audit.injection import FAULTS
-    from firstorder.core.audit.power import power
-    from firstorder.core.progress import steps
-    from firstorder.sim.trials import dump_faults, dumps
+    from firstorder.core.audit.power import Trial, injected
+    from firstorder.sim.trials import dump_faults
 
-    def from_clean(seed: int, tokens: int) -> list[Sample]:
-        return dumps.clean(first + seed, tokens)
+    def later(make: Callable[[int, int], list[Sample]]) -> Callable[[int, int], list[Sample]]:
+        return lambda seed, tokens: make(first + seed, tokens)
 
-    found = [
-        each
-        for fault in steps("faults in dumps", FAULTS)
-        for each in power(from_clean, [fault], looking, sizes=SIZES, seeds=seeds)
+    sources = [
+        Trial(name=name, make=later(each.make), found_by=each.detector, extra=each.needs or None, known=each.known)
+        for name, each in dump_faults.FAULTS.items()
     ]
-    for name, source in steps("faults at the source", list(dump_faults.FAULTS.items())):
-        fault = Fault(
-            name=name, inject=lambda samples, g: samples, needs=(), found_by=source.detector, extra=source.needs or None
-        )
-
-        def made(seed: int, tokens: int, source: dump_faults.Fault = source) -> list[Sample]:
-            return source.make(first + seed, tokens)
-
-        found += power(made, [fault], looking, sizes=SIZES, seeds=seeds, known=source.known)
-    return found
+    return [*injected(later(good), FAULTS), *sources]

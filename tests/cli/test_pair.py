@@ -124,6 +124,9 @@ WRONG = {
         ["rollout.jsonl", "trainer.jsonl", "--set", "vllm.dtype=float32"],
         "leave it out for a pair",
     ),
+    "no limit": (["rollout.jsonl", "trainer.jsonl", "--limit", "nan"], "limit must be above 0 and finite, got nan"),
+    "no temperature": (["rollout.jsonl", "trainer.jsonl", "--temperature", "0"], "temperature must be above 0"),
+    "a module that fails": (["fails:a", "fails:b"], "fails:a: division by zero; give package.module:function"),
     "a line of another length": (["rollout.jsonl", "short.jsonl"], "short.jsonl line 1: `logprobs` has 1 entries"),
 }
 
@@ -131,6 +134,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_pair_is_refused_in_one_line(here, capsys, name):
     (here / "short.jsonl").write_text('{"token_ids": [1, 2], "logprobs": [null]}\n')
+    (here / "fails.py").write_text("1 / 0")
     arguments, remedy = WRONG[name]
     assert run(["probe", *arguments]) == 2
     said = capsys.readouterr().err

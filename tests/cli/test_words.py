@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {word for each in command.params for word in each.opts} for name, command in COMMANDS.items()}
 EVERYWHERE = set.union(*OPTIONS.values(), {"--help", "--version"})
-OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus"}  # of other programs
+OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus"} | {
+    *("--save-debug-rollout-data", "--save-debug-train-data", "--dump-details"),  # slime and miles
+}  # of other programs
 # modules whose words are heard under some commands alone; every other advice must hold under one command at least
 HEARD = {
     "core/runs/folder.py": ("train", "sweep"),

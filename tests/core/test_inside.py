@@ -143,6 +143,15 @@ def test_nothing_waits_for_a_device_before_it_is_read(make_stats, name):
     assert waits.seen == []  # no value alone: all of them lie in one tensor, which is copied
 
 
+def test_numbers_and_faults_come_in_one_transfer(make_stats, monkeypatch):
+    record = Method(recipe("minirl"))(make_stats()).record
+    sent, bring = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: sent.append(x.shape) or bring(x))
+    found = together([record, record]).read()
+    assert sent == [(2 * record.faults.numel() + record.sums.numel() + 1,)]
+    assert found.keys() > {"loss", "k3_kl", "clip_upper"}
+
+
 def test_what_waits_is_seen(make_stats):
     with Waits() as waits:
         make_stats()
