@@ -134,9 +134,7 @@ def _unrecorded(sums: Sums, known: Known) -> Finding | None:
     plain = _part("plain", sums)
     beta = 1 + float(plain["sum"]) / float(plain["square"])
     surer = sigmas > 0
-    cause = (
-        "a temperature below the recorded one, or top-p or top-k" if surer else "a temperature above the recorded one"
-    )
+    cause = "at a lower temperature, or within top-p or top-k" if surer else "at a higher temperature"
     return Finding(
         fault="sampling not recorded",
         evidence=f"sampled tokens are {'likelier' if surer else 'less likely'} than the trainer's entropy says, by "

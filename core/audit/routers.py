@@ -18,10 +18,10 @@ from firstorder.core.routing import flips
 from .clusters import compared, gather, sized
 from .finding import Detector, Finding, Known, Sums
 
-MORE = 3.0  # times as large where experts differ: what made them differ moves the log-probs a little as well
+MORE = 5.0  # times as large where experts differ: in simulated engines with replay it came to 4.4, at few contexts
 SURE = 5.0  # standard deviations, clustered by response: 3e-7 of a normal distribution, one-sided
 LEAST = 30  # tokens whose experts differ
-PRECISE = 1e-3  # share of rows that flip in fp32: logits that are off by 6e-8 swap experts closer than that, one in 1e5
+PRECISE = 1e-4  # share of rows that flip in fp32: logits that are off by 1e-6 swap experts closer than that, one in 1e5
 FEWEST = 10  # rows that flip
 
 
@@ -100,5 +100,5 @@ PRECISION = Detector(
     needs=("logp_mu", "logp_old", "routes", "routes_old"),
     measure=_flip_terms,
     judge=_imprecise,
-    rule=f"in an engine of fp32, more than {PRECISE:.1%} of the rows choose other experts, {FEWEST} at least",
+    rule=f"in an engine of fp32, more than {PRECISE:.2%} of the rows choose other experts, {FEWEST} at least",
 )

@@ -14,13 +14,13 @@ D over that of 1 - p lies between σ and √2 σ at any p: what does not is no r
 sample. (Measured) from which length on training without importance sampling collapses at a KL is a border that
 simulated runs have found; who calls passes it in, as a function.
 
-**Precision** (measured). σ of the simulator's engines, over policies whose mean 1 - p is 0.1 to 1.0.
+**Precision** (measured). σ of the simulator's engines, over policies whose mean 1 - p is 0.1 to 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +39,12 @@ SURE = 3.0  # standard deviations that a KL may be below what was measured
 LEAST = 300  # tokens, below which a size is not judged
 OF_BIN = 100  # tokens of a bin whose size is looked at
 ROUNDING = 3.0  # times outside [σ, √2 σ], up to which a bin is like rounding: simulated bf16 with flips leaves it by 2
-SIMULATED = {"fp32": 1.0e-6, "fp16": 0.02, "bf16": 0.3, "fp8": 0.5}
-"""The largest σ of the simulator's engines of a precision, routes not replayed, nats of a logit."""
-BEYOND = 4.0  # times that: real models are deeper, and rounding adds up with the square root of the depth
+SIMULATED = {"fp16": 0.05, "bf16": 0.75, "fp8": 1.3}
+"""The largest σ of the simulator's engines of a precision over policies and seeds, routes not replayed, nats of a
+logit: of very sure policies, a few of whose contexts flip. None of fp32, where all hangs on whether a route flips."""
+TYPICAL = {"fp32": 3e-7, "fp16": 0.003, "bf16": 0.03, "fp8": 0.1}
+"""Their median."""
+BEYOND = 2.0  # times the largest: real models are deeper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,26 @@ def _low(sums: Sums, above: int, below: int) -> float:
     return max(0.0, a / b - sure * math.sqrt(max(0.0, float(slope @ sums["square"] @ slope))))
 
 
+def through(points: Sequence[tuple[float, float]]) -> Border:
+    """The border through points (KL, length): straight in logarithms between neighbours, and beyond the outermost as
+    between the last two.
+
+    Args:
+        points: in nats a token and tokens, at least one; a single one holds for larger KLs alone.
+    """
+    known = sorted((math.log(kl), math.log(length)) for kl, length in points)
+
+    def at(kl: float) -> float:
+        x = math.log(kl)
+        if len(known) == 1:
+            return math.exp(known[0][1]) if x >= known[0][0] else math.inf
+        right = min(max(1, sum(place <= x for place, _ in known)), len(known) - 1)
+        (x0, y0), (x1, y1) = known[right - 1], known[right]
+        return math.exp(min(700.0, y0 + (x - x0) * (y1 - y0) / (x1 - x0)))
+
+    return at
+
+
 def large_for_length(border: Border) -> Detector:
     """The detector of discrepancies beyond the border at which simulated training collapses.
 
@@ -222,18 +245,19 @@ def normal(sums: Sums, known: Known, border: Border | None = None) -> str:
 
 
 def _by_precision(found: Size, precision: str | None) -> str:
-    most = SIMULATED.get(precision or "")
-    if most is None:
-        likely = [name for name, each in SIMULATED.items() if found.noise <= each]
-        return f"Engines of {likely[0]} come to that in the simulator." if likely else ""
-    return f"In the simulator, {precision} comes to {most:g} at most."
+    usual, most = TYPICAL.get(precision or ""), SIMULATED.get(precision or "")
+    if usual is None:
+        each = ", ".join(f"{name} to {size:g}" for name, size in TYPICAL.items())
+        return f"In the simulator, {each} for half of the policies."
+    largest = f", and to {most:g} at most" if most else ""
+    return f"In the simulator, {precision} comes to {usual:g} for half of the policies{largest}."
 
 
 def _by_probability(found: Size) -> str:
-    if found.off <= 1.0 or not any(x is not None for x in found.profile):
+    if all(x is None for x in found.profile):
         return ""
     like = "like rounding" if found.off <= ROUNDING else "not like rounding"
-    return f"By probability of the token it is {like}: within a factor of {found.off:.1f} of what noise has (derived)."
+    return f"By probability of the token it is {like}: within a factor of {max(1.1, found.off):.1f} of what noise has."
 
 
 def _by_length(found: Size, border: float) -> str:
