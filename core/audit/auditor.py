@@ -11,12 +11,13 @@ from firstorder.core.formats.registry import Dump
 from firstorder.core.formats.sample import Sample
 from firstorder.core.progress import tell
 
-from . import distribution, routers, size, staleness, structure
+from . import distribution, readings, routers, size, staleness, structure
 from .finding import Detector, Finding, Known, Sums
 from .finding import merged as added
 from .judge import judge_all
 from .report import Report
 from .size import Border
+from .table import Table
 from .tally import Tally, merged, tally
 from .verdict import verdict
 from .views import Views
@@ -26,6 +27,7 @@ DETECTORS = (
     distribution.TRUNCATION,
     distribution.UNRECORDED,
     distribution.TEMPERATURE,
+    distribution.BLIND_TEMPERATURE,
     staleness.STALE,
     staleness.OTHER_RATIO,
     routers.UNREPLAYED,
@@ -81,9 +83,13 @@ def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] 
         verdict=verdict(passed.findings, counts, lacking, size.normal(sizes, known, border) if sizes else ""),
         findings=passed.findings,
         silent=passed.silent,
-        tables=passed.tally.tables(known.minibatches or 1),
+        tables=(*passed.tally.tables(known.minibatches or 1), *_readings(sizes)),
         views=shown.shown(texts),
     )
+
+
+def _readings(sizes: Sums) -> tuple[Table, ...]:
+    return (readings.compared_with(size.size(sizes)),) if sizes else ()
 
 
 def detectors(border: Border) -> tuple[Detector, ...]:

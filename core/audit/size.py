@@ -20,7 +20,7 @@ simulated runs have found; who calls passes it in, as a function.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -137,26 +137,6 @@ def _low(sums: Sums, above: int, below: int) -> float:
     slope = torch.zeros(len(sums["total"]), dtype=torch.float64)
     slope[above], slope[below] = 1 / b, -a / b**2
     return max(0.0, a / b - sure * math.sqrt(max(0.0, float(slope @ sums["square"] @ slope))))
-
-
-def through(points: Sequence[tuple[float, float]]) -> Border:
-    """The border through points (KL, length): straight in logarithms between neighbours, and beyond the outermost as
-    between the last two.
-
-    Args:
-        points: in nats a token and tokens, at least one; a single one holds for larger KLs alone.
-    """
-    known = sorted((math.log(kl), math.log(length)) for kl, length in points)
-
-    def at(kl: float) -> float:
-        x = math.log(kl)
-        if len(known) == 1:
-            return math.exp(known[0][1]) if x >= known[0][0] else math.inf
-        right = min(max(1, sum(place <= x for place, _ in known)), len(known) - 1)
-        (x0, y0), (x1, y1) = known[right - 1], known[right]
-        return math.exp(min(700.0, y0 + (x - x0) * (y1 - y0) / (x1 - x0)))
-
-    return at
 
 
 def large_for_length(border: Border) -> Detector:

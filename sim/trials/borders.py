@@ -4,8 +4,8 @@ A border is known at one or more discrepancies. Between and beyond them it is a 
 
     log X*(KL) = log X_1 + (log KL - log KL_1) · (log X_2 - log X_1) / (log KL_2 - log KL_1)
 
-through the two discrepancies nearest to the one asked for. One that is known at a single discrepancy holds for larger
-ones alone: engines that are further apart do not make training safer.
+through the two discrepancies around the one asked for, or the two outermost ones beside it. One that is known at a
+single discrepancy holds for larger ones alone: engines that are further apart do not make training safer.
 """
 
 from __future__ import annotations
@@ -129,11 +129,12 @@ def crossed(borders: Sequence[Border], recipe: Recipe, *, horizon: int, kl: floa
 def line(borders: Sequence[Border], kl: float) -> tuple[float, tuple[Border, ...]]:
     """Where the border of one finding along one axis is at a discrepancy, and what it was drawn through; infinite where
     it is known at a larger discrepancy alone."""
-    near = sorted(borders, key=lambda each: abs(math.log(each.kl / kl)))[:2]
-    if len(near) == 1:
-        (only,) = near
+    ordered = sorted(borders, key=lambda each: each.kl)
+    if len(ordered) == 1:
+        (only,) = ordered
         return (only.high if kl >= only.kl else math.inf), (only,)
-    first, second = sorted(near, key=lambda each: each.kl)
+    right = min(max(1, sum(each.kl <= kl for each in ordered)), len(ordered) - 1)
+    first, second = ordered[right - 1], ordered[right]
     slope = math.log(second.high / first.high) / math.log(second.kl / first.kl)
     return first.high * (kl / first.kl) ** slope, (first, second)
 

@@ -10,7 +10,7 @@ from sampled import judged, responses
 from firstorder.core.audit.clusters import normal_score, t_score
 from firstorder.core.audit.finding import Known, merged
 from firstorder.core.audit.readings import LEVELS, READINGS, compared_with
-from firstorder.core.audit.size import BEYOND, PRECISION, SIMULATED, large_for_length, normal, size, terms, through
+from firstorder.core.audit.size import BEYOND, PRECISION, SIMULATED, large_for_length, normal, size, terms
 from firstorder.core.formats.chunk import chunks
 
 
@@ -114,13 +114,3 @@ def test_readings_of_others_stand_below_those_of_the_dump_each_with_its_source()
     assert float(table.rows[0]["value"]) == pytest.approx(found.k3, rel=0.05)
     assert len(table.rows) == 2 + len(READINGS) + len(LEVELS)
     assert all(row["source"] for row in table.rows[2:])
-
-
-def test_a_border_goes_through_its_points_and_falls_with_the_kl():
-    points = [(0.0526, 664.0), (0.0068, 4096.0), (0.00445, 19484.0)]
-    border = through(points)
-    assert [border(kl) for kl, _ in points] == pytest.approx([length for _, length in points])
-    lengths = [border(0.001 * 1.1**n) for n in range(80)]
-    assert lengths == sorted(lengths, reverse=True)
-    assert through(points[:1])(0.01) == math.inf
-    assert through(points[:1])(0.1) == pytest.approx(664.0)

@@ -26,7 +26,15 @@ def test_a_border_is_a_line_in_logarithms_through_two_discrepancies():
     known = [border(0.1, 100), border(0.01, 1000)]
     for kl, where in [(0.1, 100), (0.01, 1000), (0.001, 10000), (10**-1.5, 10**2.5)]:
         assert line(known, kl)[0] == pytest.approx(where)
-    assert {each.kl for each in line([*known, border(1e-5, 7)], 0.1)[1]} == {0.1, 0.01}  # the two nearest
+    assert {each.kl for each in line([*known, border(1e-5, 7)], 0.1)[1]} == {0.1, 0.01}  # the two around it
+
+
+def test_a_border_never_rises_with_the_discrepancy():
+    shipped = [each for each in borders.read() if (each.finding, each.axis) == ("collapse", "horizon")]
+    lengths = [line(shipped, 0.003 * 1.05**i)[0] for i in range(80)]
+    assert lengths == sorted(lengths, reverse=True)
+    for each in shipped:
+        assert line(shipped, each.kl)[0] == pytest.approx(each.high)
 
 
 def test_a_border_at_one_discrepancy_says_nothing_of_smaller_ones():
