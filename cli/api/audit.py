@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -205,11 +206,12 @@ def check_no_paths(paths: Sequence[str] | None) -> None:
 
 def border() -> Callable[[float], float]:
     """From a KL to the length from which on training without importance sampling collapsed in `firstorder study
-    regimes`."""
+    regimes`; infinite below the smallest KL at which a border was found, where the line would be a guess."""
     from firstorder.sim.trials.borders import line, read
 
     known = [each for each in read() if (each.finding, each.axis) == ("collapse", "horizon")]
-    return lambda kl: line(known, kl)[0]
+    least = min(each.kl for each in known)
+    return lambda kl: line(known, kl)[0] if kl >= least else math.inf
 
 
 def _written(report: Report, out: Path) -> Path:
