@@ -21,7 +21,7 @@ from firstorder.core.training.batch import shifted
 
 from .columns import sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
-from .odds import DEPENDENCE, Z_CHOSEN, Z, bigrams, sign_z
+from .odds import DEPENDENCE, Z_CHOSEN, Z_SEVERAL, Z, bigrams, several, sign_z
 
 WINDOW = 8  # positions to either side at which all responses together are tried; each by itself at any shift
 SHIFTS = tuple(s for s in range(-WINDOW, WINDOW + 1) if s)
@@ -45,7 +45,7 @@ def shift_sums(chunk: Chunk) -> Sums:
         "pooled": torch.stack([compare(torch.full_like(best, s)).sum(0) for s in SHIFTS]),
         "apart": torch.stack([torch.where(seen, apart, 0.0).sum() for apart, seen in means]),
         "count": torch.stack([seen.sum() for _, seen in means]),
-        "prompt": compare(-start).sum(0),
+        "prompt": compare(start).sum(0),
         "bigrams": bigrams(chunk.tokens.reshape(1, -1), known.reshape(1, -1))[0],
         EACH + "shift": best,
         EACH + "own": compare(best),
@@ -121,7 +121,9 @@ def better(counts: Tensor, level: float, repeated: Tensor) -> Tensor:
 
 def _single(sums: Sums) -> Tensor:
     """Whether each response by itself fits better at its own shift, bool `[B]`."""
-    return better(sums[EACH + "own"], Z_CHOSEN, sums[EACH + "known"] / sums[EACH + "bigrams"].clamp(min=1))
+    own, repeated = sums[EACH + "own"], sums[EACH + "known"] / sums[EACH + "bigrams"].clamp(min=1)
+    strong, likely = (better(own, z, repeated) for z in (Z_CHOSEN, Z_SEVERAL))
+    return several(strong, likely, 2 * sums[EACH + "known"])
 
 
 def _repeated(sums: Sums) -> Tensor:
@@ -158,7 +160,7 @@ def judge_shifted(sums: Sums, known: Known) -> Finding | None:
         return None
     moves = shift[single]
     alike = len(moves) > 1 and bool((moves == moves[0]).all())
-    how = _way(together) if together else "earlier by their prompts" if by_prompt else ""
+    how = _way(together) if together else "later by their prompts" if by_prompt else ""
     how = how or (_way(int(moves[0])) if alike else "moved, each by its own number of positions")
     return Finding(
         fault="log-probs shifted",
@@ -198,7 +200,8 @@ DETECTORS = (
         measure=shift_sums,
         judge=judge_off_by_one,
         rule=f"a sign test of |D| moved by one position against |D| as it stands: z > {Z:g} over all tokens, best of "
-        f"{WINDOW} positions to either side, or z > {Z_CHOSEN:g} in a response by itself",
+        f"{WINDOW} positions to either side, or z > {Z_CHOSEN:g} in a response by itself, or "
+        f"{Z_SEVERAL:g} in more responses than chance gives",
     ),
     Detector(
         fault="log-probs shifted",
@@ -206,7 +209,8 @@ DETECTORS = (
         needs=BOTH,
         measure=shift_sums,
         judge=judge_shifted,
-        rule=f"the same sign test at 2 to {WINDOW} positions over all tokens (z > {Z:g}), or in a response by itself "
-        f"at the shift where it correlates best (z > {Z_CHOSEN:g})",
+        rule=f"the same sign test at 2 to {WINDOW} positions, or the length of a prompt, over all tokens (z > {Z:g})"
+        f", or in a response by itself, at its best correlation (z > {Z_CHOSEN:g}, or {Z_SEVERAL:g} in more "
+        "responses than chance gives)",
     ),
 )

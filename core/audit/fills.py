@@ -229,7 +229,7 @@ def _often(sums: Sums, side: str) -> Finding | None:
 
 
 def _duplicated(sums: Sums, side: str) -> Finding | None:
-    count = of(sums, side, "duplicates")
+    count = of(sums, side, "duplicates") * ~constant_layers(sums, side)  # of dense layers any fill will do
     if not count.any():
         return None
     return Finding(

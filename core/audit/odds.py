@@ -19,9 +19,9 @@ from torch import Tensor
 LEVEL = 1e-9  # of a test, one-sided
 Z = 6.0  # standard normal quantile of LEVEL
 Z_CHOSEN = 8.0  # where the alternative is the best of up to a million: 6e-16 each
-DEPENDENCE = (
-    3.0  # a difference of neighbours shares a term with that of each neighbour: at most three times the variance
-)
+Z_SEVERAL = 4.0  # where many responses reach it by themselves
+CHANCE = 3.2e-5  # of Z_SEVERAL, one-sided
+DEPENDENCE = 3.0  # of a difference that shares a term with that of each neighbour: at most three times the variance
 
 
 def sign_z(favour: Tensor, against: Tensor, dependence: float | Tensor = DEPENDENCE) -> Tensor:
@@ -69,6 +69,18 @@ def tail(hits: int, trials: int, chance: float) -> float:
     if share < 1.0:
         spread += (1 - share) * math.log((1 - share) / (1 - chance))
     return math.exp(-trials * spread)
+
+
+def several(strong: Tensor, likely: Tensor, tried: Tensor) -> Tensor:
+    """The responses of `strong`, bool `[B]`; or of `likely`, where they are more than chance gives at `Z_SEVERAL`.
+
+    Args:
+        strong: those beyond `Z_CHOSEN`.
+        likely: those beyond `Z_SEVERAL`.
+        tried: `[B]`, alternatives of which each shows its best.
+    """
+    chance = float((CHANCE * tried.double()).clamp(max=1.0).mean())
+    return likely if tail(int(likely.sum()), len(likely), chance) <= LEVEL else strong
 
 
 def tails(hits: Tensor, trials: Tensor, chance: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from firstorder.core.formats.chunk import Chunk
 
 from .columns import sampled
 from .finding import EACH, Detector, Finding, Known, Sums, first
-from .odds import DEPENDENCE, Z_CHOSEN, Z, bigrams, sign_z
+from .odds import DEPENDENCE, Z_CHOSEN, Z_SEVERAL, Z, bigrams, several, sign_z
 
 RESPONSES = 32  # of a chunk, all pairs of which are tried
 TOKENS = 256  # of each
@@ -43,17 +43,21 @@ def pair_sums(chunk: Chunk) -> Sums:
     order = _ordered(mu, old[best], both[torch.arange(len(best)), best]) - _ordered(mu, old, seen)
     ordered = sign_z((order > 0).sum(-1), (order < 0).sum(-1), repeated) > ORDERED
     count = len(chunk.samples)
-    hits, partner = torch.zeros(count, dtype=torch.bool), torch.full((count,), -1)
-    hits[: len(z)] = (z > Z_CHOSEN) & specific & ordered
-    partner[: len(z)] = best
+    strong, likely = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
+    partner, tried = (torch.zeros(count, dtype=torch.int64) for _ in range(2))
+    strong[: len(z)] = (z > Z_CHOSEN) & specific & ordered
+    likely[: len(z)] = (z > Z_SEVERAL) & specific & ordered
+    partner[: len(z)], tried[: len(z)] = best - torch.arange(len(best)), len(best)
     agree, disagree = concordance(mu, old, seen)
     return {
         "agree": agree,
         "disagree": disagree,
         "tokens": seen.sum(),
         "bigrams": bigrams(tokens.reshape(1, -1), seen.reshape(1, -1))[0],
-        EACH + "hits": hits,
-        EACH + "partner": torch.where(hits, partner - torch.arange(count), 0),
+        EACH + "strong": strong,
+        EACH + "likely": likely,
+        EACH + "tried": tried,
+        EACH + "partner": partner,
     }
 
 
@@ -69,10 +73,11 @@ def _compact(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _ordered(mu: Tensor, old: Tensor, seen: Tensor) -> Tensor:
-    """1 where both sides put a token and the one half of the compared tokens on in the same order, -1 where not."""
-    half = mu.shape[-1] // 2
-    a, b = mu[:, :half] - mu[:, half : 2 * half], old[:, :half] - old[:, half : 2 * half]
-    return (a * b).sign() * (seen[:, :half] & seen[:, half : 2 * half])
+    """1 where both sides put a token and the next in the same order, -1 where not, for every other token."""
+    even = 2 * (mu.shape[-1] // 2)
+    first, second = slice(0, even, 2), slice(1, even, 2)
+    order = (mu[:, first] - mu[:, second]) * (old[:, first] - old[:, second])
+    return torch.sign(order) * (seen[:, first] & seen[:, second])
 
 
 def concordance(mu: Tensor, old: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +90,8 @@ def concordance(mu: Tensor, old: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 def judge_pairs(sums: Sums, known: Known) -> Finding | None:
     """A better partner for some response; or no response that is closer to its own than to another."""
-    hits, partner = sums[EACH + "hits"], sums[EACH + "partner"]
+    hits = several(*(sums[EACH + name] for name in ("strong", "likely", "tried")))
+    partner = sums[EACH + "partner"]
     agree, n = int(sums["agree"]), int(sums["agree"] + sums["disagree"])
     share = agree / max(n, 1)
     repeated = float(sums["tokens"] / sums["bigrams"].clamp(min=1))
@@ -122,8 +128,8 @@ DETECTORS = (
         measure=pair_sums,
         judge=judge_pairs,
         rule=f"among {RESPONSES} responses read together, by their first {TOKENS} tokens: a sign test favours another "
-        f"response's log-probs (z > {Z_CHOSEN:g}) which are twice as close as the median one's and "
-        f"in better order (z > {ORDERED:g}); or, of {FEWEST} pairs "
-        f"of tokens or more, both sides put fewer than {RELATED:.0%} in the same order (z > {Z:g})",
+        f"response's log-probs (z > {Z_CHOSEN:g}, or {Z_SEVERAL:g} in more responses than chance gives), which are "
+        f"twice as close as the median one's and in better order (z > {ORDERED:g}); or, of {FEWEST} pairs of tokens or "
+        f"more, both sides put fewer than {RELATED:.0%} in the same order (z > {Z:g})",
     ),
 )

@@ -79,7 +79,8 @@ def relabelled(samples: list[Sample], g: torch.Generator) -> list[Sample]:
 
     def moved(x: Tensor) -> Tensor:
         named = maps.gather(1, x.clamp(min=0).long().movedim(1, 0).flatten(1)).reshape(x.shape[1], len(x), -1)
-        return torch.where(x >= 0, named.movedim(0, 1), -1).to(x.dtype)
+        dense = (x == 0).all(-1, keepdim=True) & (x.shape[-1] > 1)
+        return torch.where((x >= 0) & ~dense, named.movedim(0, 1), x).to(x.dtype)
 
     return [s if s.routes is None else replace(s, routes=moved(s.routes)) for s in samples]
 
@@ -161,7 +162,7 @@ ROUTES = (
     _one("ids beyond the experts", lambda x, s, g: torch.where(x == 0, 1000, x), "expert ids out of range"),
     _one("signed bytes", lambda x, s, g: torch.where(x == 1, -2, x), "broken route rows"),
     _one("a byte of -1", lambda x, s, g: filled(x, _prefix(x), 255), "expert ids out of range"),
-    _one("one layer's rows in all", lambda x, s, g: x[:, :1].expand_as(x), "identical layers"),
+    _one("one layer's rows in all", lambda x, s, g: x[:, -1:].expand_as(x), "identical layers"),
     _one("a layer's rows in the last layer", _copied_layer, "identical layers"),
     Fault(name="physical expert ids", inject=relabelled, needs=TWO, found_by="physical expert ids"),
     Fault(
