@@ -18,6 +18,7 @@ from firstorder.core.formats.sample import Sample
 VOCAB, CANDIDATES = 211, 12
 EVERY = 4  # one response in so many has an answer of the environment in its middle, and so many answer one prompt
 LONGEST = 400  # tokens of a response
+ROUTERS = ((4, 16, 4), (6, 32, 4), (8, 64, 8))  # layers, experts, experts a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,15 @@ class Kind:
     routed: bool = True
 
 
+def experts_of(seed: int) -> int:
+    """Experts of a layer of `good`."""
+    return ROUTERS[seed % len(ROUTERS)][1]
+
+
 def good(seed: int, tokens: int) -> list[Sample]:
     """A good dump of about so many tokens, of three responses at least; its kind is chosen by the seed."""
     length = min(max(1, tokens // 3), (60, 150, LONGEST)[seed % 3])
-    layers, experts, top_k = ((4, 16, 4), (6, 32, 4), (8, 64, 8))[seed % 3]
+    layers, experts, top_k = ROUTERS[seed % len(ROUTERS)]
     kind = Kind(
         responses=max(3, tokens // length),
         length=length,

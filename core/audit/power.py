@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -22,6 +22,11 @@ Dump = Callable[[int, int], list[Sample]]
 """A clean dump of about so many tokens, by a seed."""
 
 
+def untold(seed: int) -> Known:
+    """An audit is told nothing beside the dump."""
+    return Known()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A fault that can be made at any size.
@@ -31,14 +36,14 @@ class Trial:
         make: a dump of (seed, tokens) that has it.
         found_by: the fault that an audit reports; None where a dump does not show it.
         extra: what would show it, where a dump does not.
-        known: what an audit is told beside the dump.
+        known: what an audit is told beside the dump, by its seed.
     """
 
     name: str
     make: Dump
     found_by: str | None
     extra: str | None = None
-    known: Known = field(default_factory=Known)
+    known: Callable[[int], Known] = untold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +80,13 @@ def accused(dumps: Iterable[list[Sample]], detectors: Sequence[Detector], known:
     return Counter(fault for samples in dumps for fault in set(found(samples, detectors, known)))
 
 
-def injected(dump: Dump, faults: Iterable[Fault], known: Known | None = None) -> tuple[Trial, ...]:
+def injected(dump: Dump, faults: Iterable[Fault], known: Callable[[int], Known] = untold) -> tuple[Trial, ...]:
     """The trials of faults put into clean dumps, but for those that the dumps lack the columns of."""
     there = dump(0, 1)
-    return tuple(_injected(dump, fault, known or Known()) for fault in faults if possible(there, fault))
+    return tuple(_injected(dump, fault, known) for fault in faults if possible(there, fault))
 
 
-def _injected(dump: Dump, fault: Fault, known: Known) -> Trial:
+def _injected(dump: Dump, fault: Fault, known: Callable[[int], Known]) -> Trial:
     def make(seed: int, tokens: int) -> list[Sample]:
         return fault.inject(dump(seed, tokens), torch.Generator().manual_seed(seed))
 
@@ -113,7 +118,9 @@ def power(
 
 
 def _power(trial: Trial, detectors: Sequence[Detector], sizes: tuple[int, ...], seeds: int) -> Power:
-    names = {size: [found(trial.make(seed, size), detectors, trial.known) for seed in range(seeds)] for size in sizes}
+    names = {
+        size: [found(trial.make(seed, size), detectors, trial.known(seed)) for seed in range(seeds)] for size in sizes
+    }
     largest = names[max(sizes)]
     beside = Counter(name for x in largest for name in x if name != trial.found_by)
     return Power(

@@ -203,27 +203,33 @@ def _with_versions(sample: Sample, first: int) -> Sample:
 
 BOTH_VERSIONS = "the log-probs of one batch at the weights of either engine"
 
+REQUEST = "the sampling parameters of the engine's requests; policies that are nearly certain show little of them"
+
 FAULTS: dict[str, Fault] = {
     **{
-        f"temperature {t} processed": Fault(make=_heated(t, recorded="processed"), detector="temperature")
+        f"temperature {t} processed": Fault(
+            make=_heated(t, recorded="processed"), detector="temperature", needs=REQUEST
+        )
         for t in (1.1, 1.03, 0.97, 0.9, 0.7)
     },
     **{
-        f"temperature {t} raw": Fault(make=_heated(t, recorded="raw"), detector="sampling not recorded")
+        f"temperature {t} raw": Fault(make=_heated(t, recorded="raw"), detector="sampling not recorded", needs=REQUEST)
         for t in (1.1, 0.9, 0.7)
     },
     **{
         f"top-p {p} processed": Fault(
-            make=_truncated(partial(pairs.nucleus, mass=p), recorded="processed"), detector="truncation"
+            make=_truncated(partial(pairs.nucleus, mass=p), recorded="processed"), detector="truncation", needs=REQUEST
         )
         for p in (0.99, 0.95, 0.9)
     },
     "top-k 4 processed": Fault(
-        make=_truncated(partial(pairs.largest, count=4), recorded="processed"), detector="truncation"
+        make=_truncated(partial(pairs.largest, count=4), recorded="processed"), detector="truncation", needs=REQUEST
     ),
     **{
         f"top-p {p} raw": Fault(
-            make=_truncated(partial(pairs.nucleus, mass=p), recorded="raw"), detector="sampling not recorded"
+            make=_truncated(partial(pairs.nucleus, mass=p), recorded="raw"),
+            detector="sampling not recorded",
+            needs=REQUEST,
         )
         for p in (0.95, 0.9)
     },
@@ -236,9 +242,24 @@ FAULTS: dict[str, Fault] = {
     "corrupt expert": Fault(
         make=_corrupt, detector="large for its precision", known=Known(precision="bf16"), needs=BOTH_VERSIONS
     ),
-    "router in bf16": Fault(make=_rounded, detector="router precision", known=Known(precision="fp32")),
-    "routes not replayed": Fault(make=_unreplayed, detector="routes not replayed", known=Known(replay="R3")),
-    "current for old": Fault(make=_current, detector="other ratio"),
-    **{f"versions mixed, {n} updates": Fault(make=_mixed(n), detector="stale weights") for n in (1, 4, 16)},
+    "router in bf16": Fault(
+        make=_rounded,
+        detector="router precision",
+        known=Known(precision="fp32"),
+        needs="the routers' weights of both engines",
+    ),
+    "routes not replayed": Fault(
+        make=_unreplayed,
+        detector="routes not replayed",
+        known=Known(replay="R3"),
+        needs="the trainer's receipts: rows replayed, and rows that replay has changed",
+    ),
+    "current for old": Fault(
+        make=_current, detector="other ratio", needs="a ratio of a token that the update has moved"
+    ),
+    **{
+        f"versions mixed, {n} updates": Fault(make=_mixed(n), detector="stale weights", needs=BOTH_VERSIONS)
+        for n in (1, 4, 16)
+    },
 }
 """By name."""

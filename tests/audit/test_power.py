@@ -8,7 +8,7 @@ from made import made
 from firstorder.core.audit.finding import Known
 from firstorder.core.audit.good import good
 from firstorder.core.audit.injection import FAULTS
-from firstorder.core.audit.power import Trial, accused, found, injected, power, table
+from firstorder.core.audit.power import Trial, accused, found, injected, power, table, untold
 from firstorder.core.audit.structure import DETECTORS
 
 ONE = next(f for f in FAULTS if f.name == "off by one")
@@ -95,9 +95,9 @@ def test_a_fault_that_the_samples_have_no_columns_for_is_no_trial():
 
 def test_what_is_known_of_a_run_reaches_the_detectors():
     beyond = next(f for f in FAULTS if f.found_by == "expert ids out of range")
-    with_experts, without = (injected(good, [beyond], known)[0] for known in (Known(experts=64), None))
-    assert beyond.found_by in found(with_experts.make(0, 300), DETECTORS, with_experts.known)
-    assert beyond.found_by not in found(without.make(0, 300), DETECTORS, without.known)
+    with_experts, without = (injected(good, [beyond], known)[0] for known in (lambda seed: Known(experts=64), untold))
+    assert beyond.found_by in found(with_experts.make(0, 300), DETECTORS, with_experts.known(0))
+    assert beyond.found_by not in found(without.make(0, 300), DETECTORS, without.known(0))
 
 
 def test_the_same_seed_makes_the_same_fault():
