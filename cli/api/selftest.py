@@ -39,7 +39,7 @@ class SelfTestResult(Result):
         clean: dumps without a fault.
         accused: by fault, how many of them it was found in.
         missed: faults that every dump of the largest size shows, and that were not caught in each of them.
-        weak: faults that not every such dump shows, and that were not caught in each; the matrix says what would show them.
+        weak: the same of faults that not every such dump shows; the matrix says what would show them.
     """
 
     table: Table
