@@ -57,13 +57,23 @@ def _title(report: Report) -> str:
 def _verdict(report: Report) -> str:
     """The paragraph, what it stands on, what to ask next, and how much was read."""
     verdict = report.verdict
-    decisive = next((each for each in report.findings if each.fault == verdict.fault), None)
     state = "fault" if verdict.fault else "normal"
-    word = f"<p><strong>{kit.text(verdict.fault or 'normal')}.</strong> {kit.text(verdict.paragraph)}</p>"
-    evidence = f"<p>Evidence: {kit.text(decisive.evidence)}</p>" if decisive else ""
+    word, colon, rest = verdict.paragraph.partition(":")  # the fault, or that it is normal, leads the paragraph
+    said = f"<p><strong>{kit.text(word + colon)}</strong>{kit.text(rest)}</p>" if colon else f"<p>{kit.text(word)}</p>"
     asked = f"<p>Ask next:</p>\n<ol>{''.join(f'<li>{kit.text(q)}</li>' for q in verdict.questions)}</ol>"
-    counts = kit.note("Read: " + ", ".join(f"{count:,} {what}" for what, count in report.counts.items()) + ".")
-    return f'<div class="verdict {state}" role="region" aria-label="verdict">{word}{evidence}{asked}</div>\n{counts}'
+    return f'<div class="verdict {state}" role="region" aria-label="verdict">{said}{asked}</div>\n{_counts(report)}'
+
+
+def _counts(report: Report) -> str:
+    """How much was read, in one sentence."""
+    parts = [f"{count:,} {what.replace('_', ' ')}" for what, count in report.counts.items() if "_" not in what]
+    of_tokens = [
+        f"{count:,} {what.removeprefix('tokens_')}"
+        for what, count in report.counts.items()
+        if what.startswith("tokens_")
+    ]
+    more = f" ({', '.join(of_tokens)})" if of_tokens else ""
+    return kit.note(f"Read: {', '.join(parts)}{more}.")
 
 
 def _findings(report: Report) -> str:

@@ -12,10 +12,12 @@ from firstorder.core.formats.sample import Sample
 from firstorder.core.progress import tell
 
 from . import distribution, readings, routers, size, staleness, structure
+from .fills import dense_of
 from .finding import Detector, Finding, Known, Sums
 from .finding import merged as added
-from .judge import judge_all
+from .judge import collect, judged
 from .report import Report
+from .route_fills import fill_sums
 from .size import Border
 from .table import Table
 from .tally import Tally, merged, tally
@@ -46,11 +48,13 @@ class Passed:
         tally: their numbers.
         findings: the faults that they show, in the order of the questions.
         silent: detectors that could say nothing, with the columns they lack.
+        dense: layers whose rows are one and the same throughout, as those of dense layers are.
     """
 
     tally: Tally
     findings: tuple[Finding, ...]
     silent: dict[str, tuple[str, ...]]
+    dense: tuple[int, ...]
 
 
 def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] | None = None) -> Report:
@@ -78,7 +82,7 @@ def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] 
     lacking = [what for name, what in LACKING.items() if name not in noted.columns]
     return Report(
         format=dump.format.title,
-        inferred=(*dump.format.conventions, *noted.sentences(), *_skipped(dump)),
+        inferred=(*dump.format.conventions, *_dense(passed.dense), *noted.sentences(), *_skipped(dump)),
         counts=counts,
         verdict=verdict(passed.findings, counts, lacking, size.normal(sizes, known, border) if sizes else ""),
         findings=passed.findings,
@@ -124,10 +128,11 @@ def passing(
             tell("responses", seen, seen + 1, chunk.samples[-1].source)
             yield chunk
 
-    findings, silent = judge_all(watched(), looking, known)
+    collected = collect(watched(), looking)
     if total is None:
         raise DataError("the dump holds no responses; give the dump of a run that has sampled some")
-    return Passed(tally=total, findings=findings, silent=silent)
+    findings, silent = judged(collected, looking, known), dict(collected.silent)
+    return Passed(tally=total, findings=findings, silent=silent, dense=dense_of(collected.sums.get(fill_sums, {})))
 
 
 class Notes:
@@ -148,6 +153,13 @@ class Notes:
     def sentences(self) -> tuple[str, ...]:
         """Each with how often it was met."""
         return tuple(f"{name}: {count:,}" for name, count in self.counts.items() if count)
+
+
+def _dense(layers: tuple[int, ...]) -> tuple[str, ...]:
+    if not layers:
+        return ()
+    names = ", ".join(map(str, layers))
+    return (f"layers {names} route nothing and are taken to be dense; --layers names those that route",)
 
 
 def _skipped(dump: Dump) -> tuple[str, ...]:

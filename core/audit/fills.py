@@ -43,6 +43,12 @@ def dense_layers(sums: Sums, side: str) -> Tensor:
     return constant if _regular(constant) else torch.zeros_like(constant)
 
 
+def dense_of(sums: Sums) -> tuple[int, ...]:
+    """The numbers of the layers that either engine's routes show to be dense; none where the sums are of no routes."""
+    sides = [side for side in SIDES if f"{side} changes" in sums]
+    return tuple(sorted({layer for side in sides for layer in dense_layers(sums, side).nonzero().flatten().tolist()}))
+
+
 def _regular(constant: Tensor) -> bool:
     """First or last layers, fewer than half of all; or every n-th, or all but every n-th."""
     n, places = len(constant), constant.nonzero().flatten()

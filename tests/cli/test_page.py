@@ -91,16 +91,18 @@ def test_the_policy_names_the_style_and_the_script_and_opens_nothing_else(page):
 
 def test_the_verdict_comes_first_with_its_evidence_and_two_questions(page):
     report = audits.report()
-    words = [report.verdict.paragraph, report.findings[0].evidence, *report.verdict.questions]
+    paragraph = report.verdict.paragraph.partition(":")[2] or report.verdict.paragraph
+    words = [paragraph, *report.verdict.questions]
     places = [page.index(kit.text(word)) for word in words]
     headings = [page.index(f'<h2 id="{name}">') for name in ("findings", "by-position", "tables", "read", "responses")]
     assert [*places, *headings] == sorted([*places, *headings])
+    assert headings[0] < page.rindex(kit.text(report.findings[0].evidence)) < headings[1]
 
 
 def test_a_normal_dump_says_so():
-    verdict = Verdict(fault=None, paragraph="D is what bf16 leaves.", questions=("a?", "b?"))
+    verdict = Verdict(fault=None, paragraph="Normal: D is what bf16 leaves.", questions=("a?", "b?"))
     page = audit_page(audits.report((), verdict=verdict, findings=()), {})
-    assert "<strong>normal.</strong> D is what bf16 leaves." in page
+    assert "<strong>Normal:</strong> D is what bf16 leaves." in page
     assert "No fault was found." in page
     assert "<script" not in page
 
