@@ -163,7 +163,6 @@ def audited(
 ) -> AuditResult:
     """`audit`, with its options as one value."""
     from firstorder import __version__
-    from firstorder.core.audit.auditor import audit as made
     from firstorder.core.errors import ConfigError
     from firstorder.core.runs.files import check_folder
 
@@ -173,6 +172,8 @@ def audited(
     if out is not None:
         require_matplotlib()
         check_folder(Path(out))
+    from firstorder.core.audit.auditor import audit as made
+
     texts = None if options.tokenizer is None else token_texts(Path(options.tokenizer))
     options.check()
     dump = opened(paths, options)
@@ -196,12 +197,19 @@ def opened(paths: Sequence[str | os.PathLike[str]], options: AuditOptions) -> Du
     return open_dump([Path(path) for path in paths], options.format, options.reading())
 
 
-def check_no_paths(paths: Sequence[str] | None) -> None:
-    """Refuse a dump beside the self-test; raises ConfigError."""
+def check_together(*, follow: bool, self_test: bool, beside: Mapping[str, object]) -> None:
+    """Refuse what would have no effect beside `--follow` or `--self-test`.
+
+    Raises:
+        ConfigError: naming both.
+    """
     from firstorder.core.errors import ConfigError
 
-    if paths:
-        raise ConfigError(f"--self-test makes its own dumps and takes no PATH, got {paths[0]}; leave one of them out")
+    lead = "--self-test" if self_test else "--follow" if follow else None
+    idle = {"--self-test": ("PATH", "--follow", "--out"), "--follow": ("--out", "--json")}
+    for name in idle.get(lead or "", ()):
+        if beside.get(name):
+            raise ConfigError(f"{name} does nothing beside {lead}; leave one of them out")
 
 
 def border() -> Callable[[float], float]:

@@ -54,10 +54,11 @@ def audit(
         minibatches=minibatches,
         tokenizer=tokenizer,
     )
+    beside = {"PATH": paths, "--follow": follow, "--out": out, "--json": json_}
+    api.check_together(follow=follow, self_test=self_test, beside=beside)
     output.check_target(json_)
     with output.notes_told(), shown("audit"):
         if self_test:
-            api.check_no_paths(paths)
             tested = selftest.self_test()
             output.show(tested, json_)
             raise typer.Exit(0 if tested.passed else 1)
