@@ -26,6 +26,8 @@ from .odds import DEPENDENCE, Z_CHOSEN, Z_SEVERAL, Z, bigrams, several, sign_z
 WINDOW = 8  # positions to either side at which all responses together are tried; each by itself at any shift
 SHIFTS = tuple(s for s in range(-WINDOW, WINDOW + 1) if s)
 BOTH = ("logp_mu", "logp_old")
+CLOSER = 5.0  # times: noise that is fixed by the context, in text that repeats, brings neighbours half as close
+FEWEST_BIGRAMS = 8  # of a dump: with two contexts that take turns, neighbours may be close by chance
 CONCORDANT = 1.0  # z that the order of tokens must reach too: it knows no offset, which can make neighbours look close
 Compare = Callable[[Tensor], Tensor]
 
@@ -177,8 +179,15 @@ def judge_shifted(sums: Sums, known: Known) -> Finding | None:
 def _together(sums: Sums) -> int:
     """The shift that fits all responses together best, 0 where none fits better than none."""
     z = sign_z(sums["pooled"][:, 0], sums["pooled"][:, 1])
-    z = torch.where(better(sums["pooled"], Z, _repeated(sums)), z, 0.0)
+    fits = better(sums["pooled"], Z, _repeated(sums)) | (_far(sums) & better(sums["pooled"], Z, torch.ones(())))
+    z = torch.where(fits, z, 0.0)
     return SHIFTS[int(z.argmax())] if float(z.max()) > 0 else 0
+
+
+def _far(sums: Sums) -> Tensor:
+    """Shifts that bring the engines so much closer that text which repeats itself is no excuse, bool `[S]`."""
+    mean = sums["apart"] / sums["count"].clamp(min=1)
+    return (CLOSER * mean[1:] < mean[0]) & (sums["bigrams"] >= FEWEST_BIGRAMS)
 
 
 def _way(shift: int) -> str:
@@ -200,7 +209,8 @@ DETECTORS = (
         measure=shift_sums,
         judge=judge_off_by_one,
         rule=f"a sign test of |D| moved by one position against |D| as it stands: z > {Z:g} over all tokens, best of "
-        f"{WINDOW} positions to either side, or z > {Z_CHOSEN:g} in a response by itself, or "
+        f"{WINDOW} positions to either side, text that repeats itself counting once unless |D| falls {CLOSER:g} times; "
+        f"or z > {Z_CHOSEN:g} in a response by itself, or "
         f"{Z_SEVERAL:g} in more responses than chance gives",
     ),
     Detector(

@@ -11,7 +11,7 @@ from firstorder.core.formats.registry import Dump
 from firstorder.core.formats.sample import Sample
 from firstorder.core.progress import tell
 
-from . import distribution, readings, routers, size, staleness, structure
+from . import distribution, readings, routers, size, staleness, structure, unrelated
 from .fills import dense_of
 from .finding import Detector, Finding, Known, Sums
 from .finding import merged as added
@@ -35,6 +35,7 @@ DETECTORS = (
     routers.UNREPLAYED,
     routers.PRECISION,
     size.PRECISION,
+    *unrelated.DETECTORS,
 )
 """All that need no more than a dump, in the order of the questions."""
 LACKING = {"logp_mu": "log-probs of the rollout engine", "logp_old": "log-probs of the trainer"}
