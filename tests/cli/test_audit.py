@@ -52,7 +52,8 @@ def test_a_run_of_the_simulator_is_normal(trained, tmp_path, capsys):
     result = document["result"]
     assert result["verdict"]["fault"] is None
     assert result["counts"]["responses"] == 64
-    (kl,) = (row for table in result["tables"] for row in table["rows"] if row.get("quantity") == "kl")
+    (numbers,) = (table for table in result["tables"] if table["name"] == "numbers")
+    (kl,) = (row for row in numbers["rows"] if row["quantity"] == "kl")
     assert kl["value"]["low"] < kl["value"]["value"] < kl["value"]["high"]
     assert kl["value"]["value"] == pytest.approx(
         sum(s["kl"] * s["response_length"] for s in trained.steps) / sum(s["response_length"] for s in trained.steps),
