@@ -75,7 +75,8 @@ FAULT = 'echo "firstorder: $HOST: no space left" >&2; exit 2\n'
 
 
 def test_a_slurm_job_gives_every_node_its_part_and_a_log(folder, slurm):
-    wait = "until [ $(cat $BUNDLE/logs/7-serve-* 2>/dev/null | wc -l) = 2 ]; do sleep 0.05; done"  # the job ends with its trainer
+    # the job ends with its trainer
+    wait = "until [ $(cat $BUNDLE/logs/7-serve-* 2>/dev/null | wc -l) = 2 ]; do sleep 0.05; done"
     train = (folder / "train.sh").read_text()
     assert ended(slurm({"train.sh": train.replace("\n", f"\n{wait}\n", 1)})) == (0, "")
     said = {file.name: file.read_text() for file in (folder / "logs").iterdir()}
