@@ -227,8 +227,8 @@ def normal(sums: Sums, known: Known, border: Border | None = None) -> str:
 def _by_precision(found: Size, precision: str | None) -> str:
     usual, most = TYPICAL.get(precision or ""), SIMULATED.get(precision or "")
     if usual is None:
-        each = ", ".join(f"{name} to {size:g}" for name, size in TYPICAL.items())
-        return f"In the simulator, {each} for half of the policies."
+        each = ", ".join(f"{size:g} in {name}" for name, size in TYPICAL.items())
+        return f"In the simulator half of the policies stay below {each}."
     largest = f", and to {most:g} at most" if most else ""
     return f"In the simulator, {precision} comes to {usual:g} for half of the policies{largest}."
 
@@ -242,7 +242,7 @@ def _by_probability(found: Size) -> str:
 
 def _by_length(found: Size, border: float) -> str:
     if not math.isfinite(border):
-        return "No simulated training collapsed at that KL."
+        return "At so small a KL no border is known beyond which simulated training collapsed."
     side = "below" if found.length < border else "above"
     return (
         f"Simulated training without importance sampling collapsed from about {border:,.0f} tokens on at that KL; "

@@ -15,7 +15,7 @@ from .format import Format, Options
 from .miles import MILES
 from .nemo_rl import NEMO_RL
 from .neutral import NEUTRAL
-from .prime_rl import PRIME_RL
+from .prime_rl import PRIME_RL, STABLE
 from .sample import Sample
 from .sglang import SGLANG
 from .skyrl import SKYRL
@@ -119,7 +119,7 @@ def _files(path: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             file = Path(here, name)
-            if not name.startswith(".") and file.is_file():
+            if not name.startswith(".") and name != STABLE and file.is_file():
                 count += 1
                 if count > MOST:
                     raise DataError(f"{path} holds more than {MOST:,} files; give the folder of the dump itself")
