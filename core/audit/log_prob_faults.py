@@ -85,6 +85,7 @@ def _coarse(kind: torch.dtype) -> Callable[[Tensor, Sample, torch.Generator], Te
     return lambda x, sample, g: x.to(kind).double()
 
 
+BY_THEMSELVES = "longer responses: each must show its own shift, and short ones among noisy engines do not"
 BOTH = ("logp_mu", "logp_old")
 LOG_PROBS = (
     Fault(
@@ -142,6 +143,7 @@ LOG_PROBS = (
         inject=column("logp_mu", lambda x, s, g: masked(shift(x, 1), s), share=0.25),
         needs=BOTH,
         found_by="off by one",
+        extra=BY_THEMSELVES,
     ),
     Fault(
         name="shifted by three",
@@ -160,6 +162,7 @@ LOG_PROBS = (
         inject=column("logp_mu", _right_aligned),
         needs=BOTH,
         found_by="log-probs shifted",
+        extra=BY_THEMSELVES,
     ),
     Fault(name="shifted mask", inject=each(_shifted_mask), needs=BOTH, found_by="log-probs off the mask"),
     Fault(
