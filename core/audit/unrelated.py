@@ -3,7 +3,7 @@
     r = corr(log μ, log π_old) over the usable tokens
 
 Two engines with the same weights agree on which tokens were likely, however coarse their numerics: over simulated
-engines with a k3 below 0.1 nats a token and made-up text r is 0.53 and more. A fault that has a name of its own is found
+engines with a k3 below 0.1 nats a token and made-up text r is 0.53 and more. A fault with a name of its own is found
 before this one.
 
 Shapes: B responses, L positions.
