@@ -105,6 +105,7 @@ def write(path: Path, samples: Iterable[Sample], run: Run | None = None) -> None
 
 def read(paths: Sequence[Path], options: Options) -> Iterator[Sample]:
     """The samples of files, in the order of the files' first steps; see `Format.read`."""
+    check()
     survived(paths)
     for path in sorted(paths, key=lambda each: (_first_step(each), str(each))):
         yield from _samples(path)
@@ -116,6 +117,7 @@ def about(path: Path) -> Run:
     Raises:
         DataError: it is not of this form, or of a newer version.
     """
+    check()
     survived([path])
     return _about(path, _schema(path, _opened(path)).metadata or {})
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
 
-from firstorder.core.errors import DataError
+from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.formats import neutral
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.neutral import Run
@@ -153,3 +154,11 @@ def test_a_damaged_file_gives_samples_or_one_line(whole, place, flip, end, tmp_p
     else:
         assert "damaged.parquet" in refused
         assert "\n" not in refused
+
+
+@pytest.mark.parametrize("ask", [lambda path: back(path), neutral.about])
+def test_a_missing_library_is_named_and_no_damage(tmp_path, monkeypatch, ask):
+    neutral.write(tmp_path / "a.parquet", made(steps=1))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"needs pyarrow; pip install 'firstorder\[audit\]'"):
+        ask(tmp_path / "a.parquet")
