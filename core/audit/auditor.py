@@ -14,7 +14,6 @@ from firstorder.core.progress import tell
 from . import distribution, readings, routers, size, staleness, structure, unrelated
 from .fills import dense_of
 from .finding import Detector, Finding, Known, Sums
-from .finding import merged as added
 from .judge import collect, judged
 from .report import Report
 from .route_fills import fill_sums
@@ -50,12 +49,14 @@ class Passed:
         findings: the faults that they show, in the order of the questions.
         silent: detectors that could say nothing, with the columns they lack.
         dense: layers whose rows are one and the same throughout, as those of dense layers are.
+        sizes: the sums of `size.terms`, empty where no chunk has both log-probs.
     """
 
     tally: Tally
     findings: tuple[Finding, ...]
     silent: dict[str, tuple[str, ...]]
     dense: tuple[int, ...]
+    sizes: Sums
 
 
 def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] | None = None) -> Report:
@@ -70,13 +71,11 @@ def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] 
     Raises:
         DataError: a file cannot be read, or the dump holds no responses.
     """
-    noted, shown, sizes = Notes(), Views(), Sums()
+    noted, shown = Notes(), Views()
 
     def see(chunk: Chunk) -> None:
-        nonlocal shown, sizes
+        nonlocal shown
         shown = shown.add(chunk)
-        if chunk.logp_mu is not None and chunk.logp_old is not None:
-            sizes = added(sizes, size.terms(chunk))
 
     passed = passing(noted.taken(dump.samples()), known, detectors(border), see)
     counts = {"files": len(dump.files), "steps": len(passed.tally.lines()), **passed.tally.counts}
@@ -85,12 +84,16 @@ def audit(dump: Dump, known: Known, border: Border, texts: Callable[[int], str] 
         format=dump.format.title,
         inferred=(*dump.format.conventions, *_dense(passed.dense), *noted.sentences(), *_skipped(dump)),
         counts=counts,
-        verdict=verdict(passed.findings, counts, lacking, size.normal(sizes, known, border) if sizes else ""),
+        verdict=verdict(passed.findings, counts, lacking, _normal(passed.sizes, known, border)),
         findings=passed.findings,
         silent=passed.silent,
-        tables=(*passed.tally.tables(known.minibatches or 1), *_readings(sizes)),
+        tables=(*passed.tally.tables(known.minibatches or 1), *_readings(passed.sizes)),
         views=shown.shown(texts),
     )
+
+
+def _normal(sizes: Sums, known: Known, border: Border) -> str:
+    return size.normal(sizes, known, border) if sizes else ""
 
 
 def _readings(sizes: Sums) -> tuple[Table, ...]:
@@ -132,8 +135,13 @@ def passing(
     collected = collect(watched(), looking)
     if total is None:
         raise DataError("the dump holds no responses; give the dump of a run that has sampled some")
-    findings, silent = judged(collected, looking, known), dict(collected.silent)
-    return Passed(tally=total, findings=findings, silent=silent, dense=dense_of(collected.sums.get(fill_sums, {})))
+    return Passed(
+        tally=total,
+        findings=judged(collected, looking, known),
+        silent=dict(collected.silent),
+        dense=dense_of(collected.sums.get(fill_sums, {})),
+        sizes=collected.sums.get(size.terms, {}),
+    )
 
 
 class Notes:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from .finding import Finding
 from .report import Verdict
 
-COMPARE = ("logp_mu", "logp_old")
 NORMAL_QUESTIONS = (
     "does it stay so: are the early and the late steps alike in the table by step?",
     "what does this discrepancy cost at this length and this many updates: `firstorder measure`, docs/collapse.md?",

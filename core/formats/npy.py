@@ -8,7 +8,6 @@ else is read.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .lines import Line
-from .wire import as_ids, decode_bytes, to_bytes
+from .wire import as_ids, decode_bytes
 
 MAGIC = b"\x93NUMPY"
 HEADER = 1 << 12  # bytes of a header: three entries take about 100, and NumPy pads them to 128
@@ -27,16 +26,6 @@ ENTRIES = {
     "order": re.compile(rb"'fortran_order'\s*:\s*(True|False)"),
     "shape": re.compile(rb"'shape'\s*:\s*\(([\d,\s]*)\)"),
 }
-
-
-def encode_npy(values: Tensor) -> str:
-    """A tensor as a `.npy` file in base64, version 1.0, as `numpy.save` writes it."""
-    descr = {dtype: name for name, dtype in TYPES.items()}[values.dtype]
-    shape = ", ".join(map(str, values.shape)) + ("," if values.ndim == 1 else "")
-    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
-    header += b" " * (-(len(MAGIC) + 4 + len(header) + 1) % 64) + b"\n"
-    start = MAGIC + b"\x01\x00" + len(header).to_bytes(2, "little") + header
-    return base64.b64encode(start + to_bytes(values)).decode()
 
 
 def decode_npy(line: Line, text: str) -> Tensor:

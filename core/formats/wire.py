@@ -31,16 +31,6 @@ MOST = 1 << 28  # ids of a response, 512 MiB: 131,072 tokens, 61 layers of 8 are
 LARGEST = (1 << 15) - 1  # an expert's id: routes are int16
 
 
-def encode_envelope(routes: Tensor) -> str:
-    """Routes in NeMo-RL's form.
-
-    Args:
-        routes: int8, int16 or int32 `[N, M, K]`.
-    """
-    name = {dtype: name for name, dtype in DTYPES.items()}[routes.dtype]
-    return f"nrlre1:{name}:{'x'.join(map(str, routes.shape))}:{encode(routes)}"
-
-
 def decode_envelope(line: Line, text: str) -> Tensor:
     """Routes of NeMo-RL's form, int16 `[N, M, K]`.
 
@@ -52,19 +42,6 @@ def decode_envelope(line: Line, text: str) -> Tensor:
         raise line.wrong(f"routes must be `nrlre1:<dtype>:<N>x<M>x<K>:<base64>`, got {short(text[:40])}")
     shape = [int(size) for size in found.groups()[1:]]
     return as_ids(line, decode(line, text[found.end() :], DTYPES[found[1]], math.prod(shape)).reshape(shape))
-
-
-def encode(values: Tensor) -> str:
-    """The bytes of a tensor in base64, in C order."""
-    return base64.b64encode(to_bytes(values)).decode()
-
-
-def to_bytes(values: Tensor) -> bytearray:
-    """The bytes of a tensor, in C order."""
-    raw = bytearray(values.numel() * values.element_size())
-    if raw:
-        torch.frombuffer(raw, dtype=values.dtype).copy_(values.flatten())
-    return raw
 
 
 def decode(line: Line, text: str, dtype: torch.dtype, count: int | None = None) -> Tensor:

@@ -35,6 +35,13 @@ def test_the_record_accuses_one_clean_dump_in_a_thousand_and_catches_what_dumps_
     assert all(row["at_10000"] >= 0.9 for row in RECORD["rows"] if row["detector"] and not row["extra"])
 
 
+def test_the_record_adds_up():
+    unsure = [row for row in RECORD["rows"] if row["detector"] and row["at_10000"] < 1]
+    assert RECORD["missed"] == [row["fault"] for row in unsure if not row["extra"]]
+    assert RECORD["weak"] == [row["fault"] for row in unsure if row["extra"]]
+    assert all(RECORD["accused"].get(row["detector"], 0) == (row["false_alarms"] or 0) for row in RECORD["rows"])
+
+
 def test_what_was_not_always_caught_is_named_as_missed_or_says_what_would_show_it():
     silent = [row["fault"] for row in RECORD["rows"] if row["enough"] is None and not row["extra"]]
     assert silent == RECORD["missed"]

@@ -1,10 +1,11 @@
 """What the tests of several readers ask: whether two samples are the same in every digit, and what is refused how."""
 
-import torch
+from same import COLUMNS
+from same import same as same_value
 
 from firstorder.core.errors import DataError
 
-COLUMNS = ("tokens", "mask", "logp_mu", "logp_old", "entropy", "advantage", "version", "routes", "routes_old")
+__all__ = ["COLUMNS", "differing", "doubled", "refusal", "same"]
 
 
 def same(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
@@ -12,12 +13,7 @@ def same(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
 
 
 def differing(a, b, names=COLUMNS, scalars=("step", "group", "reward")):
-    def equal(x, y):
-        if x is None or y is None:
-            return x is y
-        return x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.nan_to_num(1.0), y.nan_to_num(1.0))
-
-    apart = [name for name in names if not equal(getattr(a, name), getattr(b, name))]
+    apart = [name for name in names if not same_value(getattr(a, name), getattr(b, name))]
     return apart + [name for name in scalars if getattr(a, name) != getattr(b, name)]
 
 

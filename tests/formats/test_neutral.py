@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from alike import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import made
@@ -15,17 +16,6 @@ from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.formats import neutral
 from firstorder.core.formats.format import Options
 from firstorder.core.formats.neutral import Run
-
-COLUMNS = ("tokens", "mask", "logp_mu", "logp_old", "entropy", "advantage", "version", "routes", "routes_old")
-
-
-def same(a, b):
-    def equal(x, y):
-        return (x is None and y is None) or torch.equal(x.nan_to_num(1.0), y.nan_to_num(1.0))
-
-    return all(equal(getattr(a, name), getattr(b, name)) for name in COLUMNS) and all(
-        getattr(a, name) == getattr(b, name) for name in ("step", "group", "reward")
-    )
 
 
 def back(path):

@@ -4,13 +4,14 @@ import io
 import numpy
 import pytest
 import torch
+from encoders import encode, encode_envelope, encode_npy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import DataError
 from firstorder.core.formats.lines import Line
-from firstorder.core.formats.npy import decode_npy, encode_npy
-from firstorder.core.formats.wire import decode, decode_envelope, encode, encode_envelope, laid
+from firstorder.core.formats.npy import decode_npy
+from firstorder.core.formats.wire import decode, decode_envelope, laid
 
 LINE = Line(source="f line 7", fields={})
 SHAPES = st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))

@@ -2,7 +2,7 @@
 
 import json
 
-from firstorder.core.formats.wire import encode_envelope
+from encoders import encode_envelope
 
 PAD = 0
 

@@ -7,9 +7,7 @@ leaves them out.
 import json
 
 import torch
-
-from firstorder.core.formats.npy import encode_npy
-from firstorder.core.formats.wire import encode
+from encoders import encode, encode_npy
 
 
 def spoken(samples):
