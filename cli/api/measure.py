@@ -97,13 +97,14 @@ class MeasureResult(Result):
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
+    terms: Mapping[str, Mapping[str, float | None]]
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]
     seconds: float
 
     def blocks(self) -> Iterator[Table | Text]:
-        """The table, then which parts are inert, then notes."""
+        """The table, then the terms beside the weights, which parts are inert, and notes."""
         from rich.table import Table
         from rich.text import Text
 
@@ -118,6 +119,7 @@ class MeasureResult(Result):
             interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
             table.add_row(row["quantity"], shown, interval, row["meaning"])
         yield table
+        yield from (Text(f"term {name}: {_said(numbers)}") for name, numbers in self.terms.items())
         yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
         yield from (Text(f"note: {line}", style="dim") for line in self.notes)
 
@@ -189,6 +191,11 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
     numbers = {name: value for name, value in result.items() if name in own}
     numbers["intervals"] = {name: Interval(**interval) for name, interval in result["intervals"].items()}
     return MeasureResult(document=document, recipe=method, sim=sim, **numbers)
+
+
+def _said(numbers: Mapping[str, float | None]) -> str:
+    """The numbers of a term in a line."""
+    return ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in numbers.items())
 
 
 def _distinct(results: tuple[MeasureResult, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Critic
+from .sections import Clip, Critic, Terms
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -82,6 +82,14 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
+        ),
+        *(
+            (
+                getattr(r.terms, key) != getattr(Terms(), key) and not getattr(r.terms, of),
+                f"terms.{key} = {getattr(r.terms, key)} is read beside terms.{of} only, got terms.{of} = 0; "
+                f"remove it or set terms.{of}",
+            )
+            for key, of in (("reference_estimator", "reference_kl"), ("squared_of", "squared_log_ratio"))
         ),
         *(
             (

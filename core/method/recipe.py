@@ -44,6 +44,7 @@ from .sections import (
     Ratio,
     RouterReplay,
     Schedule,
+    Terms,
 )
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Recipe",
     "RouterReplay",
     "Schedule",
+    "Terms",
     "check_runs",
     "fingerprint",
 ]
@@ -73,6 +75,7 @@ class Recipe(Section):
     correction: Correction = Correction()
     clip: Clip = Clip()
     aggregation: Aggregation = Aggregation()
+    terms: Terms = Terms()
     router_replay: RouterReplay = RouterReplay()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
@@ -97,7 +100,9 @@ class Recipe(Section):
         return named
 
     def compared(self, key: str) -> str | None:
-        """The two policies that one of its `parts` compares, such as `theta/old`; None if it has no such part."""
+        """The two policies that one of its `parts` or `terms` compares, such as `theta/old`; None if it has no such."""
+        if key.startswith("terms."):
+            return self.terms.compared(key.removeprefix("terms."))
         part = self.parts.get(key)
         if part is None:
             return None
@@ -191,5 +196,7 @@ def fingerprint(recipe: Recipe) -> str:
         True
     """
     tree = recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"})
+    if not recipe.terms.active:
+        del tree["terms"]
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

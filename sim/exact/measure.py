@@ -17,7 +17,7 @@ from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim, check_replay
 from firstorder.sim.model.chunks import numbers
 
-from . import agree, objectives, replay
+from . import agree, objectives, replay, terms
 from .bounds import bounds
 from .edge_variance import edge_variance
 from .edges import entropy, kl
@@ -82,6 +82,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
         result[name] = None
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
+    result["terms"] = terms.report(measurement)
     result["inert"] = inert(recipe, sim)
     result["notes"] = _notes(recipe, sim, result)
     check_finite(result, SATURATED)
@@ -102,7 +103,7 @@ def _without_gradient(g: Tensor, natural: Tensor) -> list[str]:
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
     """The parts of a recipe that cannot act in a measurement, one sentence each."""
-    return agree.inert(recipe, sim, stale=sim.staleness > 0)
+    return agree.inert(recipe, sim, stale=sim.staleness > 0, moved=sim.staleness > 0)
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
@@ -188,7 +189,7 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
     """Variance of a minibatch's update, that of one group over the number of groups, and its interval if sampled."""
     schedule, scene = measurement.recipe.schedule, measurement.scene
     groups = schedule.prompts // schedule.minibatches
-    if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES:
+    if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES or measurement.recipe.terms.active:
         return None, {}
     if scene.exhaustive:
         return float(group_variance(measurement)) / groups, {}
@@ -219,7 +220,13 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         )
     if result["variance"] is None:
         notes.append(
-            "variance is not formed for several draws, above 20,000 responses, or of an update that is sampled"
+            "variance is not formed for several draws, above 20,000 responses, of an update that is sampled, or of one "
+            "with terms"
+        )
+    if recipe.terms.active:
+        notes.append(
+            "the terms are a part of u and not of g, so that gradient_error counts them as error"
+            + ("; the reference is pi_old" if recipe.terms.reference_kl else "")
         )
     if sim.numerics.drawn:
         notes.append(

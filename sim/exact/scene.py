@@ -8,7 +8,7 @@ at every token of the context, prompt included, π^R2 uses the experts that π_o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -62,6 +62,7 @@ class Scene:
         part: some of the responses, to be looked at in place of all or of a sample.
         readings: what μ_old records; None where that is what it sampled from.
         samples: responses to draw where these are not all looked at.
+        reference: log-probs `[M, N, V]` of the reference policy by replay mode; empty where it is π_old.
     """
 
     world: World
@@ -75,6 +76,7 @@ class Scene:
     part: Responses | None = None
     readings: Readings | None = None
     samples: int = 0
+    reference: Mapping[Mode, Tensor] = field(default_factory=dict)
 
     @property
     def exhaustive(self) -> bool:
@@ -128,6 +130,10 @@ class Scene:
         """The routes that a mode replays; None where π routes live."""
         return replay_of(mode, self.old["disabled"].routes, self.mu_old.routes)
 
+    def logp_ref(self, mode: Mode) -> Tensor:
+        """Log-probs of the reference policy under a replay mode, `[M, N, V]`."""
+        return self.reference[mode] if self.reference else self.old[mode].logp.detach()
+
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / X of every response under a replay mode, `[M, B]`, without gradient."""
         return gather(self.target[mode].logp.detach(), self.responses).sum(-1).exp() / self.world.prompts
@@ -158,6 +164,7 @@ def build(
     theta_old: Weights,
     theta: Weights | None = None,
     modes: Iterable[Mode] = MODES,
+    reference: Weights | None = None,
 ) -> Scene:
     """Run every engine over a world.
 
@@ -168,6 +175,7 @@ def build(
         theta_old: weights at rollout.
         theta: weights being optimised; None means θ = θ_old.
         modes: replay modes whose targets are wanted; `disabled` is always there.
+        reference: weights of the reference policy; None means θ_old.
 
     Raises:
         ConfigError: R3 is wanted of an engine that is drawn at every token.
@@ -196,9 +204,16 @@ def build(
     if "R3" in modes:
         with torch.no_grad():
             old["R3"] = run(trainer_old, mu_old.routes) if stale else target["R3"].frozen()
+    of_reference = {}
+    if reference is not None:
+        with torch.no_grad():
+            trainer_ref = load(reference, arithmetics.pi, sim)
+            routes = {mode: replay_of(mode, old_live.routes, mu_old.routes) for mode in target}
+            of_reference = {mode: run(trainer_ref, routes[mode]).logp for mode in target}
     return Scene(
         world=world,
         weights=weights,
+        reference=of_reference,
         pi=arithmetics.pi,
         mu_old=mu_old,
         mu=mu,

@@ -54,8 +54,11 @@ class Reader(Protocol):
     def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
         """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> Scores:
-        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live."""
+    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None, *, spread: bool = False) -> Scores:
+        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live.
+
+        With `spread` entropies carry a gradient as log-probs do.
+        """
 
 
 def reader(task: SimTask) -> Reader:

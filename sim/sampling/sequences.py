@@ -65,9 +65,9 @@ class Sequences:
         """`Reader.sample`."""
         return sample(model, self.task, rows, keys)
 
-    def score(self, model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
+    def score(self, model: Model, tokens: Tensor, replay: Replay = None, *, spread: bool = False) -> TokenScores:
         """`Reader.score`."""
-        return score(model, tokens, replay)
+        return score(model, tokens, replay, spread=spread)
 
 
 def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
@@ -122,13 +122,14 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor) -> Rollouts:
     )
 
 
-def score(model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
+def score(model: Model, tokens: Tensor, replay: Replay = None, *, spread: bool = False) -> TokenScores:
     """Run an engine over given sequences.
 
     Args:
         model: the engine; gradients flow if its weights carry them.
         tokens: int64 `[M, B, L]`.
         replay: `[M, B, L, N, K]` experts to use, -1 where live.
+        spread: whether entropies carry a gradient.
     """
     state, hashed = initial_state(model, tokens.shape[1]), None
     nothing = torch.zeros(tokens.shape[:2], dtype=torch.float64)
@@ -139,7 +140,7 @@ def score(model: Model, tokens: Tensor, replay: Replay = None) -> TokenScores:
         step = chunked_step(model, state, now, hashed, None if replay is None else replay[:, :, position])
         state = step.state
         logps.append(step.logp.gather(-1, tokens[..., position + 1, None])[..., 0])
-        with torch.no_grad():
+        with torch.set_grad_enabled(spread and torch.is_grad_enabled()):
             entropies.append(-(step.logp.exp() * step.logp).sum(-1))
         ids.append(step.ids)
         lives.append(step.live)

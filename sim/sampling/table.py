@@ -51,11 +51,13 @@ class TableScores:
         step: the engine at every context.
         contexts: int64 `[M, B, L]`, where each token is said; at an answer, where it leads to.
         tokens: int64 `[M, B, L]`.
+        spread: whether entropies carry a gradient.
     """
 
     step: Step
     contexts: Tensor
     tokens: Tensor
+    spread: bool = False
 
     @cached_property
     def logp(self) -> Tensor:
@@ -66,7 +68,7 @@ class TableScores:
     @cached_property
     def entropy(self) -> Tensor:
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
-        logp = self.step.logp.detach()
+        logp = self.step.logp if self.spread else self.step.logp.detach()
         return self.at(-(logp.exp() * logp).sum(-1))
 
     @cached_property
@@ -135,13 +137,13 @@ class Table:
         together = {name: x.reshape(members, -1, *x.shape[2:]) for name, x in vars(every).items()}
         return _rollouts(Step(**together), taken * size + contexts, episodes)
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> TableScores:
+    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None, *, spread: bool = False) -> TableScores:
         """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
         response = tokens[..., self.task.layout.places]
         everywhere = torch.ones(1, dtype=torch.bool)
         contexts = self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
         ids = None if replay is None else self._gathered(replay, contexts)
-        return TableScores(step=self._step(model, ids), contexts=contexts, tokens=tokens)
+        return TableScores(step=self._step(model, ids), contexts=contexts, tokens=tokens, spread=spread)
 
     def _step(self, model: Model, replay: Tensor | None = None) -> Step:
         return chunked_step(model, None, self.contexts.features, self.contexts.keys, replay)
