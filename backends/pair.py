@@ -15,6 +15,7 @@ from torch import Tensor
 from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.terms import quantities
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import replay_of
 from firstorder.core.tasks import RANGE, Task
@@ -108,7 +109,8 @@ class EnginePair:
         """What every reported name means."""
         layers = self.trainer.shape.num_hidden_layers
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
-        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled
+        terms = quantities([self.settings.recipe])
+        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled | terms
 
     @property
     def experts(self) -> int:
@@ -132,10 +134,14 @@ class EnginePair:
         replay = replay_of(mode, live.routes, batch.routes)
         used = self.trainer.score(batch, replay) if mode == "R3" else live
         differs = replays.differing(batch, live.routes)
+        logp_ref = None
+        if self.settings.recipe.terms.reference_kl:
+            logp_ref = self.trainer.score_reference(batch, replay).where(batch.mask, 0.0)
         scored = Scored(
             batch=batch,
             logp_old=used.logp.where(batch.mask, 0.0),
             replay=replay,
+            logp_ref=logp_ref,
             differs=differs,
             routes=live.routes,
             entropy=used.entropy,

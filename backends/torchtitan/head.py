@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
 from .adapter import Linear, Qwen3Model, compute_logprobs, derive
@@ -37,16 +38,21 @@ class ScoringHead(Linear):
         self.chunks = config.chunks
 
     def forward(
-        self, input: Tensor, labels: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+        self,
+        input: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        spread: bool = False,
     ) -> Any:
         """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]` the scores of `_score`."""
         if labels is None:
             return F.linear(input, self.weight)
         if self.chunks == 1:
-            return _score(input, self.weight, labels, temperature, entropy)
+            return _score(input, self.weight, labels, temperature, entropy, spread)
         again = partial(checkpoint, _score, use_reentrant=False, preserve_rng_state=False)
         pieces = [
-            again(hidden, self.weight, wanted, temperature, entropy)
+            again(hidden, self.weight, wanted, temperature, entropy, spread)
             for hidden, wanted in zip(input.chunk(self.chunks, 1), labels.chunk(self.chunks, 1), strict=True)
         ]
         return tuple(torch.cat(one, dim=1) for one in zip(*pieces, strict=True))
@@ -69,9 +75,10 @@ class ScoringModel(Qwen3Model):
         labels: Tensor | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
+        spread: bool = False,
     ) -> Any:
         """What the head makes of the last hidden state of `tokens` `[R, P]`."""
-        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature, entropy)
+        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature, entropy, spread)
 
 
 def scoring(config: Any, chunks: int) -> Any:
@@ -82,7 +89,32 @@ def scoring(config: Any, chunks: int) -> Any:
     return derive(config, ScoringModel.Config, lm_head=head)
 
 
-def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each."""
-    scores = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=entropy)
+def _score(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool, spread: bool
+) -> tuple[Tensor, ...]:
+    """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each.
+
+    torchtitan's entropy has no gradient; with `spread` it has one, and the logits are gathered before both are made.
+    """
+    logits = F.linear(hidden, weight) / temperature
+    if spread:
+        logits = _gathered(logits)
+        return compute_logprobs(logits, labels), _entropy(logits)
+    scores = compute_logprobs(logits, labels, return_entropy=entropy)
     return scores if entropy else (scores,)
+
+
+def _gathered(logits: Tensor) -> Tensor:
+    """Logits with the whole vocabulary on every rank, whose gradient goes back to the shard that each came from."""
+    if not isinstance(logits, DTensor):
+        return logits
+    last = (-1, logits.ndim - 1)
+    kept = [Replicate() if isinstance(p, Shard) and p.dim in last else p for p in logits.placements]
+    whole: Tensor = logits.redistribute(placements=kept).to_local()
+    return whole
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """-Σ_v p(v) log p(v), float32 `[R, P]`."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)

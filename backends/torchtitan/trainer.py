@@ -21,8 +21,9 @@ from firstorder.backends.ranks import all_gather_map, broadcast_from_rank0
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.terms import entropy_weights, total_loss
 from firstorder.core.runs.checkpoint import digest
 from firstorder.core.training.backend import Scored, WeightFn, take
 from firstorder.core.training.batch import RolloutBatch
@@ -106,6 +107,9 @@ class Trainer:
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
         self.names.read(weights)
+        self.reference = None
+        if recipe.terms.reference_kl:
+            self.reference = model.frozen(self.shape, settings, parallelism, dims, weights)
         self.optimizer = optimizer(recipe.optimizer, self.model)
         updates = recipe.schedule.steps * recipe.schedule.minibatches
         self.rate = learning_rate(settings.warmup_steps, updates, self.optimizer)
@@ -142,6 +146,19 @@ class Trainer:
         return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
 
     @microbatch()
+    def score_reference(self, batch: RolloutBatch, replay: Tensor | None = None) -> Tensor:
+        """log-probs `[B, L]` nats of responses under the weights of the model folder, with the same experts."""
+        found = []
+        with torch.no_grad():
+            for at in self._rounds(batch.lengths):
+                packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
+                ids = None if replay is None else packed.rows(replay[at.mine], -1).to(adapter.device_type)
+                with replaying(self.reference, ids):
+                    (logp,) = self._forward(packed, batch.tokens[at.mine], of=self.reference)
+                found.append(self._everyones(logp, at))
+        return torch.cat(found)
+
+    @microbatch()
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Update:
         """One optimiser step along Σ w ∇ log π_θ.
 
@@ -150,9 +167,12 @@ class Trainer:
         all of them, so that weights and receipts are the same everywhere and gradients come from one's own rows.
         """
         batch, size = minibatch.batch, minibatch.logp_old.shape[-2]
-        weight = None
+        weight = bonus = None
+        spread = self.recipe.terms.entropy > 0
         if self.recipe.weight_scope != "token":
-            weight = weight_fn(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
+            scores = self.score(batch, minibatch.replay)
+            stats = minibatch.stats(scores.logp.where(batch.mask, 0.0), scores.entropy if spread else None)
+            weight, bonus = weight_fn(stats), self._bonus(stats)
         self.optimizer.zero_grad()
         total, did, logs = 0.0, [], []
         for at in self._rounds(batch.lengths):
@@ -160,12 +180,15 @@ class Trainer:
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
             ids = None if own.replay is None else packed.rows(own.replay, -1).to(adapter.device_type)
             with replaying(self.model, ids):
-                logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
+                made = [self._everyones(x, at) for x in self._forward(packed, own.batch.tokens, spread=spread)]
                 did.append(self._witnessed(packed, own.batch, ids, at))
-                stats = piece.stats(logp.where(piece.batch.mask, 0.0))
+                stats = piece.stats(made[0].where(piece.batch.mask, 0.0), *made[1:])
                 logs.append(log_weights(stats))
                 share = (at.rows.stop - at.rows.start) / size
-                loss = surrogate_loss(stats, weight_fn(stats) if weight is None else weight[at.rows]) * share
+                if weight is None:
+                    loss = total_loss(stats, weight_fn(stats), self._bonus(stats)) * share
+                else:
+                    loss = total_loss(stats, weight[at.rows], None if bonus is None else bonus[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
         # every rank holds the weights of all responses, so that all take the same step
@@ -252,8 +275,15 @@ class Trainer:
             torch.distributed.all_reduce(total, group=self._group)
         return dict(zip(did[0], total.tolist(), strict=True))
 
-    def _forward(self, packed: Packed, tokens: Tensor, *, entropy: bool = False) -> tuple[Tensor, ...]:
-        """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`.
+    def _bonus(self, stats: TokenStats) -> Tensor | None:
+        """What each token's entropy is multiplied by in the loss; None without a bonus."""
+        return entropy_weights(stats, self.recipe) if self.recipe.terms.entropy else None
+
+    def _forward(
+        self, packed: Packed, tokens: Tensor, *, entropy: bool = False, spread: bool = False, of: Any = None
+    ) -> tuple[Tensor, ...]:
+        """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`; with
+        `spread` that has a gradient. `of` is another model than the one that is trained.
 
         Responses, weights and statistics live in host memory; only the model and what it computes are on the device.
         """
@@ -261,13 +291,15 @@ class Trainer:
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
         there, positions, labels = (x.to(adapter.device_type) for x in (packed.tokens, packed.positions, labels))
-        scores = self.model(
+        scorer = self.model if of is None else of
+        scores = scorer(
             there,
             positions=positions,
-            attention_masks=adapter.attention_masks(self.model, positions),
+            attention_masks=adapter.attention_masks(scorer, positions),
             labels=labels,
             temperature=self.temperature,
             entropy=entropy,
+            spread=spread,
         )
         return tuple(_shift(packed.batch(x.to("cpu", torch.float64), 0.0), packed.place) for x in scores)
 
