@@ -18,6 +18,8 @@ from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement, update
 from firstorder.sim.exact.sampled import sample_responses, sampled_edges, sampled_fits
 from firstorder.sim.exact.scene import MODES, build, engines, grow
+from firstorder.sim.exact.staleness import path
+from firstorder.sim.exact.terms import report
 from firstorder.sim.exact.world import scatter
 from firstorder.sim.training.backend import SimBackend
 from firstorder.sim.training.expected import check_update
@@ -164,14 +166,28 @@ def test_measure_says_what_each_term_does(small, make_recipe):
     assert measure(make_recipe("grpo"), sim)["terms"] == {}
 
 
-def test_the_error_of_an_estimator_is_none_without_mismatch_for_k2_and_never_for_unbiased(small, make_recipe):
-    def error(estimator, **changes):
-        recipe = make_recipe("minirl", "terms.reference_kl=0.1", f"terms.reference_estimator={estimator}")
-        return measure(recipe, small(staleness=2, lr=1.0, **changes))["terms"]["reference_kl"]["error"]
+def test_the_error_of_each_estimator_on_fresh_responses_and_on_stale_ones(small, make_recipe):
+    """Fresh: θ = θ_old, and the reference four steps behind. Stale: the reference is π_old, as in `measure`."""
 
-    assert error("unbiased") < 1e-12
-    assert error("full") == 0.0
-    assert min(error(estimator) for estimator in ("k1", "k2", "k3")) > 0.01
+    def errors(fresh, **changes):
+        sim = small(**changes)
+        start, pair = starting_weights(sim, torch.tensor([0])), engines(sim, torch.arange(1))
+        *_, theta = path(sim.model_copy(update={"lr": 1.0}), pair, start, 4)
+        old, new = (theta, None) if fresh else (start, theta)
+        scene = build(sim, grow(sim), pair, old, new, reference=start)
+        made = (make_recipe("minirl-r3", *SECTIONS[name]) for name in ("k1", "k2", "k3", "unbiased", "full"))
+        return [report(Measurement(scene=scene, recipe=recipe))["reference_kl"]["error"] for recipe in made]
+
+    k1, k2, k3, unbiased, full = errors(True, numerics={"kind": "exact"})
+    assert k1 == pytest.approx(1, rel=1e-12)  # nothing at all is left of it
+    assert k2 < 1e-12
+    assert k3 > 0.1  # of the other direction
+    assert unbiased < 1e-12
+    assert full == 0.0
+    for fresh in (True, False):  # with mismatch, and on stale responses above all
+        *biased, unbiased, full = errors(fresh)
+        assert min(biased) > 1e-3
+        assert unbiased < 1e-12
 
 
 def test_at_staleness_0_the_reference_kl_is_inert_but_for_k1(small, make_recipe):
