@@ -6,8 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import STEP_WHY, Recipe
+from firstorder.core.method.recipe import STEP_WHY
 from firstorder.core.router import MAX_EXPERTS, Router, RouterKind, check_router
 from firstorder.core.router import SIZE as ROUTER
 from firstorder.core.router import SIZE_WHY as ROUTER_WHY
@@ -122,6 +121,18 @@ class Sim(Section):
         "[2, 65536]",
         "an interval needs two at least",
         "draws averaged over; read by `numerics.kind = batch`, `numerics.fresh` and `reading_noise`",
+    )
+    missing: float = within(
+        0.0,
+        "[0, 1)",
+        "with all rows missing nothing arrives to replay",
+        "share of contexts whose last token's routes μ does not send, in any layer; those rows are left to π's router",
+    )
+    missing_prefix: int = within(
+        0,
+        "[0, 31]",
+        "a prompt has up to 32 tokens, and no cache spares an engine the last",
+        "first tokens of the prompt whose routes μ does not send, as a prefix cache does not",
     )
     reading_noise: float = within(
         0.0,
@@ -312,6 +323,14 @@ class Sim(Section):
                     f"sim.{name}.kind = gate_order reorders a softmax and a top-k, but sim.router = {self.router} has "
                     "one order only; use softmax_topk or topk_softmax"
                 )
+        if self.missing_prefix and (not self.carries or self.missing_prefix >= self.prompt_length):
+            raise ValueError(
+                f"sim.missing_prefix = {self.missing_prefix} must leave the last of sim.prompt_length = "
+                f"{self.prompt_length} tokens, which no cache holds; lower it"
+                if self.carries
+                else f"sim.missing_prefix = {self.missing_prefix} changes nothing after the prefix, since contexts of "
+                f"sim.task = {self.task} carry no state; use sim.missing"
+            )
         batch = self.numerics.kind == "batch"
         if self.reading_noise and (self.numerics.drawn or batch):
             raise ValueError(
@@ -375,26 +394,3 @@ class Sim(Section):
         """Tokens that mean something somewhere in a problem of `chain`: right, thinking or recovery."""
         right = self.right * (2 if self.thinking else 1)
         return right + self.thinking + self.recovery * (2 if self.feedback else 1)
-
-
-def check_replay(recipe: Recipe, sim: Sim) -> None:
-    """Refuse replay where it can never act.
-
-    Raises:
-        ConfigError: every expert is always chosen.
-    """
-    if recipe.router_replay.mode != "disabled" and sim.top_k == sim.experts:
-        raise ConfigError(
-            f"router_replay.mode = {recipe.router_replay.mode} can never act with sim.top_k = sim.experts = "
-            f"{sim.experts} (a dense model); lower sim.top_k or disable replay"
-        )
-    if recipe.router_replay.mode == "R3" and sim.numerics.drawn:
-        raise ConfigError(
-            "router_replay.mode = R3 replays routes that sim.numerics.fresh draws at every token, so that the target "
-            "is no policy; use R2, disabled or sim.numerics.fresh = false"
-        )
-    if sim.random_readings and "kl_mu" in recipe.needs:
-        raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
-            "and sim.reading_noise draw what is recorded of it at every token; use another correction"
-        )

@@ -193,7 +193,8 @@ def _check_rows(routes: Tensor, lengths: Tensor) -> None:
             "`routes` must be -1 in the row of the last token and beyond (it is never run); the rows are shifted by one"
         )
     last, before = (lengths - 2).clamp(min=0)[..., None], (lengths - 3).clamp(min=0)[..., None]
-    if ((lengths[..., None] >= 3) & rows.gather(-1, before) & ~rows.gather(-1, last)).any():
+    early, long = rows.gather(-1, before) & ~rows.gather(-1, last), lengths[..., None] >= 3
+    if long.any() and early[long].all():  # of one response alone it is a row that did not arrive
         raise DataError(
             "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
         )

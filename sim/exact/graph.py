@@ -98,6 +98,11 @@ class Graph:
                 return seen
             seen = ahead
 
+    @property
+    def keys(self) -> Routes:
+        """`World.keys`."""
+        return Routes(contexts=self.table.keys, leads=())
+
     def run(self, model: Model, replay: Given | None = None) -> Pass:
         """One pass over the rows of the table."""
         step = self._step(model, replay)

@@ -18,6 +18,7 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import RouterReplay
 from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
+from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Model, Weights, leaves, load
 from firstorder.sim.model.readings import Readings
@@ -25,7 +26,7 @@ from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.contexts import check_reached
 from firstorder.sim.tasks.task import rows
 
-from .edges import Given, Pass
+from .edges import Given, Pass, Routes
 from .graph import Graph
 from .pruning import FLOOR, pruned
 from .rollout import rollout, sampled
@@ -60,6 +61,7 @@ class Scene:
         mu_old, mu: the inference engine at θ_old and at θ, routing live.
         old: π_old by replay mode; R2's is the live one.
         target: π_θ by replay mode, with graph.
+        sent: the routes of μ_old that arrive, -1 where they are missing.
         stale: whether θ has left θ_old.
         part: some of the responses, to be looked at in place of all or of a sample.
         readings: what μ_old records; None where that is what it sampled from.
@@ -73,6 +75,7 @@ class Scene:
     mu: Pass
     old: Mapping[Mode, Pass]
     target: Mapping[Mode, Pass]
+    sent: Routes
     stale: bool
     part: Responses | None = None
     readings: Readings | None = None
@@ -128,21 +131,33 @@ class Scene:
 
     def replay(self, mode: Mode) -> Given | None:
         """What a mode gives π; None where it routes live."""
-        return given(mode, self.old["disabled"], self.mu_old)
+        return given(mode, self.old["disabled"], self.mu_old, self.sent)
 
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / X of every response under a replay mode, `[M, B]`, without gradient."""
         return gather(self.target[mode].logp.detach(), self.responses).sum(-1).exp() / self.world.prompts
 
 
-def given(mode: Mode, old: Pass, mu: Pass) -> Given | None:
-    """What a replay gives π, from the live passes of π_old and of μ_old; None where it routes live."""
+def given(mode: Mode, old: Pass, mu: Pass, sent: Routes) -> Given | None:
+    """What a replay gives π, from the live passes of π_old and of μ_old, of whose routes `sent` arrive; None where it
+    routes live."""
     rule = RouterReplay.model_validate(mode)
-    source = replay_of(rule.mode, old, mu)
-    if source is None:
+    routes, source = replay_of(rule.mode, old.routes, sent), replay_of(rule.mode, old, mu)
+    if routes is None or source is None:
         return None
     gates = source.gates if rule.gates == "replayed" else None
-    return Given(routes=source.routes, gates=gates, margin=rule.margin, condition=rule.condition)
+    return Given(routes=routes, gates=gates, margin=rule.margin, condition=rule.condition)
+
+
+def arriving(sim: Sim, world: World, routes: Routes) -> Routes:
+    """The routes of μ_old that arrive: -1 in the rows that `sim.missing` and `sim.missing_prefix` take away."""
+    if not (sim.missing or sim.missing_prefix):
+        return routes
+    gone = world.keys.each(lambda keys: missing(keys, sim.missing))
+    if sim.missing_prefix:
+        gone.leads[0][: sim.missing_prefix] = True
+    leads = tuple(without(lead, lost) for lead, lost in zip(routes.leads, gone.leads, strict=True))
+    return Routes(contexts=without(routes.contexts, gone.contexts), leads=leads)
 
 
 def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
@@ -202,8 +217,9 @@ def build(
     with torch.no_grad():
         old_live = run(trainer_old) if stale else target["disabled"].frozen()
     old = {"disabled": old_live, "R2": old_live}
+    sent = arriving(sim, world, mu_old.routes)
     for mode in sorted(modes - {"disabled"}):
-        replayed = given(mode, old_live, mu_old)
+        replayed = given(mode, old_live, mu_old, sent)
         target[mode] = run(trainer, replayed)
         if RouterReplay.model_validate(mode).mode == "R2":
             old[mode] = old_live  # its own experts, all of which stay
@@ -218,6 +234,7 @@ def build(
         mu=mu,
         old=old,
         target=target,
+        sent=sent,
         stale=stale,
         readings=readings,
         samples=sim.samples,

@@ -135,6 +135,10 @@ class World(Protocol):
     def reachable(self) -> Tensor:
         """Whether responses to each prompt can come to each context, bool `[X, N]`."""
 
+    @property
+    def keys(self) -> Routes:
+        """The hash of the context that ends in every token that is run, int64: `[N]`, and `[S_t - 1, N_t]` a level."""
+
     def run(self, model: Model, replay: Given | None = None) -> Pass:
         """An engine at every context; with `replay`, at every token with what is given there."""
 

@@ -60,6 +60,10 @@ class Reader(Protocol):
         """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`; their gate weights
         too where `gates`."""
 
+    def keys(self, tokens: Tensor) -> Tensor:
+        """The hash of the context that ends in each token of sequences `[M, B, L]`, as an engine runs it; int64, of the
+        same shape."""
+
     def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> Scores:
         """An engine over sequences `[M, B, L]`; `replay` has experts `[M, B, L, N, K]`, its rule is broadcastable to
         `[M, B]`."""

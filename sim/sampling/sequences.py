@@ -69,6 +69,14 @@ class Sequences:
         """`Reader.sample`."""
         return sample(model, self.task, rows, keys, gates=gates)
 
+    def keys(self, tokens: Tensor) -> Tensor:
+        """`Reader.keys`."""
+        hashed, keys = None, []
+        for now in tokens.unbind(-1):
+            hashed = noise.extend(hashed, now)
+            keys.append(hashed)
+        return torch.stack(keys, dim=-1)
+
     def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> TokenScores:
         """`Reader.score`."""
         return score(model, tokens, replay)

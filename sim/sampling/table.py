@@ -142,11 +142,20 @@ class Table:
         together = {name: x.reshape(members, -1, *x.shape[2:]) for name, x in vars(every).items()}
         return _rollouts(Step(**together), taken * size + contexts, episodes, gates)
 
-    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> TableScores:
-        """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
+    def keys(self, tokens: Tensor) -> Tensor:
+        """`Reader.keys`; row t says the token t + 1."""
+        keys = self.contexts.keys[self._said_in(tokens)]
+        return torch.cat([keys[..., 1:], keys[..., -1:]], dim=-1)
+
+    def _said_in(self, tokens: Tensor) -> Tensor:
+        """The context in which each token of sequences `[M, B, L]` is said, of the same shape."""
         response = tokens[..., self.task.layout.places]
         everywhere = torch.ones(1, dtype=torch.bool)
-        contexts = self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
+        return self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
+
+    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> TableScores:
+        """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
+        contexts = self._said_in(tokens)
         given = None if replay is None else replay.each(self._gathering(replay.ids, contexts))
         return TableScores(step=self._step(model, given), contexts=contexts, tokens=tokens)
 

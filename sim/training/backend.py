@@ -37,10 +37,12 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
+from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
 from firstorder.sim.model.readings import engine, misread, token_keys
 from firstorder.sim.sampling.reader import Scores, reader
+from firstorder.sim.sampling.sequences import Rollouts
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
@@ -164,11 +166,19 @@ class SimBackend:
             logp_mu=torch.where(mask, self._recorded(sampled.logp, keys), 0.0),
             rewards=self.task.verify(episodes),
             groups=groups,
-            routes=sampled.routes,
+            routes=self._sent(sampled),
             gates=sampled.gates,
         )
         check_rewards(batch, *RANGE)
         return batch
+
+    def _sent(self, sampled: Rollouts) -> Tensor:
+        """The routes of μ that arrive, int16 `[M, B, L, N, K]`."""
+        if not (self.sim.missing or self.sim.missing_prefix):
+            return sampled.routes
+        gone = missing(self.reader.keys(sampled.tokens), self.sim.missing)
+        gone[..., : self.sim.missing_prefix] = True
+        return without(sampled.routes, gone)
 
     def _recorded(self, logp: Tensor, keys: Tensor) -> Tensor:
         """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
