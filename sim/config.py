@@ -108,7 +108,21 @@ class Sim(Section):
     )
     numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
     min_p: float = within(
-        0.0, "[0, 1)", "it is a share", "both engines leave out what is less likely than so much of μ's likeliest token"
+        0.0, "[0, 1)", "it is a share", "μ leaves out what is less likely than so much of its likeliest token"
+    )
+    sample_top_k: int = within(
+        0,
+        "[0, 65536]",
+        SIZE_WHY,
+        "μ samples from so many of its likeliest tokens, those as likely as the last too; 0: all",
+    )
+    top_p: float = within(
+        1.0, "(0, 1]", "it is a share", "μ samples from its likeliest tokens up to so much of what the two above leave"
+    )
+    sampling_mask: Literal["replayed", "ignored"] = Field(
+        "replayed",
+        description="`replayed`: π is renormalised over the tokens that μ samples from; `ignored`: π keeps all tokens, "
+        "and the ratio no longer has mean 1; read where one of the three above leaves something out",
     )
     training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
     samples: int = within(
@@ -222,6 +236,19 @@ class Sim(Section):
     def graded(self) -> bool:
         """Whether the reward has levels between 0 and 1."""
         return self.reward == "graded" or (self.reward is None and self.task not in ("sum", "chain"))
+
+    @property
+    def truncation(self) -> str:
+        """The settings by which μ leaves tokens out, as one writes them."""
+        every = {"min_p": self.min_p, "sample_top_k": self.sample_top_k, "top_p": self.top_p}
+        return ", ".join(
+            f"sim.{name} = {value:g}" for name, value in every.items() if value != Sim.model_fields[name].get_default()
+        )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether μ samples from fewer tokens than there are."""
+        return bool(self.truncation)
 
     @property
     def random_readings(self) -> bool:

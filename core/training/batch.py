@@ -20,6 +20,8 @@ from firstorder.core.errors import DataError
 from firstorder.core.method.stats import check_log_probs, check_rewards_finite, real
 from firstorder.core.routing import check_routes
 
+from .kept import check_kept
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
@@ -34,6 +36,8 @@ class RolloutBatch:
         groups: int64 `[..., B]`, the prompt that a response answers; a group's responses share a baseline.
         routes: int16 `[..., B, L, M, K]` of the inference engine, or None for a dense model.
         measure: `[..., B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
+        kept: int32 `[..., B, L, C]`, the tokens that each was sampled from, -1 behind them and where nothing was left
+            out (`core.training.kept`); None for no top-p, top-k or min-p.
 
     Raises:
         DataError: naming the field, the rule and what was got.
@@ -47,6 +51,7 @@ class RolloutBatch:
     groups: Tensor
     routes: Tensor | None = None
     measure: Tensor | None = None
+    kept: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -54,6 +59,8 @@ class RolloutBatch:
         _check_values(self)
         if self.routes is not None:
             _check_rows(self.routes, self.lengths)
+        if self.kept is not None:
+            check_kept(self.kept, self.tokens, self.mask)
 
 
 def check_expert_ids(batch: RolloutBatch, experts: int) -> None:

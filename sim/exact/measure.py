@@ -23,6 +23,7 @@ from .edge_variance import edge_variance
 from .edges import entropy, kl
 from .fit import fits
 from .forms import form
+from .masking import masking, note
 from .measurement import Measurement
 from .memory import check_memory
 from .observed import observed
@@ -82,8 +83,9 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
         result[name] = None
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
+    result["mask"] = masking(measurement)
     result["inert"] = inert(recipe, sim)
-    result["notes"] = _notes(recipe, sim, result)
+    result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, sim.truncation)] if text]
     check_finite(result, SATURATED)
     return result
 

@@ -29,6 +29,10 @@ class Scores(Protocol):
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
 
     @property
+    def outside(self) -> Tensor:
+        """`[M, B, L]`, the mass of each distribution on tokens that are not kept; 0 without a mask."""
+
+    @property
     def routes(self) -> Tensor:
         """`[M, B, L, N, K]`, the experts of each token run."""
 
@@ -54,8 +58,9 @@ class Reader(Protocol):
     def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
         """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> Scores:
-        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live."""
+    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None, kept: Tensor | None = None) -> Scores:
+        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live; `kept`
+        `[M, B, L, C]` the tokens that its distributions are renormalised over (`core.training.kept`)."""
 
 
 def reader(task: SimTask) -> Reader:
