@@ -6,8 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import STEP_WHY, Recipe
+from firstorder.core.method.recipe import STEP_WHY
 from firstorder.core.router import MAX_EXPERTS, Router, RouterKind, check_router
 from firstorder.core.router import SIZE as ROUTER
 from firstorder.core.router import SIZE_WHY as ROUTER_WHY
@@ -402,26 +401,3 @@ class Sim(Section):
         """Tokens that mean something somewhere in a problem of `chain`: right, thinking or recovery."""
         right = self.right * (2 if self.thinking else 1)
         return right + self.thinking + self.recovery * (2 if self.feedback else 1)
-
-
-def check_replay(recipe: Recipe, sim: Sim) -> None:
-    """Refuse replay where it can never act.
-
-    Raises:
-        ConfigError: every expert is always chosen.
-    """
-    if recipe.router_replay.mode != "disabled" and sim.top_k == sim.experts:
-        raise ConfigError(
-            f"router_replay.mode = {recipe.router_replay.mode} can never act with sim.top_k = sim.experts = "
-            f"{sim.experts} (a dense model); lower sim.top_k or disable replay"
-        )
-    if recipe.router_replay.mode == "R3" and sim.numerics.drawn:
-        raise ConfigError(
-            "router_replay.mode = R3 replays routes that sim.numerics.fresh draws at every token, so that the target "
-            "is no policy; use R2, disabled or sim.numerics.fresh = false"
-        )
-    if sim.random_readings and "kl_mu" in recipe.needs:
-        raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
-            "and sim.reading_noise draw what is recorded of it at every token; use another correction"
-        )

@@ -13,8 +13,9 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.threads import sized
+from firstorder.sim.checks import check_replay
 from firstorder.sim.coldstart import starting_weights
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
 from . import agree, objectives, replay
@@ -118,7 +119,7 @@ def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
         arithmetics,
         theta_old,
         theta if sim.staleness else None,
-        modes=[recipe.router_replay.mode],
+        modes=[str(recipe.router_replay)],
     )
 
 

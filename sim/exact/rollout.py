@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from firstorder.sim.checks import check_one_tail
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic
 from firstorder.sim.model.policy import Weights
 from firstorder.sim.model.readings import Readings, engine, of_engines, of_errors
-from firstorder.sim.model.truncation import check_one_tail, keeps
+from firstorder.sim.model.truncation import keeps
 
 from .edges import Pass, Routes
 from .pruning import pruned
@@ -78,6 +79,7 @@ def _first(every: Pass, draws: int) -> Pass:
     return Pass(
         logp=every.logp[::draws],
         routes=of(every.routes),
+        gates=of(every.gates),
         live=of(every.live),
         margin=every.margin[::draws],
         router_logp=every.router_logp[::draws],

@@ -142,13 +142,13 @@ def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
 
 def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
-    scene, routes = measurement.scene, measurement.scene.replay(measurement.mode)
+    scene, replay = measurement.scene, measurement.scene.replay(measurement.mode)
     tree, part = scene.world, scene.responses.of(cut)
     assert isinstance(tree, Tree)
     model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
-    experts = None if routes is None else along(routes, tree, part)[0][:, None]
+    given = None if replay is None else replay.at(lambda rows: along(rows, tree, part)[0][:, None])
     tokens = episodes(tree, part).tokens[:, None]
-    logp = score(model, tokens, experts, _kept(scene, part, tokens)).logp[:, 0, tree.task.layout.places]
+    logp = score(model, tokens, given, _kept(scene, part, tokens)).logp[:, 0, tree.task.layout.places]
     return torch.where(part.mask, logp, 0.0)
 
 

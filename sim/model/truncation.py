@@ -17,7 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-from firstorder.core.errors import ConfigError
 from firstorder.sim.config import Sim
 
 FLOOR = -800.0  # nats, of what is left out: its probability is 0 in float64, and its logarithm is finite
@@ -37,19 +36,6 @@ def keeps(logp: Tensor, sim: Sim) -> Tensor | None:
         out[..., -1] = False
         keep = keep & ~torch.zeros_like(keep).scatter(-1, order, out)
     return keep
-
-
-def check_one_tail(sim: Sim) -> None:
-    """Refuse to truncate an engine that is another at every token.
-
-    Raises:
-        ConfigError: naming what truncates.
-    """
-    if sim.truncates and sim.numerics.drawn:
-        raise ConfigError(
-            f"{sim.truncation} leaves out the tail of one engine, but sim.numerics.fresh draws one at every token; "
-            "unset one of them"
-        )
 
 
 def restricted(logp: Tensor, keep: Tensor | None) -> Tensor:

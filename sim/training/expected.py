@@ -19,6 +19,7 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import step_scale
 from firstorder.core.training.arms import Arm, cuts
+from firstorder.sim.checks import check_one_tail
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.edges import vjp
 from firstorder.sim.exact.forms import form
@@ -26,7 +27,6 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, build, world_of
 from firstorder.sim.exact.world import World
 from firstorder.sim.model.policy import Weights
-from firstorder.sim.model.truncation import check_one_tail
 from firstorder.sim.tasks.places import places
 
 
@@ -72,7 +72,7 @@ class Expectation:
             self.engines.members(mine),
             theta_old,
             None if weights is old else theta,
-            modes=[recipe.router_replay.mode],
+            modes=[str(recipe.router_replay)],
         )
         found = Measurement(scene=scene, recipe=recipe)
         scale = (

@@ -14,6 +14,7 @@ from firstorder.sim.config import Sim
 from firstorder.sim.exact import objectives, variance
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
+from firstorder.sim.exact.quantities import MASK
 from firstorder.sim.exact.scene import MODES, build
 from firstorder.sim.model import noise
 from firstorder.sim.model.truncation import FLOOR, edges, keeps, named, restricted
@@ -141,6 +142,7 @@ def test_what_a_mask_costs_is_measured_in_either_case(small, make_recipe):
     assert replayed["gradient_error"] < 1e-9
     assert without["gradient_error"] < 1e-9
     assert without["mask"] is None
+    assert set(replayed["mask"]) == set(MASK)
     assert ignored["gradient_error"] > 0.01
     assert ignored["mask"]["gradient_error_whole"] == pytest.approx(ignored["gradient_error_natural"])
     assert replayed["mask"]["gradient_error_whole"] > 0.01
