@@ -39,6 +39,13 @@ def check_one_tail(sim: Sim) -> None:
     """
     if sim.truncates and sim.numerics.drawn:
         raise ConfigError(
-            f"{sim.truncation} leaves out the tail of one engine, but sim.numerics.fresh draws one at every token; "
+            f"{truncation(sim)} leaves out the tail of one engine, but sim.numerics.fresh draws one at every token; "
             "unset one of them"
         )
+
+
+def truncation(sim: Sim) -> str:
+    """The settings by which μ leaves tokens out, as one writes them."""
+    every = {"min_p": sim.min_p, "sample_top_k": sim.sample_top_k, "top_p": sim.top_p}
+    acting = {name: x for name, x in every.items() if x != Sim.model_fields[name].get_default()}
+    return ", ".join(f"sim.{name} = {x:g}" for name, x in acting.items())

@@ -237,17 +237,9 @@ class Sim(Section):
         return self.reward == "graded" or (self.reward is None and self.task not in ("sum", "chain"))
 
     @property
-    def truncation(self) -> str:
-        """The settings by which μ leaves tokens out, as one writes them."""
-        every = {"min_p": self.min_p, "sample_top_k": self.sample_top_k, "top_p": self.top_p}
-        return ", ".join(
-            f"sim.{name} = {value:g}" for name, value in every.items() if value != Sim.model_fields[name].get_default()
-        )
-
-    @property
     def truncates(self) -> bool:
         """Whether μ samples from fewer tokens than there are."""
-        return bool(self.truncation)
+        return bool(self.min_p or self.sample_top_k) or self.top_p < 1
 
     @property
     def random_readings(self) -> bool:

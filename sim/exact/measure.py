@@ -13,7 +13,7 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.threads import sized
-from firstorder.sim.checks import check_replay
+from firstorder.sim.checks import check_replay, truncation
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
@@ -86,7 +86,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["replay"] = replay.rows(scene, mode)
     result["mask"] = masking(measurement)
     result["inert"] = inert(recipe, sim)
-    result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, sim.truncation)] if text]
+    result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, truncation(sim))] if text]
     check_finite(result, SATURATED)
     return result
 
