@@ -25,7 +25,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.runs import alarm_table
 from firstorder.core.settings.toml import build, read, shipped
-from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
+from firstorder.core.training import backend, diagnostics, inert, kept, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
 from firstorder.sim.exact.forms import form
@@ -123,6 +123,7 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
         "gradients": exact.GRADIENTS,
         "engines": exact.ENGINES,
         "sizes": exact.SIZES,
+        "mask": exact.MASK,
         "batch": diagnostics.QUANTITIES | strata.QUANTITIES | rewards,
         "routes": routes
         | flips
@@ -137,6 +138,7 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
             name.replace("layer_0", "layer_N"): replace(one, formula=one.formula.replace("layer 0", "layer N"))
             for name, one in of_layers.items()
         },
+        "masks": kept.QUANTITIES,
         "inert": inert.QUANTITIES,
         "pair": pair.QUANTITIES,
     }

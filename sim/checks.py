@@ -1,4 +1,4 @@
-"""What a recipe and a simulator cannot be together."""
+"""What cannot be asked of `[sim]` with some recipe, or of an engine that is drawn at every token."""
 
 from __future__ import annotations
 
@@ -29,3 +29,23 @@ def check_replay(recipe: Recipe, sim: Sim) -> None:
             f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
             "and sim.reading_noise draw what is recorded of it at every token; use another correction"
         )
+
+
+def check_one_tail(sim: Sim) -> None:
+    """Refuse to truncate an engine that is another at every token.
+
+    Raises:
+        ConfigError: naming what truncates.
+    """
+    if sim.truncates and sim.numerics.drawn:
+        raise ConfigError(
+            f"{truncation(sim)} leaves out the tail of one engine, but sim.numerics.fresh draws one at every token; "
+            "unset one of them"
+        )
+
+
+def truncation(sim: Sim) -> str:
+    """The settings by which μ leaves tokens out, as one writes them."""
+    every = {"min_p": sim.min_p, "sample_top_k": sim.sample_top_k, "top_p": sim.top_p}
+    acting = {name: x for name, x in every.items() if x != Sim.model_fields[name].get_default()}
+    return ", ".join(f"sim.{name} = {x:g}" for name, x in acting.items())

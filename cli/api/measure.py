@@ -97,6 +97,7 @@ class MeasureResult(Result):
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
+    mask: Mapping[str, float | None] | None
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]

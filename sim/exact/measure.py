@@ -13,7 +13,7 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.threads import sized
-from firstorder.sim.checks import check_replay
+from firstorder.sim.checks import check_replay, truncation
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
@@ -24,6 +24,7 @@ from .edge_variance import edge_variance
 from .edges import entropy, kl
 from .fit import fits
 from .forms import form
+from .masking import masking, note
 from .measurement import Measurement
 from .memory import check_memory
 from .observed import observed
@@ -83,8 +84,9 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
         result[name] = None
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
+    result["mask"] = masking(measurement)
     result["inert"] = inert(recipe, sim)
-    result["notes"] = _notes(recipe, sim, result)
+    result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, truncation(sim))] if text]
     check_finite(result, SATURATED)
     return result
 

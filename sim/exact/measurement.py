@@ -153,7 +153,7 @@ class Measurement:
     def _ratios(self, of: tuple[str, ...]) -> Tensor:
         """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
-        every = {name: _every(self.scene, logp.detach()) for name, logp in policies.items()}
+        every = {name: _every(self.scene, self.scene.met(logp.detach())) for name, logp in policies.items()}
         if self.scene.readings is not None:
             every["mu"] = self.scene.readings.flat()
         log = torch.zeros_like(every["mu"])
@@ -179,7 +179,7 @@ class Measurement:
     @cached_property
     def log_chi2(self) -> Tensor:
         """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
-        old, mu = self.scene.old[self.mode].logp.detach(), self.scene.mu_old.logp
+        old, mu = self.scene.met(self.scene.old[self.mode].logp.detach()), self.scene.mu_old.logp
         return self.scene.world.log_mass((2 * old - mu).exp())
 
     @cached_property
@@ -205,13 +205,13 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
     paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
-    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
         logp_old=gather(old, paths),
         logp_mu=logp_mu,
-        mask=paths.mask.expand(logp_mu.shape),
+        mask=(paths.mask if scene.mask is None else paths.mask & (scene.measure > 0)[..., None]).expand(logp_mu.shape),
         advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
         measure=scene.measure,
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
@@ -236,7 +236,7 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
-    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)

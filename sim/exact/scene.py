@@ -22,13 +22,14 @@ from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Model, Weights, leaves, load
 from firstorder.sim.model.readings import Readings
+from firstorder.sim.model.truncation import FLOOR
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.contexts import check_reached
 from firstorder.sim.tasks.task import rows
 
 from .edges import Given, Pass, Routes
 from .graph import Graph
-from .pruning import FLOOR, pruned
+from .pruning import Mask, outside, pruned
 from .rollout import rollout, sampled
 from .tree import plant
 from .world import Responses, World, chunks, gather, worth_ahead
@@ -66,6 +67,7 @@ class Scene:
         part: some of the responses, to be looked at in place of all or of a sample.
         readings: what μ_old records; None where that is what it sampled from.
         samples: responses to draw where these are not all looked at.
+        mask: of the tokens that μ_old samples from; None where it leaves none out.
     """
 
     world: World
@@ -80,6 +82,7 @@ class Scene:
     part: Responses | None = None
     readings: Readings | None = None
     samples: int = 0
+    mask: Mask | None = None
 
     @property
     def exhaustive(self) -> bool:
@@ -128,6 +131,10 @@ class Scene:
         """The same contexts with the responses a chunk at a time, so that sums over responses take little memory."""
         parts = list(chunks(self.responses, len(self.mu_old.logp)))
         return [self] if len(parts) == 1 else [replace(self, part=part) for part in parts]
+
+    def met(self, logp: Tensor) -> Tensor:
+        """Log-probs `[M, N, V]` of π as samples of μ_old meet them: the same, but for a mask that is ignored."""
+        return logp if self.mask is None else self.mask.met(logp)
 
     def replay(self, mode: Mode) -> Given | None:
         """What a mode gives π; None where it routes live."""
@@ -208,14 +215,17 @@ def build(
         mu_old, readings = rollout(sim, world, theta_old, arithmetics.mu)
         mu = rollout(sim, world, weights, arithmetics.mu)[0] if stale else mu_old
         trainer_old = load(theta_old, arithmetics.pi, sim)
-    keep = mu_old.logp > FLOOR if sim.min_p else None
+    keep = mu_old.logp > FLOOR if sim.truncates else None
+    over = keep if sim.sampling_mask == "replayed" else None
 
     def run(model: Model, replay: Given | None = None) -> Pass:
-        return pruned(world.run(model, replay), keep)
+        return pruned(world.run(model, replay), over)
 
-    target = {"disabled": run(trainer)}
+    whole = world.run(trainer)
+    target = {"disabled": pruned(whole, over)}
     with torch.no_grad():
-        old_live = run(trainer_old) if stale else target["disabled"].frozen()
+        whole_old = world.run(trainer_old) if stale else whole.frozen()
+        old_live = pruned(whole_old, over)
     old = {"disabled": old_live, "R2": old_live}
     sent = arriving(sim, world, mu_old.routes)
     for mode in sorted(modes - {"disabled"}):
@@ -238,4 +248,7 @@ def build(
         stale=stale,
         readings=readings,
         samples=sim.samples,
+        mask=None
+        if keep is None
+        else Mask(keep=keep, replayed=over is not None, whole=whole, outside=outside(whole_old.logp, keep)),
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.model.policy import Weights, leaves, load, trainable
+from firstorder.sim.model.truncation import named
 from firstorder.sim.sampling.sequences import score
 
 from .advantages import CriticTable
@@ -30,8 +31,9 @@ from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
+from .scene import Scene
 from .tree import Tree, episodes
-from .world import scatter
+from .world import Responses, scatter
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -145,5 +147,17 @@ def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     assert isinstance(tree, Tree)
     model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
     given = None if replay is None else replay.at(lambda rows: along(rows, tree, part)[0][:, None])
-    logp = score(model, episodes(tree, part).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
+    tokens = episodes(tree, part).tokens[:, None]
+    logp = score(model, tokens, given, _kept(scene, part, tokens)).logp[:, 0, tree.task.layout.places]
     return torch.where(part.mask, logp, 0.0)
+
+
+def _kept(scene: Scene, part: Responses, tokens: Tensor) -> Tensor | None:
+    """The tokens that π is renormalised over at each of `tokens` `[C, 1, L]`, `[C, 1, L, K]`; None for all."""
+    if scene.mask is None or not scene.mask.replayed:
+        return None
+    tree, ids = scene.world, named(scene.mask.keep[0])
+    assert ids is not None
+    rows = torch.full((*tokens.shape, ids.shape[-1]), -1, dtype=ids.dtype)
+    rows[:, 0, tree.task.layout.places] = torch.where(part.mask[..., None], ids[part.contexts], -1)
+    return rows

@@ -21,6 +21,7 @@ from firstorder.core.routing import Replay, replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
 from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.arms import Arm, cuts
@@ -140,7 +141,8 @@ class SimBackend:
         more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        return shared.QUANTITIES | layers | EXACT | more | scaled
+        mask = kept.QUANTITIES if self.sim.truncates else {}
+        return shared.QUANTITIES | layers | EXACT | more | scaled | mask
 
     @property
     def experts(self) -> int:
@@ -168,6 +170,7 @@ class SimBackend:
             groups=groups,
             routes=self._sent(sampled),
             gates=sampled.gates,
+            kept=sampled.kept if self.sim.sampling_mask == "replayed" else None,
         )
         check_rewards(batch, *RANGE)
         return batch
@@ -194,12 +197,12 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = self.reader.score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens, kept=batch.kept)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
             replay = self._replay(own, live, batch)
             foreign = any(of.mode == "R3" for of in self.replays)
-            used = self.reader.score(trainer, batch.tokens, replay) if foreign else live
+            used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -212,7 +215,8 @@ class SimBackend:
             routes=own,
             entropy=used.entropy,
         )
-        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        masked = kept.masked(batch.kept, batch.mask, used.outside)
+        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy) | masked
 
     def _replay(self, own: Tensor, live: Scores, batch: RolloutBatch) -> Replay:
         """What each member is given to replay, by the rule of its recipe; `own` are the live experts where any ran."""
@@ -232,7 +236,7 @@ class SimBackend:
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
+            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay, minibatch.batch.kept)
             stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
             weight = weight_fn(stats)
             loss = surrogate_loss(stats, weight)
