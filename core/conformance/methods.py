@@ -76,7 +76,7 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
         "ratio": {"of": "theta/old"},
     },
     "truncate-and-mask": {
-        "correction": {"kind": "truncate", "low": 0.7, "high": 1.3},
+        "correction": {"kind": "truncate", "high": 1.3},
         "rejection": {"kind": "k3", "over": "token", "high": 0.3},
         "ratio": {"of": "theta/old"},
         "clip": {"kind": "ppo", "low": 0.2, "high": 0.2},
