@@ -52,6 +52,7 @@ KEPT = _on("a token mean divides by the tokens that are kept; here by all", "rat
 CLIPPED_ZERO = _on("a clip that drops a ratio of 0 counts; here it has changed nothing", "impossible_token")
 ONE_STD = _on("the sample standard deviation of one token is NaN, here 0", "one_token")
 ALONE = _on("a response without companions has the baseline 0; here its advantage is 0", "single")
+MORE_TOKENS = _on("a mean divides by 1e-8 more than there are tokens", "agreeing", "nearly_agreeing")
 VARIED = ("pair", "binary", "graded", "nearly_agreeing")
 TRL_STD = _on("1e-4 is added to the standard deviation; here 1e-6", *VARIED)
 RL_STD = _on("the standard deviation is held above 1e-6; here 1e-6 is added to it", *VARIED) | _on(
@@ -127,7 +128,7 @@ VERL = (
             f"{_CORRECTION}, token, 1.3, and compute_rollout_rejection_mask, token_k3",
         ),
         *(
-            (f"reinforce, {_option(over, kind)}", f"rejection-{over}-{kind}", "compute_rollout_rejection_mask")
+            (f"rejected by {_option(over, kind)}", f"rejection-{over}-{kind}", "compute_rollout_rejection_mask")
             for over, kind, *_ in REJECTED
         ),
         ("reinforce", "reinforce", f"{_LOSS}reinforce, seq-mean-token-sum", NO_SCORE),
@@ -171,6 +172,7 @@ VERL = (
             "reinforce_plus_plus advantage",
             "advantages/whitened",
             "compute_reinforce_plus_plus_outcome_advantage",
+            MORE_TOKENS,
         ),
         (
             "reinforce_plus_plus_baseline advantage",

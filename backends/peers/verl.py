@@ -191,7 +191,7 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
             rejects=("token_k3", "0.3", "old"),
         ),
         **{
-            f"reinforce, {option}": _reinforce(_weights("token", FREE, "theta"), (option, bounds, "old"))
+            f"rejected by {option}": _reinforce(_weights("token", FREE, "theta"), (option, bounds, "old"))
             for option, bounds in REJECTED.items()
         },
         "reinforce": _reinforce(),

@@ -30,7 +30,7 @@ class TokenStats:
         advantage: `[..., B]` or `[..., B, T]`, in units of reward.
         measure: `[..., B]` probability of each response, summing to 1; None for a sampled batch,
             where every response weighs 1/B.
-        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `max_kl` and `mean_kl`.
+        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `rejection.kind = kl`.
         router_shift: `[..., B, T]` nats, mean over layers and selected experts of
             |log router_θ - log router_old|; needed by `ratio.router_floor`.
         rewards: `[..., B]`; no weight reads them, only the diagnostics that ask for them.
