@@ -40,7 +40,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "task": TaskSettings,
     **{name: field.annotation for name, field in Recipe.model_fields.items() if field.annotation},
 }
-PARTS = ("ratios", "spans", "corrections", "clips", "aggregations", "baselines", "replays")
+PARTS = (
+    *("ratios", "spans", "corrections", "rejections", "overs", "clips"),
+    *("aggregations", "baselines", "scales", "replays"),
+)
 TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
 
@@ -220,6 +223,7 @@ def _without_form(recipe: Recipe) -> list[str]:
         "advantage": ({"baseline": "none"}, f"`advantage.baseline = {recipe.advantage.baseline}`"),
         "clip": ({"kind": "none"}, f"`clip.kind = {recipe.clip.kind}`"),
         "correction": ({"kind": "none"}, f"`correction.kind = {recipe.correction.kind}`"),
+        "rejection": ({"kind": "none"}, f"`rejection.over = {recipe.rejection.over}`"),
         "ratio": ({"span": "token"}, f"`ratio.span = {recipe.ratio.span}`"),
     }
     without = {

@@ -26,8 +26,8 @@ def check_replay(recipe: Recipe, sim: Sim) -> None:
         )
     if sim.random_readings and "kl_mu" in recipe.needs:
         raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
-            "and sim.reading_noise draw what is recorded of it at every token; use another correction"
+            f"rejection.kind = {recipe.rejection.kind} reads the whole distribution of mu, but sim.numerics.fresh "
+            "and sim.reading_noise draw what is recorded of it at every token; use another rejection"
         )
 
 

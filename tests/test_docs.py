@@ -27,7 +27,7 @@ from firstorder.sim.exact import quantities
 COMMANDS = typer.main.get_command(app).commands
 ROOT = Path(__file__).parents[1]
 RECORDS = {name: json.loads((ROOT / f"tests/records/{name}.json").read_text()) for name in ("validate", "training")}
-MADE = {"core/recipes/minirl-clamp.toml"}  # what docs/extend.md has its reader make
+MADE = {"core/recipes/minirl-root.toml"}  # what docs/extend.md has its reader make
 SETTLED = {"validate": CLAIMS, "training": TRAINING}
 
 

@@ -19,6 +19,7 @@ PARTS = {
     "router_floor": ("ratio.router_floor", "its factor is 1"),
     "clip": ("clip.kind", "no ratio leaves 1"),
     "correction": ("correction.kind", "its ratio is 1"),
+    "rejection": ("rejection.kind", "its log-ratios are 0"),
     "router_replay": ("router_replay.mode", "its own experts"),
 }
 """The parts that compare two policies, as receipts name them: key of the recipe, and what is so where those agree."""

@@ -47,7 +47,8 @@ def edge_variance(measurement: Measurement) -> tuple[Tensor, Interval | None]:
     table = measurement.advantages
     assert isinstance(table, AdvantageTable)
     recipe = measurement.recipe
-    own, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
+    group = table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size
+    own, cross = expected_products(*group, table.scale_of(0))
     means = _means(measurement, len(table.levels))
     if measurement.form is not None and not measurement.form.product and exact_in_time(measurement):
         return combined(measurement, _followed(measurement, own), means, cross), None

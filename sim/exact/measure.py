@@ -69,7 +69,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result, intervals = summarise(_values(measurement) | _engines(measurement), u, *targets)
     if members == 1 and measurement.sampled:
         intervals = block_fits(measurement)
-    elif members == 1 and recipe.weight_scope == "batch" and scene.exhaustive:
+    elif members == 1 and recipe.scope == "batch" and scene.exhaustive:
         intervals = sampled_fits(measurement)
     result["expansion"] = [float(term) for term in objectives.terms(scene, mode).mean(0)]
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
@@ -206,10 +206,15 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
 
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     notes = []
+    drawn = sim.numerics.kind == "batch" or sim.world == "graph" or sim.random_readings
+    sampled = "" if drawn else ", intervals the sampled minibatch"
     if recipe.weight_scope == "batch":
-        drawn = sim.numerics.kind == "batch" or sim.world == "graph" or sim.random_readings
-        sampled = "" if drawn else ", intervals the sampled minibatch"
         notes.append(f"weights read the whole batch: values and variance are the large-batch limit{sampled}")
+    if recipe.advantage.scale != "none":
+        notes.append(
+            f"advantages are scaled by the whole batch: values are the large-batch limit{sampled}; the variance takes "
+            "the scale to be that of the limit in every batch"
+        )
     if sim.numerics.kind == "batch":
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):

@@ -138,9 +138,11 @@ class Measurement:
         """What reaches each edge times what is earned after it, for `World.through`, under the products of a form."""
         form, mu = self.form, self.scene.mu_old.logp.exp()
         assert form is not None
-        keep = on_edges(self.scene, (self.edge_weights[0].correction != 0).double()) if form.masked else torch.ones(())
-        before, after = (mu * self._ratios(of) * keep if of or form.masked else mu for of in (form.before, form.after))
-        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
+        keep = self.edge_weights[0].kept[..., 0] if form.masked else None
+        before, after = (
+            mu if not of and keep is None else mu * self._ratios(of, keep) for of in (form.before, form.after)
+        )
+        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,), keep), steps=form.steps)
         return self.scene.world.through(before, after, worth, self.lengths, near)
 
     def _of_edges(self, advantages: AdvantageTable) -> Tensor:
@@ -150,8 +152,8 @@ class Measurement:
         up, down = (on_edges(self.scene, weights.weight) for weights in self.edge_weights)
         return mu * (passed[:, 0] * up + passed[:, 1] * down)
 
-    def _ratios(self, of: tuple[str, ...]) -> Tensor:
-        """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
+    def _ratios(self, of: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
+        """Π of token ratios at every edge, 0 where `keep` is, the mean over its readings, `[M, N, V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
         every = {name: _every(self.scene, self.scene.met(logp.detach())) for name, logp in policies.items()}
         if self.scene.readings is not None:
@@ -159,7 +161,7 @@ class Measurement:
         log = torch.zeros_like(every["mu"])
         for above, below in (one.split("/") for one in of):
             log = log + every[above] - every[below]
-        return on_edges(self.scene, log.exp())
+        return on_edges(self.scene, log.exp() if keep is None else log.exp() * keep)
 
     @cached_property
     def update(self) -> Tensor:
@@ -217,6 +219,7 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
         router_shift=None if shift is None else gather_contexts(shift, paths),
         rewards=paths.rewards.expand(logp_mu.shape[:-1]),
+        turn=scene.world.task.layout.turns.expand(logp_mu.shape),
     )
 
 
@@ -308,7 +311,7 @@ def _weights_among_signs(
     if isinstance(advantages, CriticTable):  # it knows each token's sign, so that one batch holds them all
         plus, minus = advantages.of(scene)
         weights = token_weights(stats.with_advantage(plus - minus), recipe)
-        unit = torch.where(stats.mask, weights.clipped * weights.correction / weights.norm, 0.0)
+        unit = torch.where(stats.mask, weights.clipped * weights.factor / weights.norm, 0.0)
         return replace(weights, weight=unit), replace(weights, weight=-unit)
     return _among_signs(stats, recipe, *advantages.signs(scene))
 

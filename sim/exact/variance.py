@@ -63,7 +63,8 @@ def parts(measurement: Measurement) -> Parts:
         weights = token_weights(batch.stats.with_advantage(batch.plus - batch.minus), recipe).weight
         one = torch.ones(scene.world.prompts, 1, 1, dtype=torch.float64)
         return Parts(weights=weights, level=torch.zeros_like(scene.responses.prompt), square=one, cross=one)
-    square, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
+    group = table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size
+    square, cross = expected_products(*group, table.scale_of(0))
     weights = torch.cat([batch.up.weight, batch.down.weight])
     return Parts(weights=weights, level=table.rank(batch.scene), square=square, cross=cross)
 

@@ -43,10 +43,15 @@ BOUNDS = {
     "tis": ["correction.high=1.05"],
     "minirl-tis": ["correction.high=1.05"],
     "icepop": ["correction.low=0.9", "correction.high=1.1"],
-    "mis": ["correction.high=1.1"],
-    "mis-geometric": ["correction.low=0.99", "correction.high=1.01"],
-    "trm": ["correction.high=0.3"],
-    "trm-avg": ["correction.high=0.42"],
+    "tis-two-sided": ["correction.low=0.95", "correction.high=1.05"],
+    "tis-rejection-geometric": ["correction.high=1.05", "rejection.low=0.95", "rejection.high=1.05"],
+    "tis-rejection-k3": ["correction.high=1.05", "rejection.high=0.005"],
+    "mis": ["rejection.high=1.1"],
+    "mis-geometric": ["rejection.low=0.99", "rejection.high=1.01"],
+    "opsm": ["rejection.high=0.01"],
+    "trm": ["rejection.high=0.3"],
+    "trm-avg": ["rejection.high=0.42"],
+    "ppo-dual-clip": ["clip.cap=1.3"],
 }
 
 

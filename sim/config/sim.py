@@ -12,8 +12,8 @@ from firstorder.core.router import SIZE as ROUTER
 from firstorder.core.router import SIZE_WHY as ROUTER_WHY
 from firstorder.core.settings.section import COUNT_WHY, SEED, SEED_WHY, Section, within
 
+from ..engine import Numerics
 from .contradictions import MAX_PROMPTS, check_chain, check_sizes
-from .engine import Numerics as Numerics
 
 DEFAULT_POOL = 64
 MODES = 4  # of a context of `chain`

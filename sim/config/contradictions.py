@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Sim
+    from .sim import Sim
 
 MAX_PROMPTS = 1_000_000
 MAX_SEED = 2**63 - 1
