@@ -203,17 +203,24 @@ def split(way: Way, natural: Way, recipe: Recipe, staleness: int = 0) -> Splits:
         staleness: of the scene.
     """
     formed = not Measurement(scene=way.scene, recipe=recipe).sampled and bool(natural.gradient.any())
+    bias = _end(natural, natural.value) - _end(way, way.value)
     return Splits(
         staleness=staleness,
-        value=_of_numbers(way.each(way.value), natural.each(natural.value)[ALL]),
-        error=_of_numbers(way.each(way.error), natural.each(natural.error)[ALL]),
-        kl=_of_numbers(way.each(way.kl), natural.each(natural.kl)[ALL]),
+        value=_of_numbers(way.each(way.value), rest=bias),
+        error=_of_numbers(way.each(way.error), rest=bias),
+        kl=_of_numbers(way.each(way.kl), rest=_end(natural, natural.kl) - _end(way, way.kl)),
         gradient=_of_vectors(way, natural.gradient, recipe) if formed else None,
     )
 
 
-def _of_numbers(worth: Mapping[Swapped, Tensor], wanted: Tensor) -> Split:
-    added, rest = in_order(worth, PARTS), float(wanted - worth[ALL])
+def _end(way: Way, values: Tensor) -> float:
+    """The value of the target among those of the hybrids, `[H]`."""
+    return float(way.each(values)[ALL])
+
+
+def _of_numbers(worth: Mapping[Swapped, Tensor], rest: float) -> Split:
+    """The split from no part swapped to all, and of `rest` from there to what is wanted."""
+    added = in_order(worth, PARTS)
     parts = {}
     for name in PARTS:
         spread = changes(worth, PARTS, name)
@@ -224,7 +231,7 @@ def _of_numbers(worth: Mapping[Swapped, Tensor], wanted: Tensor) -> Split:
             high=float(spread.max()),
         )
     parts[TARGET] = Part(value=rest, shapley=rest, low=rest, high=rest)
-    return Split(total=float(wanted - worth[NONE]), parts=parts)
+    return Split(total=float(worth[ALL] - worth[NONE]) + rest, parts=parts)
 
 
 def _of_vectors(way: Way, wanted: Tensor, recipe: Recipe) -> Split:
