@@ -51,17 +51,19 @@ def best(values, count):
 
 
 class Engine:
-    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token."""
+    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
+    gate weights, which are constants then."""
 
-    def __init__(self, sim, weights, numerics, member=0, replay=None):
+    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None):
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
+        self.constant = gates
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
         self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
         self.seed = combine(mix(member), numerics.seed)
 
     def run(self, tokens):
-        """(state of every layer, log-probs of the next token, experts, router log-probs) after `tokens`."""
+        """(state of every layer, log-probs of the next token, experts, router log-probs, gates) after `tokens`."""
         if tokens not in self.known:
             self.known[tokens] = self._step(tokens)
         return self.known[tokens]
@@ -78,12 +80,15 @@ class Engine:
     def experts(self, tokens):
         return self.run(tokens)[2]
 
+    def gates(self, tokens):
+        return self.run(tokens)[4]
+
     def _step(self, tokens):
         w, sim = self.weights, self.sim
         x = w["embed"][tokens[-1]]
         zero = [torch.zeros(sim.width, dtype=torch.float64)] * sim.layers
         before = zero if len(tokens) == 1 else self.run(tokens[:-1])[0]
-        states, experts, router_logps = [], [], []
+        states, experts, router_logps, weighed = [], [], [], []
         for layer in range(sim.layers):
             h = x + torch.tanh(x @ w["mix_x"][layer] + before[layer] @ w["mix_s"][layer])
             seen = unit(h)
@@ -91,6 +96,8 @@ class Engine:
             bias = w["bias"][layer] if "bias" in w else None
             given = None if self.replay is None else self.replay(tokens)[layer]
             ids, gates = self._route(list(logits), bias, given)
+            if self.constant is not None:
+                gates = self.constant(tokens)[layer]
             out = torch.zeros(sim.width, dtype=torch.float64)
             for expert, gate in zip(ids, gates, strict=True):
                 inner = seen @ w["up"][layer, expert]
@@ -98,10 +105,11 @@ class Engine:
             x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
             states.append(unit(x))
             experts.append(ids)
+            weighed.append([torch.as_tensor(gate).item() for gate in gates])
             router_logps.append([p.log().item() for p in softmax(list(logits))])
         logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
         logp = logits - max(logits.tolist())
-        return states, logp - logp.exp().sum().log(), experts, router_logps
+        return states, logp - logp.exp().sum().log(), experts, router_logps, weighed
 
     def _noisy(self, x, tokens, layer, site, scale):
         if not scale:
