@@ -16,7 +16,7 @@ from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Moments, Quantity
-from firstorder.core.routing import replay_of
+from firstorder.core.routing import Replay, replay_of
 from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
@@ -127,10 +127,11 @@ class EnginePair:
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
-        mode = self.settings.recipe.router_replay.mode
+        replaying = self.settings.recipe.router_replay
         live = self.trainer.score(batch)
-        replay = replay_of(mode, live.routes, batch.routes)
-        used = self.trainer.score(batch, replay) if mode == "R3" else live
+        routes = replay_of(replaying.mode, live.routes, batch.routes)
+        replay = None if routes is None else Replay(ids=routes, **replays.rules([replaying]))
+        used = self.trainer.score(batch, replay) if replaying.mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(
             batch=batch,

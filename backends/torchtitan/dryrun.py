@@ -32,6 +32,7 @@ from firstorder.core.errors import ConfigError, FirstOrderError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import surrogate_loss, token_weights
+from firstorder.core.routing import Replay
 from firstorder.core.runs.files import to_json
 from firstorder.core.settings.toml import build
 
@@ -187,11 +188,12 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
     note("start")
     with torch.no_grad(), recording(trained) as record:
         old = _logp(trained, tokens, positions, masks, entropy=True)
-    ids = None if recipe.router_replay.mode == "disabled" else record.ids
+    assert record.ids is not None
+    replay = None if recipe.router_replay.mode == "disabled" else Replay(ids=record.ids)
     note("scored")
     for _ in range(MICROBATCHES):
         note("begun")
-        with replaying(trained, ids):
+        with replaying(trained, replay):
             logp = _logp(trained, tokens, positions, masks)
             note("forward")
             torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Critic
+from .sections import Clip, Critic, RouterReplay
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -82,6 +82,16 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
+        ),
+        (
+            r.router_replay.mode == "disabled" and r.router_replay != RouterReplay(),
+            f"[router_replay] has {str(r.router_replay).removeprefix('disabled ')}, but router_replay.mode = disabled "
+            "replays nothing; set router_replay.mode",
+        ),
+        (
+            r.router_replay.gates == "replayed" and r.router_replay.condition > 0,
+            f"router_replay.condition = {r.router_replay.condition:g} brings in experts that have no replayed gate; "
+            "set router_replay.gates = live",
         ),
         *(
             (

@@ -181,15 +181,25 @@ def check_runs(recipe: Recipe) -> None:
         raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
 
 
+LATER = {"router_replay": ("gates", "margin", "condition")}
+"""Keys that came after fingerprints were first written into bundles."""
+
+
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256, in hexadecimal, of what a recipe does to a batch: its method, defaults included, and its N.
 
-    Names, sizes of a batch and the optimizer are left out: they change from a small model to a large one.
+    Names, sizes of a batch and the optimizer are left out: they change from a small model to a large one. So are the
+    keys of `LATER` where they are not set, so that a recipe that knew nothing of them keeps its fingerprint.
 
     Example:
         >>> fingerprint(Recipe()) == fingerprint(Recipe(optimizer=Optimizer(lr=1e-3)))
         True
     """
     tree = recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"})
+    for section, keys in LATER.items():
+        default = type(recipe).model_fields[section].get_default().model_dump(mode="json")
+        for key in keys:
+            if tree[section][key] == default[key]:
+                del tree[section][key]
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -5,9 +5,9 @@ Which kinds a part has stands in `core.method.parts`, a row each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from firstorder.core.settings.section import COUNT_WHY, Section, within
 
@@ -138,9 +138,51 @@ class Aggregation(Section):
 
 
 class RouterReplay(Section):
-    """Whose experts the target replays: nobody's, π_old's (R2) or μ_old's (R3)."""
+    """Whose experts the target replays, nobody's, π_old's (R2) or μ_old's (R3), and which of them: `core.routing`.
+
+    A text is read as one too: `R3`, or as `str` writes it, `R3 condition=0.5`.
+    """
 
     mode: Literal["disabled", "R2", "R3"] = Field("disabled", description="whose experts are used")
+    gates: Literal["live", "replayed"] = Field(
+        "live",
+        description="`live`: gate weights from the scores of π, so that its router learns; `replayed`: those of the "
+        "engine whose experts are used, constants that leave its router no gradient",
+    )
+    margin: float | None = within(
+        None,
+        "(0, 1000000]",
+        "a margin is a difference of router scores",
+        "replay only rows whose live choice has a k-th less than so far above the (k+1)-th score; unset: all rows",
+    )
+    condition: float = within(
+        0.0,
+        "[0, 1]",
+        "it is a share of a score",
+        "an expert that is replayed stays if its live score is at least so many times that of the weakest live expert, "
+        "and gives way to the best live one else; 0 replays all, 1 routes live",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_spelling(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        mode, *settings = given.split() or [""]
+        read: dict[str, Any] = {"mode": mode}
+        for key, _, value in (each.partition("=") for each in settings):
+            read[key] = value if key == "gates" else float(value)
+        return read
+
+    @property
+    def ruled(self) -> bool:
+        """Whether a row that is given experts may use others, all or some."""
+        return self.margin is not None or self.condition > 0.0
+
+    def __str__(self) -> str:
+        """Its mode, then what it sets besides: the name of its target among others."""
+        rest = {key: value for key, value in self if key != "mode" and value != type(self).model_fields[key].default}
+        return " ".join([self.mode, *(f"{key}={value}" for key, value in rest.items())])
 
 
 class Schedule(Section):

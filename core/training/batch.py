@@ -33,6 +33,7 @@ class RolloutBatch:
         rewards: `[..., B]`, finite; integers, bools and half floats become float32.
         groups: int64 `[..., B]`, the prompt that a response answers; a group's responses share a baseline.
         routes: int16 `[..., B, L, M, K]` of the inference engine, or None for a dense model.
+        gates: `[..., B, L, M, K]`, the gate weights of `routes`; None where the engine does not send them.
         measure: `[..., B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
 
     Raises:
@@ -46,6 +47,7 @@ class RolloutBatch:
     rewards: Tensor
     groups: Tensor
     routes: Tensor | None = None
+    gates: Tensor | None = None
     measure: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class RolloutBatch:
         _check_values(self)
         if self.routes is not None:
             _check_rows(self.routes, self.lengths)
+        if self.gates is not None:
+            _check_gates(self.gates, self.routes)
 
 
 def check_expert_ids(batch: RolloutBatch, experts: int) -> None:
@@ -192,4 +196,17 @@ def _check_rows(routes: Tensor, lengths: Tensor) -> None:
     if ((lengths[..., None] >= 3) & rows.gather(-1, before) & ~rows.gather(-1, last)).any():
         raise DataError(
             "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
+        )
+
+
+def _check_gates(gates: Tensor, routes: Tensor | None) -> None:
+    if routes is None or gates.shape != routes.shape:
+        raise DataError(
+            f"`gates` must have the shape of `routes`, {None if routes is None else list(routes.shape)}, got "
+            f"{list(gates.shape)}"
+        )
+    wrong = (routes >= 0) & ~((gates >= 0) & (gates < torch.inf))
+    if wrong.any():
+        raise DataError(
+            f"`gates` must be finite and not negative where there are routes, got {int(wrong.sum())} that are not"
         )

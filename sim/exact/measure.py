@@ -116,7 +116,7 @@ def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
         arithmetics,
         theta_old,
         theta if sim.staleness else None,
-        modes=[recipe.router_replay.mode],
+        modes=[str(recipe.router_replay)],
     )
 
 

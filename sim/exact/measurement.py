@@ -74,7 +74,7 @@ class Measurement:
     @property
     def mode(self) -> Mode:
         """The recipe's replay."""
-        return self.recipe.router_replay.mode
+        return str(self.recipe.router_replay)
 
     @property
     def target(self) -> Pass:
@@ -205,7 +205,7 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
     paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
-    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
@@ -222,7 +222,7 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
 
 def distances(scene: Scene, recipe: Recipe) -> tuple[Tensor | None, Tensor | None]:
     """KL(μ_old ‖ π_θ) and the router shift of every context, `[M, N]`, where a weight reads them."""
-    target, old = (policy[recipe.router_replay.mode] for policy in (scene.target, scene.old))
+    target, old = (policy[str(recipe.router_replay)] for policy in (scene.target, scene.old))
     return (
         kl(scene.mu_old.logp, target.logp.detach()) if "kl_mu" in recipe.needs else None,
         router_shift(target, old) if "router_shift" in recipe.needs else None,
@@ -236,7 +236,7 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
-    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)

@@ -82,6 +82,7 @@ def _first(every: Pass, draws: int) -> Pass:
     return Pass(
         logp=every.logp[::draws],
         routes=of(every.routes),
+        gates=of(every.gates),
         live=of(every.live),
         margin=every.margin[::draws],
         router_logp=every.router_logp[::draws],

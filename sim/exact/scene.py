@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import RouterReplay
 from firstorder.core.routing import replay_of
 from firstorder.sim.config import Sim
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
@@ -24,7 +25,7 @@ from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.contexts import check_reached
 from firstorder.sim.tasks.task import rows
 
-from .edges import Pass, Routes
+from .edges import Given, Pass
 from .graph import Graph
 from .pruning import FLOOR, pruned
 from .rollout import rollout, sampled
@@ -32,6 +33,7 @@ from .tree import plant
 from .world import Responses, World, chunks, gather, worth_ahead
 
 Mode = str
+"""A replay as `str` spells the section of a recipe: `disabled`, `R2`, `R3`, `R3 condition=0.5`."""
 MODES: tuple[Mode, ...] = ("disabled", "R2", "R3")
 
 
@@ -124,13 +126,23 @@ class Scene:
         parts = list(chunks(self.responses, len(self.mu_old.logp)))
         return [self] if len(parts) == 1 else [replace(self, part=part) for part in parts]
 
-    def replay(self, mode: Mode) -> Routes | None:
-        """The routes that a mode replays; None where π routes live."""
-        return replay_of(mode, self.old["disabled"].routes, self.mu_old.routes)
+    def replay(self, mode: Mode) -> Given | None:
+        """What a mode gives π; None where it routes live."""
+        return given(mode, self.old["disabled"], self.mu_old)
 
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / X of every response under a replay mode, `[M, B]`, without gradient."""
         return gather(self.target[mode].logp.detach(), self.responses).sum(-1).exp() / self.world.prompts
+
+
+def given(mode: Mode, old: Pass, mu: Pass) -> Given | None:
+    """What a replay gives π, from the live passes of π_old and of μ_old; None where it routes live."""
+    rule = RouterReplay.model_validate(mode)
+    source = replay_of(rule.mode, old, mu)
+    if source is None:
+        return None
+    gates = source.gates if rule.gates == "replayed" else None
+    return Given(routes=source.routes, gates=gates, margin=rule.margin, condition=rule.condition)
 
 
 def engines(sim: Sim, seeds: Tensor, scale: Tensor | None = None) -> Engines:
@@ -173,7 +185,7 @@ def build(
         ConfigError: R3 is wanted of an engine that is drawn at every token.
     """
     stale, modes = theta is not None, set(modes)
-    if "R3" in modes and sim.numerics.drawn:
+    if any(RouterReplay.model_validate(mode).mode == "R3" for mode in modes) and sim.numerics.drawn:
         raise ConfigError("R3 is not defined where sim.numerics.fresh draws the routes of every token; use R2")
     weights = leaves(theta or theta_old)
     trainer = load(weights, arithmetics.pi, sim)
@@ -183,19 +195,21 @@ def build(
         trainer_old = load(theta_old, arithmetics.pi, sim)
     keep = mu_old.logp > FLOOR if sim.min_p else None
 
-    def run(model: Model, replay: Routes | None = None) -> Pass:
+    def run(model: Model, replay: Given | None = None) -> Pass:
         return pruned(world.run(model, replay), keep)
 
     target = {"disabled": run(trainer)}
     with torch.no_grad():
         old_live = run(trainer_old) if stale else target["disabled"].frozen()
-    for mode in MODES[1:]:
-        if mode in modes:
-            target[mode] = run(trainer, replay_of(mode, old_live.routes, mu_old.routes))
     old = {"disabled": old_live, "R2": old_live}
-    if "R3" in modes:
-        with torch.no_grad():
-            old["R3"] = run(trainer_old, mu_old.routes) if stale else target["R3"].frozen()
+    for mode in sorted(modes - {"disabled"}):
+        replayed = given(mode, old_live, mu_old)
+        target[mode] = run(trainer, replayed)
+        if RouterReplay.model_validate(mode).mode == "R2":
+            old[mode] = old_live  # its own experts, all of which stay
+        else:
+            with torch.no_grad():
+                old[mode] = run(trainer_old, replayed) if stale else target[mode].frozen()
     return Scene(
         world=world,
         weights=weights,

@@ -29,7 +29,7 @@ from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse, heard
 
 from . import forward, levels
-from .edges import Pass, Routes
+from .edges import Given, Pass, Routes
 from .levels import Levels
 from .world import Near, Responses, Rows, chunks, gather
 
@@ -130,11 +130,11 @@ class Tree:
         """Those below it."""
         return torch.eq(self.shape.prompt, torch.arange(self.prompts)[:, None])
 
-    def run(self, model: Model, replay: Routes | None = None) -> Pass:
+    def run(self, model: Model, replay: Given | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""
         return (forward.run if self.task.sim.carries else forward.look_up)(model, self, replay)
 
-    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+    def states(self, model: Model, replay: Given | None = None) -> Tensor:
         """`World.states`."""
         return forward.states(model, self, replay)
 

@@ -140,10 +140,10 @@ def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
 
 def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
-    scene, routes = measurement.scene, measurement.scene.replay(measurement.mode)
+    scene, replay = measurement.scene, measurement.scene.replay(measurement.mode)
     tree, part = scene.world, scene.responses.of(cut)
     assert isinstance(tree, Tree)
     model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
-    experts = None if routes is None else along(routes, tree, part)[0][:, None]
-    logp = score(model, episodes(tree, part).tokens[:, None], experts).logp[:, 0, tree.task.layout.places]
+    given = None if replay is None else replay.at(lambda rows: along(rows, tree, part)[0][:, None])
+    logp = score(model, episodes(tree, part).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
     return torch.where(part.mask, logp, 0.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from firstorder.sim.model.policy import Model
 from firstorder.sim.tasks.task import SimTask
 
-from .edges import Pass, Routes
+from .edges import Given, Pass, Routes
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 
@@ -135,10 +135,10 @@ class World(Protocol):
     def reachable(self) -> Tensor:
         """Whether responses to each prompt can come to each context, bool `[X, N]`."""
 
-    def run(self, model: Model, replay: Routes | None = None) -> Pass:
-        """An engine at every context; with `replay`, at every token the experts given there."""
+    def run(self, model: Model, replay: Given | None = None) -> Pass:
+        """An engine at every context; with `replay`, at every token with what is given there."""
 
-    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+    def states(self, model: Model, replay: Given | None = None) -> Tensor:
         """What an engine has made of every context, `[M, N, L, D]` without gradient; arguments as of `run`."""
 
     def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from firstorder.core.routing import Replay
 from firstorder.sim.model.policy import Model
 from firstorder.sim.tasks.task import SimTask
 
@@ -33,6 +34,10 @@ class Scores(Protocol):
         """`[M, B, L, N, K]`, the experts of each token run."""
 
     @property
+    def gates(self) -> Tensor:
+        """`[M, B, L, N, K]`, their gate weights, without gradient."""
+
+    @property
     def live(self) -> Tensor:
         """`[M, B, L, N, K]`, what each router would have chosen without replay."""
 
@@ -51,11 +56,13 @@ class Scores(Protocol):
 class Reader(Protocol):
     """What samples and scores."""
 
-    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
-        """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`."""
+    def sample(self, model: Model, rows: Tensor, keys: Tensor, *, gates: bool = False) -> Rollouts:
+        """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`; their gate weights
+        too where `gates`."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> Scores:
-        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live."""
+    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> Scores:
+        """An engine over sequences `[M, B, L]`; `replay` has experts `[M, B, L, N, K]`, its rule is broadcastable to
+        `[M, B]`."""
 
 
 def reader(task: SimTask) -> Reader:

@@ -11,6 +11,7 @@ ensemble.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from firstorder.core.routing import Replay
 from firstorder.core.tasks import Episodes
 from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
@@ -75,6 +77,11 @@ class TableScores:
         return self._rows(self.step.ids, -1)
 
     @cached_property
+    def gates(self) -> Tensor:
+        """Their gate weights, without gradient, as `routes`; 0 in the last row."""
+        return self._rows(self.step.gates, 0)
+
+    @cached_property
     def live(self) -> Tensor:
         """Those that the routers would have chosen without replay, as `routes`."""
         return self.routes if self.step.live is self.step.ids else self._rows(self.step.live, -1)
@@ -114,16 +121,16 @@ class Table:
     task: SimTask
     contexts: Contexts
 
-    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
+    def sample(self, model: Model, rows: Tensor, keys: Tensor, *, gates: bool = False) -> Rollouts:
         """`Reader.sample`."""
         step = self._step(model)
         if len(step.logp) > len(rows):
-            return self._sample_drawn(step, rows, keys)
+            return self._sample_drawn(step, rows, keys, gates)
         drawn = draw(self.contexts, step.logp, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
-        return _rollouts(step, self._along(drawn.contexts), episodes)
+        return _rollouts(step, self._along(drawn.contexts), episodes, gates)
 
-    def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor) -> Rollouts:
+    def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor, gates: bool) -> Rollouts:
         """The same from K engines a member, of which each token is said by one."""
         members, size = len(rows), every.logp.shape[1]
         readings = of_engines(*(x.reshape(members, -1, *x.shape[1:]) for x in (every.logp, every.ids)))
@@ -133,17 +140,17 @@ class Table:
         edge = contexts * every.logp.shape[-1] + episodes.tokens
         taken = readings.taken(edge, token_keys(keys, edge.shape[-1]))
         together = {name: x.reshape(members, -1, *x.shape[2:]) for name, x in vars(every).items()}
-        return _rollouts(Step(**together), taken * size + contexts, episodes)
+        return _rollouts(Step(**together), taken * size + contexts, episodes, gates)
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> TableScores:
+    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> TableScores:
         """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
         response = tokens[..., self.task.layout.places]
         everywhere = torch.ones(1, dtype=torch.bool)
         contexts = self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
-        ids = None if replay is None else self._gathered(replay, contexts)
-        return TableScores(step=self._step(model, ids), contexts=contexts, tokens=tokens)
+        given = None if replay is None else replay.each(self._gathering(replay.ids, contexts))
+        return TableScores(step=self._step(model, given), contexts=contexts, tokens=tokens)
 
-    def _step(self, model: Model, replay: Tensor | None = None) -> Step:
+    def _step(self, model: Model, replay: Replay | None = None) -> Step:
         return chunked_step(model, None, self.contexts.features, self.contexts.keys, replay)
 
     def _along(self, contexts: Tensor) -> Tensor:
@@ -153,28 +160,34 @@ class Table:
         said[layout.places] = 1
         return contexts.index_select(-1, said.cumsum(0) - said)
 
-    def _gathered(self, replay: Tensor, contexts: Tensor) -> Tensor:
-        """Experts of every context, `[M, S, N, K]`, from those of rows `[M, B, L, N, K]`; -1 where no row has any."""
+    def _gathering(self, replay: Tensor, contexts: Tensor) -> Callable[[Tensor], Tensor]:
+        """What takes from rows `[M, B, L, N, K]` those of every context, `[M, S, N, K]`, -1 where no row of `replay`,
+        such rows of experts, has any."""
         members, size = len(replay), len(self.contexts.features)
         given = (replay[:, :, :-1, :, 0] >= 0).any(-1)
         place = torch.where(given, contexts[..., 1:], size).flatten(1)
         row = torch.arange(replay.shape[1] * replay.shape[2]).view(replay.shape[1:3])[:, :-1].flatten()
         source = torch.full((members, size + 1), -1).scatter_(1, place, row.expand(members, -1))[:, :size, None, None]
-        rows = replay.flatten(1, 2)
-        taken = rows.gather(1, source.clamp(min=0).expand(-1, -1, *rows.shape[2:]))
-        return torch.where(source >= 0, taken, -1)
+
+        def gathered(x: Tensor) -> Tensor:
+            rows = x.flatten(1, 2)
+            taken = rows.gather(1, source.clamp(min=0).expand(-1, -1, *rows.shape[2:]))
+            return torch.where(source >= 0, taken, -1)
+
+        return gathered
 
 
-def _rollouts(step: Step, contexts: Tensor, episodes: Episodes) -> Rollouts:
+def _rollouts(step: Step, contexts: Tensor, episodes: Episodes, gates: bool) -> Rollouts:
     """What an engine says of episodes whose tokens are said in `contexts` `[M, B, L]`."""
     said = TableScores(step=step, contexts=contexts, tokens=episodes.tokens)
-    used = torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None]
+    ran = (torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None])[..., None, None]
     return Rollouts(
         tokens=episodes.tokens,
         mask=episodes.mask,
         logp=torch.where(episodes.mask, said.logp, 0.0),
         lengths=episodes.lengths,
-        routes=torch.where(used[..., None, None], said.routes, -1),
+        routes=torch.where(ran, said.routes, -1),
+        gates=torch.where(ran, said.gates, 0.0) if gates else None,
     )
 
 

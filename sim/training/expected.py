@@ -71,7 +71,7 @@ class Expectation:
             self.engines.members(mine),
             theta_old,
             None if weights is old else theta,
-            modes=[recipe.router_replay.mode],
+            modes=[str(recipe.router_replay)],
         )
         found = Measurement(scene=scene, recipe=recipe)
         scale = (

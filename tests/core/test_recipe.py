@@ -112,6 +112,11 @@ CONTRADICTIONS = [
     (["optimizer.lr=2", "optimizer.weight_decay=1"], "optimizer.lr x optimizer.weight_decay = 2 takes more than all"),
     (["advantage.baseline=value", "critic.lr=2", "critic.weight_decay=1"], "critic.lr x critic.weight_decay = 2 takes"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
+    (["router_replay.margin=0.1"], r"\[router_replay\] has margin=0.1, but router_replay.mode = disabled"),
+    (
+        ["router_replay.mode=R3", "router_replay.gates=replayed", "router_replay.condition=0.5"],
+        "router_replay.condition = 0.5 brings in experts that have no replayed gate",
+    ),
     (["about.scope=token"], "about.scope = token but"),
 ]
 
