@@ -27,7 +27,7 @@ from .study import Answer, Plan, Study
 
 KLS = (3e-4, 7.5e-4, 1.5e-3, 5e-3, 2e-2)  # nats a token; 1.5e-3 live and 7.5e-4 under R3 are published
 FLIPS = (0.01, 0.03, 0.1, 0.3)  # of (token, layer); 0.1 is published
-HORIZONS = (512, 2048, 8192, 32768)
+HORIZONS = (8192, 512, 32768, 2048)
 RIGHTS = (2, 4)  # of 8 tokens: about 0.7 and 1.3 nats a token
 STEP = 1e-3  # nats a token
 FITS = 0.25  # |log| by which the KL or the flips of a cell may miss what was wanted

@@ -20,6 +20,8 @@ REPLAYS: Mapping[str, Keys] = {
     "none": {},
     "R2": {"router_replay.mode": "R2"},
     "R3": {"router_replay.mode": "R3"},
+    "R3 margin=0.003": {"router_replay.mode": "R3", "router_replay.margin": 0.003},
+    "R3 condition=0.9": {"router_replay.mode": "R3", "router_replay.condition": 0.9},
 }
 CORRECTIONS: Mapping[str, Keys] = {
     "theta/mu": {},
@@ -66,7 +68,7 @@ class Option:
 
 def _made(replay: str, correction: str, clip: str) -> Option:
     keys = {**REPLAYS[replay], **CORRECTIONS[correction], **CLIPS[clip]}
-    used = (replay != "none", correction == "truncated", clip == "clip")
+    used = (replay != "none", "=" in replay, correction == "truncated", clip == "clip")
     name = f"{replay}, {correction}, {clip}"
     return Option(
         name=name, base="minirl", keys=keys, replay=replay, correction=correction, clip=clip, parts=sum(used)
@@ -76,7 +78,11 @@ def _made(replay: str, correction: str, clip: str) -> Option:
 OPTIONS: Mapping[str, Option] = {
     each.name: each
     for each in (
-        *(_made(*parts) for parts in product(REPLAYS, CORRECTIONS, CLIPS)),
+        *(
+            _made(replay, correction, clip)
+            for replay, correction, clip in product(REPLAYS, CORRECTIONS, CLIPS)
+            if correction == "theta/mu" or "=" not in replay
+        ),
         *(Option(name=name, base=name, keys={}, parts=4) for name in NAMED),
     )
 }

@@ -123,8 +123,8 @@ def _scores(scene: Scene, mode: Mode) -> Tensor:
     parameters = list(trainable(copies).values())
     model = load(copies, scene.pi.repeat(contexts), world.task.sim)
     features, keys = (x[:, None].repeat(members, *[1] * x.ndim) for x in (world.table.features, world.table.keys))
-    experts = None if replay is None else replay.contexts.flatten(0, 1)[:, None]
-    logp = step(model, None, features, keys, experts).logp[:, 0]
+    given = None if replay is None else replay.at(lambda routes: routes.contexts.flatten(0, 1)[:, None])
+    logp = step(model, None, features, keys, given).logp[:, 0]
     rows = [torch.autograd.grad(logp[:, v].sum(), parameters, retain_graph=True) for v in range(vocab)]
     each = torch.stack([torch.cat([slope.flatten(1) for slope in row], dim=1) for row in rows], dim=1)
     return each.view(members, contexts * vocab, -1)

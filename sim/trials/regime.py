@@ -118,7 +118,9 @@ def measured(
     sim = sim.model_copy(update={"numerics": fitted.numerics})
     world, pair, start = grow(sim), engines(sim, members), starting_weights(sim, members)
     assert isinstance(world, Graph)
-    scenes = [build(sim, world, pair, start, theta) for theta in course(sim, world, pair, start, regime.step, steps)]
+    modes = {str(each.router_replay) for each in recipes} | {"R3"}
+    thetas = course(sim, world, pair, start, regime.step, steps)
+    scenes = [build(sim, world, pair, start, theta, modes) for theta in thetas]
     of_mu = moments(world, scenes[0].mu_old.logp)
     advantages = groups(world.levels, of_mu, recipes, sizes)
     stages = [rated(scene, recipes, of_mu, advantages) for scene in progress.steps("staleness", scenes)]
