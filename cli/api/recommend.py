@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from firstorder.sim.trials.atlas import Atlas, Choice, Numbers, Point
 
 SCHEMA = "firstorder.recommend/1"
-DEFAULTS: Mapping[str, float] = {"n": 1, "horizon": 8192, "group": 16, "entropy": 0.7}
+DEFAULTS: Mapping[str, float] = {"n": 1, "horizon": 8192, "group": 16, "entropy": 0.7, "step": 1e-4}
 FIELDS: Mapping[str, str] = {
     "kl": "kl",
     "flips": "flips",
@@ -27,6 +27,7 @@ FIELDS: Mapping[str, str] = {
     "horizon": "horizon",
     "group": "group",
     "entropy": "entropy",
+    "step": "step",
 }
 """Options, and what they are called in a `Point`."""
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -108,6 +109,7 @@ class RecommendResult(Result):
             "horizon": f"T = {p['horizon']:,.0f}",
             "group": f"G = {p['group']:g}",
             "entropy": f"entropy {p['entropy']:.2g}",
+            "step": f"step {p['step']:.2g} nats a token",
         }
         marks = {"option": "", "default": " (default)"}
         return ", ".join(f"{said}{marks.get(self.given[name], ' (' + self.given[name] + ')')}" for name, said in words.items())
@@ -148,22 +150,19 @@ def recommend(
         entropy: of the policy, nats a token.
         match: a run folder, or the JSON of a probe or an audit, which the numbers are read from that are not given.
         exact: measure the options at this point, which takes up to a minute.
-        step: KL(π_old ‖ π_θ) after one update, nats a token; with `exact`. None for the map's.
+        step: KL(π_old ‖ π_θ) after one update, nats a token.
 
     Raises:
         ConfigError: a number is missing or out of range, the evidence cannot be read, or, with `exact`, no engines of
             the simulator are that far apart.
     """
     from firstorder import __version__
-    from firstorder.core.errors import ConfigError
     from firstorder.sim.trials import atlas as maps
 
     started = time.perf_counter()
-    if step is not None and not exact:
-        raise ConfigError("--step does nothing without --exact: the map has one size of step; add --exact, or leave it out")
-    options = {"kl": kl, "flips": flips, "n": n, "horizon": horizon, "group": group, "entropy": entropy}
+    options = {"kl": kl, "flips": flips, "n": n, "horizon": horizon, "group": group, "entropy": entropy, "step": step}
     numbers, given = _numbers(options, match)
-    _check(numbers | ({} if step is None else {"step": step}))
+    _check(numbers)
     point = maps.Point(
         kl=numbers["kl"],
         flips=numbers["flips"],
@@ -171,16 +170,16 @@ def recommend(
         horizon=round(numbers["horizon"]),
         group=round(numbers["group"]),
         entropy=numbers["entropy"],
+        step=numbers["step"],
     )
     atlas = maps.read()
-    found = _exact(point, atlas.step if step is None else step) if exact else atlas.numbers(point)
+    found = _exact(point) if exact else atlas.numbers(point)
     answer = _answered(atlas, point, found, exact)
     document = {
         "schema": SCHEMA,
         "version": __version__,
         "seconds": time.perf_counter() - started,
         "exact": exact,
-        "step": atlas.step if step is None else step,
         "given": given,
         "result": {"point": numbers} | answer,
     }
@@ -212,11 +211,11 @@ def _check(numbers: Mapping[str, float]) -> None:
             raise ConfigError(f"--{name} must be between {low:g} and {high:g}, got {value:g}")
 
 
-def _exact(point: Point, step: float) -> dict[str, Numbers]:
+def _exact(point: Point) -> dict[str, Numbers]:
     """The options measured at the point itself."""
     from firstorder.sim.trials.pointed import at
 
-    return at(point, step)
+    return at(point)
 
 
 def _answered(atlas: Atlas, point: Point, found: Mapping[str, Numbers], exact: bool) -> dict[str, Any]:

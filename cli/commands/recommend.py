@@ -21,7 +21,7 @@ def recommend(
     ),
     exact: bool = typer.Option(False, "--exact", help="Measure at this very point, in up to a minute."),
     step: float | None = typer.Option(
-        None, "--step", metavar="KL", help="With --exact: KL(pi_old || pi_theta) after one update, nats a token."
+        None, "--step", metavar="KL", help="KL(pi_old || pi_theta) after one update, nats a token; 1e-4 unless given."
     ),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
 ) -> None:

@@ -25,23 +25,27 @@ from firstorder.sim.trials.regime import Found, Regime, measured
 
 from .study import Answer, Plan, Study
 
-KLS = (3e-4, 7.5e-4, 1.5e-3, 5e-3, 2e-2)  # nats a token; 1.5e-3 live and 7.5e-4 under R3 are published
+KLS = (3e-4, 1.5e-3, 5e-3, 2e-2)  # nats a token; 1.5e-3 is published
 FLIPS = (0.01, 0.03, 0.1, 0.3)  # of (token, layer); 0.1 is published
-HORIZONS = (8192, 512, 32768, 2048)
+HORIZONS = (8192, 512, 32768)
 RIGHTS = (2, 4)  # of 8 tokens: about 0.7 and 1.3 nats a token
-STEP = 1e-3  # nats a token
+STEPS = (1e-4, 1e-3)  # nats a token
 FITS = 0.25  # |log| by which the KL or the flips of a cell may miss what was wanted
-SEEDS = 4
-STEPS = max(UPDATES)
+SEEDS = 6
 
 
 def regimes(quick: bool) -> list[Regime]:
     """The cells that are tried."""
-    grid = product(RIGHTS[:1], (512,), KLS[2:4], FLIPS[1:3]) if quick else product(RIGHTS, HORIZONS, KLS, FLIPS)
-    return [Regime(kl=kl, flips=flips, horizon=t, right=right, step=STEP) for right, t, kl, flips in grid]
+    if quick:
+        grid = product(RIGHTS[:1], (512,), KLS[1:3], FLIPS[1:3], STEPS[:1])
+    else:
+        engines = [*product(HORIZONS, KLS, FLIPS)]
+        varied = ((RIGHTS[0], STEPS[0]), (RIGHTS[1], STEPS[0]), (RIGHTS[0], STEPS[1]))
+        grid = ((right, *each, step) for right, step in varied for each in engines)
+    return [Regime(kl=kl, flips=flips, horizon=t, right=right, step=step) for right, t, kl, flips, step in grid]
 
 
-def cell(regime: Regime, seeds: range, steps: int = STEPS) -> dict[str, Any]:
+def cell(regime: Regime, seeds: range, steps: int = max(UPDATES)) -> dict[str, Any]:
     """What is kept of a regime, plain numbers; `fits` is whether its engines exist."""
     found = measured(regime, seeds, [each.recipe(GROUP) for each in OPTIONS.values()], GROUPS, steps, FITS)
     return {
@@ -99,7 +103,7 @@ def _answer(plan: Plan) -> Answer:
     folder.mkdir(exist_ok=True)
     cells = []
     for regime in progress.steps("cells", regimes(plan.quick)):
-        file = folder / f"r{regime.right}-t{regime.horizon}-kl{regime.kl:g}-f{regime.flips:g}.json"
+        file = folder / f"{regime}.json"
         if not file.is_file():
             write_whole(file, to_json(cell(regime, seeds)))
         cells.append(json.loads(file.read_text(encoding="utf-8")))
@@ -110,7 +114,6 @@ def answer(cells: Sequence[Mapping[str, Any]], seeds: range) -> Answer:
     """What is read off the cells."""
     there = [each for each in cells if each["fits"]]
     shipped = {
-        "step": STEP,
         "seeds": list(seeds),
         "options": list(OPTIONS),
         "cells": [rounded(each) for each in there],

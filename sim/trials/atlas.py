@@ -27,13 +27,15 @@ UPDATES = (1, 2, 4, 8)
 GROUPS, GROUP = (4, 16, 64), 16
 BATCH, LARGE = 64, 1024  # groups of a mini-batch: arXiv 2512.01374's, and many
 ERRORS = 2.0  # standard errors within which options are tied
-Key = tuple[int, int, float, float]  # right, horizon, kl, flips
+WORTH = 0.01  # of a score, which a mini-batch larger by 2% gives as well; a smaller lead is none
+Key = tuple[int, int, float, float, float]  # right, horizon, kl, flips, step
 Weights = list[tuple[float, float]]  # of the values of an axis around a point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A regime that is asked about: KL in nats a token, flips of (token, layer), N, T in tokens, G, entropy in nats."""
+    """A regime that is asked about: KL in nats a token, flips of (token, layer), N, T in tokens, G, entropy in nats, and
+    KL(π_old ‖ π_θ) after one update in nats a token."""
 
     kl: float
     flips: float
@@ -41,6 +43,7 @@ class Point:
     horizon: int
     group: int
     entropy: float
+    step: float
 
 
 AXES: Mapping[str, str] = {
@@ -50,6 +53,7 @@ AXES: Mapping[str, str] = {
     "horizon": "T, tokens",
     "group": "G",
     "entropy": "entropy, nats a token",
+    "step": "step, nats a token",
 }
 LINEAR = ("entropy",)
 
@@ -85,13 +89,11 @@ class Atlas:
     """The map.
 
     Args:
-        step: KL(π_old ‖ π_θ) after one update, nats a token.
         seeds: of the policies.
         options: names, in the order of the cells' numbers.
         cells: what was measured in each regime.
     """
 
-    step: float
     seeds: Sequence[int]
     options: Sequence[str]
     cells: Mapping[Key, Mapping[str, Any]]
@@ -99,7 +101,7 @@ class Atlas:
     @cached_property
     def axes(self) -> dict[str, list[float]]:
         """The values along each axis."""
-        found = {"horizon": 1, "kl": 2, "flips": 3}
+        found = {"horizon": 1, "kl": 2, "flips": 3, "step": 4}
         grid = {name: sorted({float(key[place]) for key in self.cells}) for name, place in found.items()}
         return grid | {"updates": [*map(float, UPDATES)], "group": [*map(float, GROUPS)], "entropy": [*self._entropies]}
 
@@ -123,10 +125,11 @@ class Atlas:
         """The cells around a point and their weights, which sum to 1; the nearest where there is none around it."""
         around = {name: between(self.axes[name], float(getattr(point, name)), name) for name in _IN_CELLS}
         found = []
-        for (h, u), (t, v), (k, w), (f, x) in product(*(around[name] for name in _IN_CELLS)):
-            key = (self._entropies[h], int(t), k, f)
+        for corner in product(*(around[name] for name in _IN_CELLS)):
+            h, t, k, f, s = (value for value, _ in corner)
+            key = (self._entropies[h], int(t), k, f, s)
             if key in self.cells:
-                found.append((key, u * v * w * x))
+                found.append((key, math.prod(weight for _, weight in corner)))
         total = sum(weight for _, weight in found)
         if not total:
             return [(self.nearest(point), 1.0)]
@@ -137,11 +140,12 @@ class Atlas:
         return min(self.cells, key=lambda key: self.distance(point, key))
 
     def distance(self, point: Point, key: Key) -> float:
-        """How far a cell is: the root of the squares of the logarithms of KL, flips and length, and of the difference
-        of entropies."""
-        right, horizon, kl, flips = key
+        """How far a cell is: the root of the squares of the logarithms of KL, flips, length and step, and of the
+        difference of entropies."""
+        right, horizon, kl, flips, step = key
         entropy = next(h for h, r in self._entropies.items() if r == right)
-        apart = [math.log(a / b) for a, b in ((point.kl, kl), (point.flips, flips), (point.horizon, horizon))]
+        pairs = ((point.kl, kl), (point.flips, flips), (point.horizon, horizon), (point.step, step))
+        apart = [math.log(a / b) for a, b in pairs]
         return math.hypot(*apart, point.entropy - entropy)
 
     def numbers(self, point: Point, cells: Sequence[tuple[Key, float]] | None = None) -> dict[str, Numbers]:
@@ -182,7 +186,7 @@ class Atlas:
             entropy = next(h for h, r in self._entropies.items() if r == key[0])
             for n in UPDATES:
                 point = Point(
-                    kl=key[2], flips=key[3], updates=n, horizon=key[1], group=GROUP, entropy=entropy
+                    kl=key[2], flips=key[3], updates=n, horizon=key[1], group=GROUP, entropy=entropy, step=key[4]
                 )
                 found = self.numbers(point, [(key, 1.0)])
                 chosen = choose(allowed(found, point)).chosen
@@ -194,6 +198,7 @@ class Atlas:
                         "horizon": key[1],
                         "updates": n,
                         "entropy": one["entropy"],
+                        "step": key[4],
                         "kl_replayed": one["kl_replayed"],
                         "advice": chosen.option.name,
                         "gradient_error_natural": chosen.error,
@@ -206,7 +211,7 @@ class Atlas:
         return rows
 
 
-_IN_CELLS = ("entropy", "horizon", "kl", "flips")
+_IN_CELLS = ("entropy", "horizon", "kl", "flips", "step")
 
 
 def between(values: Sequence[float], x: float, axis: str) -> Weights:
@@ -225,7 +230,12 @@ def between(values: Sequence[float], x: float, axis: str) -> Weights:
 def choose(numbers: Mapping[str, Numbers]) -> Choice:
     """The simplest of the options that are tied with the one of the largest score."""
     ranked = sorted(numbers.values(), key=lambda each: -each.score)
-    tied = [each for each in ranked if ranked[0].score - each.score <= ERRORS * apart(ranked[0], each)]
+    best = ranked[0]
+    tied = [
+        each
+        for each in ranked
+        if best.score - each.score <= max(ERRORS * apart(best, each), WORTH * abs(best.score))
+    ]
     return Choice(chosen=min(tied, key=lambda each: each.option.parts), tied=tied, ranked=ranked)
 
 
@@ -283,8 +293,8 @@ def parse(text: str, where: str) -> Atlas:
     """
     try:
         raw = json.loads(text)
-        cells = {(c["right"], c["horizon"], c["kl"], c["flips"]): c for c in raw["cells"]}
-        found = Atlas(step=raw["step"], seeds=raw["seeds"], options=raw["options"], cells=cells)
+        cells = {(c["right"], c["horizon"], c["kl"], c["flips"], c["step"]): c for c in raw["cells"]}
+        found = Atlas(seeds=raw["seeds"], options=raw["options"], cells=cells)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where} holds no map ({error}); install firstorder again") from None
     if not cells or list(OPTIONS) != list(found.options):

@@ -15,18 +15,17 @@ MISS = 0.25  # as of the map
 RIGHTS = range(1, 7)  # of 8 tokens
 
 
-def at(point: Point, step: float) -> dict[str, Numbers]:
+def at(point: Point) -> dict[str, Numbers]:
     """What every option comes to at a point, by name.
 
     Args:
         point: the regime; its entropy is met as nearly as a number of right tokens does.
-        step: KL(π_old ‖ π_θ) after one update, nats a token.
 
     Raises:
         ConfigError: no engines of this world are that far apart.
     """
     right = min(RIGHTS, key=lambda count: abs(math.log(count) - point.entropy))
-    regime = Regime(kl=point.kl, flips=point.flips, horizon=point.horizon, right=right, step=step)
+    regime = Regime(kl=point.kl, flips=point.flips, horizon=point.horizon, right=right, step=point.step)
     recipes = [each.recipe(point.group) for each in OPTIONS.values()]
     found = measured(regime, SEEDS, recipes, (point.group,), point.updates, MISS)
     if found.rated is None:

@@ -62,10 +62,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """Inner products of the scores of a target: with one another, `gram` `[M, D, D]`, and with g, `along` `[M, D]`."""
+    """The scores of a target, ∇ log π of every edge, `[M, D, P]`, and their inner products within each prompt,
+    `[M, X, E, E]`."""
 
+    scores: Tensor
     gram: Tensor
-    along: Tensor
 
 
 Groups = dict[bool, list[Group]]
@@ -75,10 +76,11 @@ Groups = dict[bool, list[Group]]
 def groups(levels: Tensor, of_mu: Moments, recipes: Sequence[Recipe], sizes: Sequence[int]) -> Groups:
     """The moments of the advantages that the recipes have, under μ_old."""
     rules = {each.advantage.std: each.advantage for each in recipes}
-    return {std: [_group(levels, of_mu.chance, rule, size) for size in sizes] for std, rule in rules.items()}
+    return {std: [advantages(levels, of_mu.chance, rule, size) for size in sizes] for std, rule in rules.items()}
 
 
-def _group(levels: Tensor, chance: Tensor, rule: Advantage, size: int) -> Group:
+def advantages(levels: Tensor, chance: Tensor, rule: Advantage, size: int) -> Group:
+    """The moments under a chance `[M, X, L]` of each reward level."""
     mean = torch.stack(expected_parts(levels, chance, rule, size), dim=-1)
     own, cross = zip(*(expected_products(levels, one, rule, size) for one in chance), strict=True)
     return Group(mean=mean, own=torch.stack(own), cross=torch.stack(cross), size=size)
@@ -94,24 +96,29 @@ def rated(scene: Scene, recipes: Sequence[Recipe], of_mu: Moments, of_groups: Gr
         of_groups: from `groups`.
     """
     measured = [Measurement(scene=scene, recipe=each) for each in recipes]
-    modes = {one.mode: one for one in measured}
     g = measured[0].natural_gradient
-    products = {mode: _products(scene, one, g) for mode, one in modes.items()}
-    found = [_rate(one, products[one.mode], g.norm(dim=-1), of_mu, of_groups) for one in measured]
-    cosine, noise, ess = (torch.stack(column, dim=-2) for column in zip(*found, strict=True))
-    sequence = {mode: one.effective_share for mode, one in modes.items()}
+    found: list[tuple[Tensor, ...] | None] = [None] * len(measured)
+    for mode in dict.fromkeys(one.mode for one in measured):
+        places = [place for place, one in enumerate(measured) if one.mode == mode]
+        mine = [measured[place] for place in places]
+        rates = zip(*_rate(mine, _products(scene, mode), g, of_mu, of_groups), strict=True)
+        for place, rate in zip(places, rates, strict=True):
+            found[place] = (*rate, mine[0].effective_share)
+    cosine, noise, ess, sequence = zip(*(each for each in found if each is not None), strict=True)
+    cosines = torch.stack(cosine, dim=1)
     return Rated(
-        error=(1 - cosine.square()).clamp(min=0).sqrt(),
-        cosine=cosine,
-        noise=noise,
-        ess=ess,
-        sequence_ess=torch.stack([sequence[one.mode] for one in measured]),
+        error=(1 - cosines.square()).clamp(min=0).sqrt(),
+        cosine=cosines,
+        noise=torch.stack(noise, dim=1),
+        ess=torch.stack(ess),
+        sequence_ess=torch.stack(sequence),
     )
 
 
-def _products(scene: Scene, one: Measurement, g: Tensor) -> Products:
-    scores = _scores(scene, one.mode)
-    return Products(gram=scores @ scores.transpose(1, 2), along=(scores @ g[..., None])[..., 0])
+def _products(scene: Scene, mode: Mode) -> Products:
+    scores = _scores(scene, mode)
+    apart = scores.unflatten(1, (scene.world.prompts, -1))
+    return Products(scores=scores, gram=apart @ apart.transpose(-1, -2))
 
 
 def _scores(scene: Scene, mode: Mode) -> Tensor:
@@ -125,36 +132,36 @@ def _scores(scene: Scene, mode: Mode) -> Tensor:
     features, keys = (x[:, None].repeat(members, *[1] * x.ndim) for x in (world.table.features, world.table.keys))
     given = None if replay is None else replay.at(lambda routes: routes.contexts.flatten(0, 1)[:, None])
     logp = step(model, None, features, keys, given).logp[:, 0]
-    rows = [torch.autograd.grad(logp[:, v].sum(), parameters, retain_graph=True) for v in range(vocab)]
-    each = torch.stack([torch.cat([slope.flatten(1) for slope in row], dim=1) for row in rows], dim=1)
+    each = torch.empty(len(logp), vocab, sum(w[0].numel() for w in parameters), dtype=torch.float64)
+    for token in range(vocab):
+        slopes = torch.autograd.grad(logp[:, token].sum(), parameters, retain_graph=True)
+        torch.cat([slope.flatten(1) for slope in slopes], dim=1, out=each[:, token])
     return each.view(members, contexts * vocab, -1)
 
 
 def _rate(
-    one: Measurement, products: Products, length: Tensor, of_mu: Moments, of_groups: Groups
+    measured: Sequence[Measurement], products: Products, g: Tensor, of_mu: Moments, of_groups: Groups
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosine and noise `[K, M]` and ESS `[M]` of one recipe."""
-    w = torch.stack([weights.weight[..., 0] for weights in one.edge_weights], dim=1)  # [M, 2, D]
-    prompts = of_mu.chance.shape[1]
-    mine, gram = w.unflatten(-1, (prompts, -1)).transpose(1, 2), _inside(products.gram, prompts)
-    met = torch.einsum("mxse,mxlef,mxsf->mxls", mine, gram[:, :, None] * of_mu.pairs, mine)
-    means = (of_mu.single[:, :, :, None] * mine[:, :, None]).flatten(2, 3)  # [M, X, 2L, E]
-    between = means @ gram @ means.transpose(-1, -2)
-    cosines, noises = [], []
-    for group in of_groups[one.recipe.advantage.std]:
-        a = torch.einsum("mxa,mxae->mxe", group.mean.flatten(2), means).flatten(1) / prompts
-        uu, ug = torch.einsum("md,mde,me->m", a, products.gram, a), (a * products.along).sum(-1)
-        square, shared = ((group.own * met).sum((1, 2, 3)), (group.cross * between).sum((1, 2, 3)))
-        second = (square / group.size + (1 - 1 / group.size) * shared) / prompts
-        cosines.append(ug / (uu.sqrt() * length))
-        noises.append(second / uu - 1)
-    share = (one.scene.share[..., None] * one.scene.mu_old.logp.exp()).flatten(1)
-    first, second = (torch.einsum("md,msd->m", share, w.abs() ** k) / 2 for k in (1, 2))
-    return torch.stack(cosines), torch.stack(noises), first.square() / second
-
-
-def _inside(gram: Tensor, prompts: int) -> Tensor:
-    """The blocks of a Gram matrix within each prompt, `[M, X, E, E]`."""
-    size = gram.shape[-1] // prompts
-    apart = gram.view(len(gram), prompts, size, prompts, size)
-    return torch.stack([apart[:, x, :, x] for x in range(prompts)], dim=1)
+    """Cosine and noise `[O, K, M]` and ESS `[O, M]` of the recipes of one replay."""
+    prompts, scene = of_mu.chance.shape[1], measured[0].scene
+    share = (scene.share[..., None] * scene.mu_old.logp.exp()).flatten(1)
+    inside = products.gram[:, :, None] * of_mu.pairs
+    updates, seconds, shares = [], [], []
+    for one in measured:
+        w = torch.stack([weights.weight[..., 0] for weights in one.edge_weights], dim=1)  # [M, 2, D]
+        mine = w.unflatten(-1, (prompts, -1)).transpose(1, 2)  # [M, X, 2, E]
+        met = ((mine[:, :, None] @ inside) * mine[:, :, None]).sum(-1)  # [M, X, L, 2]
+        means = (of_mu.single[:, :, :, None] * mine[:, :, None]).flatten(2, 3)  # [M, X, 2L, E]
+        between = means @ products.gram @ means.transpose(-1, -2)
+        for group in of_groups[one.recipe.advantage.std]:
+            updates.append((group.mean.flatten(2)[..., None] * means).sum(2).flatten(1) / prompts)
+            square, shared = (group.own * met).sum((1, 2, 3)), (group.cross * between).sum((1, 2, 3))
+            seconds.append((square / group.size + (1 - 1 / group.size) * shared) / prompts)
+        first, squares = ((share[:, None] * w.abs() ** k).sum((1, 2)) / 2 for k in (1, 2))
+        shares.append(first.square() / squares)
+    u = torch.stack(updates, dim=1) @ products.scores  # [M, O K, P]
+    uu, ug = u.square().sum(-1), (u * g[:, None]).sum(-1)
+    cosine = (ug / (uu.sqrt() * g.norm(dim=-1, keepdim=True))).T
+    noise = torch.stack(seconds) / uu.T - 1
+    shape = len(measured), -1, len(g)
+    return cosine.reshape(shape), noise.reshape(shape), torch.stack(shares)
