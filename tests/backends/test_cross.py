@@ -12,6 +12,7 @@ from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optim
 from firstorder.backends.weights import open_weights
 from firstorder.core.method.recipe import Optimizer, Recipe
 from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.routing import Replay, replay_of
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
@@ -102,7 +103,11 @@ def test_replayed_scores_are_those_of_transformers(trainer, references, folders,
     trainer.names.read(open_weights(folders[0], trainer.shape))
     with torch.no_grad():
         logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, batch.routes)
-    same(trainer.score(batch, batch.routes).logp[batch.mask], logp[batch.mask])
+    same(trainer.score(batch, Replay(ids=batch.routes)).logp[batch.mask], logp[batch.mask])
+
+
+def given(ids):
+    return None if ids is None else Replay(ids=ids)
 
 
 class Kept(RecipeWeights):
@@ -126,14 +131,14 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
         live = references[0].score(batch.tokens, TEMPERATURE)
     run = torch.arange(LENGTH) < (batch.lengths - 1)[:, None]
     own = torch.where(run[..., None, None], live[2], -1).to(torch.int16)
-    replay = {"disabled": None, "R2": own, "R3": batch.routes}[mode]
+    ids = replay_of(mode, own, batch.routes)
     with torch.no_grad():
-        logp_old = references[0].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
+        logp_old = references[0].score(batch.tokens, TEMPERATURE, ids)[0].where(batch.mask, 0.0)
 
     # core, on transformers at the new weights
-    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, GROUP)
+    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=given(ids)), arms, GROUP)
     references[1].model.zero_grad()
-    logp = references[1].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
+    logp = references[1].score(batch.tokens, TEMPERATURE, ids)[0].where(batch.mask, 0.0)
     stats = minibatch.stats(logp)
     weight = RecipeWeights(arms)(stats)
     loss = surrogate_loss(stats, weight)
@@ -143,7 +148,7 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     trainer.recipe = recipe.model_copy(update={"optimizer": PLAIN})
     trainer.names.read(open_weights(folders[0], trainer.shape))
     scored = trainer.score(batch)
-    used = {"disabled": None, "R2": scored.routes, "R3": batch.routes}[mode]
+    used = given(replay_of(mode, scored.routes, batch.routes))
     own_old = trainer.score(batch, used).logp.where(batch.mask, 0.0)
     trainer.names.read(open_weights(folders[1], trainer.shape))
     trainer.optimizer = optimizer(PLAIN, trainer.model)
