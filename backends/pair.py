@@ -31,7 +31,7 @@ from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
     from .tasks.registry import Tasks
-    from .torchtitan.trainer import Trainer
+    from .torchtitan.trainer import Scores, Trainer
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -128,9 +128,8 @@ class EnginePair:
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
         replaying = self.settings.recipe.router_replay
-        live = self.trainer.score(batch)
-        routes = replay_of(replaying.mode, live.routes, batch.routes)
-        replay = None if routes is None else Replay(ids=routes, **replays.rules([replaying]))
+        live = self.trainer.score(batch, gates=replaying.gates == "replayed" and replaying.mode == "R2")
+        replay = self._replay(live, batch)
         used = self.trainer.score(batch, replay) if replaying.mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(
@@ -149,6 +148,26 @@ class EnginePair:
             apart, count = torch.tensor(self._flips, dtype=torch.float64)
             moments["route/turn_flip_rate"] = apart, count
         return scored, moments
+
+    def _replay(self, live: Scores, batch: RolloutBatch) -> Replay | None:
+        """What the recipe gives to replay.
+
+        Raises:
+            DataError: the rollout engine's gates are asked for, and it sent none.
+        """
+        replaying = self.settings.recipe.router_replay
+        routes = replay_of(replaying.mode, live.routes, batch.routes)
+        if routes is None:
+            return None
+        gates = None
+        if replaying.gates == "replayed":
+            gates = replay_of(replaying.mode, live.gates, batch.gates)
+            if gates is None:
+                raise DataError(
+                    "router_replay.gates = replayed needs gate weights beside the routes, and the rollout engine sent "
+                    "none; set router_replay.gates = live"
+                )
+        return Replay(ids=routes, gates=gates, **replays.rules([replaying]))
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of the trainer."""
