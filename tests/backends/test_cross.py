@@ -17,6 +17,7 @@ from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import rules
 
 TEMPERATURE, GROUP, SIZE, LENGTH = 0.8, 4, 8, 24
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
@@ -28,7 +29,7 @@ TRAINABLE = [
     and r.ratio.router_floor is None
     and not r.has_critic
 ]
-NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "total-recall", "ppo-critic", "minirl-critic"}
+NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "ppo-critic", "minirl-critic"}
 
 # with ε far above any gradient, one AdamW step is the gradient itself
 # beyond the ranges of a run: AdamW that takes plain steps
@@ -73,6 +74,7 @@ def batch(references, shape):
         rewards=torch.rand(SIZE, generator=g, dtype=torch.float64),
         groups=torch.arange(SIZE) // GROUP,
         routes=torch.where(run[..., None, None], routes, -1).to(torch.int16),
+        gates=torch.rand(routes.shape, generator=g).softmax(-1),
     )
 
 
@@ -102,12 +104,16 @@ def test_scores_routes_and_entropy_are_those_of_transformers(trainer, references
 def test_replayed_scores_are_those_of_transformers(trainer, references, folders, batch, same):
     trainer.names.read(open_weights(folders[0], trainer.shape))
     with torch.no_grad():
-        logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, batch.routes)
+        logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, Replay(ids=batch.routes))
     same(trainer.score(batch, Replay(ids=batch.routes)).logp[batch.mask], logp[batch.mask])
 
 
-def given(ids):
-    return None if ids is None else Replay(ids=ids)
+def given(recipe, ids, batch):
+    """The experts, gates and rule of a recipe."""
+    if ids is None:
+        return None
+    gates = batch.gates if recipe.router_replay.gates == "replayed" else None
+    return Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
 
 
 class Kept(RecipeWeights):
@@ -131,14 +137,14 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
         live = references[0].score(batch.tokens, TEMPERATURE)
     run = torch.arange(LENGTH) < (batch.lengths - 1)[:, None]
     own = torch.where(run[..., None, None], live[2], -1).to(torch.int16)
-    ids = replay_of(mode, own, batch.routes)
+    replay = given(recipe, replay_of(mode, own, batch.routes), batch)
     with torch.no_grad():
-        logp_old = references[0].score(batch.tokens, TEMPERATURE, ids)[0].where(batch.mask, 0.0)
+        logp_old = references[0].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
 
     # core, on transformers at the new weights
-    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=given(ids)), arms, GROUP)
+    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, GROUP)
     references[1].model.zero_grad()
-    logp = references[1].score(batch.tokens, TEMPERATURE, ids)[0].where(batch.mask, 0.0)
+    logp = references[1].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
     stats = minibatch.stats(logp)
     weight = RecipeWeights(arms)(stats)
     loss = surrogate_loss(stats, weight)
@@ -148,7 +154,7 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     trainer.recipe = recipe.model_copy(update={"optimizer": PLAIN})
     trainer.names.read(open_weights(folders[0], trainer.shape))
     scored = trainer.score(batch)
-    used = given(replay_of(mode, scored.routes, batch.routes))
+    used = given(recipe, replay_of(mode, scored.routes, batch.routes), batch)
     own_old = trainer.score(batch, used).logp.where(batch.mask, 0.0)
     trainer.names.read(open_weights(folders[1], trainer.shape))
     trainer.optimizer = optimizer(PLAIN, trainer.model)
