@@ -12,7 +12,7 @@ from firstorder.core.settings import toml
 from firstorder.core.training.inert import inert_parts
 
 NAMES = toml.shipped()
-UNSUPPORTED = {"total-recall", "pr2"}
+UNSUPPORTED = {"pr2"}
 
 
 def make(*assignments):
