@@ -96,6 +96,7 @@ class MeasureResult(Result):
     responses: int
     parameters: int
     bounds: Mapping[str, float]
+    replay_bounds: Mapping[str, float]
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]

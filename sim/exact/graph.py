@@ -168,7 +168,7 @@ class Graph:
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
         """`World.by_step`."""
-        return torch.cat([torch.einsum("tms,ms->mt", came, x) for came in self._came(kernel)], dim=1)
+        return torch.cat([torch.einsum("tms,...ms->...mt", came, x) for came in self._came(kernel)], dim=-1)
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""

@@ -20,6 +20,7 @@ from firstorder.sim.model.chunks import numbers
 
 from . import agree, objectives, replay
 from .bounds import bounds
+from .bounds_replay import replay_bounds, sampled_total_variation, whole
 from .edge_variance import edge_variance
 from .edges import entropy, kl
 from .fit import fits
@@ -29,7 +30,7 @@ from .measurement import Measurement
 from .memory import check_memory
 from .observed import observed
 from .sampled import Interval, block_fits, jackknife, sampled_fits
-from .scene import Scene, build, engines, grow
+from .scene import Mode, Scene, build, engines, grow
 from .size import check_size, count
 from .staleness import path
 from .variance import group_variance
@@ -75,10 +76,11 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.world.contexts, "responses": len(scene.responses), "parameters": u.shape[1]}
     result["variance"], of_variance = _variance(measurement)
-    result["bounds"] = _averaged(bounds(scene, mode))
+    of_bounds, sampled_bounds = _bounds(scene, mode)
+    result |= of_bounds
     tokens, of_tokens = observed(measurement)
     result |= tokens
-    intervals |= of_tokens | of_variance
+    intervals |= of_tokens | of_variance | sampled_bounds
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     for name in _without_gradient(*targets):
         result[name] = None
@@ -202,6 +204,20 @@ def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interva
         return float(found) / groups, {}
     scaled = Interval(**{name: x / groups for name, x in asdict(interval).items()})
     return float(found) / groups, {"variance": scaled}
+
+
+def _bounds(scene: Scene, mode: Mode) -> tuple[dict[str, dict[str, float]], dict[str, Interval]]:
+    """Bounds on the error of the expansion and on the replay bias, and the interval of what is sampled of them."""
+    of_error, of_replay = bounds(scene, mode), replay_bounds(scene, mode)
+    found = {"bounds": _averaged(of_error), "replay_bounds": _averaged(of_replay)}
+    if not of_replay:
+        return found, {}
+    found["replay_bounds"]["whole"] = float(whole(of_error, of_replay).mean())
+    if scene.world.exhaustive:
+        return found, {}
+    drawn = sampled_total_variation(scene, mode)
+    found["replay_bounds"]["total_variation"] = drawn.estimate
+    return found, {"replay_bounds.total_variation": drawn}
 
 
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:

@@ -165,7 +165,7 @@ class World(Protocol):
         """Σ_t d_t(c): how often a response comes to each context, `[M, N]`."""
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
-        """Σ_c d_t(c) x(c) of every step, `[M, T]`."""
+        """Σ_c d_t(c) x(c) of every step, `[..., M, T]`; `x` is `[..., M, N]`."""
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """e_k = E Σ_y Π_t K(y_t|c_t) R(y) Σ_{t_1 < ... < t_k} Π_i change(y_{t_i}|c_{t_i}) for k = 0, ..., `order`,
