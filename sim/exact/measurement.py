@@ -152,6 +152,10 @@ class Measurement:
 
     def _ratios(self, of: tuple[str, ...]) -> Tensor:
         """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
+        return on_edges(self.scene, self.token_ratios(of))
+
+    def token_ratios(self, of: tuple[str, ...]) -> Tensor:
+        """Π of token ratios at every edge, `[M, N V]`, or at every reading of it, `[M, K N V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
         every = {name: _every(self.scene, logp.detach()) for name, logp in policies.items()}
         if self.scene.readings is not None:
@@ -159,7 +163,7 @@ class Measurement:
         log = torch.zeros_like(every["mu"])
         for above, below in (one.split("/") for one in of):
             log = log + every[above] - every[below]
-        return on_edges(self.scene, log.exp())
+        return log.exp()
 
     @cached_property
     def update(self) -> Tensor:
