@@ -52,7 +52,8 @@ PRODUCTS = [
     ["minirl", "correction.kind=ratio", "correction.of=old/mu", "correction.span=prefix", "ratio.of=theta/old"],
     ["minirl-length-norm", "ratio.span=prefix", "clip.kind=none"],
 ]
-SCOPES = ["reinforce", "reinforce-is", "minirl", "minirl-r3", "minirl-critic", "grpo", "gspo", "ctpo", "vespo", "rspo"]
+# of every scope but `batch`, whose exact values are the limit of large batches
+SCOPES = ["reinforce", "reinforce-is", "minirl", "minirl-r3", "minirl-critic", "grpo", "gspo", "minpro", "mis", "rspo"]
 Z = 4.5  # standard errors; one test in 150,000 fails by chance at each of about 60 comparisons
 
 
