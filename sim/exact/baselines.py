@@ -185,3 +185,19 @@ def _with_earlier(walk: _Walk, came: Tensor, ahead: Tensor) -> Tensor:
         moved = (flow * earlier[:, None] + scores * now[:, None, None]).flatten(0, 1)
         earlier = torch.zeros_like(earlier).index_add_(0, walk.to.flatten(), moved)
     return torch.stack(found)
+
+
+def squares(curve: Parabola) -> dict[str, Tensor]:
+    """E‖g_b‖² of every baseline that has a name: the values of a prompt and of a context, the published one with its norms
+    and with those by the logits, and the best of each class."""
+    named = {
+        "b = 0": torch.zeros_like(curve.slope),
+        "b = E[R | prompt]": curve.mean("prompt"),
+        "b = E[R | context]": curve.mean("context"),
+        "b published": curve.published(),
+        "b published, by logits": curve.published(proxy=True),
+        "b best of a prompt": curve.best("prompt"),
+        "b best of a position": curve.best("position"),
+        "b best of a context": curve.best("context"),
+    }
+    return {name: curve.square(b) for name, b in named.items()}

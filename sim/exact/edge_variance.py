@@ -38,15 +38,20 @@ def edge_variance(measurement: Measurement, x: Tensor) -> Tensor:
     assert isinstance(world, Graph)
     recipe = measurement.recipe
     own, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
-    square = second_moment(world, _factors(measurement), x, own.permute(2, 1, 0), measurement.lengths)
+    factors, worth = _factors(measurement), own.permute(2, 1, 0)
+    if len(factors.ww) == 1:
+        worth = worth.sum(0, keepdim=True)
+    square = second_moment(world, factors, x, worth, measurement.lengths)
     return combined(measurement, square.sum() / world.prompts, _means(measurement, x), cross)
 
 
 def _factors(measurement: Measurement) -> Factors:
-    """Those of either sign of the advantage, `[2, N, V]`."""
+    """Those of either sign of the advantage, `[2, N, V]`, or of both, `[1, N, V]`, where no clip tells them apart."""
     scene = measurement.scene
     mu, (before, after) = scene.mu_old.logp.exp(), _products(measurement)
     w = [weights.weight.flatten(1) for weights in measurement.edge_weights]
+    if torch.equal(w[0], -w[1]):
+        w = w[:1]
 
     def mean(*of: Tensor | None) -> Tensor:
         product = torch.ones_like(w[0])
@@ -58,9 +63,9 @@ def _factors(measurement: Measurement) -> Factors:
         return torch.cat([mean(one, *of) for one in w])
 
     return Factors(
-        hh=mean(after, after).expand(2, -1, -1),
-        bh=mean(before, after).expand(2, -1, -1),
-        bb=mean(before, before).expand(2, -1, -1),
+        hh=mean(after, after).expand(len(w), -1, -1),
+        bh=mean(before, after).expand(len(w), -1, -1),
+        bb=mean(before, before).expand(len(w), -1, -1),
         wh=signed(after),
         wb=signed(before),
         ww=torch.cat([mean(one, one) for one in w]),
