@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .matched import read_match
@@ -112,7 +112,9 @@ class RecommendResult(Result):
             "step": f"step {p['step']:.2g} nats a token",
         }
         marks = {"option": "", "default": " (default)"}
-        return ", ".join(f"{said}{marks.get(self.given[name], ' (' + self.given[name] + ')')}" for name, said in words.items())
+        return ", ".join(
+            f"{said}{marks.get(self.given[name], ' (' + self.given[name] + ')')}" for name, said in words.items()
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each option: its parts, gradient error, cosine, ESS and score."""
@@ -249,7 +251,11 @@ def _said(name: str, point: Point) -> str:
     if one.replay is None or one.correction is None:
         return f"recommended: {one.base}"
     replay = "no replay" if one.replay == "none" else one.replay
-    clip = "MiniRL's clip, which cannot act" if point.updates == 1 else ("MiniRL's clip" if one.clip == "clip" else "no clip")
+    clip = (
+        "MiniRL's clip, which cannot act"
+        if point.updates == 1
+        else ("MiniRL's clip" if one.clip == "clip" else "no clip")
+    )
     return f"recommended: {replay}, {NAMES[one.correction]}, {clip}"
 
 
@@ -259,7 +265,9 @@ def _command(numbers: Numbers, point: Point) -> str:
 
     keys = {key: value for key, value in numbers.option.keys.items() if not (key == "clip.kind" and point.updates == 1)}
     keys["schedule.minibatches"] = point.updates
-    settings = " ".join(f"--set {key}={str(value) if isinstance(value, str) else literal(value)}" for key, value in keys.items())
+    settings = " ".join(
+        f"--set {key}={str(value) if isinstance(value, str) else literal(value)}" for key, value in keys.items()
+    )
     return f"firstorder train {numbers.option.base} {settings}"
 
 
@@ -273,7 +281,10 @@ def _why(choice: Choice, found: Mapping[str, Numbers], alone: Choice) -> list[st
             for each in found.values()
             if (each.option.correction, each.option.clip) == (one.correction, one.clip)
         }
-        said = [f"{'no replay' if name == 'none' else name} {each.error:.3g} ({each.score:.3g})" for name, each in same.items()]
+        said = [
+            f"{'no replay' if name == 'none' else name} {each.error:.3g} ({each.score:.3g})"
+            for name, each in same.items()
+        ]
         lines.append(f"off the natural gradient, and in brackets the cosine of a sampled update: {', '.join(said)}")
     tied = [each.option.name for each in choice.tied if each.option.name != one.name]
     if tied:
@@ -294,7 +305,9 @@ def _sure(atlas: Atlas, point: Point, choice: Choice, advice: Any, exact: bool) 
 
     name, chosen = choice.chosen.option.name, choice.chosen
     around = atlas.corners(point)
-    agree = sum(w for key, w in around if choose(allowed(atlas.numbers(point, [(key, 1.0)]), point)).chosen.option.name == name)
+    agree = sum(
+        w for key, w in around if choose(allowed(atlas.numbers(point, [(key, 1.0)]), point)).chosen.option.name == name
+    )
     nearest = atlas.nearest(point)
     one, outside = atlas.cells[nearest], atlas.outside(point)
     other = next((each for each in choice.ranked if each.option.replay != chosen.option.replay), None)
@@ -333,7 +346,10 @@ def _changes_said(changes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not changes:
         yield "nowhere along a single axis of the map"
     for axis, sides in changes.items():
-        parts = [f"{side.replace('below', 'down').replace('above', 'up')} at {x['at']:,.3g}: {x['advice']}" for side, x in sides.items()]
+        parts = [
+            f"{side.replace('below', 'down').replace('above', 'up')} at {x['at']:,.3g}: {x['advice']}"
+            for side, x in sides.items()
+        ]
         yield f"{AXES[axis]}, {'; '.join(parts)}"
 
 

@@ -21,10 +21,9 @@ from firstorder.sim.model.chunks import numbers
 from . import agree, objectives, replay
 from .bounds import bounds
 from .bounds_replay import replay_bounds, sampled_total_variation, whole
-from .edge_variance import edge_variance
+from .compare import reported
 from .edges import entropy, kl
 from .fit import fits
-from .forms import form
 from .masking import masking, note
 from .measurement import Measurement
 from .memory import check_memory
@@ -33,13 +32,11 @@ from .sampled import Interval, block_fits, jackknife, sampled_fits
 from .scene import Mode, Scene, build, engines, grow
 from .size import check_size, count
 from .staleness import path
-from .variance import group_variance
 
 SATURATED = (
     "the policy is saturated or has overflowed; lower sim.sharpness, sim.lr, sim.staleness or sim.coldstart_lr, or "
     "raise sim.temperature"
 )
-VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
 
 
 @sized(lambda recipe, sim: numbers(count(sim), sim.width))
@@ -75,12 +72,13 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result["expansion"] = [float(term) for term in objectives.terms(scene, mode).mean(0)]
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.world.contexts, "responses": len(scene.responses), "parameters": u.shape[1]}
-    result["variance"], of_variance = _variance(measurement)
+    accuracies, of_accuracy = reported(measurement)
+    result |= accuracies
     of_bounds, sampled_bounds = _bounds(scene, mode)
     result |= of_bounds
     tokens, of_tokens = observed(measurement)
     result |= tokens
-    intervals |= of_tokens | of_variance | sampled_bounds
+    intervals |= of_tokens | of_accuracy | sampled_bounds
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     for name in _without_gradient(*targets):
         result[name] = None
@@ -189,23 +187,6 @@ def _flips_per_layer(scene: Scene) -> list[float]:
     return [float(rate) for rate in rates.mean(0)]
 
 
-def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interval]]:
-    """Variance of a minibatch's update, that of one group over the number of groups, and its interval if sampled."""
-    schedule, scene = measurement.recipe.schedule, measurement.scene
-    groups = schedule.prompts // schedule.minibatches
-    if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES:
-        return None, {}
-    if scene.exhaustive:
-        return float(group_variance(measurement)) / groups, {}
-    if form(measurement.recipe) is None or scene.world.exhaustive:
-        return None, {}
-    found, interval = edge_variance(measurement)
-    if interval is None:
-        return float(found) / groups, {}
-    scaled = Interval(**{name: x / groups for name, x in asdict(interval).items()})
-    return float(found) / groups, {"variance": scaled}
-
-
 def _bounds(scene: Scene, mode: Mode) -> tuple[dict[str, dict[str, float]], dict[str, Interval]]:
     """Bounds on the error of the expansion and on the replay bias, and the interval of what is sampled of them."""
     of_error, of_replay = bounds(scene, mode), replay_bounds(scene, mode)
@@ -243,7 +224,8 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         )
     if result["variance"] is None:
         notes.append(
-            "variance is not formed for several draws, above 20,000 responses, or of an update that is sampled"
+            "variance and mse are not formed for several draws, above 20,000 responses of a tree, of fewer than 3 "
+            "sampled responses a prompt, where a gradient is 0, or beyond the range of float64"
         )
     if sim.numerics.drawn:
         notes.append(

@@ -154,6 +154,11 @@ class Measurement:
 
     def _ratios(self, of: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
         """Π of token ratios at every edge, 0 where `keep` is, the mean over its readings, `[M, N, V]`."""
+        ratios = self.token_ratios(of)
+        return on_edges(self.scene, ratios if keep is None else ratios * keep)
+
+    def token_ratios(self, of: tuple[str, ...]) -> Tensor:
+        """Π of token ratios at every edge, `[M, N V]`, or at every reading of it, `[M, K N V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
         every = {name: _every(self.scene, self.scene.met(logp.detach())) for name, logp in policies.items()}
         if self.scene.readings is not None:
@@ -161,7 +166,7 @@ class Measurement:
         log = torch.zeros_like(every["mu"])
         for above, below in (one.split("/") for one in of):
             log = log + every[above] - every[below]
-        return on_edges(self.scene, log.exp() if keep is None else log.exp() * keep)
+        return log.exp()
 
     @cached_property
     def update(self) -> Tensor:

@@ -26,14 +26,14 @@ from firstorder.sim.model.truncation import named
 from firstorder.sim.sampling.sequences import score
 
 from .advantages import CriticTable
-from .edges import vjp
 from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
 from .scene import Scene
+from .scores import edge_scores
 from .tree import Tree, episodes
-from .world import Responses, scatter
+from .world import Responses
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -129,15 +129,21 @@ def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
 
 
 def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
-    """The same where a policy is a table: one VJP a response and part."""
+    """The same where a policy is a table: the weights of each row's tokens times their scores, prompt by prompt."""
     scene, paths = measurement.scene, measurement.scene.responses
-    norms = torch.zeros(len(paths), len(weights), dtype=torch.float64)
-    for row in progress.steps("variance", range(len(paths))):
-        part = slice(row, row + 1)
-        for sign, weight in enumerate(weights[:, part]):
-            if weight.any():
-                edges = scatter(weight[None], paths.of(part), scene.world.contexts)
-                norms[row, sign] = vjp(measurement.target, edges, scene.weights).square().sum()
+    tree, norms = scene.world, torch.zeros(len(paths), len(weights), dtype=torch.float64)
+    assert isinstance(tree, Tree)
+    for prompt, reached in enumerate(progress.steps("variance", list(tree.reachable))):
+        contexts = reached.nonzero()[:, 0]
+        rows, place = torch.unique(tree.place[contexts], return_inverse=True)
+        first = torch.full_like(rows, len(contexts)).scatter_reduce(0, place, torch.arange(len(contexts)), "amin")
+        scores = edge_scores(scene, measurement.mode, contexts[first]).flatten(0, 1)
+        at = torch.zeros(tree.contexts, dtype=torch.int64).scatter(0, contexts, place)
+        mine = (paths.prompt == prompt).nonzero()[:, 0]
+        edges = at[paths.contexts[mine]] * tree.vocab + paths.tokens[mine]
+        for part, weight in enumerate(torch.where(paths.mask, weights, 0.0)[:, mine]):
+            counts = torch.zeros(len(mine), len(scores), dtype=torch.float64).scatter_add_(1, edges, weight)
+            norms[mine, part] = (counts @ scores).square().sum(-1)
     return norms
 
 

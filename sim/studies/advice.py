@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from firstorder.core import progress

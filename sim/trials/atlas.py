@@ -154,9 +154,7 @@ class Atlas:
         steps = between(self.axes["updates"], float(point.updates), "updates")
         sizes = between(self.axes["group"], float(point.group), "group")
         parts = [
-            (self.cells[key], UPDATES.index(int(n)), weight * share)
-            for key, weight in cells
-            for n, share in steps
+            (self.cells[key], UPDATES.index(int(n)), weight * share) for key, weight in cells for n, share in steps
         ]
 
         def mean(name: str, place: int) -> float:
@@ -232,9 +230,7 @@ def choose(numbers: Mapping[str, Numbers]) -> Choice:
     ranked = sorted(numbers.values(), key=lambda each: -each.score)
     best = ranked[0]
     tied = [
-        each
-        for each in ranked
-        if best.score - each.score <= max(ERRORS * apart(best, each), WORTH * abs(best.score))
+        each for each in ranked if best.score - each.score <= max(ERRORS * apart(best, each), WORTH * abs(best.score))
     ]
     return Choice(chosen=min(tied, key=lambda each: each.option.parts), tied=tied, ranked=ranked)
 

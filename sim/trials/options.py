@@ -70,9 +70,7 @@ def _made(replay: str, correction: str, clip: str) -> Option:
     keys = {**REPLAYS[replay], **CORRECTIONS[correction], **CLIPS[clip]}
     used = (replay != "none", "=" in replay, correction == "truncated", clip == "clip")
     name = f"{replay}, {correction}, {clip}"
-    return Option(
-        name=name, base="minirl", keys=keys, replay=replay, correction=correction, clip=clip, parts=sum(used)
-    )
+    return Option(name=name, base="minirl", keys=keys, replay=replay, correction=correction, clip=clip, parts=sum(used))
 
 
 OPTIONS: Mapping[str, Option] = {

@@ -52,11 +52,7 @@ RULES: tuple[Rule, ...] = (
 
 def allowed(numbers: Mapping[str, Numbers], point: Point) -> dict[str, Numbers]:
     """The options that no rule leaves out."""
-    return {
-        name: each
-        for name, each in numbers.items()
-        if not any(rule.drops(each.option, point) for rule in RULES)
-    }
+    return {name: each for name, each in numbers.items() if not any(rule.drops(each.option, point) for rule in RULES)}
 
 
 def applied(point: Point, options: Mapping[str, Option]) -> list[Rule]:

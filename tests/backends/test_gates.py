@@ -1,26 +1,10 @@
 """Gate weights from both engines beside their experts, and rules by which experts give way, in three real steps."""
 
-import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from firstorder.backends import checks
-from firstorder.backends.conversation import joined
-from firstorder.backends.pair import EnginePair
-from firstorder.backends.promote import hardware, plan
-from firstorder.backends.rollouts import Response, collate
-from firstorder.backends.tasks import sums
-from firstorder.backends.torchtitan.config import Torchtitan
-from firstorder.backends.torchtitan.trainer import Trainer
-from firstorder.backends.vllm.arguments import prepare
-from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import run
-from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings import toml
 
 ENGINES = [
     *("schedule.steps=3", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=1e-3", "task.kind=sums"),
