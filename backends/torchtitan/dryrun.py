@@ -33,13 +33,15 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import token_weights
 from firstorder.core.method.terms import entropy_weights, total_loss
+from firstorder.core.routing import Replay
 from firstorder.core.runs.files import to_json
 from firstorder.core.settings.toml import build
+from firstorder.core.training import replay as replays
 
 from . import adapter, model
 from .config import Torchtitan
 from .ledger import Ledger
-from .replay import recording, replaying
+from .replay import Recorded, recording, replaying
 from .trainer import optimizer
 
 distributed: Any = torch.distributed
@@ -192,13 +194,14 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
     masks = None if adapter.ON_CPU else adapter.attention_masks(trained, positions)  # a CPU's would be dense
     moves.zero_grad()
     note("start")
-    with torch.no_grad(), recording(trained) as record:
+    gated = recipe.router_replay.gates == "replayed"
+    with torch.no_grad(), recording(trained, gates=gated) as record:
         old = _scores(trained, tokens, positions, masks, entropy=True)[0]
-    ids = None if recipe.router_replay.mode == "disabled" else record.ids
+    replay = _replay(record, recipe)
     note("scored")
     for _ in range(MICROBATCHES):
         note("begun")
-        with replaying(trained, ids):
+        with replaying(trained, replay):
             made = _scores(trained, tokens, positions, masks, spread=recipe.terms.entropy > 0)
             note("forward")
             stats = _stats(made[0], old, *made[1:])
@@ -276,6 +279,17 @@ def main() -> None:
         sys.stderr.write(f"{mistake}\n")
         raise SystemExit(2) from None
     sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
+
+
+def _replay(record: Recorded, recipe: Recipe) -> Replay | None:
+    """What was recorded, by the rule of the recipe."""
+    if recipe.router_replay.mode == "disabled":
+        return None
+    assert record.ids is not None
+    rules = {
+        name: x if x is None else x.to(record.ids.device) for name, x in replays.rules([recipe.router_replay]).items()
+    }
+    return Replay(ids=record.ids, gates=record.gates, **rules)
 
 
 def _scores(trained: Any, tokens: Tensor, positions: Tensor, masks: Any, **wanted: bool) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.method.stats import TokenStats, check_log_probs
 from firstorder.core.quantities import Moments, Quantity
+from firstorder.core.routing import Replay
 
 from .agreement import THIN
 from .batch import RolloutBatch
@@ -88,7 +89,8 @@ class Scored:
     Args:
         batch: as sampled.
         logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
-        replay: `[..., B, L, layers, K]` experts that the update must use, -1 where live; None for all live.
+        replay: experts `[..., B, L, layers, K]` that the update must use, -1 where live, and by what rule; None for all
+            live.
         logp_ref: `[..., B, L]` nats under the reference policy with the same replay; None where no recipe has
             `terms.reference_kl`.
         values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
@@ -105,7 +107,7 @@ class Scored:
 
     batch: RolloutBatch
     logp_old: Tensor
-    replay: Tensor | None
+    replay: Replay | None
     logp_ref: Tensor | None = None
     values: Tensor | None = None
     advantage: Tensor | None = None
@@ -199,4 +201,6 @@ def take(scored: Scored, rows: slice) -> Scored:
     def cut(fields: dict[str, Any]) -> dict[str, Tensor]:
         return {name: x[where] for name, x in fields.items() if isinstance(x, Tensor)}
 
-    return replace(scored, batch=replace(scored.batch, **cut(vars(scored.batch))), **cut(vars(scored)))
+    replay = None if scored.replay is None else scored.replay.each(lambda x: x[where])
+    batch = replace(scored.batch, **cut(vars(scored.batch)))
+    return replace(scored, batch=batch, replay=replay, **cut(vars(scored)))
