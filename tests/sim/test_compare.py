@@ -63,9 +63,10 @@ def chain(kind="horizon", world="graph", **changes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_variance_of_every_recipe_is_that_of_the_tree(kind, make_scene, acting):
-    graph, tree = (make_scene(chain(kind, world)) for world in ("graph", "tree"))
+    modes = {str(toml.build(Recipe, toml.read(name)).router_replay) for name in toml.shipped()}
+    graph, tree = (make_scene(chain(kind, world), modes) for world in ("graph", "tree"))
     names = [[name] for name in toml.shipped() if not name.startswith("qwen") and name[-3:-1] != "-n"]
-    x, seen = {mode: directions(graph, mode) for mode in MODES}, 0
+    x, seen = {mode: directions(graph, mode) for mode in modes}, 0
     for name, *changes in names + PRODUCTS:
         recipe = acting(name, "schedule.group_size=3", *changes)
         measurement = Measurement(scene=graph, recipe=recipe)
