@@ -7,17 +7,20 @@ import pytest
 from firstorder.cli.main import run
 
 ENGINES = [
+    "schedule.minibatches=2",
     *("schedule.steps=3", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=1e-3", "task.kind=sums"),
     *("torchtitan.dtype=float32", "torchtitan.pack_length=64", "torchtitan.evaluate_every=0"),
     *("vllm.dtype=bfloat16", "vllm.max_prompt=40", "vllm.kv_cache_mib=16"),
 ]
+APART = "vllm.kv_cache_dtype=fp8_e5m2"  # engines whose routes differ at many rows, some of them by wide margins
+MOVED = "optimizer.lr=0.02"  # far enough within a step that a router's choice at the start of it is no longer close
 RULES = {
-    "total-recall": {"replayed": True, "replaced": False, "gates": True},
-    "minirl-r3-margin": {"replayed": True, "replaced": True, "gates": False},
-    "minirl-r3-condition": {"replayed": True, "replaced": True, "gates": False},
-    "minirl-r2-n2 router_replay.gates=replayed": {"replayed": True, "replaced": False, "gates": True},
-    "minirl-r2-n2 router_replay.condition=1.0": {"replayed": True, "replaced": True, "gates": False},
-    "minirl-r2-n2 router_replay.margin=0.2": {"replayed": True, "replaced": True, "gates": False},
+    "total-recall": {"gates": True},
+    f"minirl-r3-margin router_replay.margin=0.02 {APART}": {"replaced": True},
+    f"minirl-r3-condition router_replay.condition=0.9 {APART}": {"replaced": True},
+    f"minirl-r2-n2 router_replay.gates=replayed {MOVED}": {"gates": True},
+    f"minirl-r2-n2 router_replay.condition=0.9 {MOVED}": {"replaced": True},
+    f"minirl-r2-n2 router_replay.margin=0.02 {MOVED}": {"replaced": True},
 }
 
 
@@ -31,24 +34,25 @@ def lines(out, name):
 
 
 @pytest.mark.parametrize("named", RULES)
-def test_three_steps_on_both_engines_show_that_a_rule_acted(named, folder, tmp_path, caplog):
-    name, *more = named.split()
+def test_three_steps_on_both_engines_show_that_a_rule_acted(named, folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sums, "verify", lambda question, response: float(len(response) % 2))  # some reward, some none
+    (name, *more), expected = named.split(), {"replaced": False, "gates": False} | RULES[named]
     words = [word for one in [*ENGINES, f"torchtitan.model={folder}", *more] for word in ("--set", one)]
     out = tmp_path / "run"
-    with caplog.at_level("INFO", logger="firstorder"):
-        assert run(["train", name, "--strict", "--backend", "torchtitan", *words, "--out", str(out)]) == 0
-    receipts = lines(out, "receipts")
+    assert run(["train", name, "--strict", "--backend", "torchtitan", *words, "--out", str(out)]) == 0
+    assert ("give the router no gradient" in capfd.readouterr().err) == expected["gates"]
+    receipts, metrics = lines(out, "receipts"), lines(out, "metrics")
     assert len(receipts) == 3
-    expected = RULES[named]
     for each in receipts:
-        rows = [each[f"replay/rows_{part}"] for part in ("replayed", "replaced", "live")]
-        assert sum(rows) == pytest.approx(1)
-        assert (rows[0] > 0, rows[1] > 0, rows[2]) == (expected["replayed"], expected["replaced"], 0)
+        replayed, replaced, live = (each[f"replay/rows_{part}"] for part in ("replayed", "replaced", "live"))
+        assert (replayed + replaced, live) == (pytest.approx(1), 0)
+        assert replayed > 0
+        assert (replaced > 0) == expected["replaced"]
+        assert each["replay/rows_changed"] > 0
         assert each["inert/router_replay"] == 0
-    assert any(each["replay/rows_changed"] > 0 for each in receipts)
-    assert any("gives the router no gradient" in line for line in caplog.messages) == expected["gates"]
-    mu = [each.get("route/gates_apart") for each in lines(out, "metrics")]
-    assert all(x is None for x in mu) == (name != "total-recall")
+    assert all(each["update/grad_norm"] > 0 for each in metrics)
+    apart = [each.get("route/gates_apart") for each in metrics]
     if name == "total-recall":
-        assert all(0 < x < 0.05 for x in mu)  # bfloat16 in one engine, float32 in the other
-    assert all(each["update/grad_norm"] > 0 for each in lines(out, "metrics"))
+        assert all(0 < x < 0.05 for x in apart)  # one engine in bfloat16, the other in float32
+    else:
+        assert apart == [None] * 3
