@@ -67,14 +67,14 @@ def directions(scene: Scene, mode: Mode) -> Tensor:
     for reached in progress.steps("scores", list(world.reachable)):
         contexts = reached.nonzero()[:, 0]
         scores = edge_scores(scene, mode, contexts).flatten(0, 1)
-        found.append((contexts, _square_root(scores @ scores.T).view(len(contexts), world.vocab, -1)))
+        found.append((contexts, square_root(scores @ scores.T).view(len(contexts), world.vocab, -1)))
     x = torch.zeros(world.contexts, world.vocab, max(part.shape[-1] for _, part in found), dtype=torch.float64)
     for contexts, part in found:
         x[contexts, :, : part.shape[-1]] = part
     return x
 
 
-def _square_root(products: Tensor) -> Tensor:
+def square_root(products: Tensor) -> Tensor:
     """Q √Λ of a positive semi-definite matrix `[E, E]`, without the directions of 0, `[E, D]`."""
     values, vectors = torch.linalg.eigh(products)
     used = values > ROUNDING * values[-1]

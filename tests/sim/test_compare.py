@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.accuracy import Accuracy, accuracy
@@ -19,7 +20,6 @@ from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.sampled import sample_responses, sampled_edges
 from firstorder.sim.exact.sampled_variance import accuracy_of, sampled
-from firstorder.sim.exact.scene import MODES
 from firstorder.sim.exact.scores import directions, edge_scores
 from firstorder.sim.exact.variance import group_variance
 
