@@ -2,8 +2,8 @@
 
     python docs/examples/replay.py [tree|long [SEED [UPDATES ...]]]
 
-MiniRL without a clip. `tree` has the engines of `[sim]` by default; `long` has responses of 512 tokens, 32 experts and a
-noise that is fitted to what is published of Qwen3-30B-A3B with FP8 rollouts, 1.5e-3 nats a token and 10% of the routes.
+MiniRL without a clip. `tree` has the engines of `[sim]` by default; `long` has responses of 512 tokens, 32 experts and
+a noise fitted to what is published of Qwen3-30B-A3B with FP8 rollouts, 1.5e-3 nats a token and 10% of the routes.
 UPDATES are the minibatches that are looked at, counted from 0: how many updates came before. The parts are those of the
 gradient (docs/theory.md), each by its length relative to that of the natural gradient.
 """

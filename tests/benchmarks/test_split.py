@@ -1,4 +1,4 @@
-"""What a split costs: twenty recipes at once beside one after the other, and the passes of a step of many minibatches."""
+"""What a split costs: twenty recipes at once beside one after the other, and a later minibatch beside the first."""
 
 import pytest
 
