@@ -86,8 +86,8 @@ def _split(budget: Budget) -> Outcome:
 CLAIMS = [
     Claim(
         id="split",
-        statement="numerics, gates, flips, staleness, target and method add up to what an update is off by; R3 moves the "
-        "flips from the ratio to the target",
+        statement="numerics, gates, flips, staleness, target and method add up to what an update is off by; R3 moves "
+        "the flips from the ratio to the target",
         source="this project; hybrid policies",
         kind="theorem",
         rule=f"the parts of J, of its first-order error and of c u - g add up within {EXACT:g}; at theta_old the flips "
