@@ -104,6 +104,7 @@ def joined(said: Response, answer: Sequence[int], more: Response) -> Response:
         logp=[*said.logp, *[0.0] * len(answer), *more.logp],
         sampled=[*said.sampled, *[False] * len(answer), *more.sampled],
         routes=torch.cat([said.routes, more.routes[len(said.routes) :]]),
+        kept=None if more.kept is None else [*(said.kept or []), *[[] for _ in answer], *more.kept],
     )
 
 

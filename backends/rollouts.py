@@ -27,6 +27,8 @@ class Response:
         routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
         ended: it ended by itself and was not cut at the limit.
         sampled: False for the environment's tokens; all are the policy's unless given.
+        kept: ids of the tokens that each was sampled from, none where all were or none was sampled; None for no top-p,
+            top-k or min-p.
     """
 
     tokens: list[int]
@@ -34,6 +36,7 @@ class Response:
     routes: Tensor
     ended: bool
     sampled: list[bool] = field(default_factory=list)
+    kept: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if not self.sampled:
@@ -104,10 +107,30 @@ def collate(
         rewards=torch.tensor(rewards, dtype=torch.float64),
         groups=torch.tensor(groups),
         routes=routes,
+        kept=_kept(prompts, responses, shape),
     )
 
 
+def _kept(prompts: Sequence[list[int]], responses: Sequence[Response], shape: tuple[int, int]) -> Tensor | None:
+    """The tokens that each was sampled from, int32 `[B, L, C]`, -1 behind them; None for no top-p, top-k or min-p."""
+    if all(response.kept is None for response in responses):
+        return None
+    rows: list[list[list[int]]] = [
+        [[] for _ in prompt] + (response.kept or []) for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    most = max(1, max(len(ids) for row in rows for ids in row))
+    kept = torch.full((*shape, most), -1, dtype=torch.int32)
+    for number, row in enumerate(rows):
+        kept[number, : len(row)] = torch.tensor([ids + [-1] * (most - len(ids)) for ids in row], dtype=torch.int32)
+    return kept
+
+
 def _check(response: Response, rows: int, layers: int, top_k: int, experts: int) -> None:
+    if response.kept is not None and len(response.kept) != len(response.tokens):
+        raise DataError(
+            f"a response of {len(response.tokens)} tokens says of {len(response.kept)} which tokens were kept; the "
+            "rollout engine must say it of every sampled token"
+        )
     if len(response.logp) != len(response.tokens):
         raise DataError(
             f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "

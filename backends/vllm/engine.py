@@ -8,6 +8,7 @@ must exist before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 
+from firstorder.backends.folder import read_shape
 from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
 from . import transfer
 from .arguments import arguments, is_emulated, sampling
 from .config import Vllm
+from .kept import kept
 
 
 class InProcessEngine:
@@ -36,6 +39,7 @@ class InProcessEngine:
     def __init__(self, settings: Vllm, folder: str, ends: Sequence[int], seed: int) -> None:
         transfer.register()
         self.settings, self._ends = settings, list(ends)
+        self._vocabulary = read_shape(Path(folder)).vocab_size
         asked = arguments(settings, folder)
         self.emulated = is_emulated(asked.get("quantization"))
         if self.emulated:
@@ -56,10 +60,10 @@ class InProcessEngine:
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed."""
-        asked = sampling(self.settings, self._ends)
+        asked = sampling(self.settings, self._ends, self._vocabulary)
         params = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
         outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        return [read(one.outputs[0]) for one in outputs]
+        return [read(one.outputs[0], self.settings, self._vocabulary) for one in outputs]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the trainer's weights; the prefix cache, which holds the old ones' keys and routes, is dropped."""
@@ -72,11 +76,11 @@ class InProcessEngine:
         """Nothing of it is outside of the process."""
 
 
-def read(completion: Any) -> Response:
-    """One completion of vLLM.
+def read(completion: Any, settings: Vllm, vocabulary: int) -> Response:
+    """One completion of vLLM; arguments as of `kept.kept`.
 
     Raises:
-        DataError: it has no log-probs, or no routes.
+        DataError: it has no log-probs, or no routes; or more tokens were kept than may be.
     """
     if completion.logprobs is None or completion.routed_experts is None:
         missing = "log-probs" if completion.logprobs is None else "routed experts"
@@ -88,4 +92,5 @@ def read(completion: Any) -> Response:
         logp=logp,
         routes=torch.from_numpy(completion.routed_experts),
         ended=completion.finish_reason == "stop",
+        kept=kept(([(i, x.logprob) for i, x in at.items()] for at in completion.logprobs), settings, vocabulary),
     )
