@@ -43,8 +43,8 @@ CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of t
 class Scores:
     """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
     distribution it was drawn from, `outside` `[B, L]` the mass of π on tokens that a batch's mask leaves out (all 0
-    at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the row of the last token and beyond) and `margin`
-    `[B, L, M]` of the live choice."""
+    at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the row of the last token and beyond) and
+    `margin` `[B, L, M]` of the live choice."""
 
     logp: Tensor
     entropy: Tensor

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from firstorder.backends.conversation import joined
 from firstorder.backends.pair import DistributionError
 from firstorder.backends.rollouts import Response, collate
 from firstorder.backends.session import open_pair
@@ -17,10 +18,10 @@ from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm
+from firstorder.core.training.arms import Arm, with_advantages
 from firstorder.core.training.loop import train
 
-SCHEDULE = ["schedule.steps=3", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
+SCHEDULE = ["schedule.steps=4", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 LIMIT = 1e-5  # nats a token, mean: what two float32 engines differ by, 1e-6 without truncation
 CUTS = {"top_p": {"top_p": 0.9, "max_kept": 31}, "top_k": {"top_k": 8, "max_kept": 12}}
 
@@ -67,14 +68,28 @@ def test_the_mass_of_a_nucleus_is_the_least_that_reaches_top_p(pair):
 
 def test_a_run_trains_over_the_mask_and_its_receipts_say_so(pair):
     logs = []
-    train((Arm(recipe=pair.settings.recipe),), pair, on_step=logs.append)
+    train((Arm(recipe=pair.settings.recipe),), pair, first=1, on_step=logs.append)
     assert len(logs) == 3
     for log in logs:
         assert float(log.receipts["mask/tokens_truncated"]) == 1.0
         assert 1 <= float(log.receipts["mask/kept"]) <= 31
         assert 0 < float(log.receipts["mask/mass_outside"]) < 0.7
         assert abs(float(log.metrics["kl"])) < LIMIT
-    assert apart(pair, pair.rollout(3)) < LIMIT  # after the last sync
+    assert apart(pair, pair.rollout(4)) < LIMIT  # after the last sync
+
+
+def test_the_update_scores_over_the_mask_too(pair):
+    scored, _ = pair.score(pair.rollout(1))
+    scored, seen = with_advantages(scored, (Arm(recipe=pair.settings.recipe),), 4), []
+
+    def nothing(stats):
+        seen.append((stats.logp_theta.detach() - stats.logp_old)[stats.mask].abs().max())
+        return torch.zeros_like(stats.logp_theta)
+
+    pair.update(scored, nothing)
+    assert len(seen) > 0
+    assert float(max(seen)) < 1e-4
+    pair.sync_weights()
 
 
 def test_a_probe_without_the_mask_blames_the_distribution(pair, monkeypatch):
@@ -110,6 +125,14 @@ def test_kept_tokens_are_those_whose_log_prob_is_finite():
     assert reading.kept([], Vllm(), 9) is None
     with pytest.raises(DataError, match=r"more than vllm.max_kept = 2"):
         reading.kept([[(0, -1.0), (1, -1.0), (2, -1.0)]], settings, 9)
+
+
+def test_an_environment_s_answer_has_no_mask_between_those_of_two_turns():
+    routes = torch.ones(6, 1, 1, dtype=torch.int16)
+    first = Response(tokens=[5, 0], logp=[-1.0, -1.0], routes=routes[:3], ended=True, kept=[[5, 6], [0]])
+    second = Response(tokens=[4], logp=[-1.0], routes=routes, ended=True, kept=[[4, 7]])
+    assert joined(first, [8, 9], second).kept == [[5, 6], [0], [], [], [4, 7]]
+    assert joined(replace(first, kept=None), [8], replace(second, kept=None)).kept is None
 
 
 def test_a_mask_stands_at_the_tokens_of_its_response():
