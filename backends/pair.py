@@ -15,6 +15,7 @@ from torch import Tensor
 from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.terms import quantities
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import Replay, replay_of
 from firstorder.core.tasks import RANGE, Task
@@ -127,7 +128,7 @@ class EnginePair:
         layers = self.trainer.shape.num_hidden_layers
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
         rows = shared.layer_flips(layers) | replays.quantities(layers) | kept.QUANTITIES
-        return shared.QUANTITIES | rows | QUANTITIES | scaled
+        return shared.QUANTITIES | rows | QUANTITIES | scaled | quantities([self.settings.recipe])
 
     @property
     def experts(self) -> int:
@@ -151,10 +152,14 @@ class EnginePair:
         replay = self._replay(live, batch)
         used = self.trainer.score(batch, replay) if replaying.mode == "R3" else live
         differs = replays.differing(batch, live.routes)
+        logp_ref = None
+        if self.settings.recipe.terms.reference_kl:
+            logp_ref = self.trainer.score_reference(batch, replay).where(batch.mask, 0.0)
         scored = Scored(
             batch=batch,
             logp_old=used.logp.where(batch.mask, 0.0),
             replay=replay,
+            logp_ref=logp_ref,
             differs=differs,
             routes=live.routes,
             entropy=used.entropy,

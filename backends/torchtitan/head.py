@@ -46,16 +46,17 @@ class ScoringHead(Linear):
         temperature: float = 1.0,
         entropy: bool = False,
         kept: Tensor | None = None,
+        spread: bool = False,
     ) -> Any:
         """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]` the scores of `_score`."""
         if labels is None:
             return F.linear(input, self.weight)
         if self.chunks == 1:
-            return _score(input, self.weight, labels, temperature, entropy, kept)
+            return _score(input, self.weight, labels, temperature, entropy, kept, spread)
         again = partial(checkpoint, _score, use_reentrant=False, preserve_rng_state=False)
         parts = input.chunk(self.chunks, 1)
         pieces = [
-            again(hidden, self.weight, wanted, temperature, entropy, ids)
+            again(hidden, self.weight, wanted, temperature, entropy, ids, spread)
             for hidden, wanted, ids in zip(
                 parts,
                 labels.chunk(self.chunks, 1),
@@ -84,10 +85,11 @@ class ScoringModel(Qwen3Model):
         temperature: float = 1.0,
         entropy: bool = False,
         kept: Tensor | None = None,
+        spread: bool = False,
     ) -> Any:
         """What the head makes of the last hidden state of `tokens` `[R, P]`."""
         hidden = super().forward(tokens, positions, attention_masks)
-        return self.lm_head(hidden, labels, temperature, entropy, kept)
+        return self.lm_head(hidden, labels, temperature, entropy, kept, spread)
 
 
 def scoring(config: Any, chunks: int) -> Any:
@@ -99,13 +101,25 @@ def scoring(config: Any, chunks: int) -> Any:
 
 
 def _score(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool, kept: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    temperature: float,
+    entropy: bool,
+    kept: Tensor | None,
+    spread: bool,
 ) -> tuple[Tensor, ...]:
     """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each; over the
-    tokens `kept` `[R, P, C]` where these are given, and then with the entropy the mass outside of them."""
+    tokens `kept` `[R, P, C]` where these are given, and then with the entropy the mass outside of them.
+
+    torchtitan's entropy has no gradient; with `spread` it has one, and the logits are gathered before both are made.
+    """
     logits = F.linear(hidden, weight) / temperature
     if kept is not None:
-        return _score_kept(whole_vocabulary(logits).float(), labels, entropy, kept)
+        return _score_kept(whole_vocabulary(logits).float(), labels, entropy or spread, kept)
+    if spread:
+        logits = whole_vocabulary(logits)
+        return compute_logprobs(logits, labels), _entropy(logits)
     scores = compute_logprobs(logits, labels, return_entropy=entropy)
     return scores if entropy else (scores,)
 
@@ -116,3 +130,9 @@ def _score_kept(logits: Tensor, labels: Tensor, entropy: bool, kept: Tensor) -> 
     own = logits.gather(-1, labels.where(said, 0)[..., None])[..., 0]
     logp = torch.where(said, own - inside, 0.0)
     return (logp, kept_entropy(logits, kept), -(inside - whole).detach().expm1()) if entropy else (logp,)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """-Σ_v p(v) log p(v), float32 `[R, P]`."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)
