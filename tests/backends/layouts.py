@@ -14,14 +14,18 @@ from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import rules
 
-ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"]}
+CONDITION = "minirl-r3-condition"
+ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION)}
 TWO = {
     "fsdp": ["minirl-r3"],
     "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
     "sequence-scope": ["gspo", "expert=2"],
     "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
     "tensor-parallel-live": ["gspo", "tensor=2", "expert=2", "loss_chunks=3"],
+    "tensor-parallel-gates": ["total-recall", "tensor=2", "expert=2"],
+    "tensor-parallel-condition": [CONDITION, "tensor=2", "expert=2", "activation_checkpoint=full"],
 }
 """Recipe and settings of each layout, by name; those of gspo on a batch that was sampled from some tokens only."""
 
@@ -44,6 +48,7 @@ def batch_of(experts, *, truncated=False):
         rewards=torch.rand(10, generator=g, dtype=torch.float64),
         groups=torch.arange(10) // 5,
         routes=torch.where(run, routes, -1).to(torch.int16),
+        gates=torch.rand(routes.shape, generator=g).softmax(-1),
         kept=kept if truncated else None,
     )
 
@@ -65,9 +70,10 @@ def one(folder, out, recipe, *changes):
     made = Torchtitan(**settings), recipe, 1.0, out
     trainer = Trainer(*made)
     batch, arms = batch_of(8, truncated=recipe.about.name == "gspo"), (Arm(recipe=recipe),)
-    live = trainer.score(batch)
+    live = trainer.score(batch, gates=True)
     ids = replay_of(recipe.router_replay.mode, live.routes, batch.routes)
-    replay = None if ids is None else Replay(ids=ids)
+    gates = batch.gates if recipe.router_replay.gates == "replayed" else None
+    replay = None if ids is None else Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
     scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)
@@ -85,6 +91,7 @@ def one(folder, out, recipe, *changes):
         "entropy": old.entropy,
         "outside": old.outside,
         "margin": live.margin,
+        "gates": live.gates.sort(-1).values,
         "gradients": grads,
         "logp": again.score(batch, replay).logp,
         "routes": live.routes.sort(-1).values,
