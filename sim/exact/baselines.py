@@ -10,8 +10,8 @@ so that any b of the time, the prompt and the context leaves E[g_b] as it is, an
     E‖g_b‖² = E‖g_0‖² - 2 Σ C b + Σ A b²
     A = E[1{t, c} ρ_t² ‖s_t‖²],      C = E[1{t, c} R ⟨ρ_t s_t, Σ_u ρ_u s_u⟩]
 
-and the best b of a class is Σ C / Σ A over what the class takes for one. arXiv 2602.07078 takes E[R W_t] / E[W_t] in its
-place, with W_t = Σ_{u≤t} ρ_u² ‖s_u‖², and for ‖s‖² the square of the gradient by the logits, 1 - 2 π(a|c) + Σ_v π(v|c)².
+and the best b of a class is Σ C / Σ A over what the class takes for one. arXiv 2602.07078 has E[R W_t] / E[W_t] in its
+place, W_t = Σ_{u≤t} ρ_u² ‖s_u‖², and for ‖s‖² the square of the gradient by the logits, 1 - 2 π(a|c) + Σ_v π(v|c)².
 
 Shapes: S contexts, V vocabulary, U distinct places that a context leads to, D directions, T horizon, X prompts;
 one member.
