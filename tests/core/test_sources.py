@@ -133,8 +133,9 @@ READ = {
     "trm-avg": {"kl_mu": [[0.0012, 0.0004], [0.003, 0.0004, 0.0004]]},  # means 0.0008 and 0.00127 against 0.001
 }
 # group-standardised rewards: GRPO's, and those of the methods laid over it
-SPREAD = {"tis-two-sided", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm", "grpo-kl", "grpo-entropy"}
+SPREAD = {"tis-two-sided", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm"}
 SPREAD |= {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
+SPREAD |= {"grpo-kl", "grpo-entropy"}
 
 
 def padded(rows):
