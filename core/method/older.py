@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .sections import Advantage, Clip, Rejection
+from .sections import Advantage, Clip, Correction, Rejection
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),
@@ -15,7 +15,11 @@ MOVED = {
 }
 """Kinds that `[correction]` had, and `kind` and `over` of `[rejection]` that do the same."""
 SHARED = ("of", "low", "high")  # their keys
-ADDED = {"advantage": (Advantage(), ("scale",)), "clip": (Clip(), ("cap", "temperature"))}
+ADDED = {
+    "advantage": (Advantage(), ("scale",)),
+    "clip": (Clip(), ("cap", "temperature")),
+    "correction": (Correction(), ("mean_one",)),
+}
 """By section, its defaults and the keys that came later."""
 
 

@@ -30,7 +30,7 @@ VECTORS = shipped()
 EXPECTED = VECTORS["expected"]
 DIGESTS = {
     1: "53131e080c7ad7a7f7e41eeaa1305277304035f42437a1ef55b839afb168b3d0",
-    2: "b7320e720e5aa2cf16532f2f908e6450c3fdec207c0f8c25fcb24bfc82c9d4ff",
+    2: "bcda166d54a5d8f5d997cf13eff49e16086918efdb7676b6dc1fd183742212eb",
 }
 EXACT = 1e-12
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "plain.py")))
