@@ -47,6 +47,8 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "bounded": answers.bounded,
+    "thin": answers.thin,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,

@@ -95,13 +95,8 @@ def _routes(ax: Axes, title: str, x: str, rows: Rows) -> None:
     for place, name in enumerate(names):
         mine = [row for row in rows if row["name"] == name and row["ratio"]]
         at = [row["at"] for row in mine]
-        ax.fill_between(
-            at,
-            *([row[end] or row["ratio"] for row in mine] for end in ("low", "high")),
-            color=COLOURS[place],
-            alpha=0.15,
-            linewidth=0,
-        )
+        low, high = ([row[end] or row["ratio"] for row in mine] for end in ("low", "high"))
+        ax.fill_between(at, low, high, color=COLOURS[place], alpha=0.15, linewidth=0)
         ax.plot(at, [row["ratio"] for row in mine], color=COLOURS[place], marker=MARKERS[place], label=name)
     first = [row for row in rows if row["name"] == names[0] and row["ratio"]]
     base = 0.4 * first[0]["ratio"] / first[0]["at"]

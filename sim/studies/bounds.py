@@ -27,6 +27,7 @@ SHARP = 0.99  # of a bound: a search that comes so near shows that its constant 
 LINEAR = (0.9, 1.1)  # of a slope of logarithms
 LAW = (0.8, 1.25)  # of flips over what margins predict
 HIGH = 0.95  # quantile
+STATES = ("alone", "start", "trained")  # of the policies whose margins are read
 VALUES = ("vocab", "error", "limit", "ratio", "low", "high", "largest", "policies")
 Row = dict[str, Any]
 
@@ -79,8 +80,7 @@ def parts(size: Size, seeds: range) -> dict[str, Part]:
             for stale in (False, True):
                 name = f"policies-t{horizon}-{router}-{'stale' if stale else 'fresh'}"
                 found[name] = partial(policies, router, horizon, members, stale=stale)
-        of = dict(zip(("alone", "start", "trained"), size.margins, strict=True))
-        for state, count in of.items():
+        for state, count in zip(STATES, size.margins, strict=True):
             drawn, updates = range(first, first + count), size.trained if state == "trained" else 0
             found[f"margins-{router}-{state}"] = partial(margins, router, drawn, updates, alone=state == "alone")
     for horizon in size.lengths:
@@ -189,12 +189,12 @@ def _searches(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
 
 
 def _states(size: Size) -> list[tuple[str, str]]:
-    return [(router, state) for router in size.routers for state in ("alone", "start", "trained")]
+    return [(router, state) for router in size.routers for state in STATES]
 
 
 def _margins(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
     """P(margin < ε) and the flips at noise s of every router and state."""
-    counts = dict(zip(("alone", "start", "trained"), size.margins, strict=True))
+    counts = dict(zip(STATES, size.margins, strict=True))
     for router, state in _states(size):
         for part, places, key in (("margins", WIDTHS, "thin"), ("flips", SCALES, "flips")):
             for at, each in zip(places, found[f"margins-{router}-{state}"][key], strict=True):

@@ -113,3 +113,11 @@ def test_a_search_is_the_same_every_time():
     first, second = (search(TARGETS["error"]["adaptive"], 2, 2, 5, draws=60, steps=5) for _ in range(2))
     assert first.ratio == second.ratio
     assert torch.equal(first.at.pi, second.at.pi)
+
+
+def test_the_halved_bound_gives_way_to_what_the_value_loses_or_gains():
+    for seed in range(8):
+        of = _rewarded(TARGETS["error"]["linear"], free(2, 4, seed))
+        error, gap, total = bounds_free.error(of), bounds_free.gap(of), halved(bounds_free.expansion(of))
+        assert bool((error <= total - gap.clamp(max=0).abs() + 1e-12).all())
+        assert bool((-error <= total - gap.clamp(min=0) + 1e-12).all())
