@@ -49,6 +49,8 @@ TABLES = {
     "baselines": answers.baselines,
     "findings": answers.findings,
     "samples": answers.samples,
+    "bounded": answers.bounded,
+    "thin": answers.thin,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from .figures import COLOURS, arranged, drawn
 from .frontier import frontier
+from .tight import bounds
 
 Rows = Sequence[Mapping[str, Any]]
 HOLDS, NOT = COLOURS[0], "0.75"
@@ -148,4 +149,5 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "causes": causes,
     "warnings": warnings,
     "frontier": frontier,
+    "bounds": bounds,
 }
