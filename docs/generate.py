@@ -15,6 +15,7 @@ import agreement
 import answers
 import auditing
 import decision
+import mapped
 import pictures
 import results
 import rooms
@@ -47,6 +48,8 @@ TABLES = {
     "regimes": answers.regimes,
     "findings": answers.findings,
     "samples": answers.samples,
+    "map": mapped.table,
+    "anchors": mapped.anchors,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,

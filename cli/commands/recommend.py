@@ -11,7 +11,9 @@ from firstorder.cli.progress import shown
 
 def recommend(
     kl: float | None = typer.Option(None, "--kl", metavar="X", help="KL(mu || pi) of the engines, nats a token."),
-    flips: float | None = typer.Option(None, "--flips", metavar="Y", help="Share of (token, layer) with other experts."),
+    flips: float | None = typer.Option(
+        None, "--flips", metavar="Y", help="Share of (token, layer) with other experts."
+    ),
     n: int | None = typer.Option(None, "--n", metavar="N", help="Updates a rollout; 1 unless given."),
     horizon: int | None = typer.Option(None, "--horizon", metavar="T", help="Tokens of a response; 8192 unless given."),
     group: int | None = typer.Option(None, "--group", metavar="G", help="Responses to a prompt; 16 unless given."),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from .advice import advice
 from .figures import COLOURS, arranged, drawn
 
 Rows = Sequence[Mapping[str, Any]]
@@ -146,4 +147,5 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "samples": samples,
     "causes": causes,
     "warnings": warnings,
+    "map": advice,
 }

@@ -63,16 +63,14 @@ class Option:
         from firstorder.core.settings.toml import assign, build, read
 
         schedule = {"schedule.group_size": group, "schedule.prompts": 1, "schedule.minibatches": 1}
-        return build(Recipe, assign(read(self.base), (self.keys | schedule).items()))
+        return build(Recipe, assign(read(self.base), [*self.keys.items(), *schedule.items()]))
 
 
 def _made(replay: str, correction: str, clip: str) -> Option:
     keys = {**REPLAYS[replay], **CORRECTIONS[correction], **CLIPS[clip]}
     used = (replay != "none", "=" in replay, correction == "truncated", clip == "clip")
     name = f"{replay}, {correction}, {clip}"
-    return Option(
-        name=name, base="minirl", keys=keys, replay=replay, correction=correction, clip=clip, parts=sum(used)
-    )
+    return Option(name=name, base="minirl", keys=keys, replay=replay, correction=correction, clip=clip, parts=sum(used))
 
 
 OPTIONS: Mapping[str, Option] = {
