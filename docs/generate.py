@@ -50,6 +50,7 @@ TABLES = {
     "samples": answers.samples,
     "map": mapped.table,
     "anchors": mapped.anchors,
+    "paper": mapped.paper,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,
