@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from firstorder.core import progress
