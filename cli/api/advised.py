@@ -130,11 +130,12 @@ def _sure(atlas: Atlas, point: Point, choice: Choice, advice: Advice, *, exact: 
         if atlas.around(point)
         else "no cell around it exists, and the nearest is taken",
     ]
-    lead = None
+    lead: dict[str, Any] | None = None
     if other is not None:
         lead = {"over": other.option.name, "value": chosen.score - other.score, "error": apart(chosen, other)}
+        side = "ahead of" if lead["value"] >= 0 else "simpler than, and behind,"
         lines.append(
-            f"ahead of {other.option.name} by {lead['value']:.2g} ± {lead['error']:.2g} as sampled, over "
+            f"{side} {other.option.name} by {abs(lead['value']):.2g} ± {lead['error']:.2g} as sampled, over "
             f"{len(chosen.scores)} policies"
         )
     return {
