@@ -46,6 +46,8 @@ TABLES = {
     "deployed": answers.deployed,
     "warnings": answers.warnings,
     "regimes": answers.regimes,
+    "frontier": answers.frontier,
+    "baselines": answers.baselines,
     "findings": answers.findings,
     "samples": answers.samples,
     "map": mapped.table,

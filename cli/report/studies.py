@@ -11,6 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from .advice import advice
 from .figures import COLOURS, arranged, drawn
+from .frontier import frontier
 
 Rows = Sequence[Mapping[str, Any]]
 HOLDS, NOT = COLOURS[0], "0.75"
@@ -148,4 +149,5 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "causes": causes,
     "warnings": warnings,
     "map": advice,
+    "frontier": frontier,
 }
