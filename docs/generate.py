@@ -15,6 +15,7 @@ import agreement
 import answers
 import auditing
 import decision
+import mapped
 import pictures
 import results
 import rooms
@@ -51,6 +52,9 @@ TABLES = {
     "samples": answers.samples,
     "bounded": answers.bounded,
     "thin": answers.thin,
+    "map": mapped.table,
+    "anchors": mapped.anchors,
+    "paper": mapped.paper,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,

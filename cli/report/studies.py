@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from .advice import advice
 from .figures import COLOURS, arranged, drawn
 from .frontier import frontier
 from .tight import bounds
@@ -148,6 +149,7 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "samples": samples,
     "causes": causes,
     "warnings": warnings,
+    "map": advice,
     "frontier": frontier,
     "bounds": bounds,
 }
