@@ -34,7 +34,8 @@ class ReplayRouter(TokenChoiceTopKRouter):
         replay: experts `[R, P, K]` to use, and by what rule; None for all live.
         live, used: int16 `[R, P, K]`, what it would have chosen in its last forward and what it used; None unless that
             forward replayed.
-        recording: keep the ids used and the margin of the live choice in `chosen` and `margin`.
+        recording: keep the ids used and the margin of the live choice in `chosen` and `margin`; with `gated`, the gate
+            weights that were used in `gates` too.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -45,8 +46,10 @@ class ReplayRouter(TokenChoiceTopKRouter):
     live: Tensor | None = None
     used: Tensor | None = None
     recording = False
+    gated = False
     chosen: Tensor | None = None
     margin: Tensor | None = None
+    gates: Tensor | None = None
 
     def forward(self, x_BLD: Tensor, expert_bias_E: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Gates `[R, P, K]`, ids `[R, P, K]` and all scores `[R, P, E]`."""
@@ -56,6 +59,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         if self.recording:
             selection = self._selection(_whole(scores.detach()), expert_bias_E)
             self.chosen, self.margin = _whole(ids.detach()), margin(selection, self.top_k)
+            self.gates = _whole(gates.detach()) if self.gated else None
         return gates, ids, scores
 
     def _replayed(self, replay: Replay, live: Tensor, scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,22 +163,24 @@ def witnessed(model: Any, replay: Replay | None, run: Tensor) -> dict[str, Tenso
 
 @dataclass(kw_only=True)
 class Recorded:
-    """What the routers did in one forward: `ids` `[R, P, M, K]`, `margin` `[R, P, M]` of their live choices."""
+    """What the routers did in one forward: `ids` `[R, P, M, K]`, `margin` `[R, P, M]` of their live choices, and, if
+    asked for, `gates` `[R, P, M, K]`, the weights that the experts were given."""
 
     ids: Tensor | None = None
     margin: Tensor | None = None
+    gates: Tensor | None = None
 
 
 @contextmanager
-def recording(model: Any) -> Iterator[Recorded]:
-    """Record the one forward inside; the record is filled when the block ends.
+def recording(model: Any, *, gates: bool = False) -> Iterator[Recorded]:
+    """Record the one forward inside, with `gates` the gate weights too; the record is filled when the block ends.
 
     Raises:
         DataError: a router kept no record.
     """
     layers, record = routers(model), Recorded()
     for router in layers:
-        router.recording = True
+        router.recording, router.gated = True, gates
     try:
         yield record
         silent = [str(number) for number, router in enumerate(layers) if router.chosen is None]
@@ -185,6 +191,9 @@ def recording(model: Any) -> Iterator[Recorded]:
             )
         record.ids = torch.stack([router.chosen for router in layers if router.chosen is not None], dim=2)
         record.margin = torch.stack([router.margin for router in layers if router.margin is not None], dim=2)
+        if gates:
+            record.gates = torch.stack([router.gates for router in layers if router.gates is not None], dim=2)
     finally:
         for router in layers:
-            router.recording, router.chosen, router.margin = False, None, None
+            router.recording = router.gated = False
+            router.chosen = router.margin = router.gates = None

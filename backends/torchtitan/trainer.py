@@ -43,12 +43,14 @@ CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of t
 class Scores:
     """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
     distribution it was drawn from (both 0 at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the
-    row of the last token and beyond) and `margin` `[B, L, M]` of the live choice."""
+    row of the last token and beyond), `margin` `[B, L, M]` of the live choice and, if asked for, `gates` float32
+    `[B, L, M, K]`, the weights that the experts were given."""
 
     logp: Tensor
     entropy: Tensor
     routes: Tensor
     margin: Tensor
+    gates: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +126,14 @@ class Trainer:
         )
 
     @microbatch()
-    def score(self, batch: RolloutBatch, replay: Replay | None = None) -> Scores:
-        """Score responses without gradient, recording the routes of every token that was run."""
+    def score(self, batch: RolloutBatch, replay: Replay | None = None, *, gates: bool = False) -> Scores:
+        """Score responses without gradient, recording the routes of every token that was run, and their gates."""
         rounds = []
         with torch.no_grad():
             for at in self._rounds(batch.lengths):
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
                 given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
-                with replaying(self.model, given), recording(self.model) as record:
+                with replaying(self.model, given), recording(self.model, gates=gates) as record:
                     logp, entropy = self._forward(packed, batch.tokens[at.mine], entropy=True)
                 assert record.ids is not None
                 assert record.margin is not None
@@ -139,8 +141,9 @@ class Trainer:
                 run = run_rows(batch.lengths[at.mine], batch.tokens.shape[-1])
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
-                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin)
-                rounds.append({name: self._everyones(x, at) for name, x in vars(own).items()})
+                weights = None if record.gates is None else packed.batch(record.gates.to("cpu", torch.float32), 0.0)
+                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin, gates=weights)
+                rounds.append({name: self._everyones(x, at) for name, x in vars(own).items() if x is not None})
         return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
 
     @microbatch()

@@ -40,6 +40,13 @@ ROWS = {
     "gradient_error_natural": "relative, best-scaled, natural target",
     "cosine_natural": "natural target",
     "variance": "of a minibatch update, trace",
+    "mse": "own target, best-scaled: mse_bias + mse_variance",
+    "mse_natural": "natural target, best-scaled",
+    "mse_bias_natural": "its bias, squared",
+    "mse_variance_natural": "its variance",
+    "progress": "of one minibatch's best step, share of the exact natural gradient's",
+    "progress_ceiling": "the same of ever more responses",
+    "responses_for_equal_progress": "for that of a minibatch without mismatch and staleness",
     "kl_mu_old": "nats/token, live routes",
     "kl_mu_old_replayed": "nats/token, the recipe's replay",
     "entropy": "nats/token",
@@ -82,6 +89,17 @@ class MeasureResult(Result):
     cosine: float | None
     cosine_natural: float | None
     variance: float | None
+    mse: float | None
+    mse_bias: float | None
+    mse_variance: float | None
+    mse_raw: float | None
+    mse_natural: float | None
+    mse_bias_natural: float | None
+    mse_variance_natural: float | None
+    mse_raw_natural: float | None
+    progress: float | None
+    progress_ceiling: float | None
+    responses_for_equal_progress: float | None
     kl_mu_old: float
     kl_mu_old_replayed: float
     log_chi2_seq: float
@@ -96,9 +114,11 @@ class MeasureResult(Result):
     responses: int
     parameters: int
     bounds: Mapping[str, float]
+    replay_bounds: Mapping[str, float]
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
+    mask: Mapping[str, float | None] | None
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]

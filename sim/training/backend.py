@@ -21,6 +21,7 @@ from firstorder.core.routing import Replay, replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
 from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.arms import Arm, cuts
@@ -37,10 +38,12 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
+from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
 from firstorder.sim.model.readings import engine, misread, token_keys
 from firstorder.sim.sampling.reader import Scores, reader
+from firstorder.sim.sampling.sequences import Rollouts
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
@@ -138,7 +141,8 @@ class SimBackend:
         more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        return shared.QUANTITIES | layers | EXACT | more | scaled
+        mask = kept.QUANTITIES if self.sim.truncates else {}
+        return shared.QUANTITIES | layers | EXACT | more | scaled | mask
 
     @property
     def experts(self) -> int:
@@ -164,11 +168,20 @@ class SimBackend:
             logp_mu=torch.where(mask, self._recorded(sampled.logp, keys), 0.0),
             rewards=self.task.verify(episodes),
             groups=groups,
-            routes=sampled.routes,
+            routes=self._sent(sampled),
             gates=sampled.gates,
+            kept=sampled.kept if self.sim.sampling_mask == "replayed" else None,
         )
         check_rewards(batch, *RANGE)
         return batch
+
+    def _sent(self, sampled: Rollouts) -> Tensor:
+        """The routes of μ that arrive, int16 `[M, B, L, N, K]`."""
+        if not (self.sim.missing or self.sim.missing_prefix):
+            return sampled.routes
+        gone = missing(self.reader.keys(sampled.tokens), self.sim.missing)
+        gone[..., : self.sim.missing_prefix] = True
+        return without(sampled.routes, gone)
 
     def _recorded(self, logp: Tensor, keys: Tensor) -> Tensor:
         """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
@@ -184,12 +197,12 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = self.reader.score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens, kept=batch.kept)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
             replay = self._replay(own, live, batch)
             foreign = any(of.mode == "R3" for of in self.replays)
-            used = self.reader.score(trainer, batch.tokens, replay) if foreign else live
+            used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -202,7 +215,8 @@ class SimBackend:
             routes=own,
             entropy=used.entropy,
         )
-        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        masked = kept.masked(batch.kept, batch.mask, used.outside)
+        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy) | masked
 
     def _replay(self, own: Tensor, live: Scores, batch: RolloutBatch) -> Replay:
         """What each member is given to replay, by the rule of its recipe; `own` are the live experts where any ran."""
@@ -222,7 +236,7 @@ class SimBackend:
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
+            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay, minibatch.batch.kept)
             stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
             weight = weight_fn(stats)
             loss = surrogate_loss(stats, weight)
