@@ -20,6 +20,7 @@ from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import Replay, replay_of
 from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.backend import Scored, WeightFn
@@ -126,8 +127,8 @@ class EnginePair:
         """What every reported name means."""
         layers = self.trainer.shape.num_hidden_layers
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
-        terms = quantities([self.settings.recipe])
-        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled | terms
+        rows = shared.layer_flips(layers) | replays.quantities(layers) | kept.QUANTITIES
+        return shared.QUANTITIES | rows | QUANTITIES | scaled | quantities([self.settings.recipe])
 
     @property
     def experts(self) -> int:
@@ -164,6 +165,7 @@ class EnginePair:
             entropy=used.entropy,
         )
         moments = agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        moments |= kept.masked(batch.kept, batch.mask, used.outside)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
             moments["rollout/emulated"] = one, one
@@ -237,9 +239,10 @@ class EnginePair:
         )
         why = distribution(mu, lambda at: self._at(at, batch)[batch.mask], self.trainer.temperature)
         if why is not None:
+            over = "without truncation" if batch.kept is None else "over the tokens that it says were kept"
             raise DistributionError(
                 f"{what}vLLM samples from another distribution than at temperature {self.trainer.temperature:g} "
-                f"without truncation: {why}; see how it was started"
+                f"{over}: {why}; see how it was started"
             )
         if self._synced:
             raise StaleWeightsError(f"{what}vLLM holds other weights; restart it with --resume")

@@ -43,12 +43,14 @@ CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of t
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
-    distribution it was drawn from (both 0 at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the
-    row of the last token and beyond), `margin` `[B, L, M]` of the live choice and, if asked for, `gates` float32
-    `[B, L, M, K]`, the weights that the experts were given."""
+    distribution it was drawn from, `outside` `[B, L]` the mass of π on tokens that a batch's mask leaves out (all 0
+    at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the row of the last token and beyond), `margin`
+    `[B, L, M]` of the live choice and, if asked for, `gates` float32 `[B, L, M, K]`, the weights that the experts were
+    given."""
 
     logp: Tensor
     entropy: Tensor
+    outside: Tensor
     routes: Tensor
     margin: Tensor
     gates: Tensor | None = None
@@ -138,7 +140,7 @@ class Trainer:
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
                 given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
                 with replaying(self.model, given), recording(self.model, gates=gates) as record:
-                    logp, entropy = self._forward(packed, batch.tokens[at.mine], entropy=True)
+                    logp, entropy, *more = self._forward(packed, *_said(batch, at.mine), entropy=True)
                 assert record.ids is not None
                 assert record.margin is not None
                 routes = packed.batch(record.ids.to("cpu", torch.int16), -1)
@@ -146,7 +148,8 @@ class Trainer:
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
                 weights = None if record.gates is None else packed.batch(record.gates.to("cpu", torch.float32), 0.0)
-                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin, gates=weights)
+                outside = more[0] if more else torch.zeros_like(logp)
+                own = Scores(logp=logp, entropy=entropy, outside=outside, routes=routes, margin=margin, gates=weights)
                 rounds.append({name: self._everyones(x, at) for name, x in vars(own).items() if x is not None})
         return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
 
@@ -285,17 +288,26 @@ class Trainer:
         return entropy_weights(stats, self.recipe) if self.recipe.terms.entropy else None
 
     def _forward(
-        self, packed: Packed, tokens: Tensor, *, entropy: bool = False, spread: bool = False, of: Any = None
+        self,
+        packed: Packed,
+        tokens: Tensor,
+        kept: Tensor | None = None,
+        *,
+        entropy: bool = False,
+        spread: bool = False,
+        of: Any = None,
     ) -> tuple[Tensor, ...]:
         """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`; with
         `spread` that has a gradient. `of` is another model than the one that is trained.
 
+        Over the tokens `kept` `[B, L, C]` where these are given, and then with the entropy the mass outside of them.
         Responses, weights and statistics live in host memory; only the model and what it computes are on the device.
         """
         following = torch.where(packed.place[:, 1:] >= 0, tokens[:, 1:], adapter.IGNORE_INDEX)
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
         there, positions, labels = (x.to(adapter.device_type) for x in (packed.tokens, packed.positions, labels))
+        ids = None if kept is None else packed.rows(_before(kept), -1).to(adapter.device_type)
         scorer = self.model if of is None else of
         scores = scorer(
             there,
@@ -304,6 +316,7 @@ class Trainer:
             labels=labels,
             temperature=self.temperature,
             entropy=entropy,
+            kept=ids,
             spread=spread,
         )
         return tuple(_shift(packed.batch(x.to("cpu", torch.float64), 0.0), packed.place) for x in scores)
@@ -360,6 +373,16 @@ def _packed(replay: Replay, packed: Packed) -> Replay:
     rows = replay.each(lambda x: packed.rows(x, -1))
     there = {name: x.to(adapter.device_type) for name, x in vars(rows).items() if x is not None}
     return Replay(**there)
+
+
+def _said(batch: RolloutBatch, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """The tokens of some responses, and those that each was sampled from."""
+    return batch.tokens[rows], None if batch.kept is None else batch.kept[rows]
+
+
+def _before(kept: Tensor) -> Tensor:
+    """Rows of a mask `[B, L, C]` moved to the row that produces their token; none in the last."""
+    return torch.cat([kept[:, 1:], torch.full_like(kept[:, :1], -1)], dim=1)
 
 
 def _shift(x: Tensor, place: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .sections import Advantage, Clip, Rejection, RouterReplay, Terms
+from .sections import Advantage, Clip, Correction, Rejection, RouterReplay, Terms
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),
@@ -18,6 +18,7 @@ SHARED = ("of", "low", "high")  # their keys
 ADDED = {
     "advantage": (Advantage(), ("scale",)),
     "clip": (Clip(), ("cap", "temperature")),
+    "correction": (Correction(), ("mean_one",)),
     "router_replay": (RouterReplay(), ("gates", "margin", "condition")),
 }
 """By section, its defaults and the keys that came later."""

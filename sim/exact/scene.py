@@ -236,13 +236,15 @@ def build(
         old_live = pruned(whole_old, over)
     old = {"disabled": old_live, "R2": old_live}
     sent = arriving(sim, world, mu_old.routes)
+    trainer_ref = None if reference is None else load(reference, arithmetics.pi, sim)
+    of_reference = {} if trainer_ref is None else {"disabled": run(trainer_ref).logp.detach()}
     for mode in sorted(modes - {"disabled"}):
         replayed = given(mode, old_live, mu_old, sent)
         target[mode] = run(trainer, replayed)
-        if RouterReplay.model_validate(mode).mode == "R2":
-            old[mode] = old_live  # its own experts, all of which stay
-        else:
-            with torch.no_grad():
+        with torch.no_grad():
+            if RouterReplay.model_validate(mode).mode == "R2":
+                old[mode] = old_live  # its own experts, all of which stay
+            else:
                 old[mode] = run(trainer_old, replayed) if stale else target[mode].frozen()
     of_reference = {}
     if reference is not None:
