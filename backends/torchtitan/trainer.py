@@ -162,7 +162,7 @@ class Trainer:
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
                 given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
                 with replaying(self.reference, given):
-                    (logp,) = self._forward(packed, batch.tokens[at.mine], of=self.reference)
+                    (logp,) = self._forward(packed, *_said(batch, at.mine), of=self.reference)
                 found.append(self._everyones(logp, at))
         return torch.cat(found)
 
@@ -188,7 +188,8 @@ class Trainer:
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
             given = None if own.replay is None else _packed(own.replay, packed)
             with replaying(self.model, given):
-                made = [self._everyones(x, at) for x in self._forward(packed, own.batch.tokens, spread=spread)]
+                said = self._forward(packed, own.batch.tokens, own.batch.kept, spread=spread)
+                made = [self._everyones(x, at) for x in said[: 2 if spread else 1]]
                 did.append(self._witnessed(packed, own.batch, given, at))
                 stats = piece.stats(made[0].where(piece.batch.mask, 0.0), *made[1:])
                 logs.append(log_weights(stats))

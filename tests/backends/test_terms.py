@@ -1,5 +1,7 @@
 """Terms beside the weights on the training engine: plain autograd on the same scores, and steps that log each."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -147,7 +149,7 @@ def test_an_entropy_that_is_asked_for_with_its_gradient_has_it(same):
     hidden, labels = torch.randn(1, 20, 32, requires_grad=True), torch.randint(0, 40, (1, 20))
     for chunks in (1, 4):
         made = ScoringHead.Config(in_features=32, out_features=40, chunks=chunks).build()
-        logp, entropy = made(hidden, labels, 0.7, False, True)
+        logp, entropy = made(hidden, labels, 0.7, spread=True)
         plain = made(hidden, labels, 0.7, True)
         same(logp, plain[0], 1e-6)
         same(entropy, plain[1], 1e-6)
@@ -160,3 +162,27 @@ def test_an_entropy_that_is_asked_for_with_its_gradient_has_it(same):
 def test_a_kl_over_the_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="set unbiased"):
         check_method(recipe_of("minirl", "terms.reference_kl=0.1", "terms.reference_estimator=full"))
+
+
+def test_a_mask_of_kept_tokens_is_in_the_reference_and_in_the_entropy_of_an_update(folder, tmp_path, monkeypatch, same):
+    recipe = recipe_of("minirl-r2", *ALL)
+    trainer = trainer_of(folder, tmp_path, recipe, loss_chunks=4)
+    batch = batch_of()
+    others = torch.arange(4).expand(*batch.tokens.shape, 4)
+    kept = torch.cat([batch.tokens[..., None], torch.where(others == batch.tokens[..., None], -1, others)], dim=-1)
+    masked = replace(batch, kept=torch.where(batch.mask[..., None], kept, -1).int())
+    replay = Replay(ids=trainer.score(masked).routes)
+    home = trainer.score(masked, replay).logp.where(batch.mask, 0.0)
+    assert torch.equal(trainer.score_reference(masked, replay).where(batch.mask, 0.0), home)
+    assert (home - trainer.score(batch, replay).logp.where(batch.mask, 0.0)).abs().max() > 0.1
+    seen = []
+
+    def watched(stats, weight, bonus):
+        seen.append(stats)
+        return surrogate_loss(stats, weight)
+
+    monkeypatch.setattr(module, "total_loss", watched)
+    scored = with_advantages(pair_of(trainer, recipe).score(masked)[0], (Arm(recipe=recipe),), 2)
+    trainer.update(scored, RecipeWeights((Arm(recipe=recipe),)))
+    same(torch.cat([one.logp_theta.detach() for one in seen]), home, 1e-6)
+    assert max(float(one.entropy[one.mask].detach().max()) for one in seen) <= torch.tensor(5.0).log()
