@@ -26,14 +26,19 @@ class Response:
         logp: nats of each, under the distribution it was drawn from; 0 for those of the environment.
         routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
         ended: it ended by itself and was not cut at the limit.
+        gates: float32, as `routes`, the weights that the experts were given; None where the engine sends none.
         sampled: False for the environment's tokens; all are the policy's unless given.
+        kept: ids of the tokens that each was sampled from, none where all were or none was sampled; None for no top-p,
+            top-k or min-p.
     """
 
     tokens: list[int]
     logp: list[float]
     routes: Tensor
     ended: bool
+    gates: Tensor | None = None
     sampled: list[bool] = field(default_factory=list)
+    kept: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if not self.sampled:
@@ -89,6 +94,7 @@ def collate(
     mask = torch.zeros(shape, dtype=torch.bool)
     logp = torch.zeros(shape, dtype=torch.float64)
     routes = torch.full((*shape, layers, top_k), -1, dtype=torch.int16)
+    gates = torch.zeros(routes.shape) if any(response.gates is not None for response in responses) else None
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         first, last = len(prompt), len(prompt) + len(response.tokens)
         _check(response, last - 1, layers, top_k, experts)
@@ -96,6 +102,8 @@ def collate(
         mask[row, first:last] = torch.tensor(response.sampled)
         logp[row, first:last] = torch.tensor(response.logp, dtype=torch.float64)
         routes[row, : last - 1] = response.routes.to(torch.int16)
+        if gates is not None:
+            gates[row, : last - 1] = _gates(response)
     return RolloutBatch(
         tokens=tokens,
         mask=mask,
@@ -104,10 +112,38 @@ def collate(
         rewards=torch.tensor(rewards, dtype=torch.float64),
         groups=torch.tensor(groups),
         routes=routes,
+        gates=gates,
+        kept=_kept(prompts, responses, shape),
     )
 
 
+def _gates(response: Response) -> Tensor:
+    if response.gates is None or response.gates.shape != response.routes.shape:
+        got = "none" if response.gates is None else list(response.gates.shape)
+        raise DataError(f"`gates` of a response must be {list(response.routes.shape)}, as its routes are, got {got}")
+    return response.gates
+
+
+def _kept(prompts: Sequence[list[int]], responses: Sequence[Response], shape: tuple[int, int]) -> Tensor | None:
+    """The tokens that each was sampled from, int32 `[B, L, C]`, -1 behind them; None for no top-p, top-k or min-p."""
+    if all(response.kept is None for response in responses):
+        return None
+    rows: list[list[list[int]]] = [
+        [[] for _ in prompt] + (response.kept or []) for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    most = max(1, max(len(ids) for row in rows for ids in row))
+    kept = torch.full((*shape, most), -1, dtype=torch.int32)
+    for number, row in enumerate(rows):
+        kept[number, : len(row)] = torch.tensor([ids + [-1] * (most - len(ids)) for ids in row], dtype=torch.int32)
+    return kept
+
+
 def _check(response: Response, rows: int, layers: int, top_k: int, experts: int) -> None:
+    if response.kept is not None and len(response.kept) != len(response.tokens):
+        raise DataError(
+            f"a response of {len(response.tokens)} tokens says of {len(response.kept)} which tokens were kept; the "
+            "rollout engine must say it of every sampled token"
+        )
     if len(response.logp) != len(response.tokens):
         raise DataError(
             f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Correction, Critic, Rejection
+from .sections import Clip, Correction, Critic, Rejection, RouterReplay, Terms
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -83,6 +83,16 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
         ),
         (
+            r.router_replay.mode == "disabled" and r.router_replay != RouterReplay(),
+            f"[router_replay] has {str(r.router_replay).removeprefix('disabled ')}, but router_replay.mode = disabled "
+            "replays nothing; set router_replay.mode",
+        ),
+        (
+            r.router_replay.gates == "replayed" and r.router_replay.condition > 0,
+            f"router_replay.condition = {r.router_replay.condition:g} brings in experts that have no replayed gate; "
+            "set router_replay.gates = live",
+        ),
+        (
             c.kind == "none" and j.kind != "none" and (c.low, c.high) != (Correction().low, Correction().high),
             f"correction.low = {c.low}, correction.high = {c.high} are not read by correction.kind = none; set "
             "rejection.low, rejection.high or a correction.kind",
@@ -98,6 +108,14 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             j.kind != "none" and (j.low, j.high) == (Rejection().low, Rejection().high),
             f"rejection.kind = {j.kind} without a bound does nothing; set rejection.low or rejection.high",
+        ),
+        *(
+            (
+                getattr(r.terms, key) != getattr(Terms(), key) and not getattr(r.terms, of),
+                f"terms.{key} = {getattr(r.terms, key)} is read beside terms.{of} only, got terms.{of} = 0; "
+                f"remove it or set terms.{of}",
+            )
+            for key, of in (("reference_estimator", "reference_kl"), ("squared_of", "squared_log_ratio"))
         ),
         *(
             (

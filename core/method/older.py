@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .sections import Advantage, Clip, Correction, Rejection
+from .sections import Advantage, Clip, Correction, Rejection, RouterReplay
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),
@@ -19,6 +19,7 @@ ADDED = {
     "advantage": (Advantage(), ("scale",)),
     "clip": (Clip(), ("cap", "temperature")),
     "correction": (Correction(), ("mean_one",)),
+    "router_replay": (RouterReplay(), ("gates", "margin", "condition")),
 }
 """By section, its defaults and the keys that came later."""
 

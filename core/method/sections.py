@@ -5,9 +5,9 @@ Which kinds a part has stands in `core.method.parts`, a row each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from firstorder.core.settings.section import COUNT_WHY, Section, within
 
@@ -24,12 +24,14 @@ from .parts import (
     Policies,
     Scope,
 )
+from .term_kinds import ESTIMATORS
 
 if TYPE_CHECKING:  # a type checker takes no literals that are made from a table
     AggregationKind = str
     Baseline = str
     ClipKind = str
     CorrectionKind = str
+    EstimatorKind = str
     Over = str
     RatioOf = str
     RejectionKind = str
@@ -40,6 +42,7 @@ else:
     Baseline = Literal[tuple(BASELINES)]
     ClipKind = Literal[tuple(CLIPS)]
     CorrectionKind = Literal[tuple(CORRECTIONS)]
+    EstimatorKind = Literal[tuple(ESTIMATORS)]
     Over = Literal[tuple(OVERS)]
     RatioOf = Literal[tuple(RATIOS)]
     RejectionKind = Literal[tuple(REJECTIONS)]
@@ -188,10 +191,84 @@ class Aggregation(Section):
     constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token", "divisor of `constant`")
 
 
+COEFFICIENT = "[0, 1000000]"
+COEFFICIENT_WHY = "below 0 a term would turn round, and a larger one leaves nothing of the reward"
+
+
+class Terms(Section):
+    """Terms of the loss beside the weighted log-probs, each with its coefficient, 0 for none: `core.method.terms`. They
+    are divided as weights are, and no clip, correction or mask touches them."""
+
+    reference_kl: float = within(
+        0.0,
+        COEFFICIENT,
+        COEFFICIENT_WHY,
+        "β of + β KL(π_θ ‖ π_ref); π_ref is the training engine at the weights that the run started from, under the "
+        "replay of the recipe",
+    )
+    reference_estimator: EstimatorKind = Field("k3", description="what a token gives of that KL, and its gradient")
+    entropy: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "e of - e H(π_θ), the entropy bonus")
+    squared_log_ratio: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "c of + c (log r)²")
+    squared_of: Literal["theta/mu", "theta/old"] = Field("theta/mu", description="the two policies of that r")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any term."""
+        return bool(self.reference_kl or self.entropy or self.squared_log_ratio)
+
+    def compared(self, name: str) -> str | None:
+        """The two policies that a term is idle between where they agree; None without it, or if none silences it."""
+        if name == "reference_kl" and self.reference_estimator != "k1":  # the gradient of k1 is 1 wherever it is taken
+            return "theta/ref" if self.reference_kl else None
+        return self.squared_of if name == "squared_log_ratio" and self.squared_log_ratio else None
+
+
 class RouterReplay(Section):
-    """Whose experts the target replays: nobody's, π_old's (R2) or μ_old's (R3)."""
+    """Whose experts the target replays, nobody's, π_old's (R2) or μ_old's (R3), and which of them: `core.routing`.
+
+    A text is read as one too: `R3`, or as `str` writes it, `R3 condition=0.5`.
+    """
 
     mode: Literal["disabled", "R2", "R3"] = Field("disabled", description="whose experts are used")
+    gates: Literal["live", "replayed"] = Field(
+        "live",
+        description="`live`: gate weights from the scores of π, so that its router learns; `replayed`: those of the "
+        "engine whose experts are used, constants that leave its router no gradient",
+    )
+    margin: float | None = within(
+        None,
+        "(0, 1000000]",
+        "a margin is a difference of router scores",
+        "replay only rows whose live choice has a k-th less than so far above the (k+1)-th score; unset: all rows",
+    )
+    condition: float = within(
+        0.0,
+        "[0, 1]",
+        "it is a share of a score",
+        "an expert that is replayed stays if its live score is at least so many times that of the weakest live expert, "
+        "and gives way to the best live one else; 0 replays all, 1 routes live",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_spelling(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        mode, *settings = given.split() or [""]
+        read: dict[str, Any] = {"mode": mode}
+        for key, _, value in (each.partition("=") for each in settings):
+            read[key] = value if key == "gates" else float(value)
+        return read
+
+    @property
+    def ruled(self) -> bool:
+        """Whether a row that is given experts may use others, all or some."""
+        return self.margin is not None or self.condition > 0.0
+
+    def __str__(self) -> str:
+        """Its mode, then what it sets besides: the name of its target among others."""
+        rest = {key: value for key, value in self if key != "mode" and value != type(self).model_fields[key].default}
+        return " ".join([self.mode, *(f"{key}={value}" for key, value in rest.items())])
 
 
 class Schedule(Section):

@@ -13,7 +13,7 @@ from firstorder.backends.torchtitan.packing import pack
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import DataError, ReplayError
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.routing import flips
+from firstorder.core.routing import Replay, flips
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.batch import RolloutBatch
@@ -64,7 +64,7 @@ def run(built, packed, ids=None, record=False):
     """Logits, every gradient by name, and the record if one is wanted."""
     built.zero_grad()
     masks = adapter.attention_masks(built, packed.positions)
-    with replay.replaying(built, ids):
+    with replay.replaying(built, given(ids)):
         if record:
             with replay.recording(built) as found:
                 logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
@@ -78,6 +78,13 @@ def run(built, packed, ids=None, record=False):
         for name, p in built.named_parameters()
     }
     return logits.detach(), grads, found
+
+
+def given(ids, gates=None, **rule):
+    """All of these experts, or none; by a rule, if one is given; a replay as it is."""
+    if ids is None or isinstance(ids, Replay):
+        return ids
+    return Replay(ids=ids, gates=gates, **{key: torch.tensor([[value]]).double() for key, value in rule.items()})
 
 
 def bitwise(a, b):
@@ -125,6 +132,48 @@ def test_bfloat16_gradients_point_where_those_of_float32_do(shape, batch):
         assert torch.nn.functional.cosine_similarity(other.flatten(), gradient.flatten(), dim=0) > 0.99, name
 
 
+def test_at_its_ends_a_rule_is_the_live_run_and_the_whole_replay_bit_for_bit(plain, trained, batch, shape):
+    live = run(plain, batch, record=True)
+    other = foreign(live[2].ids, shape.num_experts)
+    whole, untied = run(plain, batch, ids=other), torch.where(live[2].margin[..., None] > 0, other, -1)
+    for rule in ({"condition": 1.0}, {"margin": 1e-30}):
+        assert bitwise(run(trained, batch, ids=given(untied, **rule)), live)  # in bfloat16 some scores are the same
+    for rule in ({"condition": 0.0}, {"margin": 2.0}):
+        assert bitwise(run(trained, batch, ids=given(other, **rule)), whole)
+
+
+def test_between_them_some_experts_give_way_and_some_stay(plain, trained, batch, shape):
+    live = run(plain, batch, record=True)[2]
+    other, rows = foreign(live.ids, shape.num_experts), float((batch.positions > 0).sum())
+    for rule in ({"condition": 0.3}, {"margin": 0.2}, {"condition": 0.3, "margin": 0.2}):
+        found = run(trained, batch, ids=given(other, **rule), record=True)[2]
+        first, close = found.ids[:, :, 0], (live.margin[:, :, 0] < rule.get("margin", 2.0))[..., None]
+        if "condition" not in rule:
+            assert torch.equal(first, torch.where(close, other[:, :, 0], live.ids[:, :, 0]))
+        counts = did(trained, batch, given(other, **rule))
+        for layer in range(shape.num_hidden_layers):
+            assert counts["replayed"][layer] + counts["replaced"][layer] == rows
+        assert 0 < counts["replaced"][0] < rows
+        assert counts["replaced"][0] == float((flips(first, other[:, :, 0]) & (batch.positions > 0)).sum())
+
+
+def test_gates_that_are_replayed_are_constants(plain, trained, batch, shape):
+    with torch.no_grad(), replay.recording(plain, gates=True) as live:
+        masks = adapter.attention_masks(plain, batch.positions)
+        plain(batch.tokens, positions=batch.positions, attention_masks=masks)
+    whole, own = run(plain, batch), run(trained, batch, ids=given(live.ids, live.gates))
+    assert torch.equal(own[0], whole[0])
+    for name, gradient in own[1].items():
+        assert (gradient.abs().max() == 0) == ("router.gate" in name), name
+    swapped = run(trained, batch, ids=given(live.ids, live.gates.flip(-1)))
+    assert not torch.equal(swapped[0], whole[0])
+    some = torch.where(batch.positions[..., None, None] % 2 == 0, live.gates, torch.nan)
+    half = run(trained, batch, ids=given(live.ids, some))
+    assert torch.equal(half[0], whole[0])
+    assert all(g.abs().max() > 0 for name, g in half[1].items() if "router.gate" in name)
+    assert all(router.gates is None for router in replay.routers(plain))
+
+
 def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "disable", False)  # vLLM in this process, if a test started it, set it
     plain, compiled = (build(shape, dtype="bfloat16", compile=kind) for kind in ("none", "aot_eager"))
@@ -136,9 +185,12 @@ def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatc
         ids = foreign(live[2].ids, shape.num_experts)
         assert bitwise(run(compiled, batch, ids=ids), run(plain, batch, ids=ids))
         assert did(compiled, batch, ids) == did(plain, batch, ids)
+    batch, ids = batches[-1], foreign(run(plain, batches[-1], record=True)[2].ids, shape.num_experts)
+    for ruled in (given(ids, condition=0.3, margin=0.2), given(ids, torch.full(ids.shape, 0.5))):
+        assert bitwise(run(compiled, batch, ids=ruled), run(plain, batch, ids=ruled))
     for batch in batches:
         masks, ids = adapter.attention_masks(compiled, batch.positions), torch.ones(*batch.tokens.shape, 4, 2).long()
-        with torch.no_grad(), replay.replaying(compiled, ids), replay.recording(compiled) as found:
+        with torch.no_grad(), replay.replaying(compiled, Replay(ids=ids)), replay.recording(compiled) as found:
             compiled(batch.tokens, positions=batch.positions, attention_masks=masks)
         assert torch.equal(found.ids, ids)
 
@@ -146,11 +198,11 @@ def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatc
 def did(built, packed, ids):
     """What the routers say that they did in a forward and its backward, which runs it again under checkpointing."""
     masks, found = adapter.attention_masks(built, packed.positions), []
-    with replay.replaying(built, ids):
+    with replay.replaying(built, given(ids)):
         logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
-        found = [replay.witnessed(built, ids, packed.positions > 0)]
+        found = [replay.witnessed(built, given(ids), packed.positions > 0)]
         logits.square().sum().backward()
-        found.append(replay.witnessed(built, ids, packed.positions > 0))
+        found.append(replay.witnessed(built, given(ids), packed.positions > 0))
     assert all(router.live is None for router in replay.routers(built))
     first, again = ({name: rows.tolist() for name, rows in counts.items()} for counts in found)
     assert first == again
@@ -161,11 +213,12 @@ def test_routers_witness_what_they_replayed_and_what_that_changed(plain, trained
     live, rows = run(plain, batch, record=True)[2].ids, float((batch.positions > 0).sum())
     layers = shape.num_hidden_layers
     own, other = live.to(torch.int16), foreign(live, shape.num_experts).to(torch.int16)
-    assert did(trained, batch, own) == {"replayed": [rows] * layers, "live": [0.0] * layers, "changed": [0.0] * layers}
+    none, every = [0.0] * layers, [rows] * layers
+    assert did(trained, batch, own) == {"replayed": every, "replaced": none, "live": none, "changed": none}
     found = did(trained, batch, other)
-    assert found["replayed"] == [rows] * layers
+    assert (found["replayed"], found["replaced"]) == (every, none)
     assert found["changed"][0] == float((flips(live, other)[:, :, 0] & (batch.positions > 0)).sum()) > 0
-    assert did(trained, batch, None) == {"replayed": [0.0] * layers, "live": [rows] * layers, "changed": [0.0] * layers}
+    assert did(trained, batch, None) == {"replayed": none, "replaced": none, "live": every, "changed": none}
     some = torch.where(batch.positions[..., None, None] % 2 == 0, other, -1)
     found = did(trained, batch, some)
     assert found["replayed"] == [float((batch.positions[batch.positions > 0] % 2 == 0).sum())] * layers
@@ -274,7 +327,7 @@ def mistaken(patch, engines):
 
     def score(self, batch):
         scored, found = real(self, batch)
-        return dataclasses.replace(scored, replay=self.trainer.score(batch).routes), found
+        return dataclasses.replace(scored, replay=Replay(ids=self.trainer.score(batch).routes)), found
 
     patch.setattr(EnginePair, "score", score)
 
@@ -332,9 +385,9 @@ def test_routes_of_a_response_do_not_depend_on_how_it_is_packed(plain, shape):
 
 def test_replay_ends_with_its_block_even_after_an_error(plain, batch):
     ids = torch.zeros(*batch.tokens.shape, 4, 2, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, ids):
+    with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, Replay(ids=ids)):
         raise RuntimeError("out of memory")
-    assert all(router.replay_ids is None for router in replay.routers(plain))
+    assert all(router.replay is None for router in replay.routers(plain))
 
 
 def config_of(kind, shape):
@@ -365,7 +418,7 @@ def test_the_routers_of_other_families_replay_bit_for_bit(kind, shape, batch):
     def grads_of(ids, record=False):
         built.zero_grad()
         masks = adapter.attention_masks(built, batch.positions)
-        with replay.replaying(built, ids), replay.recording(built) as found:
+        with replay.replaying(built, given(ids)), replay.recording(built) as found:
             logits = built(batch.tokens, positions=batch.positions, attention_masks=masks)
             logits.square().sum().backward()
         return logits.detach(), {n: p.grad.clone() for n, p in built.named_parameters()}, found

@@ -12,7 +12,7 @@ from firstorder.core.settings import toml
 from firstorder.core.training.inert import inert_parts
 
 NAMES = toml.shipped()
-UNSUPPORTED = {"total-recall", "pr2"}
+UNSUPPORTED = {"pr2"}
 
 
 def make(*assignments):
@@ -93,6 +93,8 @@ def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, sc
 
 
 CONTRADICTIONS = [
+    (["terms.reference_estimator=k2"], "reference_estimator = k2 is read beside terms.reference_kl only, got .* = 0"),
+    (["terms.squared_of=theta/old"], "squared_of = theta/old is read beside terms.squared_log_ratio only, got .* = 0"),
     (["advantage.std=true", 'advantage.baseline="none"'], "got advantage.baseline = none; choose group_mean"),
     (["advantage.std=true", "advantage.baseline=value"], "got advantage.baseline = value; choose group_mean"),
     (["advantage.gae_lambda=0.9"], "gae_lambda = 0.9 is read by baseline value only, got .* = group_mean"),
@@ -119,6 +121,11 @@ CONTRADICTIONS = [
     (["optimizer.lr=2", "optimizer.weight_decay=1"], "optimizer.lr x optimizer.weight_decay = 2 takes more than all"),
     (["advantage.baseline=value", "critic.lr=2", "critic.weight_decay=1"], "critic.lr x critic.weight_decay = 2 takes"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
+    (["router_replay.margin=0.1"], r"\[router_replay\] has margin=0.1, but router_replay.mode = disabled"),
+    (
+        ["router_replay.mode=R3", "router_replay.gates=replayed", "router_replay.condition=0.5"],
+        "router_replay.condition = 0.5 brings in experts that have no replayed gate",
+    ),
     (["about.scope=token"], "about.scope = token but"),
 ]
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.staleness import path
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
+
+sys.path.insert(0, str(Path(__file__).parent))  # chains.py
 
 EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
 SMALL = {

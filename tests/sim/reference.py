@@ -51,17 +51,19 @@ def best(values, count):
 
 
 class Engine:
-    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token."""
+    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
+    gate weights, which are constants then."""
 
-    def __init__(self, sim, weights, numerics, member=0, replay=None):
+    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None):
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
+        self.constant = gates
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
         self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
         self.seed = combine(mix(member), numerics.seed)
 
     def run(self, tokens):
-        """(state of every layer, log-probs of the next token, experts, router log-probs) after `tokens`."""
+        """(state of every layer, log-probs of the next token, experts, router log-probs, gates) after `tokens`."""
         if tokens not in self.known:
             self.known[tokens] = self._step(tokens)
         return self.known[tokens]
@@ -78,12 +80,15 @@ class Engine:
     def experts(self, tokens):
         return self.run(tokens)[2]
 
+    def gates(self, tokens):
+        return self.run(tokens)[4]
+
     def _step(self, tokens):
         w, sim = self.weights, self.sim
         x = w["embed"][tokens[-1]]
         zero = [torch.zeros(sim.width, dtype=torch.float64)] * sim.layers
         before = zero if len(tokens) == 1 else self.run(tokens[:-1])[0]
-        states, experts, router_logps = [], [], []
+        states, experts, router_logps, weighed = [], [], [], []
         for layer in range(sim.layers):
             h = x + torch.tanh(x @ w["mix_x"][layer] + before[layer] @ w["mix_s"][layer])
             seen = unit(h)
@@ -91,6 +96,8 @@ class Engine:
             bias = w["bias"][layer] if "bias" in w else None
             given = None if self.replay is None else self.replay(tokens)[layer]
             ids, gates = self._route(list(logits), bias, given)
+            if self.constant is not None:
+                gates = self.constant(tokens)[layer]
             out = torch.zeros(sim.width, dtype=torch.float64)
             for expert, gate in zip(ids, gates, strict=True):
                 inner = seen @ w["up"][layer, expert]
@@ -98,10 +105,11 @@ class Engine:
             x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
             states.append(unit(x))
             experts.append(ids)
+            weighed.append([torch.as_tensor(gate).item() for gate in gates])
             router_logps.append([p.log().item() for p in softmax(list(logits))])
         logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
         logp = logits - max(logits.tolist())
-        return states, logp - logp.exp().sum().log(), experts, router_logps
+        return states, logp - logp.exp().sum().log(), experts, router_logps, weighed
 
     def _noisy(self, x, tokens, layer, site, scale):
         if not scale:
@@ -373,7 +381,39 @@ class Lab:
             total = total + chance * sum(
                 w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True)
             )
-        return slope(total, self.weights)
+        return slope(total - self.penalty(recipe), self.weights)
+
+    def penalty(self, recipe):
+        """E_μ of the loss of `[terms]` over whole responses, as it is published, for autograd to differentiate."""
+        terms, mode, total = recipe.terms, recipe.router_replay.mode, torch.zeros((), dtype=torch.float64)
+        for pair, chance in self.chance.items():
+            theta, spread = self.target[mode].logps(*pair), []
+            old, mu = self.old[mode].plain(pair), self.mu.plain(pair)
+            for t in range(len(theta)):
+                every = self.target[mode].run(context(self.sim, pair[0], pair[1][:t]))[1]
+                base = self.old[mode].run(context(self.sim, pair[0], pair[1][:t]))[1].detach()  # π_ref is π_old here
+                d = theta[t] - old[t]
+                kl = {
+                    "k1": d,
+                    "k2": d**2 / 2,
+                    "k3": (-d).exp() - 1 + d,
+                    "unbiased": (theta[t] - mu[t]).exp() * ((-d).exp() - 1 + d),
+                    "full": sum(a.exp() * (a - b) for a, b in zip(every, base, strict=True)),
+                }[terms.reference_estimator]
+                r = theta[t] - (mu if terms.squared_of == "theta/mu" else old)[t]
+                entropy = -sum(a.exp() * a for a in every)
+                spread.append(terms.reference_kl * kl + terms.squared_log_ratio * r**2 - terms.entropy * entropy)
+            total = total + chance * sum(spread) / self.norm(recipe, len(theta))
+        return total
+
+    def norm(self, recipe, length):
+        rule = recipe.aggregation
+        return {
+            "token_sum": 1.0,
+            "length": length**rule.alpha,
+            "token_mean": self.length,
+            "constant": rule.constant,
+        }[rule.kind]
 
     def _factors(self, recipe, pair, each):
         mode, clip, c, judge = recipe.router_replay.mode, recipe.clip, recipe.correction, recipe.rejection
@@ -440,13 +480,7 @@ class Lab:
                 w /= self.mean_factor(c, mode)
             if judge.kind != "none" and (a < 0 or judge.where == "always"):
                 w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
-            if recipe.aggregation.kind == "length":
-                w /= length**recipe.aggregation.alpha
-            elif recipe.aggregation.kind == "token_mean":
-                w /= self.length
-            elif recipe.aggregation.kind == "constant":
-                w /= recipe.aggregation.constant
-            factors.append(w)
+            factors.append(w / self.norm(recipe, length))
         return factors
 
     def mean_factor(self, c, mode):
