@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+<<<<<<< HEAD
 from .sections import Advantage, Clip, Correction, Rejection, RouterReplay
+=======
+from .sections import Advantage, Clip, Correction, Rejection, RouterReplay, Terms
+>>>>>>> main
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),
@@ -66,6 +70,8 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, section in tree.items()
     }
+    if sections["terms"] == Terms().model_dump():
+        del sections["terms"]
     rejection, correction = sections.pop("rejection"), sections["correction"]
     older = {new: kind for kind, new in MOVED.items()}.get((rejection["kind"], rejection["over"]))
     if rejection["kind"] == "none":

@@ -217,7 +217,5 @@ def fingerprint(recipe: Recipe) -> str:
         True
     """
     tree = as_before(recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"}))
-    if not recipe.terms.active:
-        del tree["terms"]
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
