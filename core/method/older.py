@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-<<<<<<< HEAD
-from .sections import Advantage, Clip, Correction, Rejection, RouterReplay
-=======
 from .sections import Advantage, Clip, Correction, Rejection, RouterReplay, Terms
->>>>>>> main
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),

@@ -139,10 +139,6 @@ READ = {
 }
 # group-standardised rewards: GRPO's, and those of the methods laid over it
 SPREAD = {"tis-two-sided", "tis-mean-one", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm"}
-<<<<<<< HEAD
-SPREAD |= {"grpo-kl", "grpo-entropy"}
-=======
->>>>>>> main
 SPREAD |= {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
 SPREAD |= {"grpo-kl", "grpo-entropy"}
 
