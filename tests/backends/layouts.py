@@ -16,7 +16,7 @@ from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.replay import rules
 
-CONDITION = "minirl-r3-condition"
+CONDITION = "minirl-r3-condition optimizer.lr=1e-6"  # a step of 0.01 has rounding decide which experts stay
 ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION)}
 TWO = {
     "fsdp": ["minirl-r3"],
@@ -63,7 +63,8 @@ def one(folder, out, recipe, *changes):
     settings = toml.override(
         {"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes
     )
-    recipe = toml.build(Recipe, toml.override(toml.read(recipe), ["optimizer.lr=0.01"]))
+    name, *more = recipe.split()
+    recipe = toml.build(Recipe, toml.override(toml.read(name), ["optimizer.lr=0.01", *more]))
     made = Torchtitan(**settings), recipe, 1.0, out
     trainer = Trainer(*made)
     batch, arms = batch_of(8), (Arm(recipe=recipe),)
