@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import RouterReplay
@@ -63,14 +62,9 @@ class Start:
         """The training engine at θ_old."""
         return load(self.theta_old, self.engines.pi, self.sim)
 
-    @cached_property
-    def keep(self) -> Tensor | None:
-        """The tokens that pruning leaves, `[M, N, V]`; None where all are."""
-        return None if self.scene.mask is None else self.scene.mask.keep
-
     def run(self, model: Model, replay: Given | None) -> Pass:
         """An engine on the world of the scene, pruned as the others."""
-        return pruned(self.scene.world.run(model, replay), self.keep)
+        return pruned(self.scene.world.run(model, replay), self.scene.over)
 
     def at(self, theta: Weights) -> Scene:
         """The scene at other weights θ: targets anew, the rest as it was."""
@@ -86,8 +80,11 @@ def start(sim: Sim, world: World, engines: Engines, theta_old: Weights, modes: I
     """Both engines at the weights of the rollout.
 
     Raises:
-        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped.
+        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped; or it leaves tokens
+            out that π keeps, which is no part of a split.
     """
+    if sim.truncates and sim.sampling_mask == "ignored":
+        raise ConfigError("a split has no part for tokens that mu leaves out and pi keeps; replay sim.sampling_mask")
     if sim.numerics.drawn:
         raise ConfigError("a split swaps the routes of mu, which sim.numerics.fresh draws at every token; unset it")
     return Start(

@@ -14,8 +14,8 @@ from firstorder.core import memory
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.threads import sized
-from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.checks import check_replay
+from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
