@@ -39,6 +39,8 @@ def check(recipe: Recipe, titan: Torchtitan, vllm: Vllm, task: TaskSettings) -> 
     shape = read_shape(Path(titan.model))
     check_layout(titan, shape)
     check_lengths(titan, vllm)
+    if vllm.servers:
+        check_served(recipe)
     require("torchtitan", "safetensors", *(() if vllm.servers else ("vllm",)))
     if not vllm.servers:
         from .vllm.arguments import check_device
@@ -63,6 +65,21 @@ def check_method(recipe: Recipe) -> None:
         )
     if recipe.optimizer.kind != "adamw":
         raise ConfigError(f"torchtitan has no optimizer.kind = {recipe.optimizer.kind}; set optimizer.kind = adamw")
+
+
+def check_served(recipe: Recipe) -> None:
+    """Refuse what needs more of a rollout engine than a server of vLLM sends.
+
+    Raises:
+        ConfigError: its gate weights.
+    """
+    replay = recipe.router_replay
+    if replay.mode == "R3" and replay.gates == "replayed":
+        raise ConfigError(
+            "router_replay.mode = R3 with router_replay.gates = replayed needs the gate weights of the rollout engine, "
+            "and a server of vLLM sends ids of experts alone; sample in one process, without vllm.servers, or set "
+            "router_replay.gates = live or router_replay.mode = R2"
+        )
 
 
 def check_lengths(titan: Torchtitan, vllm: Vllm) -> None:

@@ -104,6 +104,9 @@ def joined(said: Response, answer: Sequence[int], more: Response) -> Response:
         logp=[*said.logp, *[0.0] * len(answer), *more.logp],
         sampled=[*said.sampled, *[False] * len(answer), *more.sampled],
         routes=torch.cat([said.routes, more.routes[len(said.routes) :]]),
+        gates=None
+        if said.gates is None or more.gates is None
+        else torch.cat([said.gates, more.gates[len(said.gates) :]]),
     )
 
 

@@ -16,7 +16,7 @@ from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Moments, Quantity
-from firstorder.core.routing import replay_of
+from firstorder.core.routing import Replay, replay_of
 from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
 from firstorder.core.training import replay as replays
@@ -31,7 +31,7 @@ from .rollouts import Engine, collate
 
 if TYPE_CHECKING:
     from .tasks.registry import Tasks
-    from .torchtitan.trainer import Trainer
+    from .torchtitan.trainer import Scores, Trainer
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -45,6 +45,12 @@ QUANTITIES: dict[str, Quantity] = {
         unit="1",
         source="firstorder",
     ),
+    "route/gates_apart": Quantity(
+        formula="|gate of mu - gate of pi_old| of an expert, mean over the (token, layer) at which both have the same "
+        "set; logged where the rollout engine's gates are replayed",
+        unit="1",
+        source="firstorder",
+    ),
     "route/turn_flip_rate": Quantity(
         formula="share of (token, layer) of earlier turns whose expert set is another in the request of a later turn",
         unit="share of (token, layer)",
@@ -52,6 +58,17 @@ QUANTITIES: dict[str, Quantity] = {
     ),
 }
 """What a pair of engines reports beside the loop."""
+
+
+def gates_apart(batch: RolloutBatch, live: Scores) -> tuple[Tensor, Tensor]:
+    """Sum over rows with the same expert set in both engines, and their number; see `QUANTITIES`."""
+    assert batch.routes is not None
+    assert batch.gates is not None
+    assert live.gates is not None
+    mu, pi = batch.routes.sort(-1), live.routes.sort(-1)
+    same = (mu.values == pi.values).all(-1) & (mu.values >= 0).all(-1)
+    apart = (batch.gates.gather(-1, mu.indices) - live.gates.gather(-1, pi.indices)).abs().double().mean(-1)
+    return (apart * same).sum(), same.double().sum()
 
 
 class StaleWeightsError(DataError):
@@ -127,10 +144,10 @@ class EnginePair:
 
     def score(self, batch: RolloutBatch) -> tuple[Scored, Moments]:
         """π_old on the batch: once live, which records R2's experts and the flips, and once more where R3 replays."""
-        mode = self.settings.recipe.router_replay.mode
-        live = self.trainer.score(batch)
-        replay = replay_of(mode, live.routes, batch.routes)
-        used = self.trainer.score(batch, replay) if mode == "R3" else live
+        replaying = self.settings.recipe.router_replay
+        live = self.trainer.score(batch, gates=replaying.gates == "replayed")
+        replay = self._replay(live, batch)
+        used = self.trainer.score(batch, replay) if replaying.mode == "R3" else live
         differs = replays.differing(batch, live.routes)
         scored = Scored(
             batch=batch,
@@ -144,10 +161,32 @@ class EnginePair:
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
             moments["rollout/emulated"] = one, one
+        if live.gates is not None and replaying.mode == "R3":
+            moments["route/gates_apart"] = gates_apart(batch, live)
         if self._flips[1]:
             apart, count = torch.tensor(self._flips, dtype=torch.float64)
             moments["route/turn_flip_rate"] = apart, count
         return scored, moments
+
+    def _replay(self, live: Scores, batch: RolloutBatch) -> Replay | None:
+        """What the recipe gives to replay.
+
+        Raises:
+            DataError: the rollout engine's gates are asked for, and it sent none.
+        """
+        replaying = self.settings.recipe.router_replay
+        routes = replay_of(replaying.mode, live.routes, batch.routes)
+        if routes is None:
+            return None
+        gates = None
+        if replaying.gates == "replayed":
+            gates = replay_of(replaying.mode, live.gates, batch.gates)
+            if gates is None:
+                raise DataError(
+                    "router_replay.gates = replayed needs gate weights beside the routes, and the rollout engine sent "
+                    "none; set router_replay.gates = live"
+                )
+        return Replay(ids=routes, gates=gates, **replays.rules([replaying]))
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of the trainer."""

@@ -14,6 +14,7 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Advantage, Recipe, Schedule
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.quantities import means
+from firstorder.core.routing import Replay
 from firstorder.core.training import strata
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.batch import RolloutBatch
@@ -83,7 +84,10 @@ def parity(pair: EnginePair) -> dict[str, Any]:
     started = time.perf_counter()
     batch = pair.rollout(0)
     seconds, tokens = time.perf_counter() - started, int(batch.mask.sum())
-    live, replayed = pair.trainer.score(batch), pair.trainer.score(batch, batch.routes)
+    live, replayed = (
+        pair.trainer.score(batch),
+        pair.trainer.score(batch, None if batch.routes is None else Replay(ids=batch.routes)),
+    )
     sums = agreement(batch, live.routes, live.margin, live.logp, live.entropy)
     routes = means(sums) | strata.finalise(sums)
     measured = {

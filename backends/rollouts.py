@@ -26,6 +26,7 @@ class Response:
         logp: nats of each, under the distribution it was drawn from; 0 for those of the environment.
         routes: integer `[prompt + response - 1, M, K]`, a row for each token that was run.
         ended: it ended by itself and was not cut at the limit.
+        gates: float32, as `routes`, the weights that the experts were given; None where the engine sends none.
         sampled: False for the environment's tokens; all are the policy's unless given.
     """
 
@@ -33,6 +34,7 @@ class Response:
     logp: list[float]
     routes: Tensor
     ended: bool
+    gates: Tensor | None = None
     sampled: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ def collate(
     mask = torch.zeros(shape, dtype=torch.bool)
     logp = torch.zeros(shape, dtype=torch.float64)
     routes = torch.full((*shape, layers, top_k), -1, dtype=torch.int16)
+    gates = torch.zeros(routes.shape) if any(response.gates is not None for response in responses) else None
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         first, last = len(prompt), len(prompt) + len(response.tokens)
         _check(response, last - 1, layers, top_k, experts)
@@ -96,6 +99,8 @@ def collate(
         mask[row, first:last] = torch.tensor(response.sampled)
         logp[row, first:last] = torch.tensor(response.logp, dtype=torch.float64)
         routes[row, : last - 1] = response.routes.to(torch.int16)
+        if gates is not None:
+            gates[row, : last - 1] = _gates(response)
     return RolloutBatch(
         tokens=tokens,
         mask=mask,
@@ -104,7 +109,15 @@ def collate(
         rewards=torch.tensor(rewards, dtype=torch.float64),
         groups=torch.tensor(groups),
         routes=routes,
+        gates=gates,
     )
+
+
+def _gates(response: Response) -> Tensor:
+    if response.gates is None or response.gates.shape != response.routes.shape:
+        got = "none" if response.gates is None else list(response.gates.shape)
+        raise DataError(f"`gates` of a response must be {list(response.routes.shape)}, as its routes are, got {got}")
+    return response.gates
 
 
 def _check(response: Response, rows: int, layers: int, top_k: int, experts: int) -> None:

@@ -147,7 +147,8 @@ def open_pair(recipe: Recipe, titan: Torchtitan, vllm: Vllm, tasks: Tasks, check
         set_variables(vllm)
         from .vllm.engine import InProcessEngine  # not before the process group and the variables are there
 
-        engine = InProcessEngine(vllm, titan.model, tasks.ends, titan.seed)
+        gates = recipe.router_replay.mode == "R3" and recipe.router_replay.gates == "replayed"
+        engine = InProcessEngine(vllm, titan.model, tasks.ends, titan.seed, gates=gates)
     if engine.emulated and is_rank0():
         log.warning("vLLM emulates vllm.quantization = %s: it has no such kernels for a CPU", vllm.quantization)
     settings = RunSettings(

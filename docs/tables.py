@@ -25,7 +25,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.runs import alarm_table
 from firstorder.core.settings.toml import build, read, shipped
-from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
+from firstorder.core.training import backend, diagnostics, inert, kept, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
 from firstorder.sim.exact.forms import form
@@ -40,7 +40,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "task": TaskSettings,
     **{name: field.annotation for name, field in Recipe.model_fields.items() if field.annotation},
 }
-PARTS = ("ratios", "spans", "corrections", "clips", "aggregations", "baselines", "replays")
+PARTS = (
+    *("ratios", "spans", "corrections", "rejections", "overs", "clips"),
+    *("aggregations", "baselines", "scales", "replays"),
+)
 TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
 
@@ -123,6 +126,7 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
         "gradients": exact.GRADIENTS,
         "engines": exact.ENGINES,
         "sizes": exact.SIZES,
+        "mask": exact.MASK,
         "batch": diagnostics.QUANTITIES | strata.QUANTITIES | rewards,
         "routes": routes
         | flips
@@ -137,6 +141,7 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
             name.replace("layer_0", "layer_N"): replace(one, formula=one.formula.replace("layer 0", "layer N"))
             for name, one in of_layers.items()
         },
+        "masks": kept.QUANTITIES,
         "inert": inert.QUANTITIES,
         "pair": pair.QUANTITIES,
     }
@@ -218,6 +223,7 @@ def _without_form(recipe: Recipe) -> list[str]:
         "advantage": ({"baseline": "none"}, f"`advantage.baseline = {recipe.advantage.baseline}`"),
         "clip": ({"kind": "none"}, f"`clip.kind = {recipe.clip.kind}`"),
         "correction": ({"kind": "none"}, f"`correction.kind = {recipe.correction.kind}`"),
+        "rejection": ({"kind": "none"}, f"`rejection.over = {recipe.rejection.over}`"),
         "ratio": ({"span": "token"}, f"`ratio.span = {recipe.ratio.span}`"),
     }
     without = {

@@ -68,7 +68,9 @@ def wire_bytes(shape: Shape) -> int:
     return -(-4 * route_bytes(shape, 1 if shape.num_experts <= 256 else 2) // 3)
 
 
-def host_bytes(shape: Shape) -> int:
+def host_bytes(shape: Shape, *, gates: bool = False) -> int:
     """Bytes that a rank of the trainer holds for one token of a rollout: its routes three times as int16 (as they came,
-    padded into the batch, and of the scoring pass), and a float64 margin of every layer."""
-    return 3 * route_bytes(shape, 2) + 8 * shape.num_hidden_layers
+    padded into the batch, and of the scoring pass), a float64 margin of every layer and, with `gates`, the float32
+    weight of each expert of the scoring pass."""
+    weights = route_bytes(shape, 4) if gates else 0
+    return 3 * route_bytes(shape, 2) + 8 * shape.num_hidden_layers + weights

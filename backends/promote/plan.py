@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstorder.backends.checks import check_degrees, check_layout, check_lengths, check_method
+from firstorder.backends.checks import check_degrees, check_layout, check_lengths, check_method, check_served
 from firstorder.backends.folder import Shape
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
@@ -119,6 +119,7 @@ def plan(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, num_ranks:
         ConfigError: what does not divide or fit, and the remedy.
     """
     check_method(recipe)
+    check_served(recipe)
     check_lengths(titan, vllm)
     check_topology(shape, titan, vllm, num_ranks)
     if vllm.quantization != "none" and not gpu.fp8:
@@ -231,7 +232,7 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
         tokens=tokens,
         routes=tokens * memory.wire_bytes(shape),
         weights=weights,
-        host=where.ranks_per_node * tokens * memory.host_bytes(shape),
+        host=where.ranks_per_node * tokens * memory.host_bytes(shape, gates=recipe.router_replay.gates == "replayed"),
         exchanged=gathered + sent,
         checkpoint=3 * weights,
         response=decode(where.sequences),

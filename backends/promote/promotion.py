@@ -12,7 +12,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.training.inert import inert_parts
+from firstorder.core.training.inert import inert_parts, notes
 
 from .dry import DryRun
 from .plan import Plan, Step
@@ -70,13 +70,14 @@ class Promotion:
     @property
     def notes(self) -> list[str]:
         """What a reader must not miss: inert parts, host memory that full-length rollouts would fill, long steps."""
-        notes = [f"Inert: {part}." for part in inert_parts(self.recipe, stale=self.recipe.schedule.minibatches > 1)]
+        said = [f"Inert: {part}." for part in inert_parts(self.recipe, stale=self.recipe.schedule.minibatches > 1)]
+        said += [f"{line}." for line in notes(self.recipe)]
         if self.step.host > self.plan.gpu.host:
             share = self.plan.gpu.host / self.step.host
-            notes.append(
+            said.append(
                 "The routes of a rollout fit into the host memory of a node as long as responses are on average "
                 f"shorter than {share:.0%} of the longest."
             )
         if self.timing.step > LOST:
-            notes.append(f"A step takes up to {self.timing.step / 60:.0f} min, so a kill without notice loses as much.")
-        return notes if self.gate["stable"] else [*notes, "Promoted with --force."]
+            said.append(f"A step takes up to {self.timing.step / 60:.0f} min, so a kill without notice loses as much.")
+        return said if self.gate["stable"] else [*said, "Promoted with --force."]

@@ -32,13 +32,15 @@ from firstorder.core.errors import ConfigError, FirstOrderError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import surrogate_loss, token_weights
+from firstorder.core.routing import Replay
 from firstorder.core.runs.files import to_json
 from firstorder.core.settings.toml import build
+from firstorder.core.training import replay as replays
 
 from . import adapter, model
 from .config import Torchtitan
 from .ledger import Ledger
-from .replay import recording, replaying
+from .replay import Recorded, recording, replaying
 from .trainer import optimizer
 
 distributed: Any = torch.distributed
@@ -185,13 +187,14 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
     masks = None if adapter.ON_CPU else adapter.attention_masks(trained, positions)  # a CPU's would be dense
     moves.zero_grad()
     note("start")
-    with torch.no_grad(), recording(trained) as record:
+    gated = recipe.router_replay.gates == "replayed"
+    with torch.no_grad(), recording(trained, gates=gated) as record:
         old = _logp(trained, tokens, positions, masks, entropy=True)
-    ids = None if recipe.router_replay.mode == "disabled" else record.ids
+    replay = _replay(record, recipe)
     note("scored")
     for _ in range(MICROBATCHES):
         note("begun")
-        with replaying(trained, ids):
+        with replaying(trained, replay):
             logp = _logp(trained, tokens, positions, masks)
             note("forward")
             torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))
@@ -264,6 +267,17 @@ def main() -> None:
         sys.stderr.write(f"{mistake}\n")
         raise SystemExit(2) from None
     sys.stdout.write(to_json(asdict(report) | {"error": apart}, indent=None))
+
+
+def _replay(record: Recorded, recipe: Recipe) -> Replay | None:
+    """What was recorded, by the rule of the recipe."""
+    if recipe.router_replay.mode == "disabled":
+        return None
+    assert record.ids is not None
+    rules = {
+        name: x if x is None else x.to(record.ids.device) for name, x in replays.rules([recipe.router_replay]).items()
+    }
+    return Replay(ids=record.ids, gates=record.gates, **rules)
 
 
 def _logp(trained: Any, tokens: Tensor, positions: Tensor, masks: Any, *, entropy: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
 from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.routing import Replay
 from firstorder.core.runs.checkpoint import digest
 from firstorder.core.training.backend import Scored, WeightFn, take
 from firstorder.core.training.batch import RolloutBatch
@@ -41,12 +43,14 @@ CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of t
 class Scores:
     """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
     distribution it was drawn from (both 0 at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the
-    row of the last token and beyond) and `margin` `[B, L, M]` of the live choice."""
+    row of the last token and beyond), `margin` `[B, L, M]` of the live choice and, if asked for, `gates` float32
+    `[B, L, M, K]`, the weights that the experts were given."""
 
     logp: Tensor
     entropy: Tensor
     routes: Tensor
     margin: Tensor
+    gates: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +126,14 @@ class Trainer:
         )
 
     @microbatch()
-    def score(self, batch: RolloutBatch, replay: Tensor | None = None) -> Scores:
-        """Score responses without gradient, recording the routes of every token that was run."""
+    def score(self, batch: RolloutBatch, replay: Replay | None = None, *, gates: bool = False) -> Scores:
+        """Score responses without gradient, recording the routes of every token that was run, and their gates."""
         rounds = []
         with torch.no_grad():
             for at in self._rounds(batch.lengths):
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
-                ids = None if replay is None else packed.rows(replay[at.mine], -1).to(adapter.device_type)
-                with replaying(self.model, ids), recording(self.model) as record:
+                given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
+                with replaying(self.model, given), recording(self.model, gates=gates) as record:
                     logp, entropy = self._forward(packed, batch.tokens[at.mine], entropy=True)
                 assert record.ids is not None
                 assert record.margin is not None
@@ -137,8 +141,9 @@ class Trainer:
                 run = run_rows(batch.lengths[at.mine], batch.tokens.shape[-1])
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
-                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin)
-                rounds.append({name: self._everyones(x, at) for name, x in vars(own).items()})
+                weights = None if record.gates is None else packed.batch(record.gates.to("cpu", torch.float32), 0.0)
+                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin, gates=weights)
+                rounds.append({name: self._everyones(x, at) for name, x in vars(own).items() if x is not None})
         return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
 
     @microbatch()
@@ -158,10 +163,10 @@ class Trainer:
         for at in self._rounds(batch.lengths):
             piece, own = take(minibatch, at.rows), take(minibatch, at.mine)
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
-            ids = None if own.replay is None else packed.rows(own.replay, -1).to(adapter.device_type)
-            with replaying(self.model, ids):
+            given = None if own.replay is None else _packed(own.replay, packed)
+            with replaying(self.model, given):
                 logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
-                did.append(self._witnessed(packed, own.batch, ids, at))
+                did.append(self._witnessed(packed, own.batch, given, at))
                 stats = piece.stats(logp.where(piece.batch.mask, 0.0))
                 logs.append(log_weights(stats))
                 share = (at.rows.stop - at.rows.start) / size
@@ -239,10 +244,10 @@ class Trainer:
         own_counts = torch.tensor(at.counts, device=own.device)  # where it does not, the gradient is 0 but not absent
         return torch.cat([gathered[: here.start], torch.where(own_counts, own, gathered[here]), gathered[here.stop :]])
 
-    def _witnessed(self, packed: Packed, own: RolloutBatch, ids: Tensor | None, at: Round) -> dict[str, Tensor]:
+    def _witnessed(self, packed: Packed, own: RolloutBatch, given: Replay | None, at: Round) -> dict[str, Tensor]:
         """What the routers of this rank did in the forward of its micro-batch, which counts once over all ranks."""
         run = run_rows(own.lengths, own.tokens.shape[-1]) & at.counts
-        counts = witnessed(self.model, ids, packed.rows(run, 0).to(adapter.device_type))
+        counts = witnessed(self.model, given, packed.rows(run, 0).to(adapter.device_type))
         return {name: rows.cpu() for name, rows in counts.items()}
 
     def _rows(self, did: list[dict[str, Tensor]]) -> dict[str, list[float]]:
@@ -316,6 +321,13 @@ def learning_rate(warmup: int, updates: int, of: Any) -> Any:
     """torchtitan's schedule of an optimizer: linear warm-up, then constant."""
     config = adapter.LRSchedulersContainer.Config(warmup_steps=warmup, decay_ratio=0.0)
     return config.build(optimizers=of, training_steps=updates)
+
+
+def _packed(replay: Replay, packed: Packed) -> Replay:
+    """What is replayed in responses `[B, L, M, K]`, laid out in rows on the device, -1 where nothing lies."""
+    rows = replay.each(lambda x: packed.rows(x, -1))
+    there = {name: x.to(adapter.device_type) for name, x in vars(rows).items() if x is not None}
+    return Replay(**there)
 
 
 def _shift(x: Tensor, place: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ must exist before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +18,14 @@ from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 
+from firstorder.backends.folder import read_shape
 from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
 from . import transfer
 from .arguments import arguments, is_emulated, sampling
 from .config import Vllm
+from .gates import carried, unpacked
 
 
 class InProcessEngine:
@@ -31,24 +36,27 @@ class InProcessEngine:
         folder: the model.
         ends: the tokens that end a response.
         seed: of the engine; a response's own seed comes with its request.
+        gates: its routers' gate weights come with the routes.
     """
 
-    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int], seed: int) -> None:
+    def __init__(self, settings: Vllm, folder: str, ends: Sequence[int], seed: int, *, gates: bool = False) -> None:
         transfer.register()
+        self._normalised = read_shape(Path(folder)).norm_topk_prob if gates else None
         self.settings, self._ends = settings, list(ends)
         asked = arguments(settings, folder)
         self.emulated = is_emulated(asked.get("quantization"))
         if self.emulated:
             from . import fp8  # noqa: F401  # registers its schemes
         try:
-            self._llm = LLM(
-                **asked,
-                skip_tokenizer_init=True,
-                weight_transfer_config=WeightTransferConfig(backend=transfer.NAME),
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                seed=seed,
-            )
+            with carried() if gates else nullcontext():
+                self._llm = LLM(
+                    **asked,
+                    skip_tokenizer_init=True,
+                    weight_transfer_config=WeightTransferConfig(backend=transfer.NAME),
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    seed=seed,
+                )
         except (ValueError, NotImplementedError) as error:
             text = str(error).strip().splitlines()[-1]
             raise ConfigError(f"vLLM does not start with these [vllm] settings: {text}") from None
@@ -59,7 +67,8 @@ class InProcessEngine:
         asked = sampling(self.settings, self._ends)
         params = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
         outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        return [read(one.outputs[0]) for one in outputs]
+        said = [read(one.outputs[0]) for one in outputs]
+        return said if self._normalised is None else [gated(one, normalised=self._normalised) for one in said]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the trainer's weights; the prefix cache, which holds the old ones' keys and routes, is dropped."""
@@ -70,6 +79,12 @@ class InProcessEngine:
 
     def close(self) -> None:
         """Nothing of it is outside of the process."""
+
+
+def gated(response: Response, *, normalised: bool) -> Response:
+    """A response whose routes came packed with their gates."""
+    routes, gates = unpacked(response.routes, normalised=normalised)
+    return replace(response, routes=routes, gates=gates)
 
 
 def read(completion: Any) -> Response:

@@ -162,7 +162,7 @@ def train(
     _check_dump(dump)
     over = None if settings is None else os.fspath(settings)
     run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
-    from firstorder.core.training.inert import check_strict
+    from firstorder.core.training.inert import check_strict, notes
 
     inert = run.inert()
     if strict:
@@ -172,6 +172,8 @@ def train(
     if session.ranks.is_rank0():
         for line in inert:
             log.info("inert: %s", line)
+        for line in notes(run.recipe):
+            log.info("note: %s", line)
     _run(session, sinks, _watching(session, table, stop=alarm == STOP), _dumping(session, dump))
     return _result(folder, run, inert, time.perf_counter() - started)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Critic
+from .sections import Clip, Correction, Critic, Rejection, RouterReplay
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def contradictions(r: Recipe) -> list[tuple[bool, str]]:
     """Every way in which the parts of a recipe can contradict each other: whether it does, and what is wrong with the
     remedy."""
-    c, n = r.correction, r.schedule.minibatches
+    c, j, n = r.correction, r.rejection, r.schedule.minibatches
     clip, correction = r.parts["clip.kind"], r.parts["correction.kind"]
     moving = r.ratio.of.startswith("theta/")
     bounded = "high" in correction.keys
@@ -62,10 +62,13 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"clip.kind = {r.clip.kind} bounds the {span} ratio, got ratio.span = {r.ratio.span}; "
             f"set ratio.span = {span} or use ppo",
         ),
-        (
-            r.clip.budget != Clip().budget and "budget" not in clip.keys,
-            f"clip.budget = {r.clip.budget} is read by clip.kind = {readers(CLIPS, 'budget')} only, "
-            f"got {r.clip.kind}; remove it",
+        *(
+            (
+                getattr(r.clip, key) != getattr(Clip(), key) and key not in clip.keys,
+                f"clip.{key} = {_shown(getattr(r.clip, key))} is read by clip.kind = {readers(CLIPS, key)} only, "
+                f"got {r.clip.kind}; remove it",
+            )
+            for key in ("budget", "cap", "temperature")
         ),
         (
             "low" in clip.keys and not clip.logarithmic and r.clip.low > 1.0,
@@ -76,12 +79,31 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"correction.low must be below correction.high, got {c.low} >= {c.high}",
         ),
         (
-            bounded and "low" not in correction.keys and c.low > 0.0,
-            f"correction.low = {c.low} is not read by correction.kind = {c.kind}; remove it",
-        ),
-        (
             bounded and c.low <= 0.0 and c.high == float("inf"),
             f"correction.kind = {c.kind} without a bound does nothing; set correction.high",
+        ),
+        (
+            r.router_replay.mode == "disabled" and r.router_replay != RouterReplay(),
+            f"[router_replay] has {str(r.router_replay).removeprefix('disabled ')}, but router_replay.mode = disabled "
+            "replays nothing; set router_replay.mode",
+        ),
+        (
+            r.router_replay.gates == "replayed" and r.router_replay.condition > 0,
+            f"router_replay.condition = {r.router_replay.condition:g} brings in experts that have no replayed gate; "
+            "set router_replay.gates = live",
+        ),
+        (
+            c.kind == "none" and j.kind != "none" and (c.low, c.high) != (Correction().low, Correction().high),
+            f"correction.low = {c.low}, correction.high = {c.high} are not read by correction.kind = none; set "
+            "rejection.low, rejection.high or a correction.kind",
+        ),
+        (
+            j.kind != "none" and j.low >= j.high,
+            f"rejection.low must be below rejection.high, got {j.low} >= {j.high}",
+        ),
+        (
+            j.kind != "none" and (j.low, j.high) == (Rejection().low, Rejection().high),
+            f"rejection.kind = {j.kind} without a bound does nothing; set rejection.low or rejection.high",
         ),
         *(
             (
@@ -100,3 +122,7 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"about.scope = {r.about.scope} but the parts of the recipe make it {r.scope}",
         ),
     ]
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

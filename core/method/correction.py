@@ -11,8 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from firstorder.core.errors import DataError
-
 from .ratio import bounded, log_product, ratio
 from .sections import Correction
 from .stats import TokenStats
@@ -29,24 +27,15 @@ def identity(stats: TokenStats, c: Correction) -> Tensor:
 
 
 def truncate(stats: TokenStats, c: Correction) -> Tensor:
-    """min(k, C), truncated importance sampling (TIS)."""
-    return ratio(stats, c.of, c.span).clamp(max=c.high)
+    """max(low, min(k, high)), truncated importance sampling (TIS), on both sides where low is above 0."""
+    return ratio(stats, c.of, c.span).clamp(c.low, c.high)
 
 
 def mask(stats: TokenStats, c: Correction) -> Tensor:
     """k · 1[low ≤ k ≤ high] (IcePop on tokens; MIS on the sequence product)."""
     log = log_product(stats, c.of, c.span)
-    return (bounded(log) * _inside(log, c)).to(stats.logp_theta.dtype)
-
-
-def sequence_mask(stats: TokenStats, c: Correction) -> Tensor:
-    """1[low ≤ ρ(y) ≤ high]: the whole response is kept or dropped, its weight unchanged."""
-    return _inside(log_product(stats, c.of, "sequence"), c).to(stats.logp_theta.dtype)
-
-
-def geometric_mask(stats: TokenStats, c: Correction) -> Tensor:
-    """1[low ≤ ρ(y)^{1/|y|} ≤ high]: as `sequence_mask`, on the geometric mean."""
-    return _inside(log_product(stats, c.of, "geometric"), c).to(stats.logp_theta.dtype)
+    k = log.exp()  # the ratio itself, not what it is held at
+    return torch.where((k >= c.low) & (k <= c.high), bounded(log), 0.0).to(stats.logp_theta.dtype)
 
 
 def vespo(stats: TokenStats, c: Correction) -> Tensor:
@@ -61,43 +50,15 @@ def vespo(stats: TokenStats, c: Correction) -> Tensor:
     return bounded(power + c2 * (1.0 - w)).to(stats.logp_theta.dtype)
 
 
-def max_kl(stats: TokenStats, c: Correction) -> Tensor:
-    """1[max_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Max of Trust Region Masking, arXiv 2512.23075)."""
-    worst = _kl(stats, c).amax(-1, keepdim=True)
-    return (worst <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
-
-
-def mean_kl(stats: TokenStats, c: Correction) -> Tensor:
-    """1[mean_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Avg of Trust Region Masking, arXiv 2512.23075)."""
-    mean = _kl(stats, c).sum(-1, keepdim=True) / stats.lengths[..., None]
-    return (mean <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
-
-
-def _kl(stats: TokenStats, c: Correction) -> Tensor:
-    if stats.kl_mu is None:
-        raise DataError(f"correction `{c.kind}` needs `kl_mu`, the full-distribution KL of every token; got None")
-    return torch.where(stats.mask, stats.kl_mu, 0.0)
-
-
 FUNCTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
     "none": none,
     "ratio": identity,
     "truncate": truncate,
     "mask": mask,
-    "sequence_mask": sequence_mask,
-    "geometric_mask": geometric_mask,
     "vespo": vespo,
-    "max_kl": max_kl,
-    "mean_kl": mean_kl,
 }
 
 
 def correction(stats: TokenStats, c: Correction) -> Tensor:
     """The correction factor that a recipe names, `[..., B, T]`."""
     return FUNCTIONS[c.kind](stats, c)
-
-
-def _inside(log: Tensor, c: Correction) -> Tensor:
-    """1 where the ratio itself, not what it is held at, lies between the bounds."""
-    k = log.exp()
-    return ((k >= c.low) & (k <= c.high)).to(k)

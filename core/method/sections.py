@@ -5,31 +5,50 @@ Which kinds a part has stands in `core.method.parts`, a row each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from firstorder.core.settings.section import COUNT_WHY, Section, within
 
-from .parts import AGGREGATIONS, BASELINES, CLIPS, CORRECTIONS, RATIOS, SPANS, Policies, Scope
+from .parts import (
+    AGGREGATIONS,
+    BASELINES,
+    CLIPS,
+    CORRECTIONS,
+    OVERS,
+    RATIOS,
+    REJECTIONS,
+    SCALES,
+    SPANS,
+    Policies,
+    Scope,
+)
 
 if TYPE_CHECKING:  # a type checker takes no literals that are made from a table
     AggregationKind = str
     Baseline = str
     ClipKind = str
     CorrectionKind = str
+    Over = str
     RatioOf = str
+    RejectionKind = str
+    Scale = str
     Span = str
 else:
     AggregationKind = Literal[tuple(AGGREGATIONS)]
     Baseline = Literal[tuple(BASELINES)]
     ClipKind = Literal[tuple(CLIPS)]
     CorrectionKind = Literal[tuple(CORRECTIONS)]
+    Over = Literal[tuple(OVERS)]
     RatioOf = Literal[tuple(RATIOS)]
+    RejectionKind = Literal[tuple(REJECTIONS)]
+    Scale = Literal[tuple(SCALES)]
     Span = Literal[tuple(SPANS)]
 
 Exponent = Annotated[float, Field(ge=0.0, le=100.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 STEP_WHY = "AdamW moves a weight by about lr a step, and weights are of the order of 1"
 
 
@@ -67,6 +86,8 @@ class Advantage(Section):
         "baselines",
     )
 
+    scale: Scale = Field("none", description="what the whole batch of a rollout makes of the advantages")
+
     @property
     def over_group(self) -> bool:
         """Whether the baseline is taken over the responses of one prompt."""
@@ -93,7 +114,7 @@ class Correction(Section):
     any."""
 
     kind: CorrectionKind = Field("none", description="the factor, a function of the ratio k")
-    of: Policies = Field("old/mu", description="the two policies of k; not read by `max_kl` and `mean_kl`")
+    of: Policies = Field("old/mu", description="the two policies of k")
     span: Span = Field("token", description="as of `[ratio]`; read by `ratio`, `truncate` and `mask`")
     low: float = within(
         0.0, "[0, 1000000]", "ratios beyond it are never met, so that all would be masked", "lower bound"
@@ -107,6 +128,22 @@ class Correction(Section):
     )
 
 
+class Rejection(Section):
+    """Which tokens or responses are left out, whatever their correction is: `core.method.rejection`. v_t is made of
+    D_t, the log of a token's ratio."""
+
+    kind: RejectionKind = Field("none", description="v_t")
+    of: Policies = Field("old/mu", description="the two policies of D; not read by `kl`")
+    over: Over = Field("token", description="what is judged: a token's v_t, or one number of its response")
+    low: float = within(
+        float("-inf"), "[-inf, 1000000]", "what lies above it is never met, so that all would go", "least that is kept"
+    )
+    high: float = within(float("inf"), "[-1000000, inf]", "inf is no bound", "most that is kept")
+    where: Literal["always", "negative"] = Field(
+        "always", description="`negative`: only where A < 0 is anything left out"
+    )
+
+
 class Clip(Section):
     """How far the target may move: `core.method.clip`. Ratio clips bound r to [1 - low, 1 + high], `ctpo` and `gmpo`
     bound log r; `tv` and `kl` use `high`."""
@@ -116,7 +153,7 @@ class Clip(Section):
         0.2,
         "[0, 1000000]",
         "it is a distance from the ratio 1",
-        "the ratio's lower bound is 1 - low, and -low of log r in `ctpo` and `gmpo`; not read by `tv` and `kl`",
+        "the ratio's lower bound is 1 - low, and -low of log r in `ctpo` and `gmpo`; not read by `tv`, `kl`, `sapo`",
     )
     high: float = within(
         0.27,
@@ -126,6 +163,10 @@ class Clip(Section):
     )
     budget: float = within(
         0.04, "(0, 1000000]", "it is a mean square of log-ratios", "mean square of log r that `m2po` allows"
+    )
+    cap: float = within(3.0, "(1, 1000000]", "a ratio that has not moved is 1", "largest ratio of `dual` where A < 0")
+    temperature: tuple[Temperature, Temperature] = within(
+        (1.0, 1.05), "(0, 1000]", "the higher, the narrower", "τ of `sapo` for A > 0 and for A ≤ 0"
     )
 
 
@@ -138,9 +179,51 @@ class Aggregation(Section):
 
 
 class RouterReplay(Section):
-    """Whose experts the target replays: nobody's, π_old's (R2) or μ_old's (R3)."""
+    """Whose experts the target replays, nobody's, π_old's (R2) or μ_old's (R3), and which of them: `core.routing`.
+
+    A text is read as one too: `R3`, or as `str` writes it, `R3 condition=0.5`.
+    """
 
     mode: Literal["disabled", "R2", "R3"] = Field("disabled", description="whose experts are used")
+    gates: Literal["live", "replayed"] = Field(
+        "live",
+        description="`live`: gate weights from the scores of π, so that its router learns; `replayed`: those of the "
+        "engine whose experts are used, constants that leave its router no gradient",
+    )
+    margin: float | None = within(
+        None,
+        "(0, 1000000]",
+        "a margin is a difference of router scores",
+        "replay only rows whose live choice has a k-th less than so far above the (k+1)-th score; unset: all rows",
+    )
+    condition: float = within(
+        0.0,
+        "[0, 1]",
+        "it is a share of a score",
+        "an expert that is replayed stays if its live score is at least so many times that of the weakest live expert, "
+        "and gives way to the best live one else; 0 replays all, 1 routes live",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_spelling(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        mode, *settings = given.split() or [""]
+        read: dict[str, Any] = {"mode": mode}
+        for key, _, value in (each.partition("=") for each in settings):
+            read[key] = value if key == "gates" else float(value)
+        return read
+
+    @property
+    def ruled(self) -> bool:
+        """Whether a row that is given experts may use others, all or some."""
+        return self.margin is not None or self.condition > 0.0
+
+    def __str__(self) -> str:
+        """Its mode, then what it sets besides: the name of its target among others."""
+        rest = {key: value for key, value in self if key != "mode" and value != type(self).model_fields[key].default}
+        return " ".join([self.mode, *(f"{key}={value}" for key, value in rest.items())])
 
 
 class Schedule(Section):

@@ -30,10 +30,12 @@ class TokenStats:
         advantage: `[..., B]` or `[..., B, T]`, in units of reward.
         measure: `[..., B]` probability of each response, summing to 1; None for a sampled batch,
             where every response weighs 1/B.
-        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `max_kl` and `mean_kl`.
+        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `rejection.kind = kl`.
         router_shift: `[..., B, T]` nats, mean over layers and selected experts of
             |log router_θ - log router_old|; needed by `ratio.router_floor`.
         rewards: `[..., B]`; no weight reads them, only the diagnostics that ask for them.
+        turn: int64 `[..., B, T]`, the number of each token's turn from 1 on, at most T; None where the tokens between
+            two turns stand in the batch, off the mask, so that a turn is a run of response tokens.
 
     The leading axes of all are the same. On the mask, log-probs are at most 0 and not NaN; -inf is a probability of 0,
     which μ cannot have sampled; advantages are finite. Off the mask nothing is read.
@@ -51,6 +53,7 @@ class TokenStats:
     kl_mu: Tensor | None = None
     router_shift: Tensor | None = None
     rewards: Tensor | None = None
+    turn: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_layout(self)
@@ -68,6 +71,14 @@ class TokenStats:
     def lengths(self) -> Tensor:
         """Response tokens of each response, `[..., B]`, at least 1 so that it can divide."""
         return self.mask.sum(-1).clamp(min=1)
+
+    @property
+    def turns(self) -> Tensor:
+        """The number of each response token's turn, int64 `[..., B, T]`, 0 off the mask."""
+        if self.turn is not None:
+            return torch.where(self.mask, self.turn, 0)
+        before = torch.nn.functional.pad(self.mask, (1, -1))
+        return torch.where(self.mask, (self.mask & ~before).cumsum(-1), 0)
 
     @property
     def weights(self) -> Tensor:
@@ -229,7 +240,7 @@ def check_layout(s: TokenStats) -> None:
     whole = tuple(s.logp_theta.shape)
     if len(whole) < 2 or 0 in whole:
         raise DataError(f"`logp_theta` must be [..., batch, token] with at least one of each, got {list(whole)}")
-    expected = dict.fromkeys(("logp_old", "logp_mu", "mask", "kl_mu", "router_shift"), whole)
+    expected = dict.fromkeys(("logp_old", "logp_mu", "mask", "kl_mu", "router_shift", "turn"), whole)
     expected |= dict.fromkeys(("measure", "rewards"), whole[:-1])
     for name, shape in expected.items():
         tensor = getattr(s, name)

@@ -15,6 +15,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.method.advantage import advantage
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.scale import scaled
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import receipts, token_weights
 from firstorder.core.method.value import gae, lambda_returns
@@ -83,6 +84,11 @@ def with_advantages(scored: Scored, arms: tuple[Arm, ...], group_size: int) -> S
 
 def _advantage(recipe: Recipe, scored: Scored, mine: slice, group_size: int) -> Tensor:
     """A of an arm's members: `[..., B]`, or `[..., B, L]` with a critic."""
+    rewards, mask = scored.batch.rewards[mine], scored.batch.mask[mine]
+    return scaled(_against_baseline(recipe, scored, mine, group_size), rewards, mask, recipe.advantage)
+
+
+def _against_baseline(recipe: Recipe, scored: Scored, mine: slice, group_size: int) -> Tensor:
     rewards, rule = scored.batch.rewards[mine], recipe.advantage
     if not recipe.has_critic:
         grouped = rewards.reshape(*rewards.shape[:-1], -1, group_size)

@@ -11,6 +11,7 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.method.stats import TokenStats, check_log_probs
 from firstorder.core.quantities import Moments, Quantity
+from firstorder.core.routing import Replay
 
 from .agreement import THIN
 from .batch import RolloutBatch
@@ -88,7 +89,8 @@ class Scored:
     Args:
         batch: as sampled.
         logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
-        replay: `[..., B, L, layers, K]` experts that the update must use, -1 where live; None for all live.
+        replay: experts `[..., B, L, layers, K]` that the update must use, -1 where live, and by what rule; None for all
+            live.
         values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
             members whose recipe has no critic, None where no recipe has one.
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
@@ -103,7 +105,7 @@ class Scored:
 
     batch: RolloutBatch
     logp_old: Tensor
-    replay: Tensor | None
+    replay: Replay | None
     values: Tensor | None = None
     advantage: Tensor | None = None
     returns: Tensor | None = None
@@ -194,4 +196,6 @@ def take(scored: Scored, rows: slice) -> Scored:
     def cut(fields: dict[str, Any]) -> dict[str, Tensor]:
         return {name: x[where] for name, x in fields.items() if isinstance(x, Tensor)}
 
-    return replace(scored, batch=replace(scored.batch, **cut(vars(scored.batch))), **cut(vars(scored)))
+    replay = None if scored.replay is None else scored.replay.each(lambda x: x[where])
+    batch = replace(scored.batch, **cut(vars(scored.batch)))
+    return replace(scored, batch=batch, replay=replay, **cut(vars(scored)))

@@ -19,6 +19,7 @@ PARTS = {
     "router_floor": ("ratio.router_floor", "its factor is 1"),
     "clip": ("clip.kind", "no ratio leaves 1"),
     "correction": ("correction.kind", "its ratio is 1"),
+    "rejection": ("rejection.kind", "its log-ratios are 0"),
     "router_replay": ("router_replay.mode", "its own experts"),
 }
 """The parts that compare two policies, as receipts name them: key of the recipe, and what is so where those agree."""
@@ -52,11 +53,28 @@ def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> dict
         "theta/mu": "" if stale or mismatch else "the engines agree and theta equals theta_old",
     }
     why = {name: agree.get(recipe.compared(key)) for name, (key, _) in PARTS.items()}
+    if recipe.router_replay.gates == "replayed":
+        why["router_replay"] = ""  # constants act wherever they come from: see `notes`
     return {
-        name: f"{key} = {attrgetter(key)(recipe)}: {why[name]}, {result}"
+        name: f"{key} = {_set(recipe, name, key)}: {why[name]}, {result}"
         for name, (key, result) in PARTS.items()
         if why[name]
     }
+
+
+def _set(recipe: Recipe, part: str, key: str) -> str:
+    """What a recipe sets there; of replay its rule too."""
+    return str(recipe.router_replay) if part == "router_replay" else str(attrgetter(key)(recipe))
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What a part of a recipe keeps from acting that is no part of it, one sentence each."""
+    if recipe.router_replay.gates != "replayed":
+        return []
+    return [
+        "router_replay.gates = replayed: a gate that is replayed is a constant, so replayed rows give the router no "
+        "gradient"
+    ]
 
 
 def receipts(arms: Sequence[Arm], mismatch: bool) -> dict[str, Tensor]:

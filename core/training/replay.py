@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.errors import ReplayError
+from firstorder.core.method.recipe import RouterReplay
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import flips, repeats
 
@@ -28,9 +29,12 @@ FEWEST = 8  # rows at which engines differ; below it, rounding between two forwa
 NAMED = 8  # layers that a message names
 
 _MEANING = {
-    "rows_replayed": "rows whose experts were replayed in the step's updates",
-    "rows_live": "rows that the router chose by itself in the step's updates",
-    "rows_changed": "rows replayed with another expert set than the router chose by itself in the same forward",
+    "rows_replayed": "rows whose experts were replayed in the step's updates, all as they were given",
+    "rows_replaced": "rows whose given experts gave way, some or all, to the router's own by router_replay.margin or "
+    "router_replay.condition",
+    "rows_live": "rows that were given no experts, so that the router chose by itself in the step's updates",
+    "rows_changed": "rows that were given experts and used another set than the router chose by itself in the same "
+    "forward",
     "rows_padded": "positions of the batch without a row: padding, and the last token of every response",
     "routes_arrived": "rows that came from the rollout engine",
     "routes_missing": "rows that the rollout engine did not send: -1 on a token that it ran",
@@ -41,6 +45,18 @@ QUANTITIES: dict[str, Quantity] = {
     PREFIX + name: Quantity(formula=meaning, unit=_UNITS.get(name, "share of (token, layer)"), source="firstorder")
     for name, meaning in _MEANING.items()
 }
+
+
+def rules(replays: Sequence[RouterReplay]) -> dict[str, Tensor | None]:
+    """The rules of members as `core.routing.Replay` takes them, `[M, 1]`; None where no member has any."""
+
+    def of(values: list[float], least: float) -> Tensor | None:
+        return torch.tensor(values, dtype=torch.float64)[:, None] if any(x != least for x in values) else None
+
+    return {
+        "margin": of([torch.inf if each.margin is None else each.margin for each in replays], torch.inf),
+        "condition": of([each.condition for each in replays], 0.0),
+    }
 
 
 def quantities(layers: int) -> dict[str, Quantity]:
@@ -68,9 +84,9 @@ def replayed(counts: Mapping[str, Tensor], positions: float) -> Moments:
         counts: `[..., M]` each, of `routing.replay_rows`.
         positions: of the batch, padding included.
     """
-    run = counts["replayed"] + counts["live"]
+    run = counts["replayed"] + counts["replaced"] + counts["live"]
     whole = torch.full_like(run, positions)
-    shares = {f"rows_{name}": (counts[name], run) for name in ("replayed", "live", "changed")}
+    shares = {f"rows_{name}": (counts[name], run) for name in ("replayed", "replaced", "live", "changed")}
     return _by_layer(shares | {"rows_padded": (whole - run, whole)})
 
 
@@ -138,7 +154,11 @@ def check_replayed(minibatch: Scored, updated: Moments, arms: Sequence[Arm], *, 
     given = _given(minibatch)
     if given is None:
         return
-    took, changed = (_of_layers(updated, name, given) for name in ("rows_replayed", "rows_changed"))
+    kept, replaced, changed = (
+        _of_layers(updated, name, given) for name in ("rows_replayed", "rows_replaced", "rows_changed")
+    )
+    rules = torch.tensor([each.ruled for each in _replays(arms)])
+    took = kept + replaced * rules[:, None]  # without a rule no expert gives way
     apart = torch.zeros(len(given)) if minibatch.differs is None else minibatch.differs.sum(-1).reshape(-1)
     for place, mode in enumerate(_modes(arms)):
         if mode == "disabled":
@@ -150,7 +170,7 @@ def check_replayed(minibatch: Scored, updated: Moments, arms: Sequence[Arm], *, 
                 f"{_layers(took[place] != given[place])}; was a router replaced after replay was installed, does a "
                 "fused one return before it, or were ids dropped on their way?"
             )
-        if mode == "R3" and fresh and apart[place] >= FEWEST and not changed[place].any():
+        if mode == "R3" and fresh and not rules[place] and apart[place] >= FEWEST and not changed[place].any():
             raise ReplayError(
                 f"{demand} none changed the router's choice, though the engines' routes differ at {int(apart[place])} "
                 "of them; were the trainer's own routes replayed in place of the rollout engine's, or was the choice "
@@ -172,7 +192,7 @@ def _given(scored: Scored) -> Tensor | None:
     if scored.replay is None:
         return None
     run = run_rows(scored.batch.lengths, scored.batch.tokens.shape[-1]).flatten(-2)
-    there = (scored.replay >= 0).all(-1).flatten(-3, -2)
+    there = (scored.replay.ids >= 0).all(-1).flatten(-3, -2)
     return (there & run[..., None]).sum(-2).double().reshape(-1, there.shape[-1])
 
 
@@ -183,9 +203,13 @@ def _of_layers(moments: Moments, name: str, like: Tensor) -> Tensor:
     return torch.stack([moments[key][0].reshape(-1) if key in moments else none for key in keys], dim=-1)
 
 
-def _modes(arms: Sequence[Arm]) -> list[str]:
+def _replays(arms: Sequence[Arm]) -> list[RouterReplay]:
     """The replay of every member."""
-    return [arm.recipe.router_replay.mode for arm in arms for _ in range(arm.members or 1)]
+    return [arm.recipe.router_replay for arm in arms for _ in range(arm.members or 1)]
+
+
+def _modes(arms: Sequence[Arm]) -> list[str]:
+    return [each.mode for each in _replays(arms)]
 
 
 def _layers(hit: Tensor) -> str:

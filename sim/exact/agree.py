@@ -38,7 +38,7 @@ def mismatch(sim: Sim) -> bool:
 
     Settings alone do not say it: a scale that a kind does not read changes nothing, nor does the order of one gate.
     """
-    if sim.reading_noise:
+    if sim.reading_noise or (sim.truncates and sim.sampling_mask == "ignored"):
         return True
     seed = torch.zeros(1, dtype=torch.int64)
     weights, arithmetics = initial_weights(sim, seed), engines(sim, seed)

@@ -93,7 +93,8 @@ def parabola(scene: Scene, mode: Mode, x: Tensor) -> Parabola:
     """E‖g_b‖² over the responses of μ_old, of the token ratio of a target.
 
     Args:
-        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from.
+        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from, and
+            samples every token that π can say.
         mode: the target's replay.
         x: `[S, V, D]`, from `scores.directions` of it.
     """
@@ -101,6 +102,7 @@ def parabola(scene: Scene, mode: Mode, x: Tensor) -> Parabola:
     assert isinstance(world, Graph)
     assert world.owner is not None
     assert scene.readings is None
+    assert scene.mask is None or scene.mask.replayed
     mu, pi = scene.mu_old.logp[0].exp(), scene.target[mode].logp[0].detach().exp()
     norms = torch.stack([x.square().sum(-1), 1 - 2 * pi + pi.square().sum(-1, keepdim=True)]) * (pi * pi / mu)
     walk = _walk(world, mu, pi, x)

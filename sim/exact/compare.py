@@ -17,8 +17,9 @@ from firstorder.core import progress
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Advantage, Ratio, Recipe, Schedule, check_runs
 from firstorder.core.method.step_scale import step_scale
+from firstorder.sim.checks import check_replay
 from firstorder.sim.coldstart import starting_weights
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.config import Sim
 
 from . import objectives
 from .accuracy import Accuracy, accuracy
@@ -119,7 +120,9 @@ class Shared:
         mismatch, no staleness, no bias."""
         target = self.scene.target["disabled"]
         mu = replace(target, logp=target.logp.detach())
-        scene = replace(self.scene, mu_old=mu, mu=mu, old=dict.fromkeys(self.scene.old, mu), readings=None, part=None)
+        mask = self.scene.mask if self.scene.mask is not None and self.scene.mask.replayed else None
+        old = dict.fromkeys(self.scene.old, mu)
+        scene = replace(self.scene, mu_old=mu, mu=mu, old=old, readings=None, part=None, mask=mask)
         shared = Shared(scene=scene)
         if "disabled" in self._directions:
             shared._directions["disabled"] = self._directions["disabled"]
@@ -144,7 +147,7 @@ def compare(recipes: Mapping[str, Recipe], sim: Sim) -> dict[str, Compared]:
     for recipe in recipes.values():
         check_runs(recipe)
         check_replay(recipe, sim)
-    shared = Shared(scene=scene_of(sim, [recipe.router_replay.mode for recipe in recipes.values()]))
+    shared = Shared(scene=scene_of(sim, [str(recipe.router_replay) for recipe in recipes.values()]))
     found = {}
     for name in progress.steps("recipes", list(recipes)):
         one = shared.of(recipes[name])

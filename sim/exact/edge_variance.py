@@ -37,7 +37,8 @@ def edge_variance(measurement: Measurement, x: Tensor) -> Tensor:
     assert isinstance(table, AdvantageTable)
     assert isinstance(world, Graph)
     recipe = measurement.recipe
-    own, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
+    group = table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size
+    own, cross = expected_products(*group, table.scale_of(0))
     factors, worth = _factors(measurement), own.permute(2, 1, 0)
     if len(factors.ww) == 1:
         worth = worth.sum(0, keepdim=True)
@@ -80,7 +81,7 @@ def _products(measurement: Measurement) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     before, after = measurement.token_ratios(form.before), measurement.token_ratios(form.after)
     if form.masked:
-        keep = (measurement.edge_weights[0].correction != 0).double().flatten(1)
+        keep = measurement.edge_weights[0].kept.double().flatten(1)
         before, after = before * keep, after * keep
     return before, after
 

@@ -9,17 +9,19 @@ each by its share.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from firstorder.core.routing import Replay
 from firstorder.sim.model.policy import Weights, gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class Routes:
-    """Experts at every token that an engine runs, int16.
+    """Experts at every token that an engine runs, int16, or their gate weights, float64.
 
     `contexts` `[M, N, L, K]` holds the last token of each context, `leads`, one `[M, S_t - 1, N_t, L, K]` a level, the
     tokens before it in its lead: all but the last of the prompt, and a response token that an environment answers.
@@ -28,10 +30,39 @@ class Routes:
     contexts: Tensor
     leads: tuple[Tensor, ...]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Routes:
+        """All of them changed alike."""
+        return Routes(contexts=change(self.contexts), leads=tuple(map(change, self.leads)))
+
     def equal(self, other: Routes) -> bool:
         """Whether every token visits the same experts, in the same order."""
         pairs = zip((self.contexts, *self.leads), (other.contexts, *other.leads), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What replay gives an engine: experts at every token, their gates where these are constants, and the rule.
+
+    Args:
+        routes: the experts, -1 where live.
+        gates: their gate weights; None where they are made live.
+        margin, condition: as of `core.routing.Replay`, the same everywhere; 0 is no condition.
+    """
+
+    routes: Routes
+    gates: Routes | None = None
+    margin: float | None = None
+    condition: float = 0.0
+
+    def at(self, pick: Callable[[Routes], Tensor]) -> Replay:
+        """That of some tokens, whose experts, and gates, `pick` takes `[M, n, L, K]`."""
+        return Replay(
+            ids=pick(self.routes),
+            gates=None if self.gates is None else pick(self.gates),
+            margin=None if self.margin is None else torch.tensor(self.margin, dtype=torch.float64),
+            condition=torch.tensor(self.condition, dtype=torch.float64) if self.condition else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +72,7 @@ class Pass:
     Args:
         logp: `[M, N, V]` nats, log-probs of the next token; carries the gradient if the weights do.
         routes: the experts it used.
+        gates: their gate weights, without gradient.
         live: those that its routers would have chosen without replay.
         margin: `[M, N, L]`, distance of each live choice from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
@@ -48,6 +80,7 @@ class Pass:
 
     logp: Tensor
     routes: Routes
+    gates: Routes
     live: Routes
     margin: Tensor
     router_logp: Tensor

@@ -23,7 +23,7 @@ from firstorder.sim.tasks.recursion import After, Array, Branches, Walk, Worth, 
 from firstorder.sim.tasks.task import SimTask
 
 from .blocks import BlockSums, block_sums
-from .edges import Pass, Routes
+from .edges import Given, Pass, Routes
 from .world import Near, Responses, Rows
 
 SALT = 2  # keeps the random numbers of a sample apart from those of weights and rollouts
@@ -98,18 +98,24 @@ class Graph:
                 return seen
             seen = ahead
 
-    def run(self, model: Model, replay: Routes | None = None) -> Pass:
+    @property
+    def keys(self) -> Routes:
+        """`World.keys`."""
+        return Routes(contexts=self.table.keys, leads=())
+
+    def run(self, model: Model, replay: Given | None = None) -> Pass:
         """One pass over the rows of the table."""
         step = self._step(model, replay)
         return Pass(
             logp=step.logp,
             routes=Routes(contexts=step.ids, leads=()),
+            gates=Routes(contexts=step.gates, leads=()),
             live=Routes(contexts=step.live, leads=()),
             margin=step.margin,
             router_logp=step.router_logp,
         )
 
-    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+    def states(self, model: Model, replay: Given | None = None) -> Tensor:
         """`World.states`."""
         with torch.no_grad():
             return self._step(model, replay).state
@@ -162,7 +168,7 @@ class Graph:
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
         """`World.by_step`."""
-        return torch.cat([torch.einsum("tms,ms->mt", came, x) for came in self._came(kernel)], dim=1)
+        return torch.cat([torch.einsum("tms,...ms->...mt", came, x) for came in self._came(kernel)], dim=-1)
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""
@@ -226,10 +232,9 @@ class Graph:
             sampled=True,
         )
 
-    def _step(self, model: Model, replay: Routes | None) -> Step:
-        return chunked_step(
-            model, None, self.table.features, self.table.keys, None if replay is None else replay.contexts
-        )
+    def _step(self, model: Model, replay: Given | None) -> Step:
+        given = None if replay is None else replay.at(lambda routes: routes.contexts)
+        return chunked_step(model, None, self.table.features, self.table.keys, given)
 
     def _walk(self, kernel: Tensor) -> Walk:
         return recursion.walk(self.branches.collapse(kernel), self.branches)

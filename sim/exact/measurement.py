@@ -74,7 +74,7 @@ class Measurement:
     @property
     def mode(self) -> Mode:
         """The recipe's replay."""
-        return self.recipe.router_replay.mode
+        return str(self.recipe.router_replay)
 
     @property
     def target(self) -> Pass:
@@ -138,9 +138,11 @@ class Measurement:
         """What reaches each edge times what is earned after it, for `World.through`, under the products of a form."""
         form, mu = self.form, self.scene.mu_old.logp.exp()
         assert form is not None
-        keep = on_edges(self.scene, (self.edge_weights[0].correction != 0).double()) if form.masked else torch.ones(())
-        before, after = (mu * self._ratios(of) * keep if of or form.masked else mu for of in (form.before, form.after))
-        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
+        keep = self.edge_weights[0].kept[..., 0] if form.masked else None
+        before, after = (
+            mu if not of and keep is None else mu * self._ratios(of, keep) for of in (form.before, form.after)
+        )
+        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,), keep), steps=form.steps)
         return self.scene.world.through(before, after, worth, self.lengths, near)
 
     def _of_edges(self, advantages: AdvantageTable) -> Tensor:
@@ -150,14 +152,15 @@ class Measurement:
         up, down = (on_edges(self.scene, weights.weight) for weights in self.edge_weights)
         return mu * (passed[:, 0] * up + passed[:, 1] * down)
 
-    def _ratios(self, of: tuple[str, ...]) -> Tensor:
-        """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
-        return on_edges(self.scene, self.token_ratios(of))
+    def _ratios(self, of: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
+        """Π of token ratios at every edge, 0 where `keep` is, the mean over its readings, `[M, N, V]`."""
+        ratios = self.token_ratios(of)
+        return on_edges(self.scene, ratios if keep is None else ratios * keep)
 
     def token_ratios(self, of: tuple[str, ...]) -> Tensor:
         """Π of token ratios at every edge, `[M, N V]`, or at every reading of it, `[M, K N V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
-        every = {name: _every(self.scene, logp.detach()) for name, logp in policies.items()}
+        every = {name: _every(self.scene, self.scene.met(logp.detach())) for name, logp in policies.items()}
         if self.scene.readings is not None:
             every["mu"] = self.scene.readings.flat()
         log = torch.zeros_like(every["mu"])
@@ -183,7 +186,7 @@ class Measurement:
     @cached_property
     def log_chi2(self) -> Tensor:
         """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
-        old, mu = self.scene.old[self.mode].logp.detach(), self.scene.mu_old.logp
+        old, mu = self.scene.met(self.scene.old[self.mode].logp.detach()), self.scene.mu_old.logp
         return self.scene.world.log_mass((2 * old - mu).exp())
 
     @cached_property
@@ -209,24 +212,25 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
     paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
-    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
         logp_old=gather(old, paths),
         logp_mu=logp_mu,
-        mask=paths.mask.expand(logp_mu.shape),
+        mask=(paths.mask if scene.mask is None else paths.mask & (scene.measure > 0)[..., None]).expand(logp_mu.shape),
         advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
         measure=scene.measure,
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
         router_shift=None if shift is None else gather_contexts(shift, paths),
         rewards=paths.rewards.expand(logp_mu.shape[:-1]),
+        turn=scene.world.task.layout.turns.expand(logp_mu.shape),
     )
 
 
 def distances(scene: Scene, recipe: Recipe) -> tuple[Tensor | None, Tensor | None]:
     """KL(μ_old ‖ π_θ) and the router shift of every context, `[M, N]`, where a weight reads them."""
-    target, old = (policy[recipe.router_replay.mode] for policy in (scene.target, scene.old))
+    target, old = (policy[str(recipe.router_replay)] for policy in (scene.target, scene.old))
     return (
         kl(scene.mu_old.logp, target.logp.detach()) if "kl_mu" in recipe.needs else None,
         router_shift(target, old) if "router_shift" in recipe.needs else None,
@@ -240,7 +244,7 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
-    target, old = (policy[recipe.router_replay.mode].logp.detach() for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)
@@ -312,7 +316,7 @@ def _weights_among_signs(
     if isinstance(advantages, CriticTable):  # it knows each token's sign, so that one batch holds them all
         plus, minus = advantages.of(scene)
         weights = token_weights(stats.with_advantage(plus - minus), recipe)
-        unit = torch.where(stats.mask, weights.clipped * weights.correction / weights.norm, 0.0)
+        unit = torch.where(stats.mask, weights.clipped * weights.factor / weights.norm, 0.0)
         return replace(weights, weight=unit), replace(weights, weight=-unit)
     return _among_signs(stats, recipe, *advantages.signs(scene))
 

@@ -133,5 +133,31 @@ SIZES: dict[str, Quantity] = {
     "parameters": Quantity(formula="weights that the gradients are taken by", unit="weights", source=_OURS),
 }
 
+MASK: dict[str, Quantity] = {
+    "tokens_truncated": Quantity(
+        formula="response tokens that μ_old samples from fewer tokens than there are",
+        unit="share of response tokens",
+        source=_OURS,
+    ),
+    "kept": Quantity(
+        formula="tokens that μ_old samples from, mean over these response tokens; null where there are none",
+        unit="tokens",
+        source=_OURS,
+    ),
+    "mass_outside": Quantity(
+        formula="mass of π_old, over all tokens with its own routes, on tokens that μ_old leaves out, per response "
+        "token; 1 - E[π_old/μ_old] where the mask is ignored",
+        unit="probability",
+        source=_OURS,
+    ),
+    "j_whole": Quantity(formula="J of the natural target over all tokens", unit=_REWARD, source=_OURS),
+    "gradient_error_whole": Quantity(
+        formula="gradient_error with g of the natural target over all tokens; null where that is 0",
+        unit="1",
+        source=_OURS,
+    ),
+}
+"""What `mask` of a result holds."""
+
 QUANTITIES = VALUES | GRADIENTS | ENGINES | SIZES
 """Every number of a result by its name, but for `seconds` and the tables that have keys of their own."""

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from firstorder.core import progress
 from firstorder.sim.model.policy import leaves, load, step, trainable
+from firstorder.sim.model.truncation import restricted
 
-from .edges import Pass, Routes
-from .pruning import FLOOR, pruned
 from .scene import Mode, Scene
 
 ROUNDING = 1e-14  # of the largest eigenvalue of K, below which one is what rounding has left of 0
@@ -37,14 +36,13 @@ def edge_scores(scene: Scene, mode: Mode, contexts: Tensor) -> Tensor:
     """
     sim, count = scene.world.task.sim, len(contexts)
     copies = leaves({name: w.expand(count, *w.shape[1:]) for name, w in scene.weights.items()})
-    model, routes = load(copies, scene.pi.repeat(count), sim), scene.replay(mode)
-    replay = None if routes is None else routes.contexts[0, contexts][:, None]
+    model, given = load(copies, scene.pi.repeat(count), sim), scene.replay(mode)
+    replay = None if given is None else given.at(lambda routes: routes.contexts[0, contexts][:, None])
     features, keys = _rows(scene, contexts)
-    found = step(model, None, features[:, None], keys[:, None], replay)
-    nothing = Routes(contexts=found.ids, leads=())
-    whole = Pass(logp=found.logp, routes=nothing, live=nothing, margin=found.margin, router_logp=found.router_logp)
-    keep = scene.mu_old.logp[0, contexts][:, None] > FLOOR if sim.min_p else None
-    logp, parameters = pruned(whole, keep).logp[:, 0], list(trainable(copies).values())
+    logp = step(model, None, features[:, None], keys[:, None], replay).logp[:, 0]
+    if scene.mask is not None and scene.mask.replayed:
+        logp = restricted(logp, scene.mask.keep[0, contexts])
+    parameters = list(trainable(copies).values())
     slopes = [torch.autograd.grad(one.sum(), parameters, retain_graph=True, materialize_grads=True) for one in logp.T]
     return torch.stack([torch.cat([s.flatten(1) for s in of_token], dim=1) for of_token in slopes], dim=1)
 

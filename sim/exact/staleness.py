@@ -35,7 +35,7 @@ def path(
         if recipe is None:
             slope = _natural(sim, world, arithmetics, theta)
         else:
-            scene = build(sim, world, arithmetics, theta_old, theta, modes=[recipe.router_replay.mode])
+            scene = build(sim, world, arithmetics, theta_old, theta, modes=[str(recipe.router_replay)])
             slope = update(scene, recipe)
         theta = advance(theta, slope, sim.lr)
         yield theta

@@ -22,6 +22,7 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.model.policy import Weights, leaves, load, trainable
+from firstorder.sim.model.truncation import named
 from firstorder.sim.sampling.sequences import score
 
 from .advantages import CriticTable
@@ -29,8 +30,10 @@ from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
+from .scene import Scene
 from .scores import edge_scores, square_root
 from .tree import Tree, episodes
+from .world import Responses
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -60,7 +63,8 @@ def parts(measurement: Measurement) -> Parts:
         weights = token_weights(batch.stats.with_advantage(batch.plus - batch.minus), recipe).weight
         one = torch.ones(scene.world.prompts, 1, 1, dtype=torch.float64)
         return Parts(weights=weights, level=torch.zeros_like(scene.responses.prompt), square=one, cross=one)
-    square, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
+    group = table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size
+    square, cross = expected_products(*group, table.scale_of(0))
     weights = torch.cat([batch.up.weight, batch.down.weight])
     return Parts(weights=weights, level=table.rank(batch.scene), square=square, cross=cross)
 
@@ -146,10 +150,22 @@ def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
 
 def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     """log π_θ of every token of a chunk of responses, each on its own copy of the weights, `[C, T]`."""
-    scene, routes = measurement.scene, measurement.scene.replay(measurement.mode)
+    scene, replay = measurement.scene, measurement.scene.replay(measurement.mode)
     tree, part = scene.world, scene.responses.of(cut)
     assert isinstance(tree, Tree)
     model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
-    experts = None if routes is None else along(routes, tree, part)[0][:, None]
-    logp = score(model, episodes(tree, part).tokens[:, None], experts).logp[:, 0, tree.task.layout.places]
+    given = None if replay is None else replay.at(lambda rows: along(rows, tree, part)[0][:, None])
+    tokens = episodes(tree, part).tokens[:, None]
+    logp = score(model, tokens, given, _kept(scene, part, tokens)).logp[:, 0, tree.task.layout.places]
     return torch.where(part.mask, logp, 0.0)
+
+
+def _kept(scene: Scene, part: Responses, tokens: Tensor) -> Tensor | None:
+    """The tokens that π is renormalised over at each of `tokens` `[C, 1, L]`, `[C, 1, L, K]`; None for all."""
+    if scene.mask is None or not scene.mask.replayed:
+        return None
+    tree, ids = scene.world, named(scene.mask.keep[0])
+    assert ids is not None
+    rows = torch.full((*tokens.shape, ids.shape[-1]), -1, dtype=ids.dtype)
+    rows[:, 0, tree.task.layout.places] = torch.where(part.mask[..., None], ids[part.contexts], -1)
+    return rows

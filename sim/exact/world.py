@@ -24,7 +24,7 @@ from torch import Tensor
 from firstorder.sim.model.policy import Model
 from firstorder.sim.tasks.task import SimTask
 
-from .edges import Pass, Routes
+from .edges import Given, Pass, Routes
 
 CHUNK_TOKENS = 1 << 21  # members x responses x tokens that are weighted at once
 
@@ -135,10 +135,14 @@ class World(Protocol):
     def reachable(self) -> Tensor:
         """Whether responses to each prompt can come to each context, bool `[X, N]`."""
 
-    def run(self, model: Model, replay: Routes | None = None) -> Pass:
-        """An engine at every context; with `replay`, at every token the experts given there."""
+    @property
+    def keys(self) -> Routes:
+        """The hash of the context that ends in every token that is run, int64: `[N]`, and `[S_t - 1, N_t]` a level."""
 
-    def states(self, model: Model, replay: Routes | None = None) -> Tensor:
+    def run(self, model: Model, replay: Given | None = None) -> Pass:
+        """An engine at every context; with `replay`, at every token with what is given there."""
+
+    def states(self, model: Model, replay: Given | None = None) -> Tensor:
         """What an engine has made of every context, `[M, N, L, D]` without gradient; arguments as of `run`."""
 
     def earned(self, kernel: Tensor, by_length: Tensor | None = None) -> Tensor:
@@ -161,7 +165,7 @@ class World(Protocol):
         """Σ_t d_t(c): how often a response comes to each context, `[M, N]`."""
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
-        """Σ_c d_t(c) x(c) of every step, `[M, T]`."""
+        """Σ_c d_t(c) x(c) of every step, `[..., M, T]`; `x` is `[..., M, N]`."""
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """e_k = E Σ_y Π_t K(y_t|c_t) R(y) Σ_{t_1 < ... < t_k} Π_i change(y_{t_i}|c_{t_i}) for k = 0, ..., `order`,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from firstorder.core.routing import Replay
 
 from .policy import Model, Step, step
 
@@ -17,7 +21,7 @@ def numbers(rows: int, width: int) -> int:
     return min(rows, CHUNK_ROWS) * width
 
 
-def chunked_step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+def chunked_step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Replay | None) -> Step:
     """`policy.step`, in checkpointed chunks of prefixes once there are many; arguments as there."""
     size = max(1, CHUNK_ROWS // len(model.weights["embed"]))
     if keys.shape[-1] <= size:
@@ -25,14 +29,18 @@ def chunked_step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tenso
     chunks = []
     for start in range(0, keys.shape[-1], size):
         cut = slice(start, start + size)
-        routes = None if replay is None else replay[:, cut]
+        routes = None if replay is None else replay.each(partial(_cut, cut=cut))
         carried = None if state is None else state[:, cut]
         given = inputs[cut] if inputs.is_floating_point() else inputs[..., cut]
         chunks.append(_checkpointed(model, carried, given, keys[..., cut], routes))
     return Step(**{name: torch.cat([getattr(c, name) for c in chunks], dim=1) for name in vars(chunks[0])})
 
 
-def _checkpointed(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None) -> Step:
+def _cut(x: Tensor, cut: slice) -> Tensor:
+    return x[:, cut]
+
+
+def _checkpointed(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Replay | None) -> Step:
     if not torch.is_grad_enabled():
         return step(model, state, inputs, keys, replay)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firstorder.core import quantize
 from firstorder.core.router import Router
-from firstorder.core.routing import gate_weights, score
+from firstorder.core.routing import Routing, gate_weights, score
 from firstorder.sim.config import Numerics
 
 from . import noise
@@ -132,14 +132,15 @@ class Arithmetic:
         size = (x.square().mean(-1, keepdim=True) + TINY).sqrt()
         return x + scale[:, None, None] * size * draw
 
-    def gates(self, logits: Tensor, ids: Tensor, gates: Tensor, router: Router) -> Tensor:
-        """Gates in the engine's own order of operations, `[M, N, K]`; the given ones unless the kind says so."""
+    def gates(self, logits: Tensor, routing: Routing, router: Router) -> Tensor:
+        """Gates in the engine's own order of operations, `[M, N, K]`; the routing's own unless the kind says so."""
         if self.numerics.kind != "gate_order" or router.kind not in ("softmax_topk", "topk_softmax"):
-            return gates
+            return routing.gates
         other = "topk_softmax" if router.kind == "softmax_topk" else "softmax_topk"
         swapped = router.model_copy(update={"kind": other})
         low = logits.to(DTYPES[self.numerics.accumulate])
-        return gate_weights(low, score(low, swapped), ids, swapped).to(logits.dtype)
+        own = gate_weights(low, score(low, swapped), routing.ids, swapped).to(logits.dtype)
+        return own if routing.frozen is None else torch.where(routing.frozen, routing.gates, own)
 
     def _scale(self, site: Site) -> Tensor:
         """Relative size of the noise of each member at a site, `[M]`."""

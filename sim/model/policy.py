@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as nn
 
 from firstorder.core.router import Router
-from firstorder.core.routing import route
+from firstorder.core.routing import Replay, route
 from firstorder.core.softmax import log_softmax
 from firstorder.sim.config import Sim
 
@@ -48,6 +48,7 @@ class Step:
         state: `[M, N, L, D]`, carried to the next token, or what each layer has made of it where none is.
         logp: `[M, N, V]` nats, of the next token.
         ids: int16 `[M, N, L, K]`, the experts used.
+        gates: `[M, N, L, K]`, their gate weights, without gradient.
         live: int16 `[M, N, L, K]`, those that the routers would have chosen without replay.
         margin: `[M, N, L]`, k-th minus (k+1)-th selection score: how far the live choice is from flipping.
         router_logp: `[M, N, L, E]` nats, log softmax of the router logits.
@@ -56,6 +57,7 @@ class Step:
     state: Tensor
     logp: Tensor
     ids: Tensor
+    gates: Tensor
     live: Tensor
     margin: Tensor
     router_logp: Tensor
@@ -165,7 +167,7 @@ def initial_state(model: Model, prefixes: int) -> Tensor:
     return torch.zeros(m, prefixes, len(model.layers), d, dtype=torch.float64)
 
 
-def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Tensor | None = None) -> Step:
+def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, replay: Replay | None = None) -> Step:
     """Run one token after each of N prefixes.
 
     Args:
@@ -173,24 +175,25 @@ def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, repla
         state: `[M, N, L, D]` of the prefixes; None for a policy that carries none.
         inputs: the tokens, int64 `[N]`, or `[M, N]` where members run different ones; or features, float64 `[N, F]`.
         keys: int64 `[N]` or `[M, N]`: hash of each prefix with its new token, where noise is looked up.
-        replay: `[M, N, L, K]` expert ids to use, -1 where live.
+        replay: experts `[M, N, L, K]` to use, its rule broadcastable to `[M, N]`.
     """
     a, layers = model.arithmetic, len(model.layers)
     x = _embedded(model.weights["embed"], inputs)
     carried = [None] * layers if state is None else state.unbind(2)
-    given = [None] * layers if replay is None else replay.unbind(2)
-    states, routings, router_logits = [], [], []
+    given = [None] * layers if replay is None else replay.layers()
+    states, routings, gates_used, router_logits = [], [], [], []
     for layer, w in enumerate(model.layers):
         h = a.round(x + torch.tanh(_mixed(a, w, x, carried[layer], Site(layer=layer, name=MIX, keys=keys))))
         normed = unit(h)
         logits = a.product(normed, w["router"], Site(layer=layer, name=ROUTER, keys=keys))
         logits = a.perturb(logits, Site(layer=layer, name=ROUTER, keys=keys))
         routing = route(logits, model.router, w["bias"][:, None] if "bias" in w else None, given[layer])
-        gates = a.gates(logits, routing.ids, routing.gates, model.router)
+        gates = a.gates(logits, routing, model.router)
         x = a.round(h + _experts(a, w, normed, routing.ids, gates, Site(layer=layer, name=UP, keys=keys)))
         goes_on = state is not None or layer == layers - 1  # what nothing is carried from has no gradient
         states.append(unit(x if goes_on else x.detach()))
         routings.append(routing)
+        gates_used.append(gates.detach())
         router_logits.append(logits.detach())
     logits = a.product(states[-1], model.weights["head"], Site(layer=layers, name=HEAD, keys=keys))
     used = torch.stack([routing.ids for routing in routings], dim=2).to(torch.int16)
@@ -199,6 +202,7 @@ def step(model: Model, state: Tensor | None, inputs: Tensor, keys: Tensor, repla
         state=torch.stack(states, dim=2),
         logp=log_softmax(logits / model.temperature),
         ids=used,
+        gates=torch.stack(gates_used, dim=2),
         live=live,
         margin=torch.stack([routing.margin for routing in routings], dim=2),
         router_logp=log_softmax(torch.stack(router_logits, dim=2)),

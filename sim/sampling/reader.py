@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from firstorder.core.routing import Replay
 from firstorder.sim.model.policy import Model
 from firstorder.sim.tasks.task import SimTask
 
@@ -29,8 +30,16 @@ class Scores(Protocol):
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
 
     @property
+    def outside(self) -> Tensor:
+        """`[M, B, L]`, the mass of each distribution on tokens that are not kept; 0 without a mask."""
+
+    @property
     def routes(self) -> Tensor:
         """`[M, B, L, N, K]`, the experts of each token run."""
+
+    @property
+    def gates(self) -> Tensor:
+        """`[M, B, L, N, K]`, their gate weights, without gradient."""
 
     @property
     def live(self) -> Tensor:
@@ -51,11 +60,18 @@ class Scores(Protocol):
 class Reader(Protocol):
     """What samples and scores."""
 
-    def sample(self, model: Model, rows: Tensor, keys: Tensor) -> Rollouts:
-        """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`."""
+    def sample(self, model: Model, rows: Tensor, keys: Tensor, *, gates: bool = False) -> Rollouts:
+        """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`; their gate weights
+        too where `gates`."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Tensor | None = None) -> Scores:
-        """An engine over sequences `[M, B, L]`; `replay` `[M, B, L, N, K]` are experts to use, -1 where live."""
+    def keys(self, tokens: Tensor) -> Tensor:
+        """The hash of the context that ends in each token of sequences `[M, B, L]`, as an engine runs it; int64, of the
+        same shape."""
+
+    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None) -> Scores:
+        """An engine over sequences `[M, B, L]`; `replay` has experts `[M, B, L, N, K]`, its rule is broadcastable to
+        `[M, B]`; `kept` `[M, B, L, C]` are the tokens that its distributions are renormalised over
+        (`core.training.kept`)."""
 
 
 def reader(task: SimTask) -> Reader:

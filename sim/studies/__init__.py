@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from . import causes, frontier, regimes, samples, warnings
+from . import advice, causes, frontier, regimes, samples, warnings
 from .study import Answer, Plan, Study, plan
 
-STUDIES: tuple[Study, ...] = (regimes.STUDY, samples.STUDY, causes.STUDY, warnings.STUDY, frontier.STUDY)
+STUDIES: tuple[Study, ...] = (
+    regimes.STUDY,
+    samples.STUDY,
+    causes.STUDY,
+    warnings.STUDY,
+    advice.STUDY,
+    frontier.STUDY,
+)
 
 __all__ = ["STUDIES", "Answer", "Plan", "Study", "plan"]

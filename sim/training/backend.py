@@ -17,10 +17,11 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
 from firstorder.core.method.surrogate import surrogate_loss
 from firstorder.core.quantities import Moments, Quantity
-from firstorder.core.routing import replay_of, replay_rows
+from firstorder.core.routing import Replay, replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
 from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.arms import Arm, cuts
@@ -37,10 +38,12 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
+from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
 from firstorder.sim.model.readings import engine, misread, token_keys
 from firstorder.sim.sampling.reader import Scores, reader
+from firstorder.sim.sampling.sequences import Rollouts
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
@@ -112,7 +115,7 @@ class SimBackend:
         if len(members) != len(seeds):
             raise ConfigError(f"the arms hold {len(members)} members, got {len(seeds)} seeds")
         self.sim, self.arms, self.seeds, self.schedule = sim, arms, seeds, arms[0].recipe.schedule
-        self.modes = [arm.recipe.router_replay.mode for arm in members]
+        self.replays = [arm.recipe.router_replay for arm in members]
         self.settings = optimizer.settings([arm.recipe.optimizer for arm in members])
         self.scaled = torch.tensor([arm.recipe.optimizer.step_scale is not None for arm in members])
         self.task = task_of(sim)
@@ -138,7 +141,8 @@ class SimBackend:
         more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        return shared.QUANTITIES | layers | EXACT | more | scaled
+        mask = kept.QUANTITIES if self.sim.truncates else {}
+        return shared.QUANTITIES | layers | EXACT | more | scaled | mask
 
     @property
     def experts(self) -> int:
@@ -154,7 +158,7 @@ class SimBackend:
         keys = noise.combine(noise.combine(noise.mix(self.seeds)[:, None], step), number)
         with torch.no_grad():
             mu = engine(self.sim, self.rollout_weights, self._rollout_arithmetic(step))
-            sampled = self.reader.sample(mu, groups, keys)
+            sampled = self.reader.sample(mu, groups, keys, gates=any(of.gates == "replayed" for of in self.replays))
         tokens, mask, lengths = sampled.tokens, sampled.mask, sampled.lengths
         episodes = Episodes(tokens=tokens, mask=mask, lengths=lengths, prompt=groups)
         batch = RolloutBatch(
@@ -164,10 +168,20 @@ class SimBackend:
             logp_mu=torch.where(mask, self._recorded(sampled.logp, keys), 0.0),
             rewards=self.task.verify(episodes),
             groups=groups,
-            routes=sampled.routes,
+            routes=self._sent(sampled),
+            gates=sampled.gates,
+            kept=sampled.kept if self.sim.sampling_mask == "replayed" else None,
         )
         check_rewards(batch, *RANGE)
         return batch
+
+    def _sent(self, sampled: Rollouts) -> Tensor:
+        """The routes of μ that arrive, int16 `[M, B, L, N, K]`."""
+        if not (self.sim.missing or self.sim.missing_prefix):
+            return sampled.routes
+        gone = missing(self.reader.keys(sampled.tokens), self.sim.missing)
+        gone[..., : self.sim.missing_prefix] = True
+        return without(sampled.routes, gone)
 
     def _recorded(self, logp: Tensor, keys: Tensor) -> Tensor:
         """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
@@ -183,12 +197,12 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = self.reader.score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens, kept=batch.kept)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
-            members = [replay_of(mode, own[m], batch.routes[m]) for m, mode in enumerate(self.modes)]
-            replay = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in members])
-            used = self.reader.score(trainer, batch.tokens, replay) if "R3" in self.modes else live
+            replay = self._replay(own, live, batch)
+            foreign = any(of.mode == "R3" for of in self.replays)
+            used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -201,14 +215,28 @@ class SimBackend:
             routes=own,
             entropy=used.entropy,
         )
-        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        masked = kept.masked(batch.kept, batch.mask, used.outside)
+        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy) | masked
+
+    def _replay(self, own: Tensor, live: Scores, batch: RolloutBatch) -> Replay:
+        """What each member is given to replay, by the rule of its recipe; `own` are the live experts where any ran."""
+        assert batch.routes is not None
+        members = [replay_of(of.mode, own[m], batch.routes[m]) for m, of in enumerate(self.replays)]
+        ids = torch.stack([torch.full_like(own[0], -1) if routes is None else routes for routes in members])
+        gates = None
+        if batch.gates is not None:
+            formed = [replay_of(of.mode, live.gates[m], batch.gates[m]) for m, of in enumerate(self.replays)]
+            kept = [of.gates == "replayed" for of in self.replays]
+            nothing = torch.full_like(live.gates[0], torch.nan)
+            gates = torch.stack([x if x is not None and k else nothing for x, k in zip(formed, kept, strict=True)])
+        return Replay(ids=ids, gates=gates, **replays.rules(self.replays))
 
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Moments:
         """One optimiser step of every member, and one of every critic."""
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
+            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay, minibatch.batch.kept)
             stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
             weight = weight_fn(stats)
             loss = surrogate_loss(stats, weight)
@@ -224,7 +252,18 @@ class SimBackend:
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores)
             sums |= fitted
-        return sums | _replayed(minibatch, scores)
+        return sums | self._replayed(minibatch, scores)
+
+    def _replayed(self, minibatch: Scored, scores: Scores) -> Moments:
+        """What the routers did with the experts that they were given; without a rule, others mean that a row was
+        lost."""
+        assert minibatch.replay is not None
+        positions = minibatch.batch.tokens.shape[-1]
+        run = replays.run_rows(minibatch.batch.lengths, positions).flatten(-2)
+        given, used, live = (x.flatten(-4, -3) for x in (minibatch.replay.ids, scores.routes, scores.live))
+        ruled = torch.tensor([each.ruled for each in self.replays])[:, None, None, None]
+        took = torch.where(ruled | (used == given).all(-1, keepdim=True), used, -1)
+        return replays.replayed(replay_rows(given, took, live, run), run.shape[-1])
 
     def follow(self) -> Moments:
         """One optimiser step of every member along its exact expected update: `update` where `sim.update = expected`,
@@ -277,7 +316,7 @@ class SimBackend:
     def _exact(self, recipe: Recipe, cut: slice, world: World) -> tuple[dict[str, Tensor], Tensor]:
         """J of π and μ, the errors of the first update that a recipe would make at these weights, and its bias against
         the natural target; `[members]`, and `[members, P]`."""
-        mode = recipe.router_replay.mode
+        mode = str(recipe.router_replay)
         weights = {name: w[cut] for name, w in self.weights.items()}
         scene = build(self.sim, world, self.engines.members(cut), weights, modes=[mode])
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
@@ -300,7 +339,7 @@ class SimBackend:
         """What the critics of an arm say of every context of a scene, `[members, N]`."""
         if self.critic is None or not recipe.has_critic:
             return None
-        replay = scene.replay(recipe.router_replay.mode)
+        replay = scene.replay(str(recipe.router_replay))
         carried = scene.world.states(load(scene.weights, scene.pi, self.sim), replay)
         of_arm = (self.critic.members >= cut.start) & (self.critic.members < cut.stop)
         return critic.value(self.critic.phi[of_arm], carried)
@@ -336,14 +375,3 @@ class SimBackend:
 
     def _vector(self) -> Tensor:
         return flatten(self.weights).detach()
-
-
-def _replayed(minibatch: Scored, scores: Scores) -> Moments:
-    """What the routers did with the experts that they were given: a row was replayed if those were used."""
-    assert minibatch.replay is not None
-    positions = minibatch.batch.tokens.shape[-1]
-    run = replays.run_rows(minibatch.batch.lengths, positions).flatten(-2)
-    used = (scores.routes == minibatch.replay).all(-1, keepdim=True)
-    took = torch.where(used, minibatch.replay, -1)
-    counts = replay_rows(took.flatten(-4, -3), scores.live.flatten(-4, -3), run)
-    return replays.replayed(counts, run.shape[-1])

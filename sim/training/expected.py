@@ -19,6 +19,7 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import step_scale
 from firstorder.core.training.arms import Arm, cuts
+from firstorder.sim.checks import check_one_tail
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.edges import vjp
 from firstorder.sim.exact.forms import form
@@ -71,7 +72,7 @@ class Expectation:
             self.engines.members(mine),
             theta_old,
             None if weights is old else theta,
-            modes=[recipe.router_replay.mode],
+            modes=[str(recipe.router_replay)],
         )
         found = Measurement(scene=scene, recipe=recipe)
         scale = (
@@ -89,18 +90,15 @@ def check_update(recipe: Recipe, sim: Sim) -> None:
 
     Raises:
         ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine;
-            or samples would be drawn of a pruned vocabulary; or no context is off a chain.
+            or an engine that is drawn at every token has no one tail to leave out; or no context is off a chain.
     """
     if sim.update_contexts == "on_chain" and (sim.update, sim.task, sim.world) != ("expected", "chain", "graph"):
         raise ConfigError(
             "sim.update_contexts = on_chain needs the expected update of contexts that merge, got sim.update = "
             f"{sim.update}, sim.task = {sim.task} and sim.world = {sim.world}; set expected, chain and graph"
         )
+    check_one_tail(sim)
     if sim.update == "sampled":
-        if sim.min_p:
-            raise ConfigError(
-                f"sim.min_p = {sim.min_p:g} prunes expected updates alone, got sim.update = sampled; use expected"
-            )
         return
     if sim.numerics.kind == "batch":
         raise ConfigError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.routing import Replay
 from firstorder.core.settings.toml import build, read
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import train
@@ -155,7 +156,7 @@ def between(sim: Sim, seed: int, of_mu: Weights, of_pi: Weights, replay: str = "
     if replay == "R3":
         draws = len(mu.logp)
         copies = {name: w.expand(draws, *w.shape[1:]) for name, w in of_pi.items()}
-        used = _run(load(copies, trainer.repeat(draws), sim), contexts, mu.ids)
+        used = _run(load(copies, trainer.repeat(draws), sim), contexts, Replay(ids=mu.ids))
     shape = mu.logp.shape
     return Pair(
         sim=sim,
@@ -249,5 +250,5 @@ def _among(logp: Tensor, kept: Tensor) -> Tensor:
     return inside - inside.logsumexp(-1, keepdim=True)
 
 
-def _run(model: Model, contexts: Contexts, replay: Tensor | None = None) -> Step:
+def _run(model: Model, contexts: Contexts, replay: Replay | None = None) -> Step:
     return chunked_step(model, None, contexts.features, contexts.keys, replay)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.formats.sample import Sample
+from firstorder.core.routing import Replay
 from firstorder.core.tasks import Episodes
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
@@ -97,7 +98,7 @@ def of_tree(of: Choice, seed: int, tokens: int) -> list[Sample]:
     said = reader(task).sample(engine(sim, weights, arithmetic(sim.numerics, seeds)), prompts[None], keys[None])
     trainer = load(weights, arithmetic(sim.training_numerics, seeds), sim)
     live = reader(task).score(trainer, said.tokens)
-    used = live if of.replay == "disabled" else reader(task).score(trainer, said.tokens, said.routes)
+    used = live if of.replay == "disabled" else reader(task).score(trainer, said.tokens, Replay(ids=said.routes))
     mask, prompt_tokens = said.mask[0], said.tokens[0]
     episodes = Episodes(tokens=prompt_tokens, mask=mask, lengths=said.lengths[0], prompt=prompts)
     ran = said.routes[0] >= 0

@@ -9,6 +9,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import means
+from firstorder.core.routing import Replay, replay_of
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
@@ -62,7 +63,8 @@ def one(folder, out, recipe, *changes):
     trainer = Trainer(*made)
     batch, arms = batch_of(8), (Arm(recipe=recipe),)
     live = trainer.score(batch)
-    replay = {"disabled": None, "R2": live.routes, "R3": batch.routes}[recipe.router_replay.mode]
+    ids = replay_of(recipe.router_replay.mode, live.routes, batch.routes)
+    replay = None if ids is None else Replay(ids=ids)
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
     scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)

@@ -15,7 +15,7 @@ class Reference:
     def score(self, tokens, temperature, replay=None):
         """log p of each token given those before it and entropy `[B, L]`, live or replayed routes `[B, L, M, K]`."""
         for number, gate in enumerate(self.gates):
-            gate.forward = self._router(gate, number, None if replay is None else replay[:, :, number].flatten(0, 1))
+            gate.forward = self._router(gate, number, replay)
         logits = self.model(tokens, use_cache=False).logits.double() / temperature
         every = logits.log_softmax(-1)
         logp = torch.zeros(tokens.shape, dtype=torch.float64)
@@ -24,18 +24,36 @@ class Reference:
         routes = torch.stack([self.seen[n].view(*tokens.shape, -1) for n in range(len(self.gates))], dim=2)
         return logp, torch.cat([torch.zeros_like(entropy[:, :1]), entropy[:, :-1]], dim=1), routes
 
-    def _router(self, gate, number, given):
+    def _router(self, gate, number, replay):
         def forward(hidden):
             logits = torch.nn.functional.linear(hidden.reshape(-1, gate.hidden_dim), gate.weight)
             probabilities = logits.softmax(-1)
             ids = probabilities.topk(gate.top_k, dim=-1).indices
-            if given is not None:
-                ids = torch.where(given >= 0, given.long(), ids)
+            if replay is not None:
+                given = replay.ids[:, :, number].flatten(0, 1)
+                ids = torch.tensor([self._used(*row, replay) for row in zip(probabilities.tolist(), given.tolist())])
             self.seen[number] = ids
             chosen = probabilities.gather(-1, ids)
-            return logits, chosen / chosen.sum(-1, keepdim=True), ids
+            weights = chosen / chosen.sum(-1, keepdim=True)
+            if replay is not None and replay.gates is not None:
+                frozen = (ids == given).all(-1, keepdim=True)
+                weights = torch.where(frozen, replay.gates[:, :, number].flatten(0, 1), weights)
+            return logits, weights, ids
 
         return forward
+
+    @staticmethod
+    def _used(scores, given, replay):
+        """The experts of one row, in plain arithmetic; margin and condition are numbers, or None."""
+        best = sorted(range(len(scores)), key=lambda e: -scores[e])
+        live, next_best = best[: len(given)], best[len(given)]
+        weakest = scores[live[-1]]
+        if given[0] < 0 or (replay.margin is not None and weakest - scores[next_best] >= float(replay.margin)):
+            return live
+        if replay.condition is None:
+            return given
+        kept = [e for e in given if scores[e] >= float(replay.condition) * weakest]
+        return kept + [e for e in best if e not in kept][: len(given) - len(kept)]
 
     def gradients(self):
         """Gradients under the names of the folder's safetensors: one tensor an expert and projection."""

@@ -12,22 +12,21 @@ from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optim
 from firstorder.backends.weights import open_weights
 from firstorder.core.method.recipe import Optimizer, Recipe
 from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.routing import Replay, replay_of
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import rules
 
 TEMPERATURE, GROUP, SIZE, LENGTH = 0.8, 4, 8, 24
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 TRAINABLE = [
     name
     for name, r in RECIPES.items()
-    if r.about.unsupported is None
-    and r.correction.kind not in ("max_kl", "mean_kl")
-    and r.ratio.router_floor is None
-    and not r.has_critic
+    if r.about.unsupported is None and r.rejection.kind != "kl" and r.ratio.router_floor is None and not r.has_critic
 ]
-NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "total-recall", "ppo-critic", "minirl-critic"}
+NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "ppo-critic", "minirl-critic"}
 
 # with ε far above any gradient, one AdamW step is the gradient itself
 # beyond the ranges of a run: AdamW that takes plain steps
@@ -72,6 +71,7 @@ def batch(references, shape):
         rewards=torch.rand(SIZE, generator=g, dtype=torch.float64),
         groups=torch.arange(SIZE) // GROUP,
         routes=torch.where(run[..., None, None], routes, -1).to(torch.int16),
+        gates=torch.rand(routes.shape, generator=g).softmax(-1),
     )
 
 
@@ -101,8 +101,16 @@ def test_scores_routes_and_entropy_are_those_of_transformers(trainer, references
 def test_replayed_scores_are_those_of_transformers(trainer, references, folders, batch, same):
     trainer.names.read(open_weights(folders[0], trainer.shape))
     with torch.no_grad():
-        logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, batch.routes)
-    same(trainer.score(batch, batch.routes).logp[batch.mask], logp[batch.mask])
+        logp, _, _ = references[0].score(batch.tokens, TEMPERATURE, Replay(ids=batch.routes))
+    same(trainer.score(batch, Replay(ids=batch.routes)).logp[batch.mask], logp[batch.mask])
+
+
+def given(recipe, ids, batch):
+    """The experts, gates and rule of a recipe."""
+    if ids is None:
+        return None
+    gates = batch.gates if recipe.router_replay.gates == "replayed" else None
+    return Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
 
 
 class Kept(RecipeWeights):
@@ -126,7 +134,7 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
         live = references[0].score(batch.tokens, TEMPERATURE)
     run = torch.arange(LENGTH) < (batch.lengths - 1)[:, None]
     own = torch.where(run[..., None, None], live[2], -1).to(torch.int16)
-    replay = {"disabled": None, "R2": own, "R3": batch.routes}[mode]
+    replay = given(recipe, replay_of(mode, own, batch.routes), batch)
     with torch.no_grad():
         logp_old = references[0].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
 
@@ -143,7 +151,7 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     trainer.recipe = recipe.model_copy(update={"optimizer": PLAIN})
     trainer.names.read(open_weights(folders[0], trainer.shape))
     scored = trainer.score(batch)
-    used = {"disabled": None, "R2": scored.routes, "R3": batch.routes}[mode]
+    used = given(recipe, replay_of(mode, scored.routes, batch.routes), batch)
     own_old = trainer.score(batch, used).logp.where(batch.mask, 0.0)
     trainer.names.read(open_weights(folders[1], trainer.shape))
     trainer.optimizer = optimizer(PLAIN, trainer.model)

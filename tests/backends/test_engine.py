@@ -84,7 +84,7 @@ def test_a_response_is_cut_or_ended(pair, batch):
 def test_a_step_of_the_loop_moves_both_engines(pair):
     batch = pair.rollout(1)
     scored, agreement = pair.score(batch)
-    assert torch.equal(scored.replay, batch.routes)
+    assert torch.equal(scored.replay.ids, batch.routes)
     assert float(agreement["route/flip_rate"][0]) == 0.0
     move(pair, 0.05)
     assert apart(pair, batch) > 1e-2

@@ -13,7 +13,7 @@ from firstorder.backends.torchtitan.packing import pack
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import DataError, ReplayError
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.routing import flips
+from firstorder.core.routing import Replay, flips
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.batch import RolloutBatch
@@ -64,7 +64,7 @@ def run(built, packed, ids=None, record=False):
     """Logits, every gradient by name, and the record if one is wanted."""
     built.zero_grad()
     masks = adapter.attention_masks(built, packed.positions)
-    with replay.replaying(built, ids):
+    with replay.replaying(built, given(ids)):
         if record:
             with replay.recording(built) as found:
                 logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
@@ -78,6 +78,11 @@ def run(built, packed, ids=None, record=False):
         for name, p in built.named_parameters()
     }
     return logits.detach(), grads, found
+
+
+def given(ids):
+    """All of these experts, or none."""
+    return None if ids is None else Replay(ids=ids)
 
 
 def bitwise(a, b):
@@ -138,7 +143,7 @@ def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatc
         assert did(compiled, batch, ids) == did(plain, batch, ids)
     for batch in batches:
         masks, ids = adapter.attention_masks(compiled, batch.positions), torch.ones(*batch.tokens.shape, 4, 2).long()
-        with torch.no_grad(), replay.replaying(compiled, ids), replay.recording(compiled) as found:
+        with torch.no_grad(), replay.replaying(compiled, Replay(ids=ids)), replay.recording(compiled) as found:
             compiled(batch.tokens, positions=batch.positions, attention_masks=masks)
         assert torch.equal(found.ids, ids)
 
@@ -146,11 +151,11 @@ def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatc
 def did(built, packed, ids):
     """What the routers say that they did in a forward and its backward, which runs it again under checkpointing."""
     masks, found = adapter.attention_masks(built, packed.positions), []
-    with replay.replaying(built, ids):
+    with replay.replaying(built, given(ids)):
         logits = built(packed.tokens, positions=packed.positions, attention_masks=masks)
-        found = [replay.witnessed(built, ids, packed.positions > 0)]
+        found = [replay.witnessed(built, given(ids), packed.positions > 0)]
         logits.square().sum().backward()
-        found.append(replay.witnessed(built, ids, packed.positions > 0))
+        found.append(replay.witnessed(built, given(ids), packed.positions > 0))
     assert all(router.live is None for router in replay.routers(built))
     first, again = ({name: rows.tolist() for name, rows in counts.items()} for counts in found)
     assert first == again
@@ -161,11 +166,12 @@ def test_routers_witness_what_they_replayed_and_what_that_changed(plain, trained
     live, rows = run(plain, batch, record=True)[2].ids, float((batch.positions > 0).sum())
     layers = shape.num_hidden_layers
     own, other = live.to(torch.int16), foreign(live, shape.num_experts).to(torch.int16)
-    assert did(trained, batch, own) == {"replayed": [rows] * layers, "live": [0.0] * layers, "changed": [0.0] * layers}
+    none, every = [0.0] * layers, [rows] * layers
+    assert did(trained, batch, own) == {"replayed": every, "replaced": none, "live": none, "changed": none}
     found = did(trained, batch, other)
-    assert found["replayed"] == [rows] * layers
+    assert (found["replayed"], found["replaced"]) == (every, none)
     assert found["changed"][0] == float((flips(live, other)[:, :, 0] & (batch.positions > 0)).sum()) > 0
-    assert did(trained, batch, None) == {"replayed": [0.0] * layers, "live": [rows] * layers, "changed": [0.0] * layers}
+    assert did(trained, batch, None) == {"replayed": none, "replaced": none, "live": every, "changed": none}
     some = torch.where(batch.positions[..., None, None] % 2 == 0, other, -1)
     found = did(trained, batch, some)
     assert found["replayed"] == [float((batch.positions[batch.positions > 0] % 2 == 0).sum())] * layers
@@ -274,7 +280,7 @@ def mistaken(patch, engines):
 
     def score(self, batch):
         scored, found = real(self, batch)
-        return dataclasses.replace(scored, replay=self.trainer.score(batch).routes), found
+        return dataclasses.replace(scored, replay=Replay(ids=self.trainer.score(batch).routes)), found
 
     patch.setattr(EnginePair, "score", score)
 
@@ -332,9 +338,9 @@ def test_routes_of_a_response_do_not_depend_on_how_it_is_packed(plain, shape):
 
 def test_replay_ends_with_its_block_even_after_an_error(plain, batch):
     ids = torch.zeros(*batch.tokens.shape, 4, 2, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, ids):
+    with pytest.raises(RuntimeError, match="out of memory"), replay.replaying(plain, Replay(ids=ids)):
         raise RuntimeError("out of memory")
-    assert all(router.replay_ids is None for router in replay.routers(plain))
+    assert all(router.replay is None for router in replay.routers(plain))
 
 
 def config_of(kind, shape):
@@ -365,7 +371,7 @@ def test_the_routers_of_other_families_replay_bit_for_bit(kind, shape, batch):
     def grads_of(ids, record=False):
         built.zero_grad()
         masks = adapter.attention_masks(built, batch.positions)
-        with replay.replaying(built, ids), replay.recording(built) as found:
+        with replay.replaying(built, given(ids)), replay.recording(built) as found:
             logits = built(batch.tokens, positions=batch.positions, attention_masks=masks)
             logits.square().sum().backward()
         return logits.detach(), {n: p.grad.clone() for n, p in built.named_parameters()}, found

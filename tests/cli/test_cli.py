@@ -42,7 +42,7 @@ WRONG = {
     "more prompts than exist": (["measure", "minirl", "--set", "sim.prompts=99"], "raise sim.prompt_length"),
     "replay on a dense model": (["measure", "minirl-r3", "--set", "sim.top_k=8"], "can never act"),
     "contradiction": (["measure", "gspo", "--set", "ratio.span=token"], "set ratio.span = geometric"),
-    "a method that does not fit": (["measure", "total-recall"], "cannot be run"),
+    "a method that does not fit": (["measure", "pr2"], "cannot be run"),
     "no folder for the result": (["measure", "minirl", "--json", "nowhere/a.json"], "create it first"),
     "no record": (["validate", "--expect", "nothing.json"], "cannot be read"),
     "no shipped recipe": (["recipes", "minirl.toml"], "did you mean 'minirl"),

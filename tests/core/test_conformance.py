@@ -28,7 +28,10 @@ from firstorder.core.training import diagnostics, strata
 
 VECTORS = shipped()
 EXPECTED = VECTORS["expected"]
-DIGESTS = {1: "53131e080c7ad7a7f7e41eeaa1305277304035f42437a1ef55b839afb168b3d0"}
+DIGESTS = {
+    1: "53131e080c7ad7a7f7e41eeaa1305277304035f42437a1ef55b839afb168b3d0",
+    2: "b7320e720e5aa2cf16532f2f908e6450c3fdec207c0f8c25fcb24bfc82c9d4ff",
+}
 EXACT = 1e-12
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "plain.py")))
 
@@ -78,13 +81,28 @@ def test_plain_arithmetic_makes_the_same_metrics(case):
 def test_plain_arithmetic_makes_the_same_advantages(rule):
     groups, keys = VECTORS["groups"], VECTORS["groups"]["rules"][rule]
     for name, entry in EXPECTED["advantages"][rule].items():
+        whitens = keys.get("advantage.scale") == "whiten"
         if keys["advantage.baseline"] == "value":
             v, lam = groups["values"][name], keys["advantage.gae_lambda"]
             rows = zip(v["values"], v["mask"], v["rewards"], strict=True)
             found = [plain.gae(values, mask, reward, lam) for values, mask, reward in rows]
+            if whitens:
+                each = [
+                    a for row, mask in zip(found, v["mask"], strict=True) for a, on in zip(row, mask, strict=True) if on
+                ]
+                scaled = iter(plain.whitened(each, [1] * len(each)))
+                found = [[next(scaled) if on else 0.0 for on in mask] for mask in v["mask"]]
         else:
             rewards = groups["rewards"][name]
             found = [plain.advantages(row, keys["advantage.baseline"], keys["advantage.std"]) for row in rewards]
+            flat, all_rewards = [a for row in found for a in row], [r for row in rewards for r in row]
+            scaled = flat
+            if whitens:
+                scaled = plain.whitened(flat, [1] * len(flat))
+            elif keys.get("advantage.scale") == "batch_std":
+                scaled = [a / (plain.std(all_rewards, 1) + 1e-6) for a in flat]
+            parts_of = iter(scaled)
+            found = [[next(parts_of) for _ in row] for row in rewards]
         assert apart(found, entry["advantage"]) < EXACT, name
 
 
@@ -197,11 +215,13 @@ def test_advantages_are_those_of_a_pencil():
 def test_every_recipe_that_runs_and_every_kind_of_part_has_a_method():
     every = methods()
     named = {name for method in every for name in method.recipes}
-    assert set(recipes()) - named == {"pr2", "total-recall"}
+    assert set(recipes()) - named == {"pr2"}
     tables = {
         "ratio.of": parts.RATIOS,
         "ratio.span": parts.SPANS,
         "correction.kind": parts.CORRECTIONS,
+        "rejection.kind": parts.REJECTIONS,
+        "rejection.over": parts.OVERS,
         "clip.kind": parts.CLIPS,
         "aggregation.kind": parts.AGGREGATIONS,
     }
@@ -209,6 +229,8 @@ def test_every_recipe_that_runs_and_every_kind_of_part_has_a_method():
         assert {method.settings[key] for method in every} == set(table), key
     baselines = {keys["advantage.baseline"] for keys in VECTORS["groups"]["rules"].values()}
     assert baselines == set(parts.BASELINES)
+    scales = {keys.get("advantage.scale", "none") for keys in VECTORS["groups"]["rules"].values()}
+    assert scales == set(parts.SCALES)
 
 
 def test_every_metric_has_a_value_somewhere():

@@ -265,7 +265,7 @@ def test_a_weight_that_reads_the_whole_batch_takes_no_part(make_stats):
 
 def test_what_does_not_fit_the_form_is_refused():
     with pytest.raises(ConfigError, match="cannot be run"):
-        Method(recipe("total-recall"))
+        Method(recipe("pr2"))
 
 
 def test_a_recipe_that_needs_more_says_what(make_stats):

@@ -12,7 +12,7 @@ from firstorder.core.settings import toml
 from firstorder.core.training.inert import inert_parts
 
 NAMES = toml.shipped()
-UNSUPPORTED = {"total-recall", "pr2"}
+UNSUPPORTED = {"pr2"}
 
 
 def make(*assignments):
@@ -73,6 +73,10 @@ def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
         ),
         (["aggregation.kind=token_mean"], "batch", "batch"),
         (["correction.kind=mean_kl", "correction.high=0.1"], "sequence", "group"),
+        (["rejection.kind=k3", "rejection.high=0.1"], "token", "group"),
+        (["rejection.kind=k3", "rejection.over=max", "rejection.high=0.1"], "sequence", "group"),
+        (["advantage.scale=whiten"], "token", "batch"),
+        (["ratio.span=turn"], "sequence", "group"),
         (["clip.kind=gmpo", 'advantage.baseline="none"'], "sequence", "sequence"),
         (["clip.kind=ctpo", "ratio.span=prefix"], "sequence", "group"),
         (["clip.kind=m2po", 'advantage.baseline="none"'], "batch", "batch"),
@@ -101,17 +105,23 @@ CONTRADICTIONS = [
     (["clip.kind=gmpo", "ratio.span=sequence"], "clip.kind = gmpo bounds the token ratio, got ratio.span = sequence"),
     (["clip.kind=m2po", "ratio.of=old/mu"], "clip.kind = m2po bounds a ratio of theta, got ratio.of = old/mu"),
     (["clip.budget=0.1"], "clip.budget = 0.1 is read by clip.kind = m2po only, got none"),
+    (["clip.cap=4"], "clip.cap = 4.0 is read by clip.kind = dual only, got none"),
+    (["clip.temperature=[1.0, 2.0]"], r"clip.temperature = \[1.0, 2.0\] is read by clip.kind = sapo only, got none"),
     (["ratio.router_floor=0.9", "ratio.of=old/mu"], "router_floor = 0.9 rescales a ratio of theta, got .* = old/mu"),
     (["clip.kind=minirl", "clip.low=1.5"], "clip.low must be at most 1"),
     (["correction.kind=mask", "correction.low=5", "correction.high=2"], "correction.low must be below"),
-    (
-        ["correction.kind=truncate", "correction.low=1", "correction.high=2"],
-        "correction.low = 1.0 is not read by",
-    ),
     (["correction.kind=truncate"], "truncate without a bound does nothing"),
+    (["rejection.kind=k3"], "rejection.kind = k3 without a bound does nothing"),
+    (["rejection.kind=k1", "rejection.low=1", "rejection.high=-1"], "rejection.low must be below rejection.high"),
+    (["rejection.kind=k3", "rejection.high=1", "correction.high=4"], "are not read by correction.kind = none"),
     (["optimizer.lr=2", "optimizer.weight_decay=1"], "optimizer.lr x optimizer.weight_decay = 2 takes more than all"),
     (["advantage.baseline=value", "critic.lr=2", "critic.weight_decay=1"], "critic.lr x critic.weight_decay = 2 takes"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
+    (["router_replay.margin=0.1"], r"\[router_replay\] has margin=0.1, but router_replay.mode = disabled"),
+    (
+        ["router_replay.mode=R3", "router_replay.gates=replayed", "router_replay.condition=0.5"],
+        "router_replay.condition = 0.5 brings in experts that have no replayed gate",
+    ),
     (["about.scope=token"], "about.scope = token but"),
 ]
 
@@ -178,8 +188,8 @@ def test_a_recipe_cannot_be_changed():
         ("rspo", True, False, []),
         ("dppo-tv", False, True, []),
         ("dppo-tv", False, False, ["ratio.of = theta/mu", "clip.kind = tv"]),
-        ("trm", False, False, ["ratio.of = theta/mu", "correction.kind = max_kl"]),
-        ("trm-avg", False, False, ["ratio.of = theta/mu", "correction.kind = mean_kl"]),
+        ("trm", False, False, ["ratio.of = theta/mu", "rejection.kind = kl"]),
+        ("trm-avg", False, False, ["ratio.of = theta/mu", "rejection.kind = kl"]),
         ("m2po", False, False, ["ratio.of = theta/mu", "clip.kind = m2po"]),
         ("ctpo", False, True, []),
         ("reinforce", False, False, []),
@@ -209,6 +219,6 @@ def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatc
 
 
 def test_a_mask_by_divergence_is_not_called_inert_for_the_policies_it_does_not_read():
-    recipe = make("correction.kind=max_kl", "correction.high=0.05")
-    assert recipe.correction.of == "old/mu"
+    recipe = make("rejection.kind=kl", "rejection.over=max", "rejection.high=0.05")
+    assert recipe.rejection.of == "old/mu"
     assert inert_parts(recipe, stale=True, mismatch=False) == []

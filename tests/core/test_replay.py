@@ -8,7 +8,7 @@ import torch
 from firstorder.core.errors import ConfigError, ReplayError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import means
-from firstorder.core.routing import replay_rows
+from firstorder.core.routing import Replay, replay_rows
 from firstorder.core.settings import toml
 from firstorder.core.training import inert
 from firstorder.core.training.agreement import agreement
@@ -61,14 +61,15 @@ def given(mode, mu, live):
     batch = make_batch(mu)
     replay = {"R2": live, "R3": mu}[mode]
     logp = torch.where(batch.mask, -1.0, 0.0).double()
-    return Scored(batch=batch, logp_old=logp, replay=replay, differs=differing(batch, live))
+    return Scored(batch=batch, logp_old=logp, replay=Replay(ids=replay), differs=differing(batch, live))
 
 
 def done(scored, live, took=None):
     """What an update that replayed `took` reports."""
     run = run_rows(scored.batch.lengths, POSITIONS)
-    took = scored.replay if took is None else took
-    counts = replay_rows(took.flatten(-4, -3), live.flatten(-4, -3), run.flatten(-2))
+    given = scored.replay.ids
+    took = given if took is None else took
+    counts = replay_rows(given.flatten(-4, -3), took.flatten(-4, -3), live.flatten(-4, -3), run.flatten(-2))
     return replayed(counts, run.shape[-1] * run.shape[-2])
 
 
@@ -195,7 +196,10 @@ def test_a_router_that_replays_nothing_stops_the_run(mode):
     arms, rows = [arm(f"minirl-{mode.lower()}")], 18 * LAYERS
     for took, seen in (
         (torch.full_like(live, -1), rf"of {rows} rows given to replay 0 were replayed, with rows lost in {ALL}"),
-        (torch.where(torch.arange(LAYERS)[:, None] == 1, -1, scored.replay), r"36 were replayed, .* in MoE layer 1;"),
+        (
+            torch.where(torch.arange(LAYERS)[:, None] == 1, -1, scored.replay.ids),
+            r"36 were replayed, .* in MoE layer 1;",
+        ),
     ):
         for fresh in (True, False):
             with pytest.raises(ReplayError, match=seen):
@@ -207,7 +211,7 @@ def test_a_router_that_replays_nothing_stops_the_run(mode):
 def test_replay_of_the_wrong_routes_stops_the_run_where_the_engines_differ():
     mu, live = some_routes(0), some_routes(1)
     scored = given("R3", mu, live)
-    wrong = changed(scored, replay=live)  # R2's routes under the flag of R3
+    wrong = changed(scored, replay=Replay(ids=live))  # R2's routes under the flag of R3
     with pytest.raises(
         ReplayError, match=rf"none changed the router's choice, .* differ at {int(scored.differs.sum())} "
     ):
@@ -223,14 +227,14 @@ def test_a_handful_of_rows_may_be_rounding():
     mu.view(-1, 2)[places] = torch.tensor([0, 1], dtype=torch.int16)
     scored = given("R3", mu, live)
     assert 0 < int(scored.differs.sum()) < FEWEST
-    wrong = changed(scored, replay=live)
+    wrong = changed(scored, replay=Replay(ids=live))
     check_replayed(wrong, done(wrong, live), [arm("minirl-r3")], fresh=True)
 
 
 def test_a_member_of_an_ensemble_is_judged_by_its_own_recipe():
     mu, live = some_routes(0, 2), some_routes(1, 2)
     replay = torch.stack([torch.full_like(mu[0], -1), mu[1]])
-    scored = changed(given("R3", mu, live), replay=replay)
+    scored = changed(given("R3", mu, live), replay=Replay(ids=replay))
     good, bad = [arm("minirl", members=1), arm("minirl-r3", members=1)], [arm("minirl-r3", members=2)]
     check_given(scored, good)
     check_replayed(scored, done(scored, live), good, fresh=True)

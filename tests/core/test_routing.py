@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.router import Router, RouterKind, check_router
 from firstorder.core.routing import (
+    Replay,
     check_routes,
     flips,
     jaccard,
@@ -79,7 +81,7 @@ def test_every_router_is_its_rule_on_each_token(same, router, seed):
 def test_replaying_its_own_choice_changes_no_bit(router):
     logits = normal(5, 7, 8).float()
     live = route(logits, router)
-    again = route(logits, router, replay=live.ids.short())
+    again = route(logits, router, replay=Replay(ids=live.ids.short()))
     assert torch.equal(again.ids, live.ids)
     assert torch.equal(again.gates, live.gates)
 
@@ -90,7 +92,7 @@ def test_rows_of_minus_one_route_live(router):
     live = route(logits, router)
     replay = (live.ids + 1) % 8
     replay[::2] = -1
-    mixed = route(logits, router, replay=replay)
+    mixed = route(logits, router, replay=Replay(ids=replay))
     assert torch.equal(mixed.ids[::2], live.ids[::2])
     assert torch.equal(mixed.gates[::2], live.gates[::2])
     assert torch.equal(mixed.ids[1::2], replay[1::2])
@@ -102,7 +104,7 @@ def test_the_live_choice_is_that_of_the_same_forward_whatever_is_replayed(router
     live = route(logits, router)
     replay = (live.ids + 1) % 8
     replay[::3] = -1
-    mixed = route(logits, router, replay=replay)
+    mixed = route(logits, router, replay=Replay(ids=replay))
     assert torch.equal(mixed.live, live.ids)
     assert torch.equal(live.live, live.ids)
     assert flips(mixed.ids, mixed.live).tolist() == (torch.arange(12) % 3 != 0).tolist()
@@ -121,14 +123,14 @@ def test_renaming_the_experts_renames_ids_and_leaves_gates(same, router):
 def test_a_foreign_replay_keeps_the_gradient_of_the_router(same, router):
     logits = normal(6, 8).requires_grad_()
     foreign = (route(logits, router).ids + 1) % 8
-    made = route(logits, router, replay=foreign)
+    made = route(logits, router, replay=Replay(ids=foreign))
     readout = normal(*made.gates.shape, seed=5)
     (analytic,) = torch.autograd.grad((made.gates * readout).sum(), logits)
     step = 1e-6
     numeric = torch.zeros_like(logits)
     for e in range(8):
         shift = step * torch.eye(8, dtype=torch.float64)[e]
-        up, down = (route(logits.detach() + s * shift, router, replay=foreign).gates for s in (1, -1))
+        up, down = (route(logits.detach() + s * shift, router, replay=Replay(ids=foreign)).gates for s in (1, -1))
         numeric[:, e] = ((up - down) * readout).sum(-1) / (2 * step)
     torch.testing.assert_close(analytic, numeric, rtol=1e-6, atol=1e-8)
     assert (analytic.gather(-1, foreign).abs().sum(-1) > 0).all()
@@ -143,9 +145,9 @@ def test_gates_of_replayed_experts_whose_scores_underflow_are_those_of_their_log
         logits[0] -= 800.0
     logits.requires_grad_()
     replay = torch.tensor([[5, 6, 7]] * 4)
-    gates = route(logits, router, replay=replay).gates
+    gates = route(logits, router, replay=Replay(ids=replay)).gates
     same(gates[0], logits[0, 5:].softmax(-1).detach())
-    same(gates[1:], route(logits[1:], router, replay=replay[1:]).gates.detach())
+    same(gates[1:], route(logits[1:], router, replay=Replay(ids=replay[1:])).gates.detach())
     (gradient,) = torch.autograd.grad(gates.square().sum(), logits)
     assert gradient.isfinite().all()
 
@@ -157,8 +159,8 @@ def test_softmax_first_and_topk_first_give_the_same_gates(same):
     same(first.gates, last.gates)
     foreign = (first.ids + 2) % 8
     same(
-        route(logits, ROUTERS["softmax_topk"], replay=foreign).gates,
-        route(logits, ROUTERS["topk_softmax"], replay=foreign).gates,
+        route(logits, ROUTERS["softmax_topk"], replay=Replay(ids=foreign)).gates,
+        route(logits, ROUTERS["topk_softmax"], replay=Replay(ids=foreign)).gates,
     )
 
 
@@ -169,7 +171,7 @@ def test_a_bias_moves_the_choice_and_never_enters_a_gate(router):
     biased, plain = route(logits, router, bias), route(logits, router)
     assert flips(biased.ids, plain.ids).any()
     assert not biased.gates.requires_grad
-    assert torch.equal(biased.gates, route(logits, router, replay=biased.ids).gates)
+    assert torch.equal(biased.gates, route(logits, router, replay=Replay(ids=biased.ids)).gates)
 
 
 def test_a_group_limited_token_stays_in_its_groups():
@@ -255,7 +257,8 @@ def test_rows_are_counted_one_by_one_and_weighed():
                 ids, own = given[row, layer].tolist(), live[row, layer].tolist()
                 expected["live" if ids[0] < 0 else "replayed"][layer] += float(run[row])
                 expected["changed"][layer] += float(run[row]) * (ids[0] >= 0 and set(ids) != set(own))
-        found = replay_rows(given, live, run)
+        found = replay_rows(given, given, live, run)
+        assert found.pop("replaced").tolist() == [0.0] * m
         assert found.keys() == expected.keys()
         assert all(found[name].tolist() == pytest.approx(rows) for name, rows in expected.items())
         assert all(rows.dtype == torch.float64 for rows in found.values())
@@ -264,9 +267,11 @@ def test_rows_are_counted_one_by_one_and_weighed():
 
 def test_a_leading_axis_of_the_rows_is_counted_member_by_member():
     given = torch.tensor([[[[0, 1]], [[-1, -1]]], [[[2, 3]], [[0, 1]]]])
-    found = replay_rows(given, torch.zeros_like(given) + torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool))
+    live = torch.zeros_like(given) + torch.tensor([0, 1])
+    found = replay_rows(given, given, live, torch.ones(2, 2, dtype=torch.bool))
     assert {name: rows[:, 0].tolist() for name, rows in found.items()} == {
         "replayed": [1.0, 2.0],
+        "replaced": [0.0, 0.0],
         "live": [1.0, 0.0],
         "changed": [0.0, 1.0],
     }
@@ -289,9 +294,90 @@ def test_a_fill_is_told_from_a_choice():
 
 
 def test_given_ids_take_the_place_of_the_live_choice_row_by_row():
+    scores = torch.tensor([[9.0, 8, 1, 1, 1, 1, 1, 1], [1, 1, 9, 8, 1, 1, 1, 1], [1, 1, 1, 1, 9, 8, 1, 1]])
     live = torch.tensor([[0, 1], [2, 3], [4, 5]])
     given = torch.tensor([[7, 6], [-1, -1], [5, 4]])
-    assert replayed(given, live).tolist() == [[7, 6], [2, 3], [5, 4]]
+    ids, there = replayed(Replay(ids=given), live, scores, scores)
+    assert ids.tolist() == [[7, 6], [2, 3], [5, 4]]
+    assert there.tolist() == [True, False, True]
+
+
+def slow_conditional(given, live, strength, share):
+    """The rule of conditional replay in sets: who stays, then the best of the others."""
+    weakest = min(strength[e] for e in live)
+    least = share * weakest if weakest > 0 else weakest
+    stay = [e for e in given if share == 0 or strength[e] >= least]
+    others = sorted((e for e in range(len(strength)) if e not in stay), key=lambda e: -strength[e])
+    return set(stay) | set(others[: len(live) - len(stay)])
+
+
+def foreign_ids(count, experts, top_k, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(count, experts, generator=g).argsort(-1)[:, :top_k]
+
+
+@EVERY
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95, 1.0])
+def test_conditional_replay_is_its_rule_on_each_token(router, share):
+    logits, given = normal(60, 8), foreign_ids(60, 8, router.top_k, 5)
+    found = route(logits, router, replay=Replay(ids=given, condition=torch.tensor(share, dtype=torch.float64)))
+    strength = found.selection.softmax(-1) if router.kind == "topk_softmax" else found.selection
+    for row in range(60):
+        expected = slow_conditional(given[row].tolist(), found.live[row].tolist(), strength[row].tolist(), share)
+        assert set(found.ids[row].tolist()) == expected
+    if share == 0:
+        assert torch.equal(found.ids, given)
+    if share == 1:
+        assert not flips(found.ids, found.live).any()
+
+
+def test_an_expert_that_stays_stays_at_every_smaller_share():
+    router = ROUTERS["softmax_topk"]
+    logits, given = normal(200, 8), foreign_ids(200, 8, router.top_k, 6)
+    kept = []
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        found = route(logits, router, replay=Replay(ids=given, condition=torch.tensor(share)))
+        kept.append((found.ids[:, :, None] == given[:, None]).any(1))
+    assert all((later <= earlier).all() for earlier, later in pairwise(kept))
+    assert kept[0].sum() > kept[2].sum() > kept[-1].sum()
+
+
+@EVERY
+def test_margin_aware_replay_leaves_rows_with_a_wide_margin_to_their_router(router):
+    logits, given = normal(60, 8), foreign_ids(60, 8, router.top_k, 7)
+    live = route(logits, router)
+    tau = live.margin[live.margin < torch.inf].median()
+    mixed = route(logits, router, replay=Replay(ids=given, margin=tau))
+    narrow = live.margin < tau
+    assert 0 < narrow.sum() < 60
+    assert torch.equal(mixed.ids[narrow], given[narrow])
+    assert torch.equal(mixed.ids[~narrow], live.ids[~narrow])
+
+
+@EVERY
+def test_gates_that_are_given_are_constants_in_the_rows_that_replay_them(router):
+    logits, given = normal(20, 8).requires_grad_(), foreign_ids(20, 8, router.top_k, 8)
+    given[::2] = -1
+    gates = torch.rand(20, router.top_k, dtype=torch.float64)
+    gates[1::4] = torch.nan
+    found = route(logits, router, replay=Replay(ids=given, gates=gates))
+    plain = route(logits.detach(), router, replay=Replay(ids=given))
+    assert torch.equal(found.gates[3::4].detach(), gates[3::4])
+    for rows in (slice(0, None, 2), slice(1, None, 4)):
+        assert torch.equal(found.gates[rows].detach(), plain.gates[rows])
+    (slope,) = torch.autograd.grad(found.gates[:, 0].sum(), logits)
+    assert not slope[3::4].any()
+    assert router.top_k > 1 or slope[::2].any()
+
+
+def test_the_rule_of_a_row_may_be_another_in_every_member():
+    router = ROUTERS["softmax_topk"]
+    logits, given = normal(3, 40, 8), foreign_ids(120, 8, router.top_k, 9).view(3, 40, -1)
+    margins, shares = torch.tensor([[0.05], [torch.inf], [0.1]]), torch.tensor([[0.0], [0.8], [0.5]])
+    together = route(logits, router, replay=Replay(ids=given, margin=margins, condition=shares))
+    for m in range(3):
+        rule = Replay(ids=given[m], margin=margins[m, 0], condition=shares[m, 0])
+        assert torch.equal(together.ids[m], route(logits[m], router, replay=rule).ids)
 
 
 @pytest.mark.parametrize(("mode", "routes"), [("disabled", None), ("R2", "old"), ("R3", "mu")])

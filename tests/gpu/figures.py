@@ -28,6 +28,7 @@ import torch  # noqa: E402
 
 from firstorder.backends.folder import Shape  # noqa: E402
 from firstorder.core.method.recipe import Recipe  # noqa: E402
+from firstorder.core.routing import Replay  # noqa: E402
 from firstorder.core.settings import toml  # noqa: E402
 
 LARGE = "qwen3-30b-a3b"  # with fewer layers
@@ -99,7 +100,11 @@ def memory(layers: int, length: int, recompute: str, chunks: int, shape: Shape |
     update(ours, batch, routes)  # everything is compiled, and the optimizer has its state
     held = torch.cuda.memory_allocated()
     found = {name: [] for name in ("score", "score R3", "update")}
-    calls = (lambda: ours.score(batch), lambda: ours.score(batch, routes), lambda: update(ours, batch, routes))
+    calls = (
+        lambda: ours.score(batch),
+        lambda: ours.score(batch, Replay(ids=routes)),
+        lambda: update(ours, batch, routes),
+    )
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):
         for name, call in zip(found, calls, strict=True):
@@ -233,7 +238,8 @@ def update(trainer, batch, routes) -> None:
     from firstorder.core.training.backend import Scored
 
     arms = (Arm(recipe=trainer.recipe),)
-    ready = with_advantages(Scored(batch=batch, logp_old=batch.logp_mu, replay=routes), arms, len(batch.tokens))
+    replay = None if routes is None else Replay(ids=routes)
+    ready = with_advantages(Scored(batch=batch, logp_old=batch.logp_mu, replay=replay), arms, len(batch.tokens))
     trainer.update(ready, RecipeWeights(arms))
 
 

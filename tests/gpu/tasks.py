@@ -104,6 +104,7 @@ def trained(folder):
     from firstorder.backends.torchtitan.config import Torchtitan
     from firstorder.backends.torchtitan.trainer import Trainer
     from firstorder.core.method.recipe import Recipe
+    from firstorder.core.routing import Replay
     from firstorder.core.training.batch import RolloutBatch
 
     tokens = torch.randint(2, len(sums.TOKENS), (8, 24), generator=torch.Generator().manual_seed(0))
@@ -121,7 +122,7 @@ def trained(folder):
             groups=torch.arange(8) // 4,
         )
         live = trainer.score(batch)
-        again = trainer.score(batch, live.routes)
+        again = trainer.score(batch, Replay(ids=live.routes))
         before = next(trainer.weights())[1].clone()
         done = trainer.supervise(tokens, lengths, mask)
         moved = not torch.equal(next(trainer.weights())[1], before)

@@ -40,11 +40,13 @@ def responses():
 
 def step(trainer, batch, scores, routes):
     """One update."""
+    from firstorder.core.routing import Replay
     from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
     from firstorder.core.training.backend import Scored
 
     arms, logp = (Arm(recipe=trainer.recipe),), scores.logp.where(batch.mask, 0.0)
-    held = Scored(batch=replace(batch, logp_mu=logp), logp_old=logp, replay=routes)
+    replay = None if routes is None else Replay(ids=routes)
+    held = Scored(batch=replace(batch, logp_mu=logp), logp_old=logp, replay=replay)
     return trainer.update(with_advantages(held, arms, 4), RecipeWeights(arms))
 
 
@@ -66,13 +68,15 @@ def replayed(folder, **settings):
     """
     import torch
 
+    from firstorder.core.routing import Replay
+
     batch = responses()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = opened(folder, scratch, **settings)
         before, live = weights(trainer), trainer.score(batch)
-        own = trainer.score(batch, live.routes)
+        own = trainer.score(batch, Replay(ids=live.routes))
         others = torch.where(live.routes >= 0, (live.routes + 1) % trainer.shape.num_experts, live.routes)
-        other = trainer.score(batch, others)
+        other = trainer.score(batch, Replay(ids=others))
         did = step(trainer, batch, live, live.routes)
         return {
             "same scores": torch.equal(own.logp, live.logp) and torch.equal(own.routes, live.routes),
@@ -85,12 +89,14 @@ def replayed(folder, **settings):
 
 def compiled(folder, backend="inductor"):
     """With the same routes, how far scores in bfloat16 are from those in float32, compiled and not; and gradients."""
+    from firstorder.core.routing import Replay
+
     kinds = {"plain": {}, "compiled": {"compile": backend}}
     batch = responses()
     with tempfile.TemporaryDirectory() as scratch:
         exact = opened(folder, scratch, dtype="float32").score(batch)
         trainers = {name: opened(folder, scratch, dtype="bfloat16", **kind) for name, kind in kinds.items()}
-    scores = {name: trainer.score(batch, exact.routes) for name, trainer in trainers.items()}
+    scores = {name: trainer.score(batch, Replay(ids=exact.routes)) for name, trainer in trainers.items()}
     return {
         name: {
             "apart": float((scores[name].logp - exact.logp).abs()[batch.mask].mean()),

@@ -33,7 +33,7 @@ KEYS = {
     "nodes",
 }
 NAMES = toml.shipped()
-UNSUPPORTED = ["pr2", "total-recall"]
+UNSUPPORTED = ["pr2"]
 LOW = ["bf16", "fp16", "fp8", "int8", "split", "gate_order"]
 
 

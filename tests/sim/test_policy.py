@@ -5,7 +5,7 @@ import torch
 
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import objectives
-from firstorder.sim.exact.edges import Routes, vjp
+from firstorder.sim.exact.edges import Given, Routes, vjp
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.tree import plant
@@ -67,7 +67,7 @@ def test_gradients_agree_with_finite_differences(router, mode, small):
 
     def logp(*leaves):
         model = exact_model(sim, weights | dict(zip(trained, leaves, strict=True)))
-        return run(model, tree, foreign if mode == "replayed" else None).logp
+        return run(model, tree, Given(routes=foreign) if mode == "replayed" else None).logp
 
     assert torch.autograd.gradcheck(logp, [weights[n] for n in trained], fast_mode=True)
 
@@ -122,7 +122,7 @@ def test_replaying_one_s_own_routes_is_the_identity_bit_for_bit(router, small):
     weights = weights_of(sim, [0, 1])
     model = exact_model(sim, weights)
     live = run(model, tree)
-    again = run(model, tree, live.routes)
+    again = run(model, tree, Given(routes=live.routes))
     assert torch.equal(again.logp, live.logp)
     assert again.routes.equal(live.routes)
     assert torch.equal(slopes(again, weights), slopes(live, weights))
@@ -145,7 +145,7 @@ def test_rows_of_minus_one_route_live(small):
         contexts=torch.full_like(live.routes.contexts, -1),
         leads=tuple(torch.full_like(lead, -1) for lead in live.routes.leads),
     )
-    assert torch.equal(run(model, tree, nobody).logp, live.logp)
+    assert torch.equal(run(model, tree, Given(routes=nobody)).logp, live.logp)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -154,7 +154,7 @@ def test_replaying_foreign_experts_keeps_a_gradient_on_the_router(router, small)
     tree = grow(sim)
     weights = weights_of(sim, [0])
     foreign = run(exact_model(sim, weights_of(sim, [1])), tree).routes
-    done = run(exact_model(sim, weights), tree, foreign)
+    done = run(exact_model(sim, weights), tree, Given(routes=foreign))
     assert torch.equal(done.routes.contexts, foreign.contexts)
     (found,) = torch.autograd.grad(done.logp[..., 1].sum(), weights["router"])
     assert (found.abs().amax((0, 2, 3)) > 1e-6).all()
@@ -169,7 +169,7 @@ def test_another_expert_early_on_changes_every_later_log_prob(where, small):
     routes = Routes(contexts=live.routes.contexts.clone(), leads=tuple(lead.clone() for lead in live.routes.leads))
     row = routes.leads[0][0, 0, 0, 0] if where == "prompt" else routes.contexts[0, 0, 0]
     row[0] = next(e for e in range(sim.experts) if e not in row)
-    moved = (run(model, tree, routes).logp - live.logp).abs().amax(-1)[0] > 1e-9
+    moved = (run(model, tree, Given(routes=routes)).logp - live.logp).abs().amax(-1)[0] > 1e-9
     owner = torch.cat([torch.arange(n) // (sim.vocab - 1) ** t for t, n in enumerate(tree.widths)])
     assert torch.equal(moved, owner == 0)
 
@@ -225,18 +225,18 @@ def test_checkpointed_chunks_change_neither_values_nor_gradients(rows, replayed,
     tree = grow(sim)
     weights = weights_of(sim, [0, 1])
     model = load(weights, arithmetic(sim.training_numerics, torch.arange(2)), sim)
-    routes = run(exact_model(sim, weights_of(sim, [7, 8])), tree).routes if replayed else None
-    whole = run(model, tree, routes)
+    given = Given(routes=run(exact_model(sim, weights_of(sim, [7, 8])), tree).routes) if replayed else None
+    whole = run(model, tree, given)
     expected = slopes(whole, weights)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 2 * rows)
-    chunked = run(model, tree, routes)
+    chunked = run(model, tree, given)
     same(chunked.logp, whole.logp)
     same(chunked.margin, whole.margin)
     assert torch.equal(chunked.routes.contexts, whole.routes.contexts)
     same(slopes(chunked, weights), expected)
     same(slopes(chunked, weights), expected)  # the graph is kept
     with torch.no_grad():
-        same(run(model, tree, routes).logp, whole.logp)
+        same(run(model, tree, given).logp, whole.logp)
 
 
 def test_chunks_are_as_small_as_they_are_told(small, monkeypatch):
@@ -290,8 +290,8 @@ def test_a_direction_is_a_derivative_of_j_along_itself(small, make_scene, same):
     """J at θ ± ε v, so that the sign and the size of the gradient are those of the objective, replay included."""
     sim = small()
     scene = make_scene(sim)
-    routes = {"disabled": None, "R3": scene.mu_old.routes}
-    for mode, given in routes.items():
+    for mode in ("disabled", "R3"):
+        given = scene.replay(mode)
         g = objectives.gradient(scene, mode)
         v = g / g.norm()
 

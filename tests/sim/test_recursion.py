@@ -133,7 +133,7 @@ def scene(graph, generator):
     def said(logp):
         routes = Routes(contexts=torch.zeros(len(logp), graph.contexts, 1, 1, dtype=torch.int16), leads=())
         nothing = torch.zeros(len(logp), graph.contexts, 1, 1)
-        return Pass(logp=logp, routes=routes, live=routes, margin=nothing[..., 0], router_logp=nothing)
+        return Pass(logp=logp, routes=routes, gates=routes, live=routes, margin=nothing[..., 0], router_logp=nothing)
 
     mu = policy(graph, generator)
     old, theta = ((mu + 0.3 * numbers(graph, generator)).log_softmax(-1) for _ in range(2))
@@ -146,6 +146,7 @@ def scene(graph, generator):
         mu=said(mu),
         old={"disabled": said(old)},
         target=passes,
+        sent=said(mu).routes,
         stale=True,
     )
 

@@ -9,7 +9,7 @@ import torch
 from firstorder.cli.main import run
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import means
-from firstorder.core.routing import replay_rows
+from firstorder.core.routing import Replay, replay_rows
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import train
@@ -44,9 +44,9 @@ def test_the_exact_receipts_are_those_of_every_response_weighed(mode, change, sm
         "R3": mu,
     }[mode]
     with torch.no_grad():
-        done = score(load(scene.weights, scene.pi, sim), told.tokens[None], given)
+        done = score(load(scene.weights, scene.pi, sim), told.tokens[None], Replay(ids=given))
     before = torch.cat([torch.full_like(mu[:, :, :1], -1), mu[:, :, :-1]], dim=2)
-    counts = replay_rows(given.flatten(1, 2), done.live.flatten(1, 2), weight.flatten(1))
+    counts = replay_rows(given.flatten(1, 2), given.flatten(1, 2), done.live.flatten(1, 2), weight.flatten(1))
     expected = replayed(counts, told.tokens.shape[-1])
     expected |= arrivals(mu.flatten(1, 2), before.flatten(1, 2), weight.flatten(1))
     found = moments(scene, mode)
@@ -166,7 +166,7 @@ def mistaking(monkeypatch):
             from firstorder.sim.sampling.sequences import score as run
 
             live = run(load(self.weights, self.engines.pi, self.sim), batch.tokens).routes
-        scored.replay.copy_(torch.where(batch.routes >= 0, live, -1))
+        scored.replay.ids.copy_(torch.where(batch.routes >= 0, live, -1))
         return scored, found
 
     monkeypatch.setattr(SimBackend, "score", score)

@@ -86,7 +86,7 @@ def test_what_an_environment_says_is_in_the_batch_and_counts_for_nothing():
     assert not batch.mask[..., 4].any()
     assert not batch.logp_mu[..., 4].any()
     assert not scored.logp_old[..., 4].any()
-    assert (scored.replay[:, :, 4][heard] >= 0).all()  # it is run, routed and replayed
+    assert (scored.replay.ids[:, :, 4][heard] >= 0).all()  # it is run, routed and replayed
     assert float(agreement["update/entropy"][1]) == float(batch.mask.sum())
 
 

@@ -14,6 +14,7 @@ from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.backends.vllm.arguments import prepare
 from firstorder.backends.vllm.config import Vllm
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.routing import Replay
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
@@ -54,7 +55,7 @@ def scored(trainers, shape):
     batch = RolloutBatch(**(vars(batch) | {"logp_mu": logp}))
     flipped = (torch.rand(live.routes.shape[:-1], generator=g) < 0.1)[..., None] & (live.routes >= 0)
     routes = torch.where(flipped, (live.routes + 1) % shape.num_experts, live.routes)
-    return Scored(batch=batch, logp_old=logp, replay=routes)
+    return Scored(batch=batch, logp_old=logp, replay=Replay(ids=routes))
 
 
 def step(trainer, scored, replay):
