@@ -28,7 +28,7 @@ from firstorder.sim.model.policy import Model, Weights, leaves, load
 
 from .edges import Given, Pass, Routes
 from .game import Swapped
-from .pruning import FLOOR, pruned
+from .pruning import pruned
 from .scene import Engines, Mode, Scene, build, given
 from .world import World
 
@@ -66,7 +66,7 @@ class Start:
     @cached_property
     def keep(self) -> Tensor | None:
         """The tokens that pruning leaves, `[M, N, V]`; None where all are."""
-        return self.scene.mu_old.logp > FLOOR if self.sim.min_p else None
+        return None if self.scene.mask is None else self.scene.mask.keep
 
     def run(self, model: Model, replay: Given | None) -> Pass:
         """An engine on the world of the scene, pruned as the others."""
@@ -78,7 +78,7 @@ class Start:
         trainer, live, mu = load(weights, self.engines.pi, self.sim), was.old["disabled"], was.mu_old
         with torch.no_grad():
             deployed = self.run(load(weights, self.engines.mu, self.sim), None)
-        targets = {mode: self.run(trainer, given(mode, live, mu)) for mode in was.target}
+        targets = {mode: self.run(trainer, given(mode, live, mu, was.sent)) for mode in was.target}
         return replace(was, weights=weights, mu=deployed, target=targets, stale=True)
 
 

@@ -15,7 +15,8 @@ from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.threads import sized
 from firstorder.sim.coldstart import starting_weights
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.checks import check_replay
+from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
 from .edges import Pass
@@ -73,6 +74,16 @@ def _check(recipes: Sequence[Recipe], sim: Sim, stalest: int) -> None:
         check_replay(recipe, sim)
     if sim.direction == "recipe" and stalest and len(recipes) > 1:
         raise ConfigError("sim.direction = recipe moves theta by one recipe's update, got several; use natural")
+    if sim.truncates and sim.sampling_mask == "ignored":
+        raise ConfigError(
+            "a split compares policies over the same tokens, but sim.sampling_mask = ignored gives pi more than mu; "
+            "use sim.sampling_mask = replayed"
+        )
+    if sim.missing or sim.missing_prefix:
+        raise ConfigError(
+            "a split swaps the experts of mu at every token, but sim.missing and sim.missing_prefix keep some from "
+            "arriving; unset them"
+        )
     held = HELD * (sim.draws if sim.numerics.kind == "batch" else 1) * sim.passes
     check_memory(sim, held, memory.available())
     check_size(sim, held, memory.available())

@@ -381,7 +381,39 @@ class Lab:
             total = total + chance * sum(
                 w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True)
             )
-        return slope(total, self.weights)
+        return slope(total - self.penalty(recipe), self.weights)
+
+    def penalty(self, recipe):
+        """E_μ of the loss of `[terms]` over whole responses, as it is published, for autograd to differentiate."""
+        terms, mode, total = recipe.terms, recipe.router_replay.mode, torch.zeros((), dtype=torch.float64)
+        for pair, chance in self.chance.items():
+            theta, spread = self.target[mode].logps(*pair), []
+            old, mu = self.old[mode].plain(pair), self.mu.plain(pair)
+            for t in range(len(theta)):
+                every = self.target[mode].run(context(self.sim, pair[0], pair[1][:t]))[1]
+                base = self.old[mode].run(context(self.sim, pair[0], pair[1][:t]))[1].detach()  # π_ref is π_old here
+                d = theta[t] - old[t]
+                kl = {
+                    "k1": d,
+                    "k2": d**2 / 2,
+                    "k3": (-d).exp() - 1 + d,
+                    "unbiased": (theta[t] - mu[t]).exp() * ((-d).exp() - 1 + d),
+                    "full": sum(a.exp() * (a - b) for a, b in zip(every, base, strict=True)),
+                }[terms.reference_estimator]
+                r = theta[t] - (mu if terms.squared_of == "theta/mu" else old)[t]
+                entropy = -sum(a.exp() * a for a in every)
+                spread.append(terms.reference_kl * kl + terms.squared_log_ratio * r**2 - terms.entropy * entropy)
+            total = total + chance * sum(spread) / self.norm(recipe, len(theta))
+        return total
+
+    def norm(self, recipe, length):
+        rule = recipe.aggregation
+        return {
+            "token_sum": 1.0,
+            "length": length**rule.alpha,
+            "token_mean": self.length,
+            "constant": rule.constant,
+        }[rule.kind]
 
     def _factors(self, recipe, pair, each):
         mode, clip, c, judge = recipe.router_replay.mode, recipe.clip, recipe.correction, recipe.rejection
@@ -446,13 +478,7 @@ class Lab:
                 w *= whole**one * math.exp(two * (1 - whole))
             if judge.kind != "none" and (a < 0 or judge.where == "always"):
                 w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
-            if recipe.aggregation.kind == "length":
-                w /= length**recipe.aggregation.alpha
-            elif recipe.aggregation.kind == "token_mean":
-                w /= self.length
-            elif recipe.aggregation.kind == "constant":
-                w /= recipe.aggregation.constant
-            factors.append(w)
+            factors.append(w / self.norm(recipe, length))
         return factors
 
     def judged(self, judge, pair, mode, logs, t):
