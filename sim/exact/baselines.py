@@ -93,7 +93,8 @@ def parabola(scene: Scene, mode: Mode, x: Tensor) -> Parabola:
     """E‖g_b‖² over the responses of μ_old, of the token ratio of a target.
 
     Args:
-        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from.
+        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from, and
+            samples every token that π can say.
         mode: the target's replay.
         x: `[S, V, D]`, from `scores.directions` of it.
     """
