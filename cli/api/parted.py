@@ -75,7 +75,7 @@ def blocks(splits: Sequence[Splits], staleness: int) -> Iterator[Table | Text]:
 def _whole(splits: Splits) -> Table:
     from rich.table import Table
 
-    about = f"split at staleness {splits.staleness}: parts swapped from the top, beside their mean over all orders"
+    about = f"split at staleness {splits.staleness}, in this order and over all"
     table = Table(title=about, title_justify="left", box=None, header_style="bold")
     table.add_column("of")
     table.add_column("part")
