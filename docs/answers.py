@@ -104,6 +104,40 @@ def warnings() -> str:
     )
 
 
+FRONTIER = ("minirl", "minirl-r3", "minirl-no-clip", "minirl-r3-no-clip", "minirl-no-is", "minirl-r3-no-is", "dppo-tv")
+BASELINES = ("b published", "b best of a position", "b = E[R | context]", "b best of a context")
+
+
+def frontier() -> str:
+    """The progress of some recipes in every condition, as a share of that on policy."""
+    return _by_condition(FRONTIER, ("on policy", lambda rows: _short(rows["minirl"]["on_policy"])))
+
+
+def baselines() -> str:
+    """The progress of the token ratio under each baseline."""
+    return _by_condition(("minirl-no-clip", *BASELINES))
+
+
+def _by_condition(recipes: Iterable[str], *columns: tuple[str, Callable[[dict[str, Row]], str]]) -> str:
+    found = _record("frontier")
+    if found is None:
+        return _missing("frontier")
+    conditions: dict[str, dict[str, Row]] = {}
+    for row in found["rows"]:
+        conditions.setdefault(row["condition"], {})[row["recipe"]] = row
+    known = {name: rows for name, rows in conditions.items() if all(recipe in rows for recipe in recipes)}
+    heads = ("condition", "KL", "flips", *(name for name, _ in columns), *(f"`{recipe}`" for recipe in recipes))
+    return tables.rows(
+        heads,
+        (
+            [name, _short(rows["minirl"]["kl"]), _short(rows["minirl"]["flips"])]
+            + [read(rows) for _, read in columns]
+            + [f"{rows[recipe]['progress']:.2f}" for recipe in recipes]
+            for name, rows in known.items()
+        ),
+    )
+
+
 def regimes() -> str:
     """Every search, and the border that it found."""
     return _table(

@@ -45,6 +45,8 @@ TABLES = {
     "deployed": answers.deployed,
     "warnings": answers.warnings,
     "regimes": answers.regimes,
+    "frontier": answers.frontier,
+    "baselines": answers.baselines,
     "findings": answers.findings,
     "samples": answers.samples,
     "formats": auditing.formats,

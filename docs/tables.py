@@ -20,7 +20,7 @@ from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import app
 from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.method import parts as method_parts
-from firstorder.core.method import surrogate, value
+from firstorder.core.method import surrogate, term_kinds, terms, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.runs import alarm_table
@@ -28,6 +28,7 @@ from firstorder.core.settings.toml import build, read, shipped
 from firstorder.core.training import backend, diagnostics, inert, kept, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
+from firstorder.sim.exact import terms as of_terms
 from firstorder.sim.exact.forms import form
 from firstorder.sim.training import halves
 from firstorder.sim.training.backend import EXACT
@@ -42,7 +43,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 PARTS = (
     *("ratios", "spans", "corrections", "rejections", "overs", "clips"),
-    *("aggregations", "baselines", "scales", "replays"),
+    *("aggregations", "baselines", "scales", "replays", "terms", "estimators"),
 )
 TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
@@ -135,6 +136,8 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
         | {n: one for n, one in loop.QUANTITIES.items() if n not in rewards},
         "exact": EXACT,
         "critic": value.QUANTITIES,
+        "terms": terms.QUANTITIES,
+        "each_term": of_terms.REPORTED,
         "receipts": surrogate.RECEIPTS,
         "replay": replay.QUANTITIES
         | {
@@ -235,8 +238,9 @@ def _without_form(recipe: Recipe) -> list[str]:
 
 
 def parts(section: str) -> str:
-    """The kinds of a part of the weight."""
+    """The kinds of a part of the weight, or of a term beside it."""
     named = {"of": "`ratio.of`" if section == "clips" else "its `of`", None: ""}
+    source = term_kinds if hasattr(term_kinds, section.upper()) else method_parts
     return rows(
         ("kind", "makes", "keys", "compares", "scope", "source"),
         (
@@ -248,7 +252,7 @@ def parts(section: str) -> str:
                 part.scope,
                 part.source,
             )
-            for kind, part in getattr(method_parts, section.upper()).items()
+            for kind, part in getattr(source, section.upper()).items()
         ),
     )
 

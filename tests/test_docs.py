@@ -114,8 +114,8 @@ def test_every_number_of_a_measurement_is_in_a_table(tmp_path):
     small = [word for size in ("vocab=3", "horizon=2", "prompts=2") for word in ("--set", f"sim.{size}")]
     assert run(["measure", "minirl-r3", *small, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())["result"]
-    nested = {"bounds", "replay_bounds", "diagnostics", "receipts", "intervals", "replay", "mask", "inert", "notes"}
-    nested |= {"seconds"}
+    nested = {"bounds", "replay_bounds", "diagnostics", "receipts", "intervals", "replay", "mask", "terms", "inert"}
+    nested |= {"notes", "seconds"}
     assert sorted(set(result) - nested) == sorted(quantities.QUANTITIES)
     assert sorted(result["diagnostics"]) == sorted(diagnostics.QUANTITIES)
 

@@ -119,6 +119,7 @@ class MeasureResult(Result):
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
     mask: Mapping[str, float | None] | None
+    terms: Mapping[str, Mapping[str, float | None]]
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]
@@ -126,7 +127,7 @@ class MeasureResult(Result):
     split: list[Splits] | None = None
 
     def blocks(self) -> Iterator[Table | Text]:
-        """The table, then which parts are inert, then notes."""
+        """The table, then the terms beside the weights, which parts are inert, and notes."""
         from rich.table import Table
         from rich.text import Text
 
@@ -143,6 +144,7 @@ class MeasureResult(Result):
         yield table
         if self.split is not None:
             yield from parted.blocks(self.split, self.sim.staleness)
+        yield from (Text(f"term {name}: {_said(numbers)}") for name, numbers in self.terms.items())
         yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
         yield from (Text(f"note: {line}", style="dim") for line in self.notes)
 
@@ -233,6 +235,11 @@ def measure(
     numbers = {name: value for name, value in result.items() if name in own}
     numbers["intervals"] = {name: Interval(**interval) for name, interval in result["intervals"].items()}
     return MeasureResult(document=document, recipe=method, sim=sim, **numbers | {"split": parts})
+
+
+def _said(numbers: Mapping[str, float | None]) -> str:
+    """The numbers of a term in a line."""
+    return ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in numbers.items())
 
 
 def _distinct(results: tuple[MeasureResult, ...]) -> list[str]:

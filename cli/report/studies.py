@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from .figures import COLOURS, arranged, drawn
+from .frontier import frontier
 
 Rows = Sequence[Mapping[str, Any]]
 HOLDS, NOT = COLOURS[0], "0.75"
@@ -146,4 +147,5 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "samples": samples,
     "causes": causes,
     "warnings": warnings,
+    "frontier": frontier,
 }

@@ -70,7 +70,7 @@ def weights() -> tuple[Weight, ...]:
     same: dict[str, list[Recipe]] = {}
     for name in shipped():
         recipe = build(Recipe, read(name))
-        if recipe.about.unsupported is None and not recipe.needs:
+        if recipe.about.unsupported is None and not recipe.needs and not recipe.terms.active:
             parts = (recipe.ratio, recipe.correction, recipe.rejection, recipe.clip)
             same.setdefault(repr([part.model_dump() for part in parts]), []).append(recipe)
     return tuple(

@@ -124,11 +124,11 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """Every method, by name; those whose recipe does not fit the form are left out."""
+    """Every method, by name; recipes that do not fit the form are left out, and those whose loss has more terms."""
     alike: dict[str, list[Recipe]] = {}
     for name in shipped():
         recipe = build(Recipe, read(name))
-        if not recipe.about.unsupported:
+        if not recipe.about.unsupported and not recipe.terms.active:
             alike.setdefault(_key(recipe), []).append(recipe)
     found = []
     for recipes in alike.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Correction, Critic, Rejection, RouterReplay
+from .sections import Clip, Correction, Critic, Rejection, RouterReplay, Terms
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -104,6 +104,14 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             j.kind != "none" and (j.low, j.high) == (Rejection().low, Rejection().high),
             f"rejection.kind = {j.kind} without a bound does nothing; set rejection.low or rejection.high",
+        ),
+        *(
+            (
+                getattr(r.terms, key) != getattr(Terms(), key) and not getattr(r.terms, of),
+                f"terms.{key} = {getattr(r.terms, key)} is read beside terms.{of} only, got terms.{of} = 0; "
+                f"remove it or set terms.{of}",
+            )
+            for key, of in (("reference_estimator", "reference_kl"), ("squared_of", "squared_log_ratio"))
         ),
         *(
             (

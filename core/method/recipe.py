@@ -49,6 +49,7 @@ from .sections import (
     Rejection,
     RouterReplay,
     Schedule,
+    Terms,
 )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Rejection",
     "RouterReplay",
     "Schedule",
+    "Terms",
     "check_runs",
     "fingerprint",
 ]
@@ -80,6 +82,7 @@ class Recipe(Section):
     rejection: Rejection = Rejection()
     clip: Clip = Clip()
     aggregation: Aggregation = Aggregation()
+    terms: Terms = Terms()
     router_replay: RouterReplay = RouterReplay()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
@@ -108,7 +111,9 @@ class Recipe(Section):
         return named
 
     def compared(self, key: str) -> str | None:
-        """The two policies that one of its `parts` compares, such as `theta/old`; None if it has no such part."""
+        """The two policies that one of its `parts` or `terms` compares, such as `theta/old`; None if it has no such."""
+        if key.startswith("terms."):
+            return self.terms.compared(key.removeprefix("terms."))
         part = self.parts.get(key)
         if part is None:
             return None
@@ -209,5 +214,7 @@ def fingerprint(recipe: Recipe) -> str:
         True
     """
     tree = as_before(recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"}))
+    if not recipe.terms.active:
+        del tree["terms"]
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

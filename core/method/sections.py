@@ -24,12 +24,14 @@ from .parts import (
     Policies,
     Scope,
 )
+from .term_kinds import ESTIMATORS
 
 if TYPE_CHECKING:  # a type checker takes no literals that are made from a table
     AggregationKind = str
     Baseline = str
     ClipKind = str
     CorrectionKind = str
+    EstimatorKind = str
     Over = str
     RatioOf = str
     RejectionKind = str
@@ -40,6 +42,7 @@ else:
     Baseline = Literal[tuple(BASELINES)]
     ClipKind = Literal[tuple(CLIPS)]
     CorrectionKind = Literal[tuple(CORRECTIONS)]
+    EstimatorKind = Literal[tuple(ESTIMATORS)]
     Over = Literal[tuple(OVERS)]
     RatioOf = Literal[tuple(RATIOS)]
     RejectionKind = Literal[tuple(REJECTIONS)]
@@ -176,6 +179,38 @@ class Aggregation(Section):
     kind: AggregationKind = Field("token_sum", description="norm_t, which divides the weight of a token")
     alpha: float = within(1.0, "[0, 1]", "0 is a sum over tokens and 1 their mean", "exponent of `length`")
     constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token", "divisor of `constant`")
+
+
+COEFFICIENT = "[0, 1000000]"
+COEFFICIENT_WHY = "below 0 a term would turn round, and a larger one leaves nothing of the reward"
+
+
+class Terms(Section):
+    """Terms of the loss beside the weighted log-probs, each with its coefficient, 0 for none: `core.method.terms`. They
+    are divided as weights are, and no clip, correction or mask touches them."""
+
+    reference_kl: float = within(
+        0.0,
+        COEFFICIENT,
+        COEFFICIENT_WHY,
+        "β of + β KL(π_θ ‖ π_ref); π_ref is the training engine at the weights that the run started from, under the "
+        "replay of the recipe",
+    )
+    reference_estimator: EstimatorKind = Field("k3", description="what a token gives of that KL, and its gradient")
+    entropy: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "e of - e H(π_θ), the entropy bonus")
+    squared_log_ratio: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "c of + c (log r)²")
+    squared_of: Literal["theta/mu", "theta/old"] = Field("theta/mu", description="the two policies of that r")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any term."""
+        return bool(self.reference_kl or self.entropy or self.squared_log_ratio)
+
+    def compared(self, name: str) -> str | None:
+        """The two policies that a term is idle between where they agree; None without it, or if none silences it."""
+        if name == "reference_kl" and self.reference_estimator != "k1":  # the gradient of k1 is 1 wherever it is taken
+            return "theta/ref" if self.reference_kl else None
+        return self.squared_of if name == "squared_log_ratio" and self.squared_log_ratio else None
 
 
 class RouterReplay(Section):

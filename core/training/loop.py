@@ -17,6 +17,7 @@ from operator import attrgetter
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.method import terms
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.method.value import explained_variance, value_moments
@@ -130,4 +131,4 @@ def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
     known = finalise(sums) | strata.finalise(sums) | explained_variance(averaged)
-    return known | means(_named(sums, "route/", "update/", "critic/"))
+    return known | means(_named(sums, "route/", "update/", "critic/", terms.PREFIX))

@@ -10,8 +10,8 @@ so that any b of the time, the prompt and the context leaves E[g_b] as it is, an
     E‖g_b‖² = E‖g_0‖² - 2 Σ C b + Σ A b²
     A = E[1{t, c} ρ_t² ‖s_t‖²],      C = E[1{t, c} R ⟨ρ_t s_t, Σ_u ρ_u s_u⟩]
 
-and the best b of a class is Σ C / Σ A over what the class takes for one. arXiv 2602.07078 takes E[R W_t] / E[W_t] with
-W_t = Σ_{u≤t} ρ_u² ‖s_u‖² in its place, and for ‖s‖² the square of the gradient by the logits, 1 - 2 π(a|c) + Σ_v π(v|c)².
+and the best b of a class is Σ C / Σ A over what the class takes for one. arXiv 2602.07078 has E[R W_t] / E[W_t] in its
+place, W_t = Σ_{u≤t} ρ_u² ‖s_u‖², and for ‖s‖² the square of the gradient by the logits, 1 - 2 π(a|c) + Σ_v π(v|c)².
 
 Shapes: S contexts, V vocabulary, U distinct places that a context leads to, D directions, T horizon, X prompts;
 one member.
@@ -188,8 +188,8 @@ def _with_earlier(walk: _Walk, came: Tensor, ahead: Tensor) -> Tensor:
 
 
 def squares(curve: Parabola) -> dict[str, Tensor]:
-    """E‖g_b‖² of every baseline that has a name: the values of a prompt and of a context, the published one with its norms
-    and with those by the logits, and the best of each class."""
+    """E‖g_b‖² of every baseline that has a name: the values of a prompt and of a context, the published one with its
+    norms and with those by the logits, and the best of each class."""
     named = {
         "b = 0": torch.zeros_like(curve.slope),
         "b = E[R | prompt]": curve.mean("prompt"),

@@ -107,6 +107,11 @@ def linear(of: Expansion) -> Tensor:
     return 2 * of.apart.tv.sum(-1)
 
 
+def halved(of: Expansion) -> Tensor:
+    """Σ_t D_t: the linear bound at half its constant (derived, docs/theory.md)."""
+    return of.apart.tv.sum(-1)
+
+
 def trpo(of: Expansion) -> Tensor:
     """4 ε max|A^μ| Σ_t (1 - (1 - ε)^(t-1)); arXiv 1502.05477 lemma 3, summed over T steps without discount."""
     eps = of.apart.most_tv[:, None]
@@ -131,6 +136,7 @@ BOUNDS: Mapping[str, Bound] = {
     "coupling": coupling,
     "adaptive": adaptive,
     "linear": linear,
+    "halved": halved,
     "trpo": trpo,
     "cpo": cpo,
     "reach": reach,

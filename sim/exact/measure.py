@@ -18,7 +18,7 @@ from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
-from . import agree, objectives, replay
+from . import agree, objectives, replay, terms
 from .bounds import bounds
 from .bounds_replay import replay_bounds, sampled_total_variation, whole
 from .compare import reported
@@ -85,6 +85,7 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
     result["mask"] = masking(measurement)
+    result["terms"] = terms.report(measurement)
     result["inert"] = inert(recipe, sim)
     result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, truncation(sim))] if text]
     check_finite(result, SATURATED)
@@ -105,7 +106,7 @@ def _without_gradient(g: Tensor, natural: Tensor) -> list[str]:
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
     """The parts of a recipe that cannot act in a measurement, one sentence each."""
-    return agree.inert(recipe, sim, stale=sim.staleness > 0)
+    return agree.inert(recipe, sim, stale=sim.staleness > 0, moved=sim.staleness > 0)
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
@@ -225,7 +226,12 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     if result["variance"] is None:
         notes.append(
             "variance and mse are not formed for several draws, above 20,000 responses of a tree, of fewer than 3 "
-            "sampled responses a prompt, where a gradient is 0, or beyond the range of float64"
+            "sampled responses a prompt, of an update with terms, where a gradient is 0, or beyond the range of float64"
+        )
+    if recipe.terms.active:
+        notes.append(
+            "the terms are a part of u and not of g, so that gradient_error counts them as error"
+            + ("; the reference is pi_old" if recipe.terms.reference_kl else "")
         )
     if sim.numerics.drawn:
         notes.append(

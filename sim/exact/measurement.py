@@ -19,13 +19,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.aggregation import normaliser
+from firstorder.core.method.recipe import Recipe, Terms
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import TokenWeights, token_weights
+from firstorder.core.method.terms import term_weights
 
-from . import objectives
+from . import objectives, terms
 from .advantages import AdvantageTable, CriticTable, advantage_table
-from .edges import Pass, kl, router_shift, vjp
+from .edges import Pass, entropy, kl, router_shift, vjp
 from .forms import Form, form
 from .rollout import recorded
 from .scene import Mode, Scene
@@ -169,9 +171,42 @@ class Measurement:
         return log.exp()
 
     @cached_property
+    def term_coefficients(self) -> dict[str, Tensor]:
+        """What each term of the recipe adds to `coefficients`, by name, `[M, N, V]`."""
+        if not self.recipe.terms.active:
+            return {}
+        weights = term_weights(self.stats_of_edges, self.recipe)
+        found = {name: self.taken * on_edges(self.scene, weight) for name, weight in weights.items()}
+        return found | self.of_distributions(self.recipe.terms)
+
+    def of_distributions(self, section: Terms) -> dict[str, Tensor]:
+        """As `term_coefficients`, of those terms of a section that are sums over the vocabulary."""
+        norm = normaliser(self.stats_of_edges, self.recipe.aggregation)[:, :1]  # the same of every edge
+        policies = self.target.logp.detach(), self.scene.logp_ref(self.mode)
+        return terms.of_distributions(section, self.taken.sum(-1, keepdim=True) / norm, *policies)
+
+    @cached_property
+    def stats_of_edges(self) -> TokenStats:
+        """Every edge as the terms see it, from `edge_stats`."""
+        return edge_stats(self.scene, self.recipe)
+
+    @cached_property
+    def taken(self) -> Tensor:
+        """How often a response of μ_old takes each edge, `[M, N, V]`, divided for its length where weights are."""
+        mu, world = self.scene.mu_old.logp.exp(), self.scene.world
+        if self.lengths is None:
+            return self.scene.reached[..., None] * mu
+        one = torch.ones(len(mu), 1, len(world.levels), world.prompts, dtype=torch.float64)
+        return world.through(mu, mu, one, self.lengths)[:, 0] * mu
+
+    def all_coefficients(self) -> Tensor:
+        """`coefficients` with those of the terms, `[M, N, V]`."""
+        return sum(self.term_coefficients.values(), self.coefficients())
+
+    @cached_property
     def update(self) -> Tensor:
-        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update, `[M, P]`."""
-        return vjp(self.target, self.coefficients(), self.scene.weights)
+        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)] with what the recipe's terms add, the exact expected update, `[M, P]`."""
+        return vjp(self.target, self.all_coefficients(), self.scene.weights)
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -211,8 +246,8 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
-    paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
-    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
+    paths, (kl_mu, shift), mode = scene.responses, distances(scene, recipe), str(recipe.router_replay)
+    target, old = (scene.met(policy[mode].logp.detach()) for policy in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
@@ -223,6 +258,8 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         measure=scene.measure,
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
         router_shift=None if shift is None else gather_contexts(shift, paths),
+        logp_ref=gather(scene.logp_ref(mode), paths) if recipe.terms.reference_kl else None,
+        entropy=gather_contexts(entropy(target), paths) if recipe.terms.entropy else None,
         rewards=paths.rewards.expand(logp_mu.shape[:-1]),
         turn=scene.world.task.layout.turns.expand(logp_mu.shape),
     )
@@ -244,14 +281,18 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
-    target, old = (scene.met(p[str(recipe.router_replay)].logp.detach()) for p in (scene.target, scene.old))
+    mode = str(recipe.router_replay)
+    target, old = (scene.met(policy[mode].logp.detach()) for policy in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)
     kl_mu, shift = (
         None if x is None else _every(scene, x.repeat_interleave(vocab, 1))[..., None] for x in distances(scene, recipe)
     )
+    spread = _every(scene, entropy(target).repeat_interleave(vocab, 1))[..., None] if recipe.terms.entropy else None
     return TokenStats(
+        logp_ref=_every(scene, scene.logp_ref(mode))[..., None] if recipe.terms.reference_kl else None,
+        entropy=spread,
         logp_theta=logp_theta,
         logp_old=logp_old,
         logp_mu=logp_mu,

@@ -7,21 +7,25 @@ converges to.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from firstorder.core.method.advantage import advantage
+from firstorder.core.method.aggregation import normaliser
 from firstorder.core.method.scale import scaled
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import token_weights
+from firstorder.core.method.terms import with_terms
 
 from .advantages import CriticTable
 from .edges import vjp
 from .fit import fits
 from .measurement import Measurement
 from .scene import Scene
+from .terms import of_distributions
 from .world import scatter
 
 MOST_BLOCKS = 16
@@ -60,9 +64,23 @@ def sampled_edges(measurement: Measurement, picks: Tensor, minibatches: int = 1)
         minibatches: how many batches side by side are of one rollout, which gives advantages their scale.
     """
     scene, stats = measurement.scene, sampled_stats(measurement, picks, minibatches)
-    weight = token_weights(stats, measurement.recipe).weight * stats.weights[..., None]
+    recipe, path = measurement.recipe, scene.responses.path[picks.flatten(1)].flatten(1).long()
+    weight = with_terms(token_weights(stats, recipe).weight, stats, recipe) * stats.weights[..., None]
     edges = torch.zeros(len(picks), scene.world.contexts * scene.world.vocab, dtype=torch.float64)
-    return edges.scatter_add_(1, scene.responses.path[picks.flatten(1)].flatten(1).long(), weight.flatten(1))
+    edges.scatter_add_(1, path, weight.flatten(1))
+    for added in _of_contexts(measurement, stats, path):
+        edges = edges + added.flatten(1)
+    return edges
+
+
+def _of_contexts(measurement: Measurement, stats: TokenStats, path: Tensor) -> Iterable[Tensor]:
+    """What the terms that are sums over the vocabulary add to the edges of sampled batches, `[batches, N, V]` each."""
+    scene, recipe = measurement.scene, measurement.recipe
+    share = torch.where(stats.mask, stats.weights[..., None] / normaliser(stats, recipe.aggregation), 0.0)
+    came = torch.zeros(len(path), scene.world.contexts, 1, dtype=torch.float64)
+    came[..., 0].scatter_add_(1, path // scene.world.vocab, share.flatten(1))
+    policies = measurement.target.logp.detach(), scene.logp_ref(measurement.mode)
+    return of_distributions(recipe.terms, came, *policies).values()
 
 
 def sampled_stats(measurement: Measurement, picks: Tensor, minibatches: int = 1) -> TokenStats:
@@ -119,7 +137,8 @@ def block_fits(measurement: Measurement) -> dict[str, Interval]:
     updates = []
     for part in parts:
         edges = scatter(batch.expected[:, part], scene.responses.of(part), scene.world.contexts)
-        updates.append(len(parts) * vjp(measurement.target, edges, scene.weights))
+        every = len(parts) * edges + sum(measurement.term_coefficients.values(), torch.zeros((), dtype=torch.float64))
+        updates.append(vjp(measurement.target, every, scene.weights))
     return fit_intervals(measurement, torch.cat(updates))
 
 

@@ -8,7 +8,7 @@ at every token of the context, prompt included, π^R2 uses the experts that π_o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -68,6 +68,7 @@ class Scene:
         readings: what μ_old records; None where that is what it sampled from.
         samples: responses to draw where these are not all looked at.
         mask: of the tokens that μ_old samples from; None where it leaves none out.
+        reference: log-probs `[M, N, V]` of the reference policy by replay mode; empty where it is π_old.
     """
 
     world: World
@@ -83,6 +84,7 @@ class Scene:
     readings: Readings | None = None
     samples: int = 0
     mask: Mask | None = None
+    reference: Mapping[Mode, Tensor] = field(default_factory=dict)
 
     @property
     def exhaustive(self) -> bool:
@@ -140,6 +142,10 @@ class Scene:
         """What a mode gives π; None where it routes live."""
         return given(mode, self.old["disabled"], self.mu_old, self.sent)
 
+    def logp_ref(self, mode: Mode) -> Tensor:
+        """Log-probs of the reference policy under a replay mode, `[M, N, V]`."""
+        return self.reference[mode] if self.reference else self.old[mode].logp.detach()
+
     def probability(self, mode: Mode) -> Tensor:
         """π_θ(y|x) / X of every response under a replay mode, `[M, B]`, without gradient."""
         return gather(self.target[mode].logp.detach(), self.responses).sum(-1).exp() / self.world.prompts
@@ -192,6 +198,7 @@ def build(
     theta_old: Weights,
     theta: Weights | None = None,
     modes: Iterable[Mode] = MODES,
+    reference: Weights | None = None,
 ) -> Scene:
     """Run every engine over a world.
 
@@ -202,6 +209,7 @@ def build(
         theta_old: weights at rollout.
         theta: weights being optimised; None means θ = θ_old.
         modes: replay modes whose targets are wanted; `disabled` is always there.
+        reference: weights of the reference policy; None means θ_old.
 
     Raises:
         ConfigError: R3 is wanted of an engine that is drawn at every token.
@@ -228,17 +236,22 @@ def build(
         old_live = pruned(whole_old, over)
     old = {"disabled": old_live, "R2": old_live}
     sent = arriving(sim, world, mu_old.routes)
+    trainer_ref = None if reference is None else load(reference, arithmetics.pi, sim)
+    of_reference = {} if trainer_ref is None else {"disabled": run(trainer_ref).logp.detach()}
     for mode in sorted(modes - {"disabled"}):
         replayed = given(mode, old_live, mu_old, sent)
         target[mode] = run(trainer, replayed)
-        if RouterReplay.model_validate(mode).mode == "R2":
-            old[mode] = old_live  # its own experts, all of which stay
-        else:
-            with torch.no_grad():
+        with torch.no_grad():
+            if RouterReplay.model_validate(mode).mode == "R2":
+                old[mode] = old_live  # its own experts, all of which stay
+            else:
                 old[mode] = run(trainer_old, replayed) if stale else target[mode].frozen()
+            if trainer_ref is not None:
+                of_reference[mode] = run(trainer_ref, replayed).logp
     return Scene(
         world=world,
         weights=weights,
+        reference=of_reference,
         pi=arithmetics.pi,
         mu_old=mu_old,
         mu=mu,

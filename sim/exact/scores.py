@@ -17,9 +17,8 @@ from torch import Tensor
 
 from firstorder.core import progress
 from firstorder.sim.model.policy import leaves, load, step, trainable
+from firstorder.sim.model.truncation import restricted
 
-from .edges import Pass, Routes
-from .pruning import FLOOR, pruned
 from .scene import Mode, Scene
 
 ROUNDING = 1e-14  # of the largest eigenvalue of K, below which one is what rounding has left of 0
@@ -37,14 +36,13 @@ def edge_scores(scene: Scene, mode: Mode, contexts: Tensor) -> Tensor:
     """
     sim, count = scene.world.task.sim, len(contexts)
     copies = leaves({name: w.expand(count, *w.shape[1:]) for name, w in scene.weights.items()})
-    model, routes = load(copies, scene.pi.repeat(count), sim), scene.replay(mode)
-    replay = None if routes is None else routes.contexts[0, contexts][:, None]
+    model, given = load(copies, scene.pi.repeat(count), sim), scene.replay(mode)
+    replay = None if given is None else given.at(lambda routes: routes.contexts[0, contexts][:, None])
     features, keys = _rows(scene, contexts)
     found = step(model, None, features[:, None], keys[:, None], replay)
-    nothing = Routes(contexts=found.ids, leads=())
-    whole = Pass(logp=found.logp, routes=nothing, live=nothing, margin=found.margin, router_logp=found.router_logp)
-    keep = scene.mu_old.logp[0, contexts][:, None] > FLOOR if sim.min_p else None
-    logp, parameters = pruned(whole, keep).logp[:, 0], list(trainable(copies).values())
+    mask = scene.mask
+    keep = mask.keep[0, contexts][:, None] if mask is not None and mask.replayed else None
+    logp, parameters = restricted(found.logp, keep)[:, 0], list(trainable(copies).values())
     slopes = [torch.autograd.grad(one.sum(), parameters, retain_graph=True, materialize_grads=True) for one in logp.T]
     return torch.stack([torch.cat([s.flatten(1) for s in of_token], dim=1) for of_token in slopes], dim=1)
 
@@ -69,14 +67,14 @@ def directions(scene: Scene, mode: Mode) -> Tensor:
     for reached in progress.steps("scores", list(world.reachable)):
         contexts = reached.nonzero()[:, 0]
         scores = edge_scores(scene, mode, contexts).flatten(0, 1)
-        found.append((contexts, _square_root(scores @ scores.T).view(len(contexts), world.vocab, -1)))
+        found.append((contexts, square_root(scores @ scores.T).view(len(contexts), world.vocab, -1)))
     x = torch.zeros(world.contexts, world.vocab, max(part.shape[-1] for _, part in found), dtype=torch.float64)
     for contexts, part in found:
         x[contexts, :, : part.shape[-1]] = part
     return x
 
 
-def _square_root(products: Tensor) -> Tensor:
+def square_root(products: Tensor) -> Tensor:
     """Q √Λ of a positive semi-definite matrix `[E, E]`, without the directions of 0, `[E, D]`."""
     values, vectors = torch.linalg.eigh(products)
     used = values > ROUNDING * values[-1]

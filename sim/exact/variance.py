@@ -31,7 +31,7 @@ from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
 from .scene import Scene
-from .scores import edge_scores
+from .scores import edge_scores, square_root
 from .tree import Tree, episodes
 from .world import Responses
 
@@ -138,12 +138,13 @@ def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
         rows, place = torch.unique(tree.place[contexts], return_inverse=True)
         first = torch.full_like(rows, len(contexts)).scatter_reduce(0, place, torch.arange(len(contexts)), "amin")
         scores = edge_scores(scene, measurement.mode, contexts[first]).flatten(0, 1)
+        x = square_root(scores @ scores.T)
         at = torch.zeros(tree.contexts, dtype=torch.int64).scatter(0, contexts, place)
         mine = (paths.prompt == prompt).nonzero()[:, 0]
         edges = at[paths.contexts[mine]] * tree.vocab + paths.tokens[mine]
         for part, weight in enumerate(torch.where(paths.mask, weights, 0.0)[:, mine]):
-            counts = torch.zeros(len(mine), len(scores), dtype=torch.float64).scatter_add_(1, edges, weight)
-            norms[mine, part] = (counts @ scores).square().sum(-1)
+            counts = torch.zeros(len(mine), len(x), dtype=torch.float64).scatter_add_(1, edges, weight)
+            norms[mine, part] = (counts @ x).square().sum(-1)
     return norms
 
 

@@ -68,10 +68,18 @@ class Reader(Protocol):
         """The hash of the context that ends in each token of sequences `[M, B, L]`, as an engine runs it; int64, of the
         same shape."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None) -> Scores:
+    def score(
+        self,
+        model: Model,
+        tokens: Tensor,
+        replay: Replay | None = None,
+        kept: Tensor | None = None,
+        *,
+        spread: bool = False,
+    ) -> Scores:
         """An engine over sequences `[M, B, L]`; `replay` has experts `[M, B, L, N, K]`, its rule is broadcastable to
         `[M, B]`; `kept` `[M, B, L, C]` are the tokens that its distributions are renormalised over
-        (`core.training.kept`)."""
+        (`core.training.kept`). With `spread` entropies carry a gradient as log-probs do."""
 
 
 def reader(task: SimTask) -> Reader:

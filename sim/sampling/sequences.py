@@ -84,10 +84,16 @@ class Sequences:
         return torch.stack(keys, dim=-1)
 
     def score(
-        self, model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None
+        self,
+        model: Model,
+        tokens: Tensor,
+        replay: Replay | None = None,
+        kept: Tensor | None = None,
+        *,
+        spread: bool = False,
     ) -> TokenScores:
         """`Reader.score`."""
-        return score(model, tokens, replay, kept)
+        return score(model, tokens, replay, kept, spread=spread)
 
 
 def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor, *, gates: bool = False) -> Rollouts:
@@ -154,7 +160,9 @@ def sample(model: Model, task: SimTask, rows: Tensor, keys: Tensor, *, gates: bo
     )
 
 
-def score(model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None) -> TokenScores:
+def score(
+    model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None, *, spread: bool = False
+) -> TokenScores:
     """Run an engine over given sequences.
 
     Args:
@@ -162,6 +170,7 @@ def score(model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tens
         tokens: int64 `[M, B, L]`.
         replay: experts `[M, B, L, N, K]` to use, its rule broadcastable to `[M, B]`.
         kept: int32 `[M, B, L, C]`, the tokens that distributions are renormalised over (`core.training.kept`).
+        spread: whether entropies carry a gradient.
     """
     state, hashed = initial_state(model, tokens.shape[1]), None
     nothing = torch.zeros(tokens.shape[:2], dtype=torch.float64)
@@ -176,14 +185,15 @@ def score(model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tens
         if kept is None:
             logps.append(logp)
             outsides.append(nothing)
-            with torch.no_grad():
+            with torch.set_grad_enabled(spread and torch.is_grad_enabled()):
                 entropies.append(-(step.logp.exp() * step.logp).sum(-1))
         else:
             row = kept[..., position + 1, :]
             inside, whole = totals(step.logp, row)
             logps.append(logp - inside)
             outsides.append(-(inside - whole).detach().expm1())
-            entropies.append(entropy(step.logp, row))
+            with torch.set_grad_enabled(spread and torch.is_grad_enabled()):
+                entropies.append(entropy(step.logp, row))
         ids.append(step.ids)
         gates.append(step.gates)
         lives.append(step.live)

@@ -56,12 +56,14 @@ class TableScores:
         contexts: int64 `[M, B, L]`, where each token is said; at an answer, where it leads to.
         tokens: int64 `[M, B, L]`.
         left_out: `[M, S]`, the mass of each context on tokens that are not kept; None without a mask.
+        spread: whether entropies carry a gradient.
     """
 
     step: Step
     contexts: Tensor
     tokens: Tensor
     left_out: Tensor | None = None
+    spread: bool = False
 
     @cached_property
     def logp(self) -> Tensor:
@@ -72,7 +74,7 @@ class TableScores:
     @cached_property
     def entropy(self) -> Tensor:
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
-        logp = self.step.logp.detach()
+        logp = self.step.logp if self.spread else self.step.logp.detach()
         return self.at(-(logp.exp() * logp).sum(-1))
 
     @property
@@ -167,7 +169,13 @@ class Table:
         return self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
 
     def score(
-        self, model: Model, tokens: Tensor, replay: Replay | None = None, kept: Tensor | None = None
+        self,
+        model: Model,
+        tokens: Tensor,
+        replay: Replay | None = None,
+        kept: Tensor | None = None,
+        *,
+        spread: bool = False,
     ) -> TableScores:
         """`Reader.score`; what is replayed or kept at a token is so at its context, which all its tokens share."""
         contexts = self._said_in(tokens)
@@ -177,7 +185,7 @@ class Table:
             keep = self._kept(kept, contexts, step.logp.shape[-1])
             left_out = torch.where(keep, 0.0, step.logp.detach().exp()).sum(-1)
             step = replace(step, logp=restricted(step.logp, keep))
-        return TableScores(step=step, contexts=contexts, tokens=tokens, left_out=left_out)
+        return TableScores(step=step, contexts=contexts, tokens=tokens, left_out=left_out, spread=spread)
 
     def _step(self, model: Model, replay: Replay | None = None) -> Step:
         return chunked_step(model, None, self.contexts.features, self.contexts.keys, replay)

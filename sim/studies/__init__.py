@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import advice, causes, frontier, regimes, samples, warnings
+from . import advice, bounds, causes, frontier, regimes, samples, warnings
 from .study import Answer, Plan, Study, plan
 
 STUDIES: tuple[Study, ...] = (
@@ -12,6 +12,7 @@ STUDIES: tuple[Study, ...] = (
     warnings.STUDY,
     advice.STUDY,
     frontier.STUDY,
+    bounds.STUDY,
 )
 
 __all__ = ["STUDIES", "Answer", "Plan", "Study", "plan"]

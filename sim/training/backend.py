@@ -15,7 +15,7 @@ from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.method import value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.terms import quantities, total_loss
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import Replay, replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
@@ -24,7 +24,7 @@ from firstorder.core.training import backend as shared
 from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
-from firstorder.core.training.arms import Arm, cuts
+from firstorder.core.training.arms import Arm, bonus_weights, cuts
 from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 from firstorder.sim import optimizer
@@ -48,7 +48,7 @@ from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
 from . import critic, halves
-from .expected import Expectation, training_world
+from .expected import Expectation, reference_of, training_world
 
 _ENUMERATED = "after the step, every response to the measured prompts enumerated"
 EXACT: dict[str, Quantity] = {
@@ -123,12 +123,18 @@ class SimBackend:
         self.engines: Engines = engines(sim, seeds)
         self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
+        terms = [arm.recipe.terms for arm in arms]
+        # of the seeds and the cold start alone, so that a resumed run has the same
+        self.reference = self.weights if any(one.reference_kl for one in terms) else None
+        self.bonus = any(one.entropy for one in terms)
         self.optimizer = optimizer.start(self._vector())
         self.trail = coherence.begin(*self._vector().shape)
         self.expectation = (
             None
             if sim.update == "sampled"
-            else Expectation(sim=sim, arms=arms, engines=self.engines, world=training_world(sim))
+            else Expectation(
+                sim=sim, arms=arms, engines=self.engines, world=training_world(sim), reference=self.reference
+            )
         )
         self.comparable = halves.comparable(sim, self.schedule)
         self.halving = False  # whether halves are compared in the step that is under way: it is evaluated
@@ -142,7 +148,8 @@ class SimBackend:
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
         mask = kept.QUANTITIES if self.sim.truncates else {}
-        return shared.QUANTITIES | layers | EXACT | more | scaled | mask
+        terms = quantities(arm.recipe for arm in self.arms)
+        return shared.QUANTITIES | layers | EXACT | more | scaled | mask | terms
 
     @property
     def experts(self) -> int:
@@ -203,6 +210,8 @@ class SimBackend:
             replay = self._replay(own, live, batch)
             foreign = any(of.mode == "R3" for of in self.replays)
             used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
+            reference = None if self.reference is None else load(self.reference, self.engines.pi, self.sim)
+            of_reference = None if reference is None else self.reader.score(reference, batch.tokens, replay, batch.kept)
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -210,6 +219,7 @@ class SimBackend:
             batch=batch,
             logp_old=logp_old,
             replay=replay,
+            logp_ref=None if of_reference is None else torch.where(batch.mask, of_reference.logp, 0.0),
             values=values,
             differs=differs,
             routes=own,
@@ -236,10 +246,12 @@ class SimBackend:
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay, minibatch.batch.kept)
-            stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
-            weight = weight_fn(stats)
-            loss = surrogate_loss(stats, weight)
+            tokens, kept_ids = minibatch.batch.tokens, minibatch.batch.kept
+            scores = self.reader.score(trainer, tokens, minibatch.replay, kept_ids, spread=self.bonus)
+            entropy = scores.entropy if self.bonus else None
+            stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0), entropy)
+            weight, bonus = weight_fn(stats), bonus_weights(stats, self.arms)
+            loss = total_loss(stats, weight, bonus)
         if self.expectation is None:
             slope = gradient(loss.sum(), theta, keep=self.halving)
             scale = torch.where(self.scaled, step_scale(effective_share(log_weights(stats))), 1.0)
@@ -247,7 +259,7 @@ class SimBackend:
             slope, scale = self._expected()
         sums: Moments = {"update/loss": (loss.detach(), torch.ones_like(loss))}
         if self.halving:
-            sums |= halves.agreement(stats, weight, slope, theta, self.schedule.group_size)
+            sums |= halves.agreement(stats, weight, bonus, slope, theta, self.schedule.group_size)
         sums |= self._move(slope, scale)
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores)
@@ -318,7 +330,14 @@ class SimBackend:
         the natural target; `[members]`, and `[members, P]`."""
         mode = str(recipe.router_replay)
         weights = {name: w[cut] for name, w in self.weights.items()}
-        scene = build(self.sim, world, self.engines.members(cut), weights, modes=[mode])
+        scene = build(
+            self.sim,
+            world,
+            self.engines.members(cut),
+            weights,
+            modes=[mode],
+            reference=reference_of(recipe, self.reference, cut),
+        )
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
         u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)

@@ -14,19 +14,23 @@ from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
+from firstorder.core.training.replay import rules
 
-ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"]}
+CONDITION = "minirl-r3-condition"
+ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION)}
 TWO = {
     "fsdp": ["minirl-r3"],
     "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
     "sequence-scope": ["gspo", "expert=2"],
     "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
-    "tensor-parallel-live": ["gspo", "tensor=2", "expert=2"],
+    "tensor-parallel-live": ["gspo", "tensor=2", "expert=2", "loss_chunks=3"],
+    "tensor-parallel-gates": ["total-recall", "tensor=2", "expert=2"],
+    "tensor-parallel-condition": [CONDITION, "tensor=2", "expert=2", "activation_checkpoint=full"],
 }
-"""Recipe and settings of each layout, by name."""
+"""Recipe and settings of each layout, by name; those of gspo on a batch that was sampled from some tokens only."""
 
 
-def batch_of(experts):
+def batch_of(experts, *, truncated=False):
     g = torch.Generator().manual_seed(3)
     lengths = torch.tensor([24, 7, 15, 9, 22, 11, 18, 5, 24, 6])
     tokens, position = torch.randint(2, 32, (10, 24), generator=g), torch.arange(24)
@@ -34,6 +38,8 @@ def batch_of(experts):
     first = torch.randint(0, experts, (10, 24, 4, 1), generator=g)
     routes = torch.cat([first, (first + 3) % experts], dim=-1)
     run = (position < (lengths - 1)[:, None])[..., None, None]
+    others = (tokens[..., None] + torch.tensor([0, 5, 9, 13])) % 32
+    kept = torch.where(mask[..., None] & (torch.arange(4) < 1 + tokens[..., None] % 4), others, -1).int()
     return RolloutBatch(
         tokens=torch.where(position < lengths[:, None], tokens, 0),
         mask=mask,
@@ -42,6 +48,8 @@ def batch_of(experts):
         rewards=torch.rand(10, generator=g, dtype=torch.float64),
         groups=torch.arange(10) // 5,
         routes=torch.where(run, routes, -1).to(torch.int16),
+        gates=torch.rand(routes.shape, generator=g).softmax(-1),
+        kept=kept if truncated else None,
     )
 
 
@@ -61,10 +69,11 @@ def one(folder, out, recipe, *changes):
     recipe = toml.build(Recipe, toml.override(toml.read(recipe), ["optimizer.lr=0.01"]))
     made = Torchtitan(**settings), recipe, 1.0, out
     trainer = Trainer(*made)
-    batch, arms = batch_of(8), (Arm(recipe=recipe),)
-    live = trainer.score(batch)
+    batch, arms = batch_of(8, truncated=recipe.about.name == "gspo"), (Arm(recipe=recipe),)
+    live = trainer.score(batch, gates=True)
     ids = replay_of(recipe.router_replay.mode, live.routes, batch.routes)
-    replay = None if ids is None else Replay(ids=ids)
+    gates = batch.gates if recipe.router_replay.gates == "replayed" else None
+    replay = None if ids is None else Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
     scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)
@@ -80,7 +89,9 @@ def one(folder, out, recipe, *changes):
         "loss": [s.loss for s in steps],
         "grad_norm": [s.grad_norm for s in steps],
         "entropy": old.entropy,
+        "outside": old.outside,
         "margin": live.margin,
+        "gates": live.gates.sort(-1).values,
         "gradients": grads,
         "logp": again.score(batch, replay).logp,
         "routes": live.routes.sort(-1).values,

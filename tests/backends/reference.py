@@ -31,7 +31,9 @@ class Reference:
             ids = probabilities.topk(gate.top_k, dim=-1).indices
             if replay is not None:
                 given = replay.ids[:, :, number].flatten(0, 1)
-                ids = torch.tensor([self._used(*row, replay) for row in zip(probabilities.tolist(), given.tolist())])
+                ids = torch.tensor(
+                    [self._used(*row, replay) for row in zip(probabilities.tolist(), given.tolist(), strict=True)]
+                )
             self.seen[number] = ids
             chosen = probabilities.gather(-1, ids)
             weights = chosen / chosen.sum(-1, keepdim=True)

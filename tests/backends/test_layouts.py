@@ -71,12 +71,16 @@ def test_two_ranks_are_one(name, alone, two, same):
     assert found["goes_on"][0] == found["goes_on"][1]  # from its checkpoint
     assert found["receipts"] == pytest.approx(one["receipts"], abs=1e-9)
     assert found["rows"] == one["rows"]  # every row once, whichever rank held it
-    assert sum(found["rows"]["replayed"]) == (0 if "gspo" in layouts.TWO[name] else 4 * 131)
+    assert sum(found["rows"]["replayed"] + found["rows"]["replaced"]) == (0 if "gspo" in layouts.TWO[name] else 4 * 131)
+    assert (sum(found["rows"]["replaced"]) > 0) == (layouts.CONDITION in layouts.TWO[name])
+    routers = [g for parameter, g in found["gradients"].items() if "router.gate" in parameter]
+    assert all((g.abs().max() == 0) == ("total-recall" in layouts.TWO[name]) for g in routers)
     assert found["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
     assert found["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     assert found["weights"] == pytest.approx(one["weights"], rel=1e-4)
-    for quantity in ("entropy", "margin"):
+    for quantity in ("entropy", "outside", "margin", "gates"):
         same(found[quantity], one[quantity])
+    assert bool(one["outside"].any()) == ("gspo" in layouts.TWO[name])
     assert found["gradients"].keys() == one["gradients"].keys()
     for parameter, gradient in one["gradients"].items():
         same(found["gradients"][parameter], gradient, 1e-4)

@@ -80,9 +80,11 @@ def run(built, packed, ids=None, record=False):
     return logits.detach(), grads, found
 
 
-def given(ids):
-    """All of these experts, or none."""
-    return None if ids is None else Replay(ids=ids)
+def given(ids, gates=None, **rule):
+    """All of these experts, or none; by a rule, if one is given; a replay as it is."""
+    if ids is None or isinstance(ids, Replay):
+        return ids
+    return Replay(ids=ids, gates=gates, **{key: torch.tensor([[value]]).double() for key, value in rule.items()})
 
 
 def bitwise(a, b):
@@ -130,6 +132,48 @@ def test_bfloat16_gradients_point_where_those_of_float32_do(shape, batch):
         assert torch.nn.functional.cosine_similarity(other.flatten(), gradient.flatten(), dim=0) > 0.99, name
 
 
+def test_at_its_ends_a_rule_is_the_live_run_and_the_whole_replay_bit_for_bit(plain, trained, batch, shape):
+    live = run(plain, batch, record=True)
+    other = foreign(live[2].ids, shape.num_experts)
+    whole, untied = run(plain, batch, ids=other), torch.where(live[2].margin[..., None] > 0, other, -1)
+    for rule in ({"condition": 1.0}, {"margin": 1e-30}):
+        assert bitwise(run(trained, batch, ids=given(untied, **rule)), live)  # in bfloat16 some scores are the same
+    for rule in ({"condition": 0.0}, {"margin": 2.0}):
+        assert bitwise(run(trained, batch, ids=given(other, **rule)), whole)
+
+
+def test_between_them_some_experts_give_way_and_some_stay(plain, trained, batch, shape):
+    live = run(plain, batch, record=True)[2]
+    other, rows = foreign(live.ids, shape.num_experts), float((batch.positions > 0).sum())
+    for rule in ({"condition": 0.3}, {"margin": 0.2}, {"condition": 0.3, "margin": 0.2}):
+        found = run(trained, batch, ids=given(other, **rule), record=True)[2]
+        first, close = found.ids[:, :, 0], (live.margin[:, :, 0] < rule.get("margin", 2.0))[..., None]
+        if "condition" not in rule:
+            assert torch.equal(first, torch.where(close, other[:, :, 0], live.ids[:, :, 0]))
+        counts = did(trained, batch, given(other, **rule))
+        for layer in range(shape.num_hidden_layers):
+            assert counts["replayed"][layer] + counts["replaced"][layer] == rows
+        assert 0 < counts["replaced"][0] < rows
+        assert counts["replaced"][0] == float((flips(first, other[:, :, 0]) & (batch.positions > 0)).sum())
+
+
+def test_gates_that_are_replayed_are_constants(plain, trained, batch, shape):
+    with torch.no_grad(), replay.recording(plain, gates=True) as live:
+        masks = adapter.attention_masks(plain, batch.positions)
+        plain(batch.tokens, positions=batch.positions, attention_masks=masks)
+    whole, own = run(plain, batch), run(trained, batch, ids=given(live.ids, live.gates))
+    assert torch.equal(own[0], whole[0])
+    for name, gradient in own[1].items():
+        assert (gradient.abs().max() == 0) == ("router.gate" in name), name
+    swapped = run(trained, batch, ids=given(live.ids, live.gates.flip(-1)))
+    assert not torch.equal(swapped[0], whole[0])
+    some = torch.where(batch.positions[..., None, None] % 2 == 0, live.gates, torch.nan)
+    half = run(trained, batch, ids=given(live.ids, some))
+    assert torch.equal(half[0], whole[0])
+    assert all(g.abs().max() > 0 for name, g in half[1].items() if "router.gate" in name)
+    assert all(router.gates is None for router in replay.routers(plain))
+
+
 def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "disable", False)  # vLLM in this process, if a test started it, set it
     plain, compiled = (build(shape, dtype="bfloat16", compile=kind) for kind in ("none", "aot_eager"))
@@ -141,6 +185,9 @@ def test_a_compiled_model_records_and_replays_as_the_plain_one(shape, monkeypatc
         ids = foreign(live[2].ids, shape.num_experts)
         assert bitwise(run(compiled, batch, ids=ids), run(plain, batch, ids=ids))
         assert did(compiled, batch, ids) == did(plain, batch, ids)
+    batch, ids = batches[-1], foreign(run(plain, batches[-1], record=True)[2].ids, shape.num_experts)
+    for ruled in (given(ids, condition=0.3, margin=0.2), given(ids, torch.full(ids.shape, 0.5))):
+        assert bitwise(run(compiled, batch, ids=ruled), run(plain, batch, ids=ruled))
     for batch in batches:
         masks, ids = adapter.attention_masks(compiled, batch.positions), torch.ones(*batch.tokens.shape, 4, 2).long()
         with torch.no_grad(), replay.replaying(compiled, Replay(ids=ids)), replay.recording(compiled) as found:

@@ -92,6 +92,8 @@ def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, sc
 
 
 CONTRADICTIONS = [
+    (["terms.reference_estimator=k2"], "reference_estimator = k2 is read beside terms.reference_kl only, got .* = 0"),
+    (["terms.squared_of=theta/old"], "squared_of = theta/old is read beside terms.squared_log_ratio only, got .* = 0"),
     (["advantage.std=true", 'advantage.baseline="none"'], "got advantage.baseline = none; choose group_mean"),
     (["advantage.std=true", "advantage.baseline=value"], "got advantage.baseline = value; choose group_mean"),
     (["advantage.gae_lambda=0.9"], "gae_lambda = 0.9 is read by baseline value only, got .* = group_mean"),

@@ -125,13 +125,15 @@ EXPECTED |= {
 }
 EXPECTED |= {"ppo-critic": EXPECTED["ppo-clip"], "keep-routing": MINIRL, "minirl-critic": MINIRL}
 EXPECTED |= {"reinforce-n64": EXPECTED["reinforce"]}
+# at 0.2 only the first token is too far, |3/4 - 1/64|
+EXPECTED |= {"dppo-tv-squared": ([[0, 0.9], [-0.66, -1.47, -0.65]], [[-48, -0.9], [0.66, 1.47, 0.65]])}
 READ = {
     "rspo": {"router_shift": [[log(10 / 9), 0.0], [log(2), 0.0, 0.0]]},
     "trm": {"kl_mu": [[0.04, 0.0], [0.06, 0.0, 0.0]]},  # the largest against 0.05
     "trm-avg": {"kl_mu": [[0.0012, 0.0004], [0.003, 0.0004, 0.0004]]},  # means 0.0008 and 0.00127 against 0.001
 }
 # group-standardised rewards: GRPO's, and those of the methods laid over it
-SPREAD = {"tis-two-sided", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm"}
+SPREAD = {"tis-two-sided", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm", "grpo-kl", "grpo-entropy"}
 SPREAD |= {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
 
 

@@ -52,11 +52,11 @@ def best(values, count):
 
 class Engine:
     """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
-    gate weights, which are constants then."""
+    gate weights, which are constants then; `margin` and `condition` are the rule by which experts are used."""
 
-    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None):
+    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None, margin=None, condition=0.0):
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
-        self.constant = gates
+        self.constant, self.margin, self.condition = gates, margin, condition
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
         self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
@@ -132,11 +132,28 @@ class Engine:
             totals = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(sim.groups)]
             allowed = best(totals, sim.limited_groups)
             choice = [c if i // size in allowed else -math.inf for i, c in enumerate(choice)]
-        ids = best(choice, sim.top_k) if given is None else given
+        ids = best(choice, sim.top_k) if given is None else self._ruled(given, choice)
         picked = [scores[i] for i in ids]
         if kind == "topk_softmax":
             return ids, softmax(picked)
         return ids, picked if kind == "top1" else [p / sum(picked) for p in picked]
+
+    def _ruled(self, given, choice):
+        """The experts that are used where some are given, by the scores of the live choice."""
+        ranked = best(choice, len(choice))
+        live, first_out = ranked[: self.sim.top_k], ranked[self.sim.top_k]
+        if self.margin is not None and choice[live[-1]] - choice[first_out] >= self.margin:
+            return live
+        if not self.condition:
+            return given
+        strength = choice
+        if self.sim.router == "topk_softmax":
+            strength = [v.item() for v in softmax([torch.tensor(c, dtype=torch.float64) for c in choice])]
+        weakest = strength[live[-1]]
+        least = self.condition * weakest if weakest > 0 else weakest
+        stay = [i for i in given if strength[i] >= least]
+        others = [i for i in ranked if i not in stay]
+        return given if len(stay) == len(given) else stay + others[: len(given) - len(stay)]
 
 
 def responses(sim):
@@ -381,7 +398,39 @@ class Lab:
             total = total + chance * sum(
                 w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True)
             )
-        return slope(total, self.weights)
+        return slope(total - self.penalty(recipe), self.weights)
+
+    def penalty(self, recipe):
+        """E_μ of the loss of `[terms]` over whole responses, as it is published, for autograd to differentiate."""
+        terms, mode, total = recipe.terms, recipe.router_replay.mode, torch.zeros((), dtype=torch.float64)
+        for pair, chance in self.chance.items():
+            theta, spread = self.target[mode].logps(*pair), []
+            old, mu = self.old[mode].plain(pair), self.mu.plain(pair)
+            for t in range(len(theta)):
+                every = self.target[mode].run(context(self.sim, pair[0], pair[1][:t]))[1]
+                base = self.old[mode].run(context(self.sim, pair[0], pair[1][:t]))[1].detach()  # π_ref is π_old here
+                d = theta[t] - old[t]
+                kl = {
+                    "k1": d,
+                    "k2": d**2 / 2,
+                    "k3": (-d).exp() - 1 + d,
+                    "unbiased": (theta[t] - mu[t]).exp() * ((-d).exp() - 1 + d),
+                    "full": sum(a.exp() * (a - b) for a, b in zip(every, base, strict=True)),
+                }[terms.reference_estimator]
+                r = theta[t] - (mu if terms.squared_of == "theta/mu" else old)[t]
+                entropy = -sum(a.exp() * a for a in every)
+                spread.append(terms.reference_kl * kl + terms.squared_log_ratio * r**2 - terms.entropy * entropy)
+            total = total + chance * sum(spread) / self.norm(recipe, len(theta))
+        return total
+
+    def norm(self, recipe, length):
+        rule = recipe.aggregation
+        return {
+            "token_sum": 1.0,
+            "length": length**rule.alpha,
+            "token_mean": self.length,
+            "constant": rule.constant,
+        }[rule.kind]
 
     def _factors(self, recipe, pair, each):
         mode, clip, c, judge = recipe.router_replay.mode, recipe.clip, recipe.correction, recipe.rejection
@@ -446,13 +495,7 @@ class Lab:
                 w *= whole**one * math.exp(two * (1 - whole))
             if judge.kind != "none" and (a < 0 or judge.where == "always"):
                 w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
-            if recipe.aggregation.kind == "length":
-                w /= length**recipe.aggregation.alpha
-            elif recipe.aggregation.kind == "token_mean":
-                w /= self.length
-            elif recipe.aggregation.kind == "constant":
-                w /= recipe.aggregation.constant
-            factors.append(w)
+            factors.append(w / self.norm(recipe, length))
         return factors
 
     def judged(self, judge, pair, mode, logs, t):

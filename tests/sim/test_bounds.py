@@ -8,7 +8,7 @@ from firstorder.sim.exact import objectives
 from firstorder.sim.exact.bounds import bounds
 from firstorder.sim.exact.scene import MODES
 
-NAMES = ["adaptive", "classical", "coupling", "cpo", "linear", "mixed", "pinsker_marginal", "reach", "trpo"]
+NAMES = ["adaptive", "classical", "coupling", "cpo", "halved", "linear", "mixed", "pinsker_marginal", "reach", "trpo"]
 
 
 def by_hand(lab, mode, context):
@@ -41,6 +41,7 @@ def by_hand(lab, mode, context):
         "coupling": 2 * min(1.0, eps) * sum(min(1.0, (t - 1) * eps) for t in steps),
         "adaptive": 2 * adaptive,
         "linear": 2 * sum(mean_tv.values()),
+        "halved": sum(mean_tv.values()),
     }
 
 

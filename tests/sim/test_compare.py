@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings import toml
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.accuracy import Accuracy, accuracy
@@ -19,7 +20,6 @@ from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.sampled import sample_responses, sampled_edges
 from firstorder.sim.exact.sampled_variance import accuracy_of, sampled
-from firstorder.sim.exact.scene import MODES
 from firstorder.sim.exact.scores import directions, edge_scores
 from firstorder.sim.exact.variance import group_variance
 
@@ -63,9 +63,10 @@ def chain(kind="horizon", world="graph", **changes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_variance_of_every_recipe_is_that_of_the_tree(kind, make_scene, acting):
-    graph, tree = (make_scene(chain(kind, world)) for world in ("graph", "tree"))
+    modes = {str(toml.build(Recipe, toml.read(name)).router_replay) for name in toml.shipped()}
+    graph, tree = (make_scene(chain(kind, world), modes) for world in ("graph", "tree"))
     names = [[name] for name in toml.shipped() if not name.startswith("qwen") and name[-3:-1] != "-n"]
-    x, seen = {mode: directions(graph, mode) for mode in MODES}, 0
+    x, seen = {mode: directions(graph, mode) for mode in modes}, 0
     for name, *changes in names + PRODUCTS:
         recipe = acting(name, "schedule.group_size=3", *changes)
         measurement = Measurement(scene=graph, recipe=recipe)

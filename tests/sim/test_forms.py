@@ -11,6 +11,7 @@ from firstorder.sim.exact.world import scatter
 
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 BY_EDGE = [name for name, recipe in RECIPES.items() if not recipe.about.unsupported and form(recipe) is not None]
+SPELLINGS = {str(recipe.router_replay) for recipe in RECIPES.values()}
 SETTINGS = {
     "stale": {"staleness": 2, "lr": 1.0},
     "fresh": {"seed": 5},
@@ -23,7 +24,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def scene(request, small, make_scene):
-    return make_scene(small(**SETTINGS[request.param]))
+    return make_scene(small(**SETTINGS[request.param]), SPELLINGS)
 
 
 @pytest.mark.parametrize("name", BY_EDGE)
@@ -67,7 +68,7 @@ MADE = {
 
 @pytest.mark.parametrize("made", MADE)
 def test_new_ways_to_reject_and_to_truncate_are_made_of_edges_as_of_responses(made, small, make_scene):
-    scene = make_scene(small(**SETTINGS["stale"]))
+    scene = make_scene(small(**SETTINGS["stale"]), SPELLINGS)
     recipe = Recipe.model_validate(MADE[made] | {"schedule": {"group_size": 3}})
     measurement = Measurement(scene=scene, recipe=recipe)
     enumerated = scatter(measurement.batch.expected, scene.responses, scene.world.contexts)

@@ -41,7 +41,8 @@ def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections
     groups, batches = (800, 30) if recipe.scope == "batch" else (4, 3000)
     along = projections[recipe.router_replay.mode]
     measurement = Measurement(scene=stale, recipe=recipe)
-    limit = scatter(measurement.batch.expected, stale.responses, stale.world.contexts).flatten() @ along
+    edges = scatter(measurement.batch.expected, stale.responses, stale.world.contexts)
+    limit = sum(measurement.term_coefficients.values(), edges).flatten() @ along
     picks = sample_responses(stale, groups, 4, batches, torch.Generator().manual_seed(1))
     found = sampled_edges(measurement, picks) @ along
     error = found.std(0, correction=1) / batches**0.5

@@ -1,0 +1,177 @@
+"""A search that tries to break a bound: the policies and the reward at which what it bounds is the largest part of it.
+
+Random pairs of free policies are drawn, and from those of each kind that come nearest log(what is bounded / bound) is
+climbed.
+What is bounded is linear in the reward, so that the best one is 0 or 1 at every response, and known; only a bound that
+reads the reward itself has its reward climbed too. A bound holds if no ratio exceeds 1; it is sharp where one comes
+near.
+
+Shapes: M members, N contexts, V vocabulary, T horizon, Y responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import bounds_free
+from .bounds import BOUNDS
+from .bounds_free import Free, full
+from .bounds_replay import relaxations
+from .levels import Levels
+
+Sum = Callable[[Free], Tensor]
+
+DRAWS, STEPS = 1024, 250
+RATE = 0.15  # of Adam, in nats of a logit, at the first step; it falls to 0
+LEAST = 1e-3  # bounds below it are not looked at: a divergence's rounding would be as large as what is left to 1
+TINY = 1e-30  # under a logarithm
+EDGE = 0.05  # of a reward that is climbed from
+SLACK = 1e-12  # of a ratio, for rounding
+PARTS = ("pi", "mu", "rewards")
+SPREADS = (0.02, 0.5, 1.5, 3.0, 6.0)  # of logits
+DISTANCES = (0.1, 0.3, 1.0, 3.0, 6.0)  # of the logits of two policies
+KINDS = len(SPREADS) * len(DISTANCES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A bound to be broken.
+
+    Args:
+        bounded: what it bounds.
+        bound: the bound.
+        reads: whether it depends on the reward.
+    """
+
+    bounded: Sum
+    bound: Sum
+    reads: bool = False
+
+    def ratio(self, of: Free) -> Tensor:
+        """|bounded| / bound, `[M]`; 0 where the bound is below `LEAST`."""
+        limit = self.bound(of)
+        return torch.where(limit > LEAST, self.bounded(of).abs() / limit.clamp(min=LEAST), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """The largest ratio that a search found, and where: a `Free` of one member."""
+
+    ratio: float
+    at: Free
+
+    @property
+    def breaks(self) -> bool:
+        """Whether the bound does not hold."""
+        return self.ratio > 1 + SLACK
+
+
+def _of_error(name: str) -> Sum:
+    return lambda of: BOUNDS[name](bounds_free.expansion(of))
+
+
+def _of_replay(name: str) -> Sum:
+    return lambda of: relaxations(bounds_free.moved(of))[name]
+
+
+RELAXATIONS = (
+    "hellinger",
+    *(f"{name}_{side}" for side in ("natural", "replayed") for name in ("linear", "pinsker", "bretagnolle_huber")),
+    *(f"adaptive_{side}" for side in ("natural", "replayed")),
+    "coupling",
+)
+TARGETS: Mapping[str, Mapping[str, Target]] = {
+    "error": {
+        name: Target(bounded=bounds_free.error, bound=_of_error(name), reads=name in ("trpo", "cpo", "reach"))
+        for name in BOUNDS
+    },
+    "replay": {
+        "total_variation": Target(bounded=bounds_free.gap, bound=bounds_free.sequence_total_variation),
+        **{name: Target(bounded=bounds_free.gap, bound=_of_replay(name)) for name in RELAXATIONS},
+    },
+}
+"""Every bound by what it bounds and its name."""
+
+
+def search(target: Target, vocab: int, horizon: int, seed: int, *, draws: int = DRAWS, steps: int = STEPS) -> Broken:
+    """The largest ratio over free policies and rewards that random draws and ascent from the best of them find.
+
+    Args:
+        target: the bound.
+        vocab, horizon: V and T of the tree.
+        seed: of the draws.
+        draws: random pairs of policies.
+        steps: of the ascent.
+    """
+    drawn = _rewarded(target, _drawn(full(vocab, horizon), draws, torch.Generator().manual_seed(seed)))
+    ratios = target.ratio(drawn)
+    kind = torch.arange(draws) % KINDS
+    best = _members(drawn, torch.stack([torch.where(kind == k, ratios, -1.0).argmax() for k in range(KINDS)]))
+    most = target.ratio(best)
+    logits = [x.clone().requires_grad_() for x in (best.pi, best.mu, _log_odds(best.rewards))]
+    climbed = logits if target.reads else logits[:2]
+    optimiser = torch.optim.Adam(climbed, lr=RATE)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        here = _at(best.shape, logits)
+        here = here if target.reads else _rewarded(target, here)
+        ratio = target.ratio(here)
+        better = ratio > most
+        most, best = torch.where(better, ratio.detach(), most), _chosen(better, here, best)
+        slopes = torch.autograd.grad(-ratio.clamp(min=TINY).log().sum(), climbed)
+        for leaf, slope in zip(climbed, slopes, strict=True):
+            leaf.grad = slope
+        optimiser.step()
+    return Broken(ratio=float(most.max()), at=_members(best, most.argmax()[None]))
+
+
+def _drawn(shape: Levels, draws: int, generator: torch.Generator) -> Free:
+    """Pairs of policies of `KINDS` kinds in turn, from nearly uniform to nearly deterministic, and from close to far
+    apart."""
+    size = (draws, *shape.terminal.shape)
+    mu, change = (torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
+    wide = len(SPREADS)
+    kind = torch.arange(draws)[:, None, None]
+    spread, distance = (
+        torch.tensor(SPREADS).double()[kind % wide],
+        torch.tensor(DISTANCES).double()[kind // wide % wide],
+    )
+    mu = spread * mu
+    rewards = torch.rand(draws, shape.widths[-1] * size[-1], generator=generator, dtype=torch.float64)
+    pi = mu + distance * change
+    return Free(shape=shape, pi=pi.log_softmax(-1), mu=mu.log_softmax(-1), rewards=rewards)
+
+
+def _at(shape: Levels, logits: list[Tensor]) -> Free:
+    pi, mu, rewards = logits
+    return Free(shape=shape, pi=pi.log_softmax(-1), mu=mu.log_softmax(-1), rewards=rewards.sigmoid())
+
+
+def _rewarded(target: Target, of: Free) -> Free:
+    """With the reward in {0, 1} for which what is bounded is the largest: it is linear in the reward."""
+    rewards = of.rewards.detach().clone().requires_grad_()
+    slope = torch.autograd.grad(target.bounded(replace(_detached(of), rewards=rewards)).sum(), rewards)[0]
+    return replace(of, rewards=(slope > 0).double())
+
+
+def _chosen(which: Tensor, these: Free, others: Free) -> Free:
+    """Of some members these, of the rest the others."""
+    pairs = ((name, getattr(these, name).detach(), getattr(others, name)) for name in PARTS)
+    return replace(others, **{n: torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b) for n, a, b in pairs})
+
+
+def _members(of: Free, which: Tensor) -> Free:
+    return replace(of, **{name: getattr(of, name)[which] for name in PARTS})
+
+
+def _detached(of: Free) -> Free:
+    return replace(of, **{name: getattr(of, name).detach() for name in PARTS})
+
+
+def _log_odds(rewards: Tensor) -> Tensor:
+    """Logits of rewards, those of 0 and 1 moved inside so that they can be climbed from."""
+    return rewards.clamp(EDGE, 1 - EDGE).logit()
