@@ -28,7 +28,7 @@ from firstorder.sim.trials.long import BASE
 
 from .study import Answer, Plan, Study
 
-MARGIN = {"tree": 0.02, "long": 0.002}  # probabilities of 8 experts, and of 32
+MARGIN = {"tree": 0.02, "long": 0.0003}  # probabilities of 8 experts, and of 32
 LR = 0.01  # of the steps between mini-batches: plain gradient ascent
 UPDATES, QUICK_UPDATES = (0, 1, 3, 7, 63), (0, 3)
 KEYS = (*PARTS, TARGET)
