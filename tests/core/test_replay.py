@@ -250,6 +250,7 @@ def test_what_cannot_act_is_a_receipt():
         "inert/router_floor": 0.0,
         "inert/clip": 1.0,
         "inert/correction": 0.0,
+        "inert/rejection": 0.0,
         "inert/router_replay": 1.0,
     }
     assert all(value.shape == () for value in one.values())
