@@ -118,8 +118,8 @@ class MeasureResult(Result):
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
-    mask: Mapping[str, float | None] | None
     terms: Mapping[str, Mapping[str, float | None]]
+    mask: Mapping[str, float | None] | None
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]

@@ -20,7 +20,7 @@ from firstorder.core.quantities import Quantity
 
 from .aggregation import normaliser
 from .clip import clip
-from .correction import correction
+from .correction import batch_mean, correction
 from .ratio import BOUND, LOG_BOUND, ratio, saturated
 from .recipe import Recipe
 from .rejection import kept
@@ -33,7 +33,7 @@ class TokenWeights:
     """The weight of every token and the factors that it was made of, all `[..., B, T]`.
 
     `weight = token_advantage · min(clipped · correction, BOUND) · kept / norm` on the mask and 0 off it; `kept` is 0
-    where a rejection leaves a token out, else 1.
+    where a rejection leaves a token out, else 1. The mean of a correction that has mean 1 is a part of `norm`.
     """
 
     weight: Tensor
@@ -66,7 +66,7 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     r = rescale(stats, r, recipe.ratio.router_floor)
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
-    norm = normaliser(stats, recipe.aggregation)
+    norm = normaliser(stats, recipe.aggregation) * batch_mean(stats, recipe.correction, factor)
     held = kept(stats, recipe.rejection)
     made = TokenWeights(weight=r, ratio=r, clipped=clipped, correction=factor, kept=held, norm=norm)
     weight = stats.token_advantage * clipped * made.factor / norm

@@ -160,8 +160,12 @@ def _rewarded(target: Target, of: Free) -> Free:
 
 def _chosen(which: Tensor, these: Free, others: Free) -> Free:
     """Of some members these, of the rest the others."""
-    pairs = ((name, getattr(these, name).detach(), getattr(others, name)) for name in PARTS)
-    return replace(others, **{n: torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b) for n, a, b in pairs})
+
+    def each(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(which.view(-1, *[1] * (a.ndim - 1)), a.detach(), b)
+
+    pairs = [each(getattr(these, name), getattr(others, name)) for name in PARTS]
+    return Free(shape=others.shape, pi=pairs[0], mu=pairs[1], rewards=pairs[2])
 
 
 def _members(of: Free, which: Tensor) -> Free:

@@ -90,10 +90,10 @@ class Shared:
         return self._directions[mode]
 
     def of(self, recipe: Recipe, made: Measurement | None = None) -> Compared | None:
-        """How good a recipe is here; None where no variance can be formed: with terms, above 20,000 responses of a
-        tree, or where too few were drawn. `made` is its measurement where there is one."""
+        """How good a recipe is here; None where no variance can be formed: above 20,000 responses of a tree, or where
+        too few were drawn, or for a recipe with terms. `made` is its measurement where there is one."""
         if recipe.terms.active:
-            return None  # a term's part of an update's variance has no such sums
+            return None  # a term holds no advantage, and the variance of a group is made of its advantages' moments
         measurement = made or Measurement(scene=self.scene, recipe=recipe)
         step = _step(measurement)
         targets = self.gradients[measurement.mode], self.gradients["disabled"]

@@ -246,8 +246,12 @@ def build(
                 old[mode] = old_live  # its own experts, all of which stay
             else:
                 old[mode] = run(trainer_old, replayed) if stale else target[mode].frozen()
-            if trainer_ref is not None:
-                of_reference[mode] = run(trainer_ref, replayed).logp
+    of_reference = {}
+    if reference is not None:
+        with torch.no_grad():
+            trainer_ref = load(reference, arithmetics.pi, sim)
+            found = {mode: run(trainer_ref, given(mode, old_live, mu_old, sent)).logp for mode in target}
+        of_reference = found
     return Scene(
         world=world,
         weights=weights,

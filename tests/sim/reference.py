@@ -493,10 +493,23 @@ class Lab:
                 whole = spanned(c.of, "sequence")[t]
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
+            if c.mean_one:
+                w /= self.mean_factor(c, mode)
             if judge.kind != "none" and (a < 0 or judge.where == "always"):
                 w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
             factors.append(w / self.norm(recipe, length))
         return factors
+
+    def mean_factor(self, c, mode):
+        """E of a truncated token ratio over response tokens."""
+        above, below = c.of.split("/")
+        engines = {"theta": self.target[mode], "old": self.old[mode], "mu": self.mu}
+
+        def total(pair):
+            pairs = zip(engines[above].plain(pair), engines[below].plain(pair), strict=True)
+            return sum(max(c.low, min(math.exp(u - v), c.high)) for u, v in pairs)
+
+        return self.expect(total) / self.length
 
     def judged(self, judge, pair, mode, logs, t):
         """What a rejection compares with its bounds at token t."""
