@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter
 from .advice import advice
 from .figures import COLOURS, arranged, drawn
 from .frontier import frontier
+from .replayed import replay
 from .tight import bounds
 
 Rows = Sequence[Mapping[str, Any]]
@@ -152,4 +153,5 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "map": advice,
     "frontier": frontier,
     "bounds": bounds,
+    "replay": replay,
 }

@@ -133,12 +133,12 @@ def receipts(stats: TokenStats, factors: TokenWeights, recipe: Recipe) -> dict[s
     merged = recipe.parts["clip.kind"].scope == "sequence"
     clipped = factors.clipped == 0 if merged else factors.clipped != factors.ratio
     rule, factor = recipe.correction, factors.correction
-    bounds = (rule.low, rule.high) if rule.low > 0 else (rule.high,)
     truncates = torch.full_like(stats.mask, rule.kind == "truncate")
+    held = (factor == rule.high) | ((factor == rule.low) & (rule.low > 0))
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),
         "clip_lower": clipped & (stats.token_advantage < 0),
-        "truncated": truncates & torch.isin(factor, factor.new_tensor(bounds)),
+        "truncated": truncates & held,
         "masked": factor * factors.kept == 0,
         "corrected": factor * factors.kept != 1,
         "ratio_not_one": factors.ratio != 1,

@@ -123,6 +123,8 @@ class Shared:
         target = self.scene.target["disabled"]
         mu = replace(target, logp=target.logp.detach())
         scene = replace(self.scene, mu_old=mu, mu=mu, old=dict.fromkeys(self.scene.old, mu), readings=None, part=None)
+        if scene.over is None:  # what it samples it covers
+            scene = replace(scene, mask=None)
         shared = Shared(scene=scene)
         if "disabled" in self._directions:
             shared._directions["disabled"] = self._directions["disabled"]

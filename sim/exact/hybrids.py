@@ -69,9 +69,7 @@ class Start:
 
     def of_pi(self, model: Model, replay: Given | None) -> Pass:
         """A training engine there, which does too if the mask is replayed."""
-        mask = self.scene.mask
-        over = mask.keep if mask is not None and mask.replayed else None
-        return pruned(self.scene.world.run(model, replay), over)
+        return pruned(self.scene.world.run(model, replay), self.scene.over)
 
     def at(self, theta: Weights) -> Scene:
         """The scene at other weights θ: targets and the deployed policy anew, the rest as it was."""
@@ -94,8 +92,11 @@ def start(sim: Sim, world: World, engines: Engines, theta_old: Weights, modes: I
     """Both engines at the weights of the rollout.
 
     Raises:
-        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped.
+        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped; or it leaves tokens
+            out that π keeps, which is no part of a split.
     """
+    if sim.truncates and sim.sampling_mask == "ignored":
+        raise ConfigError("a split has no part for tokens that mu leaves out and pi keeps; replay sim.sampling_mask")
     if sim.numerics.drawn:
         raise ConfigError("a split swaps the routes of mu, which sim.numerics.fresh draws at every token; unset it")
     return Start(

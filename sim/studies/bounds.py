@@ -21,7 +21,7 @@ from .margins import SCALES, WIDTHS, margins
 from .study import Answer, Plan, Study
 from .tightness import ROLLOUT, ROUTERS, Found, lengths, policies, training
 
-ROUNDING = 1e-11  # of reward: an error beyond its bound by less is rounding
+ROUNDING = 1e-14  # of reward: an error beyond its bound by less is rounding
 SEEN = 1e-9  # of reward: the share of a smaller error in its bound is not read
 SHARP = 0.99  # of a bound: a search that comes so near shows that its constant cannot be lowered
 LINEAR = (0.9, 1.1)  # of a slope of logarithms
@@ -158,7 +158,7 @@ def _rows(part: str, at: float, found: Iterable[Found]) -> Iterator[Row]:
         of, target = key.split()
         for name in mine[0]["bounds"]:
             limit = np.concatenate([cell["bounds"][name] for cell in mine])
-            ratio = bounded[bounded > SEEN] / limit[bounded > SEEN]
+            ratio = (bounded / (limit + ROUNDING))[bounded > SEEN]
             yield _row(part, of, target, name, at, _spread(bounded, limit, ratio))
 
 
@@ -282,7 +282,8 @@ STUDY = Study(
     source="arXiv 2512.23075, 2602.04879, 1502.05477, 1705.10528; arXiv 2605.02124 for margins",
     rule=f"a bound holds if no exact error above {SEEN:g} of reward, over random policies of five routers, responses "
     f"of up to {WHOLE.lengths[-1]:,} tokens, a training run and a search over free policies and rewards, exceeds it by "
-    f"more than {SLACK:g} of it; it is sharp if a share of {SHARP} is found; the mass of thin margins, and flips in "
+    f"more than {SLACK:g} of it and {ROUNDING:g} of reward, which is rounding; it is sharp if a share of {SHARP} is "
+    "found; the mass of thin margins, and flips in "
     f"the noise, are linear if the interval of the slope of their logarithms over the four smallest lies in {LINEAR}, "
     f"and not if it lies outside; flips are what margins predict if their ratio at a noise of 0.01 has its interval in "
     f"{LAW}, and not if it lies outside; else open",

@@ -16,7 +16,8 @@ from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.replay import rules
 
-ALONE = {"minirl-r3": ["minirl-r3"], "gspo": ["gspo"], "minirl-r3+terms": ["minirl-r3+terms"]}
+CONDITION = "minirl-r3-condition optimizer.lr=1e-6"  # a step of 0.01 has rounding decide which experts stay
+ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION, "minirl-r3+terms")}
 TWO = {
     "fsdp": ["minirl-r3"],
     "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
@@ -64,10 +65,11 @@ def one(folder, out, recipe, *changes):
     settings = toml.override(
         {"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes
     )
-    name, _, more = recipe.partition("+")
+    plain, _, tag = recipe.partition("+")
+    name, *more = plain.split()
     kl = ["terms.reference_kl=0.5", "terms.reference_estimator=unbiased"]
-    terms = [*kl, "terms.entropy=0.2", "terms.squared_log_ratio=0.001"] if more else []
-    recipe = toml.build(Recipe, toml.override(toml.read(name), ["optimizer.lr=0.01", *terms]))
+    more += [*kl, "terms.entropy=0.2", "terms.squared_log_ratio=0.001"] if tag else []
+    recipe = toml.build(Recipe, toml.override(toml.read(name), ["optimizer.lr=0.01", *more]))
     made = Torchtitan(**settings), recipe, 1.0, out
     trainer = Trainer(*made)
     batch, arms = batch_of(8, truncated=recipe.about.name == "gspo"), (Arm(recipe=recipe),)

@@ -9,11 +9,22 @@ from firstorder.sim.exact import bounds_free
 from firstorder.sim.exact.bounds import BOUNDS, halved
 from firstorder.sim.exact.bounds_free import Free, full
 from firstorder.sim.exact.bounds_replay import relaxations
-from firstorder.sim.exact.bounds_search import KINDS, RELAXATIONS, SLACK, TARGETS, Target, _drawn, _rewarded, search
+from firstorder.sim.exact.bounds_search import (
+    KINDS,
+    RELAXATIONS,
+    SLACK,
+    TARGETS,
+    Target,
+    _policies,
+    _rewarded,
+    _units,
+    search,
+)
 
 
 def free(vocab=3, horizon=3, seed=0):
-    return _drawn(full(vocab, horizon), KINDS, torch.Generator().manual_seed(seed))
+    shape = full(vocab, horizon)
+    return _policies(shape, _units(shape, KINDS, torch.Generator().manual_seed(seed)), torch.arange(KINDS))
 
 
 def by_hand(of, member):
@@ -121,3 +132,10 @@ def test_the_halved_bound_gives_way_to_what_the_value_loses_or_gains():
         error, gap, total = bounds_free.error(of), bounds_free.gap(of), halved(bounds_free.expansion(of))
         assert bool((error <= total - gap.clamp(max=0).abs() + 1e-12).all())
         assert bool((-error <= total - gap.clamp(min=0) + 1e-12).all())
+
+
+@pytest.mark.parametrize(("of", "name"), [(of, name) for of, names in TARGETS.items() for name in names])
+def test_the_ascent_climbs(of, name):
+    target = TARGETS[of][name]
+    drawn, climbed = (search(target, 2, 3, 1, draws=25, steps=steps).ratio for steps in (1, 60 if target.reads else 12))
+    assert climbed > drawn or drawn > 0.99

@@ -89,7 +89,7 @@ def test_the_rule_of_a_slope(ends, holds):
 def test_errors_that_are_rounding_have_no_share():
     cell = {"error disabled": {"bounded": [1e-12, 0.1], "bounds": {"linear": [1e-13, 0.4]}}}
     (found,) = study._rows("policies", 2, [cell])
-    assert found["largest"] == found["ratio"] == 0.25
+    assert found["largest"] == found["ratio"] == pytest.approx(0.25)
     assert found["policies"] == 2
 
 
