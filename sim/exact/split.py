@@ -156,7 +156,7 @@ class Way:
         target, weights, mu = self.scene.target[self.mode], self.scene.weights, self.scene.mu_old.logp
         found = []
         for each in self.scenes:
-            edges = Measurement(scene=each, recipe=recipe).coefficients().view(-1, *mu.shape)
+            edges = Measurement(scene=each, recipe=recipe).all_coefficients().view(-1, *mu.shape)
             found += [vjp(target, one, weights).mean(0) for one in edges]
         return torch.stack(found)
 

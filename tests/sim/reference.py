@@ -105,7 +105,7 @@ class Engine:
             x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
             states.append(unit(x))
             experts.append(ids)
-            weighed.append([torch.as_tensor(gate).item() for gate in gates])
+            weighed.append([gate if isinstance(gate, float) else gate.item() for gate in gates])
             router_logps.append([p.log().item() for p in softmax(list(logits))])
         logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
         logp = logits - max(logits.tolist())

@@ -24,7 +24,7 @@ from firstorder.sim.exact.steps import of_step, splits
 CLOSE = 1e-10  # relative to the gradient, or to the rewards and nats that are split
 RULES = ("disabled", "R2", "R3", "R3 margin=0.05", "R3 condition=0.9", "R3 gates=replayed", "R2 gates=replayed")
 ROUTERS = ("softmax_topk", "topk_softmax", "sigmoid_bias", "group_limited")
-METHODS = ("minirl", "grpo", "minirl-no-is", "tis", "reinforce-is", "decoupled-ppo")
+METHODS = ("minirl", "grpo", "minirl-no-is", "tis", "reinforce-is", "decoupled-ppo", "grpo-kl", "grpo-entropy")
 
 
 def recipe(name, rule="disabled"):
