@@ -51,8 +51,9 @@ def _mean(lines: list[dict[str, Any]], keys: tuple[str, ...]) -> float | None:
     for key in keys:
         values = [line.get(key) for line in lines]
         flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
-        if flat and all(isinstance(x, int | float) for x in flat):
-            return fmean(flat)
+        known = [float(x) for x in flat if isinstance(x, int | float)]
+        if known and len(known) == len(flat):
+            return fmean(known)
     return None
 
 
@@ -66,6 +67,8 @@ def _of_json(match: str) -> Read:
         schema = str(document["schema"]).partition("/")[0]
         reader = {"firstorder.probe": _of_probe, "firstorder.audit": _of_audit}[schema]
         return reader(document)
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ConfigError(f"--match {match} is no run, probe or audit; {_REMEDY}") from None
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,7 +26,7 @@ SHIPPED = Path(__file__).with_name("atlas.json")
 UPDATES = (1, 2, 4, 8)
 GROUPS, GROUP = (4, 16, 64), 16
 BATCH, LARGE = 64, 1024  # groups of a mini-batch: arXiv 2512.01374's, and many
-ERRORS = 2.0  # standard errors within which options are tied
+ERRORS = 1.0  # standard errors within which options are tied
 WORTH = 0.01  # of a score, which a mini-batch larger by 2% gives as well; a smaller lead is none
 Key = tuple[int, int, float, float, float]  # right, horizon, kl, flips, step
 Weights = list[tuple[float, float]]  # of the values of an axis around a point
@@ -34,8 +34,8 @@ Weights = list[tuple[float, float]]  # of the values of an axis around a point
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A regime that is asked about: KL in nats a token, flips of (token, layer), N, T in tokens, G, entropy in nats, and
-    KL(π_old ‖ π_θ) after one update in nats a token."""
+    """A regime that is asked about: KL in nats a token, flips of (token, layer), N, T in tokens, G, entropy in nats a
+    token, and KL(π_old ‖ π_θ) after one update in nats a token."""
 
     kl: float
     flips: float
@@ -123,6 +123,10 @@ class Atlas:
 
     def corners(self, point: Point) -> list[tuple[Key, float]]:
         """The cells around a point and their weights, which sum to 1; the nearest where there is none around it."""
+        return self.around(point) or [(self.nearest(point), 1.0)]
+
+    def around(self, point: Point) -> list[tuple[Key, float]]:
+        """The cells around a point that exist, and their weights, which sum to 1; none where none does."""
         around = {name: between(self.axes[name], float(getattr(point, name)), name) for name in _IN_CELLS}
         found = []
         for corner in product(*(around[name] for name in _IN_CELLS)):
@@ -131,8 +135,6 @@ class Atlas:
             if key in self.cells:
                 found.append((key, math.prod(weight for _, weight in corner)))
         total = sum(weight for _, weight in found)
-        if not total:
-            return [(self.nearest(point), 1.0)]
         return [(key, weight / total) for key, weight in found if weight]
 
     def nearest(self, point: Point) -> Key:
@@ -196,6 +198,7 @@ class Atlas:
                         "horizon": key[1],
                         "updates": n,
                         "entropy": one["entropy"],
+                        "right": key[0],
                         "step": key[4],
                         "kl_replayed": one["kl_replayed"],
                         "advice": chosen.option.name,
@@ -240,12 +243,18 @@ def apart(a: Numbers, b: Numbers) -> float:
     return stdev(x - y for x, y in zip(a.scores, b.scores, strict=True)) / math.sqrt(len(a.scores))
 
 
+def same(a: Option, b: Option) -> bool:
+    """Whether two options replay and correct alike; a clip hangs on N alone."""
+    return a.name == b.name or (a.replay is not None and (a.replay, a.correction) == (b.replay, b.correction))
+
+
 def changes(
     atlas: Atlas, point: Point, advice: Callable[[Point], Option], names: Iterable[str] = AXES
 ) -> dict[str, dict[str, Any]]:
     """The nearest value along each axis at which another option is chosen, to either side; none where there is none in
     the map."""
-    mine, found = advice(point), {}
+    mine = advice(point)
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
         x = float(getattr(point, name))
         for side, ahead in (("below", [v for v in walk(atlas.axes[name], name) if v < x][::-1]), ("above", [])):
@@ -253,7 +262,7 @@ def changes(
             for value in ahead:
                 moved = replace(point, **{name: type(getattr(point, name))(value)})
                 other = advice(moved)
-                if other.name != mine.name:
+                if not same(other, mine):
                     found.setdefault(name, {})[side] = {"at": value, "advice": other.name}
                     break
     return found
@@ -264,7 +273,7 @@ def walk(values: Sequence[float], axis: str) -> list[float]:
     each two."""
     if axis in ("updates", "group"):
         return list(values)
-    between_ = (a * (b / a) ** (k / 3) for a, b in zip(values, values[1:], strict=False) for k in range(3))
+    between_ = (a * (b / a) ** (k / 3) for a, b in pairwise(values) for k in range(3))
     return [*(float(f"{v:.3g}") for v in between_), values[-1]]
 
 

@@ -63,7 +63,7 @@ class Option:
         from firstorder.core.settings.toml import assign, build, read
 
         schedule = {"schedule.group_size": group, "schedule.prompts": 1, "schedule.minibatches": 1}
-        return build(Recipe, assign(read(self.base), (self.keys | schedule).items()))
+        return build(Recipe, assign(read(self.base), [*self.keys.items(), *schedule.items()]))
 
 
 def _made(replay: str, correction: str, clip: str) -> Option:

@@ -8,10 +8,9 @@ from firstorder.core.errors import ConfigError
 
 from .atlas import BATCH, Numbers, Point
 from .options import OPTIONS
-from .regime import Regime, measured
+from .regime import Regime, fits, fitted, measured
 
 SEEDS = range(3000, 3004)  # others than the map's
-MISS = 0.25  # as of the map
 RIGHTS = range(1, 7)  # of 8 tokens
 
 
@@ -26,15 +25,14 @@ def at(point: Point) -> dict[str, Numbers]:
     """
     right = min(RIGHTS, key=lambda count: abs(math.log(count) - point.entropy))
     regime = Regime(kl=point.kl, flips=point.flips, horizon=point.horizon, right=right, step=point.step)
-    recipes = [each.recipe(point.group) for each in OPTIONS.values()]
-    found = measured(regime, SEEDS, recipes, (point.group,), point.updates, MISS)
-    if found.rated is None:
-        one = found.engines
+    engines = fitted(regime, SEEDS)
+    if not fits(engines):
         raise ConfigError(
             f"no engines of this world have a KL of {point.kl:g} with flips of {point.flips:g}; the nearest have "
-            f"{one.kl:.2g} and {one.flip_rate:.2g}: give those, or leave --exact out"
+            f"{engines.kl:.2g} and {engines.flip_rate:.2g}: give those, or leave --exact out"
         )
-    rated = found.rated
+    recipes = [each.recipe(point.group) for each in OPTIONS.values()]
+    rated = measured(regime, engines.numerics, SEEDS, recipes, (point.group,), point.updates).rated
     scores = (rated.cosine[:, 0] / (1 + rated.noise[:, 0] / BATCH).sqrt()).mean(0)
     return {
         name: Numbers(

@@ -117,7 +117,7 @@ def rated(scene: Scene, recipes: Sequence[Recipe], of_mu: Moments, of_groups: Gr
 
 def _products(scene: Scene, mode: Mode) -> Products:
     scores = _scores(scene, mode)
-    apart = scores.unflatten(1, (scene.world.prompts, -1))
+    apart = scores.view(len(scores), scene.world.prompts, -1, scores.shape[-1])
     return Products(scores=scores, gram=apart @ apart.transpose(-1, -2))
 
 
@@ -149,7 +149,7 @@ def _rate(
     updates, seconds, shares = [], [], []
     for one in measured:
         w = torch.stack([weights.weight[..., 0] for weights in one.edge_weights], dim=1)  # [M, 2, D]
-        mine = w.unflatten(-1, (prompts, -1)).transpose(1, 2)  # [M, X, 2, E]
+        mine = w.view(len(w), 2, prompts, -1).transpose(1, 2)  # [M, X, 2, E]
         met = ((mine[:, :, None] @ inside) * mine[:, :, None]).sum(-1)  # [M, X, L, 2]
         means = (of_mu.single[:, :, :, None] * mine[:, :, None]).flatten(2, 3)  # [M, X, 2L, E]
         between = means @ products.gram @ means.transpose(-1, -2)
