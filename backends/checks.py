@@ -8,6 +8,7 @@ import torch
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe, check_runs
+from firstorder.core.method.terms import check_sampled
 from firstorder.core.training.loop import check_trainable
 
 from .extras import require
@@ -58,6 +59,7 @@ def check_method(recipe: Recipe) -> None:
     """
     check_runs(recipe)
     check_trainable(recipe)
+    check_sampled(recipe)
     if recipe.has_critic:
         raise ConfigError(
             "advantage.baseline = value needs a critic, which torchtitan's models lack; set another baseline, or train "

@@ -107,6 +107,7 @@ def joined(said: Response, answer: Sequence[int], more: Response) -> Response:
         gates=None
         if said.gates is None or more.gates is None
         else torch.cat([said.gates, more.gates[len(said.gates) :]]),
+        kept=None if more.kept is None else [*(said.kept or []), *[[] for _ in answer], *more.kept],
     )
 
 

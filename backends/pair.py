@@ -15,10 +15,12 @@ from torch import Tensor
 from firstorder.core.audit.disagreement import distribution
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.terms import quantities
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import Replay, replay_of
 from firstorder.core.tasks import RANGE, Task
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
 from firstorder.core.training.backend import Scored, WeightFn
@@ -125,7 +127,8 @@ class EnginePair:
         """What every reported name means."""
         layers = self.trainer.shape.num_hidden_layers
         scaled = shared.SCALED if self.settings.recipe.optimizer.step_scale else {}
-        return shared.QUANTITIES | shared.layer_flips(layers) | replays.quantities(layers) | QUANTITIES | scaled
+        rows = shared.layer_flips(layers) | replays.quantities(layers) | kept.QUANTITIES
+        return shared.QUANTITIES | rows | QUANTITIES | scaled | quantities([self.settings.recipe])
 
     @property
     def experts(self) -> int:
@@ -149,15 +152,20 @@ class EnginePair:
         replay = self._replay(live, batch)
         used = self.trainer.score(batch, replay) if replaying.mode == "R3" else live
         differs = replays.differing(batch, live.routes)
+        logp_ref = None
+        if self.settings.recipe.terms.reference_kl:
+            logp_ref = self.trainer.score_reference(batch, replay).where(batch.mask, 0.0)
         scored = Scored(
             batch=batch,
             logp_old=used.logp.where(batch.mask, 0.0),
             replay=replay,
+            logp_ref=logp_ref,
             differs=differs,
             routes=live.routes,
             entropy=used.entropy,
         )
         moments = agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        moments |= kept.masked(batch.kept, batch.mask, used.outside)
         if self.engine.emulated:
             one = torch.ones((), dtype=torch.float64)
             moments["rollout/emulated"] = one, one
@@ -231,9 +239,10 @@ class EnginePair:
         )
         why = distribution(mu, lambda at: self._at(at, batch)[batch.mask], self.trainer.temperature)
         if why is not None:
+            over = "without truncation" if batch.kept is None else "over the tokens that it says were kept"
             raise DistributionError(
                 f"{what}vLLM samples from another distribution than at temperature {self.trainer.temperature:g} "
-                f"without truncation: {why}; see how it was started"
+                f"{over}: {why}; see how it was started"
             )
         if self._synced:
             raise StaleWeightsError(f"{what}vLLM holds other weights; restart it with --resume")

@@ -28,6 +28,8 @@ class Response:
         ended: it ended by itself and was not cut at the limit.
         gates: float32, as `routes`, the weights that the experts were given; None where the engine sends none.
         sampled: False for the environment's tokens; all are the policy's unless given.
+        kept: ids of the tokens that each was sampled from, none where all were or none was sampled; None for no top-p,
+            top-k or min-p.
     """
 
     tokens: list[int]
@@ -36,6 +38,7 @@ class Response:
     ended: bool
     gates: Tensor | None = None
     sampled: list[bool] = field(default_factory=list)
+    kept: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if not self.sampled:
@@ -110,6 +113,7 @@ def collate(
         groups=torch.tensor(groups),
         routes=routes,
         gates=gates,
+        kept=_kept(prompts, responses, shape),
     )
 
 
@@ -120,7 +124,26 @@ def _gates(response: Response) -> Tensor:
     return response.gates
 
 
+def _kept(prompts: Sequence[list[int]], responses: Sequence[Response], shape: tuple[int, int]) -> Tensor | None:
+    """The tokens that each was sampled from, int32 `[B, L, C]`, -1 behind them; None for no top-p, top-k or min-p."""
+    if all(response.kept is None for response in responses):
+        return None
+    rows: list[list[list[int]]] = [
+        [[] for _ in prompt] + (response.kept or []) for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    most = max(1, max(len(ids) for row in rows for ids in row))
+    kept = torch.full((*shape, most), -1, dtype=torch.int32)
+    for number, row in enumerate(rows):
+        kept[number, : len(row)] = torch.tensor([ids + [-1] * (most - len(ids)) for ids in row], dtype=torch.int32)
+    return kept
+
+
 def _check(response: Response, rows: int, layers: int, top_k: int, experts: int) -> None:
+    if response.kept is not None and len(response.kept) != len(response.tokens):
+        raise DataError(
+            f"a response of {len(response.tokens)} tokens says of {len(response.kept)} which tokens were kept; the "
+            "rollout engine must say it of every sampled token"
+        )
     if len(response.logp) != len(response.tokens):
         raise DataError(
             f"a response of {len(response.tokens)} tokens has {len(response.logp)} log-probs; the rollout engine must "

@@ -20,6 +20,7 @@ from .commands import (
     probe,
     promote,
     recipes,
+    recommend,
     report,
     study,
     sweep,
@@ -44,6 +45,7 @@ app.command("probe")(probe.probe)
 app.command("conformance")(conformance.conformance)
 app.command("study")(study.study)
 app.command("promote")(promote.promote)
+app.command("recommend")(recommend.recommend)
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)

@@ -15,6 +15,7 @@ UNDEFINED = (
     "gate_margin",  # where no expert is left to flip to
     "vf_explained_var",  # of returns that do not vary
     "vf_loss",  # of a member without a critic
+    "responses_for_equal_progress",  # where a bias keeps an update from ever getting there
     # relative to a gradient, where a policy that has collapsed has none
     "exact/gradient_error",
     "exact/gradient_error_natural",

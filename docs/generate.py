@@ -15,6 +15,7 @@ import agreement
 import answers
 import auditing
 import decision
+import mapped
 import pictures
 import results
 import rooms
@@ -45,8 +46,15 @@ TABLES = {
     "deployed": answers.deployed,
     "warnings": answers.warnings,
     "regimes": answers.regimes,
+    "frontier": answers.frontier,
+    "baselines": answers.baselines,
     "findings": answers.findings,
     "samples": answers.samples,
+    "bounded": answers.bounded,
+    "thin": answers.thin,
+    "map": mapped.table,
+    "anchors": mapped.anchors,
+    "paper": mapped.paper,
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,

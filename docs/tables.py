@@ -20,14 +20,15 @@ from firstorder.backends.vllm.config import Vllm
 from firstorder.cli.main import app
 from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.method import parts as method_parts
-from firstorder.core.method import surrogate, value
+from firstorder.core.method import surrogate, term_kinds, terms, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.runs import alarm_table
 from firstorder.core.settings.toml import build, read, shipped
-from firstorder.core.training import backend, diagnostics, inert, loop, replay, strata
+from firstorder.core.training import backend, diagnostics, inert, kept, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact import quantities as exact
+from firstorder.sim.exact import terms as of_terms
 from firstorder.sim.exact.forms import form
 from firstorder.sim.training import halves
 from firstorder.sim.training.backend import EXACT
@@ -40,7 +41,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "task": TaskSettings,
     **{name: field.annotation for name, field in Recipe.model_fields.items() if field.annotation},
 }
-PARTS = ("ratios", "spans", "corrections", "clips", "aggregations", "baselines", "replays")
+PARTS = (
+    *("ratios", "spans", "corrections", "rejections", "overs", "clips"),
+    *("aggregations", "baselines", "scales", "replays", "terms", "estimators"),
+)
 TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
 
@@ -123,6 +127,7 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
         "gradients": exact.GRADIENTS,
         "engines": exact.ENGINES,
         "sizes": exact.SIZES,
+        "mask": exact.MASK,
         "batch": diagnostics.QUANTITIES | strata.QUANTITIES | rewards,
         "routes": routes
         | flips
@@ -131,12 +136,15 @@ def groups() -> dict[str, Mapping[str, Quantity]]:
         | {n: one for n, one in loop.QUANTITIES.items() if n not in rewards},
         "exact": EXACT,
         "critic": value.QUANTITIES,
+        "terms": terms.QUANTITIES,
+        "each_term": of_terms.REPORTED,
         "receipts": surrogate.RECEIPTS,
         "replay": replay.QUANTITIES
         | {
             name.replace("layer_0", "layer_N"): replace(one, formula=one.formula.replace("layer 0", "layer N"))
             for name, one in of_layers.items()
         },
+        "masks": kept.QUANTITIES,
         "inert": inert.QUANTITIES,
         "pair": pair.QUANTITIES,
     }
@@ -218,6 +226,7 @@ def _without_form(recipe: Recipe) -> list[str]:
         "advantage": ({"baseline": "none"}, f"`advantage.baseline = {recipe.advantage.baseline}`"),
         "clip": ({"kind": "none"}, f"`clip.kind = {recipe.clip.kind}`"),
         "correction": ({"kind": "none"}, f"`correction.kind = {recipe.correction.kind}`"),
+        "rejection": ({"kind": "none"}, f"`rejection.over = {recipe.rejection.over}`"),
         "ratio": ({"span": "token"}, f"`ratio.span = {recipe.ratio.span}`"),
     }
     without = {
@@ -229,8 +238,9 @@ def _without_form(recipe: Recipe) -> list[str]:
 
 
 def parts(section: str) -> str:
-    """The kinds of a part of the weight."""
+    """The kinds of a part of the weight, or of a term beside it."""
     named = {"of": "`ratio.of`" if section == "clips" else "its `of`", None: ""}
+    source = term_kinds if hasattr(term_kinds, section.upper()) else method_parts
     return rows(
         ("kind", "makes", "keys", "compares", "scope", "source"),
         (
@@ -242,7 +252,7 @@ def parts(section: str) -> str:
                 part.scope,
                 part.source,
             )
-            for kind, part in getattr(method_parts, section.upper()).items()
+            for kind, part in getattr(source, section.upper()).items()
         ),
     )
 

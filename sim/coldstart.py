@@ -41,6 +41,9 @@ LATER = (
     "seed",
     "staleness",
     "min_p",
+    "sample_top_k",
+    "top_p",
+    "sampling_mask",
     "update_contexts",
 )
 """Settings that a cold start does not read: two that differ in these alone start from the same weights."""

@@ -8,7 +8,7 @@ import pytest
 import pictures
 from firstorder.core.runs import alarm_table
 from firstorder.sim.studies import STUDIES
-from firstorder.sim.trials import borders
+from firstorder.sim.trials import atlas, borders
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("studies", "collapse")}
@@ -41,6 +41,7 @@ def test_a_study_has_its_section(name):
 def test_the_borders_and_the_alarms_of_the_package_are_those_of_the_records():
     shipped = json.loads(borders.SHIPPED.read_text())["borders"]
     assert shipped == pictures.record("regimes")["measured"]["borders"], "run `make borders`"
+    assert json.loads(atlas.SHIPPED.read_text()) == pictures.record("map")["measured"]["map"], "run `make map`"
     table = pictures.record("warnings")["measured"]["table"]
     assert alarm_table.parse(json.dumps(table), "the record") == alarm_table.shipped(), "run `make alarms`"
 

@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "firstorder validate [--training] [--quick] [--only ID ...] [--expect FILE] [--json FILE]": SYNOPSIS,
     "firstorder measure minirl --set clip.hihg=0.3": REFUSED,
     "firstorder measure mine.toml --set ratio.span=prefix": MADE,
-    "firstorder measure minirl-clamp": MADE,
+    "firstorder measure minirl-root": MADE,
     "firstorder measure minirl-r3 --set sim.task=count --set sim.coldstart=terse --set schedule.group_size=8": MADE,
     "firstorder measure minirl --set sim.router=softmax_raw": MADE,
     "firstorder measure minirl --set sim.numerics.kind=router_bf16": MADE,
@@ -101,7 +101,7 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "study":
             assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:
-            assert name in ("audit", "coldstart", "report", "conformance")
+            assert name in ("audit", "coldstart", "recommend", "report", "conformance")
 
 
 def check(words: tuple[str, ...]) -> None:

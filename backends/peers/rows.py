@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from firstorder.core.conformance.methods import REJECTED
+
 PINS: dict[str, str] = {"trl": "1.16.0", "verl": "0.9.1", "torchrl": "0.14.1"}
 """The releases that the rows were written for."""
 
@@ -47,10 +49,10 @@ CAP = _on("the ratio is truncated at clip_ratio_c, 3 by default", "extremes")
 MEAN_A = _on("the advantages of a response's tokens are averaged", "token_advantages")
 RECIPROCAL = "the bounds of seq_*_k1 hold for mu / pi, the reciprocal of the ratio"
 KEPT = _on("a token mean divides by the tokens that are kept; here by all", "rationals", "extremes")
-WHITENED = _on("advantages are whitened over the batch", "whole", "holes")
 CLIPPED_ZERO = _on("a clip that drops a ratio of 0 counts; here it has changed nothing", "impossible_token")
 ONE_STD = _on("the sample standard deviation of one token is NaN, here 0", "one_token")
 ALONE = _on("a response without companions has the baseline 0; here its advantage is 0", "single")
+MORE_TOKENS = _on("a mean divides by 1e-8 more than there are tokens", "agreeing", "nearly_agreeing")
 VARIED = ("pair", "binary", "graded", "nearly_agreeing")
 TRL_STD = _on("1e-4 is added to the standard deviation; here 1e-6", *VARIED)
 RL_STD = _on("the standard deviation is held above 1e-6; here 1e-6 is added to it", *VARIED) | _on(
@@ -68,6 +70,11 @@ LAMBDAS = ("1", "0.95", "0.5", "0")
 
 _LOSS, _CORRECTION = "compute_policy_loss_", "compute_rollout_correction_weights"
 _OFF, _DEBUG = "compute_offpolicy_metrics", "calculate_debug_metrics"
+
+
+def _option(over: str, kind: str) -> str:
+    return f"token_{kind}" if over == "token" else f"seq_{over}_{kind}"
+
 
 _Given = tuple[str, str, str] | tuple[str, str, str, Mapping[str, str]]
 
@@ -95,6 +102,8 @@ VERL = (
         ("vanilla, mean of means", "grpo", f"{_LOSS}vanilla, seq-mean-token-mean"),
         ("vanilla, mean of means, size not given", "grpo", f"{_LOSS}vanilla, seq-mean-token-mean", EMPTY),
         ("vanilla, constant length", "dr-grpo", f"{_LOSS}vanilla, seq-mean-token-sum-norm, 1024"),
+        ("vanilla, dual clip", "ppo-dual-clip", f"{_LOSS}vanilla, token-mean, clip_ratio_c 3"),
+        ("sapo", "sapo", f"{_LOSS}sapo, tau_pos 1 and tau_neg 1.05"),
         ("gspo", "gspo", f"{_LOSS}gspo, seq-mean-token-mean"),
         ("geo_mean", "gmpo", f"{_LOSS}geo_mean", MEAN_A),
         ("cispo", "cispo", f"{_LOSS}cispo, token-mean"),
@@ -103,6 +112,12 @@ VERL = (
         ("dppo_tv, defaults", "dppo-tv", f"{_LOSS}dppo_tv against mu", CAP),
         ("dppo_kl", "dppo-kl", f"{_LOSS}dppo_kl against mu, no cap"),
         ("vanilla, token weights", "tis", f"{_CORRECTION}, token, 2.0"),
+        ("vanilla, normalised weights", "tis-mean-one", f"{_CORRECTION}, token, 2.0, rollout_is_batch_normalize"),
+        (
+            "vanilla, normalised sequence weights",
+            "tis-mean-one-sequence",
+            f"{_CORRECTION}, sequence, 2.0, rollout_is_batch_normalize, no clip",
+        ),
         ("vanilla, untruncated weights", "decoupled-ppo", f"{_CORRECTION}, token, no bound"),
         ("vanilla, masked weights", "icepop", f"{_CORRECTION}, token, 0.5_5.0"),
         ("vanilla, sequence weights", "tis-sequence", f"{_CORRECTION}, sequence, 2.0, no clip"),
@@ -112,6 +127,15 @@ VERL = (
             "sequence-mask",
             "compute_rollout_rejection_mask, seq_sum_k1, token-mean, no clip",
             KEPT,
+        ),
+        (
+            "vanilla, token weights, token_k3",
+            "truncate-and-mask",
+            f"{_CORRECTION}, token, 1.3, and compute_rollout_rejection_mask, token_k3",
+        ),
+        *(
+            (f"rejected by {_option(over, kind)}", f"rejection-{over}-{kind}", "compute_rollout_rejection_mask")
+            for over, kind, *_ in REJECTED
         ),
         ("reinforce", "reinforce", f"{_LOSS}reinforce, seq-mean-token-sum", NO_SCORE),
         ("reinforce, size not given", "reinforce", f"{_LOSS}reinforce, seq-mean-token-sum", EMPTY | NO_SCORE),
@@ -150,6 +174,18 @@ VERL = (
         ("grpo advantage", "advantages/group_mean_std", "compute_grpo_outcome_advantage", ALONE),
         ("grpo advantage, no std", "advantages/group_mean", "compute_grpo_outcome_advantage", ALONE),
         ("rloo advantage", "advantages/leave_one_out", "compute_rloo_outcome_advantage", ALONE),
+        (
+            "reinforce_plus_plus advantage",
+            "advantages/whitened",
+            "compute_reinforce_plus_plus_outcome_advantage",
+            MORE_TOKENS,
+        ),
+        (
+            "reinforce_plus_plus_baseline advantage",
+            "advantages/group_mean_whitened",
+            "compute_reinforce_plus_plus_baseline_outcome_advantage",
+            ALONE,
+        ),
     ),
     *(
         row
@@ -157,7 +193,7 @@ VERL = (
         for row in _rows(
             "verl",
             (f"gae, lambda {lam}", f"advantages/gae_{lam}", "compute_gae_advantage_return, returns less values"),
-            (f"whitened gae, lambda {lam}", f"advantages/gae_{lam}", "compute_gae_advantage_return", WHITENED),
+            (f"whitened gae, lambda {lam}", f"advantages/gae_{lam}_whitened", "compute_gae_advantage_return"),
         )
     ),
 )
@@ -171,9 +207,13 @@ TRL = (
         ("dapo", "dapo", "_compute_loss, loss_type dapo, epsilon_high 0.28"),
         ("dr_grpo", "dr-grpo", "_compute_loss, loss_type dr_grpo, max_completion_length 1024"),
         ("grpo, sequence level", "gspo", "_compute_loss, importance_sampling_level sequence", SPREAD),
+        ("bnpo, delta", "ppo-dual-clip", "_compute_loss, loss_type bnpo, delta 3"),
+        ("sapo", "sapo", "_compute_loss, loss_type sapo"),
+        ("grpo, off-policy mask", "opsm", "_compute_loss, off_policy_mask_threshold 0.5"),
         ("cispo", "cispo", "_compute_loss, loss_type cispo, epsilon_high 5"),
         ("vespo", "vespo", "_compute_loss, loss_type vespo against mu"),
         ("dapo, token_truncate", "tis", "vllm_importance_sampling_mode token_truncate, at most 2"),
+        ("dapo, token_truncate, both", "tis-two-sided", "vllm_importance_sampling_mode token_truncate, 0.5 to 2"),
         ("grpo, token_mask", "icepop", "vllm_importance_sampling_mode token_mask, 0.5 to 5"),
         ("luspo, sequence_truncate", "tis-sequence", "vllm_importance_sampling_mode sequence_truncate, at most 2"),
         ("luspo, sequence_mask", "mask-sequence", "vllm_importance_sampling_mode sequence_mask, 0.6 to 3"),
@@ -183,6 +223,7 @@ TRL = (
         ("clip_ratio/high_mean", "receipts/grpo/clip_upper", "_compute_loss, loss_type grpo"),
         ("clip_ratio/low_mean", "receipts/grpo/clip_lower", "_compute_loss, loss_type grpo", CLIPPED_ZERO),
         ("scale_rewards group", "advantages/group_mean_std", "_generate_and_score_completions", TRL_STD),
+        ("scale_rewards batch", "advantages/group_mean_batch_std", "_generate_and_score_completions", TRL_STD),
         ("scale_rewards none", "advantages/group_mean", "_generate_and_score_completions"),
     ),
 )

@@ -25,9 +25,13 @@ def answers() -> dict[str, Answer]:
         "dapo": _loss("dapo", high=0.28),
         "dr_grpo": _loss("dr_grpo"),
         "grpo, sequence level": _loss("grpo", low=0.0003, high=0.0004, importance_sampling_level="sequence"),
+        "bnpo, delta": _loss("bnpo", delta=3.0),
+        "sapo": _loss("sapo"),
+        "grpo, off-policy mask": _loss("grpo", off_policy_mask_threshold=0.5),
         "cispo": _loss("cispo", high=5.0),
         "vespo": _loss("vespo", to="mu"),
         "dapo, token_truncate": _loss("dapo", high=0.28, mode="token_truncate", bounds=(None, 2.0)),
+        "dapo, token_truncate, both": _loss("dapo", high=0.28, mode="token_truncate", bounds=(0.5, 2.0)),
         "grpo, token_mask": _loss("grpo", mode="token_mask", bounds=(0.5, 5.0)),
         "luspo, sequence_truncate": _free("sequence_truncate", (None, 2.0)),
         "luspo, sequence_mask": _free("sequence_mask", (0.6, 3.0)),
@@ -38,7 +42,7 @@ def answers() -> dict[str, Answer]:
 
 def of_rewards() -> dict[str, Callable[[list[list[float]]], Any]]:
     """By row, the advantages `[groups, G]` of groups of rewards."""
-    return {f"scale_rewards {scale}": _advantages(scale) for scale in ("group", "none")}
+    return {f"scale_rewards {scale}": _advantages(scale) for scale in ("group", "batch", "none")}
 
 
 def of_values() -> dict[str, Callable[[dict[str, Any], float], Any]]:
@@ -88,6 +92,7 @@ def _computed(
         "advantages": batch.advantage,
         "old_per_token_logps": getattr(batch, to),
         "num_items_in_batch": mask.sum(),
+        "sampling_per_token_logps": batch.mu,
     }
     if mode is not None:
         inputs["importance_sampling_ratio"] = _scored(batch, mode, bounds)["importance_sampling_ratio"]
@@ -123,7 +128,7 @@ def _accelerator() -> SimpleNamespace:
     )
 
 
-def _trainer(kind: str, low: float, high: float, corrected: bool, **keys: Any) -> Any:
+def _trainer(kind: str, low: float, high: float, corrected: bool, delta: float | None = None, **keys: Any) -> Any:
     """What `_compute_loss` reads of a trainer, and no model."""
     known = {
         "aux_loss_enabled": False,
@@ -143,8 +148,11 @@ def _trainer(kind: str, low: float, high: float, corrected: bool, **keys: Any) -
         "_entropy_bonus_enabled": False,
         "_metrics": {"train": defaultdict(list)},
         "get_gamma_weights": _class().get_gamma_weights,
+        "get_off_policy_mask": _class().get_off_policy_mask,
         "args": SimpleNamespace(
-            delta=None,
+            delta=delta,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
             steps_per_generation=1,
             vespo_k_pos=2.0,
             vespo_lambda_pos=3.0,

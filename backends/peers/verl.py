@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ def _loss(
     return loss
 
 
-def _weights(level: str, threshold: float | str, above: str = "old") -> Callable[[Batch], Tensor]:
+def _weights(
+    level: str, threshold: float | str, above: str = "old", *, normalised: bool = False
+) -> Callable[[Batch], Tensor]:
     """Weights of rollout correction, above / mu."""
 
     def made(batch: Batch) -> Tensor:
@@ -86,6 +89,7 @@ def _weights(level: str, threshold: float | str, above: str = "old") -> Callable
             response_mask=batch.mask.double(),
             rollout_is=level,
             rollout_is_threshold=threshold,
+            rollout_is_batch_normalize=normalised,
         )
         return found  # type: ignore[no-any-return]
 
@@ -128,6 +132,20 @@ def _reinforce(
     return loss
 
 
+REJECTED = {
+    "token_k1": "0.47_2.3",
+    "token_k2": "0.1",
+    "token_k3": "0.1",
+    "seq_sum_k1": "0.37_1.17",
+    "seq_sum_k2": "0.3",
+    "seq_sum_k3": "0.3",
+    "seq_mean_k1": "0.8_1.06",
+    "seq_mean_k2": "0.04",
+    "seq_mean_k3": "0.04",
+    "seq_max_k2": "0.2",
+    "seq_max_k3": "0.2",
+}
+"""The bounds of `core.conformance.methods.REJECTED` as an option has them: of k1 those of the ratio μ over π_old."""
 SUM, MEAN, TOKENS, BUDGET = "seq-mean-token-sum", "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"
 
 
@@ -141,6 +159,8 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
         "vanilla, constant length": _loss(
             "vanilla", BUDGET, 0.2, 0.2, clip_ratio_c=FREE, info={"loss_scale_factor": 1024}
         ),
+        "vanilla, dual clip": _loss("vanilla", TOKENS, 0.2, 0.2, clip_ratio_c=3.0),
+        "sapo": _loss("sapo", MEAN, tau_pos=1.0, tau_neg=1.05),
         "gspo": _loss("gspo", MEAN, 0.0003, 0.0004),
         "geo_mean": _loss("geo_mean", MEAN, 0.4, 0.4),
         "cispo": _loss("cispo", TOKENS, 1.0, 4.0),
@@ -150,6 +170,12 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
         "dppo_kl": _loss("dppo_kl", SUM, 0.05, 0.05, to="mu", clip_ratio_c=FREE),
         "vanilla, token weights": _loss(
             "vanilla", TOKENS, 0.2, 0.28, clip_ratio_c=FREE, weights=_weights("token", 2.0)
+        ),
+        "vanilla, normalised weights": _loss(
+            "vanilla", TOKENS, 0.2, 0.28, clip_ratio_c=FREE, weights=_weights("token", 2.0, normalised=True)
+        ),
+        "vanilla, normalised sequence weights": _loss(
+            "vanilla", SUM, clip_ratio_c=FREE, weights=_weights("sequence", 2.0, normalised=True)
         ),
         "vanilla, untruncated weights": _loss(
             "vanilla", TOKENS, 0.2, 0.2, clip_ratio_c=FREE, weights=_weights("token", FREE)
@@ -164,6 +190,19 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
         "vanilla, rejected responses": _loss(
             "vanilla", TOKENS, clip_ratio_c=FREE, rejects=("seq_sum_k1", f"{1 / 3.0}_{1 / 0.6}", "old")
         ),
+        "vanilla, token weights, token_k3": _loss(
+            "vanilla",
+            SUM,
+            0.2,
+            0.2,
+            clip_ratio_c=FREE,
+            weights=_weights("token", 1.3),
+            rejects=("token_k3", "0.3", "old"),
+        ),
+        **{
+            f"rejected by {option}": _reinforce(_weights("token", FREE, "theta"), (option, bounds, "old"))
+            for option, bounds in REJECTED.items()
+        },
         "reinforce": _reinforce(),
         "reinforce, size not given": _reinforce(whole=False),
         "reinforce, token weights": _reinforce(_weights("token", FREE, "theta")),
@@ -242,6 +281,8 @@ def of_rewards() -> dict[str, Callable[[list[list[float]]], Any]]:
         "grpo advantage": _outcome("compute_grpo_outcome_advantage", norm_adv_by_std_in_grpo=True),
         "grpo advantage, no std": _outcome("compute_grpo_outcome_advantage", norm_adv_by_std_in_grpo=False),
         "rloo advantage": _outcome("compute_rloo_outcome_advantage"),
+        "reinforce_plus_plus advantage": _whitened,
+        "reinforce_plus_plus_baseline advantage": _outcome("compute_reinforce_plus_plus_baseline_outcome_advantage"),
     }
 
 
@@ -255,6 +296,15 @@ def _outcome(name: str, **keys: Any) -> Callable[[list[list[float]]], Any]:
         return found.reshape(rewards.shape).tolist()
 
     return made
+
+
+def _whitened(groups: list[list[float]]) -> Any:
+    rewards = torch.tensor(groups, dtype=torch.float64)
+    flat = rewards.reshape(-1, 1)
+    found, _ = _algos().compute_reinforce_plus_plus_outcome_advantage(
+        flat, torch.ones_like(flat), SimpleNamespace(gamma=1.0)
+    )
+    return found.reshape(rewards.shape).tolist()
 
 
 def of_values() -> dict[str, Callable[[dict[str, Any], float], Any]]:

@@ -14,7 +14,7 @@ from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
 
-PARTS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logits")
+PARTS = ("parameters", "reference", "buffers", "gradients", "optimizer", "activations", "logits")
 
 
 @dataclass(frozen=True, kw_only=True)

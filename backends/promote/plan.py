@@ -212,6 +212,7 @@ def step(shape: Shape, recipe: Recipe, titan: Torchtitan, vllm: Vllm, where: Pla
     tokens = responses * length
     forward = tokens * forward_flops(shape, length) / (where.num_ranks * gpu.flops * TRAINING)
     passes = 2 if recipe.router_replay.mode == "R3" else 1  # live, and once more with the rollout's routes
+    passes += recipe.terms.reference_kl > 0  # of the reference
     again = 1 if titan.activation_checkpoint == "full" else 0
     ahead = 0 if recipe.weight_scope == "token" else 1
     weight_bytes = memory.serving_weights(shape, vllm.quantization) / vllm.tensor

@@ -40,6 +40,7 @@ JUDGES = {
 }
 MEANING = {
     "parameters": "float32 shards",
+    "reference": "float32 shards of the reference policy, where terms.reference_kl has one",
     "buffers": "tables of rotary embeddings",
     "gradients": "float32 shards",
     "optimizer": "two moments",

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 _torch_utils: Any = torch._utils
 ON_CPU = _torch_utils._get_available_device_type() is None
@@ -101,6 +102,7 @@ __all__ = [
     "set_timeouts",
     "start_process_group",
     "substitute",
+    "whole_vocabulary",
 ]
 
 linear_init, moe_layers, norm = _LINEAR_INIT, _build_qwen3_moe_layers, _qwen3_norm
@@ -172,6 +174,16 @@ def compiling(backend: str) -> CompileConfig:
     dynamo: Any = torch._dynamo
     dynamo.config.recompile_limit = max(32, dynamo.config.recompile_limit)
     return CompileConfig(enable=True, components=["model"], backend=backend)
+
+
+def whole_vocabulary(logits: Any) -> Tensor:
+    """Logits `[R, P, V]` whose vocabulary may be shared out among the ranks, gathered as `compute_logprobs` does."""
+    if not isinstance(logits, DTensor):
+        plain: Tensor = logits
+        return plain
+    last = (-1, logits.ndim - 1)
+    placements = [Replicate() if isinstance(p, Shard) and p.dim in last else p for p in logits.placements]
+    return logits.redistribute(placements=placements).to_local()
 
 
 def attention_masks(model: Any, positions: Tensor) -> Any:

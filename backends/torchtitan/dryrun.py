@@ -31,7 +31,8 @@ from firstorder.core import memory
 from firstorder.core.errors import ConfigError, FirstOrderError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
-from firstorder.core.method.surrogate import surrogate_loss, token_weights
+from firstorder.core.method.surrogate import token_weights
+from firstorder.core.method.terms import entropy_weights, total_loss
 from firstorder.core.routing import Replay
 from firstorder.core.runs.files import to_json
 from firstorder.core.settings.toml import build
@@ -79,12 +80,14 @@ class TrainerMemory:
 
     Args:
         parameters, gradients, optimizer: of the rank's shards.
+        reference: of the rank's shards of the reference policy; 0 without one.
         buffers: tables of rotary embeddings.
         activations: what backward needs of the layers, at the end of forward.
         logits: the rest of the peak: logits, their log-softmax and gradient, layers gathered by FSDP, temporaries.
     """
 
     parameters: int
+    reference: int
     buffers: int
     gradients: int
     optimizer: int
@@ -139,6 +142,7 @@ def dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int, 
 def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int, started: float) -> Report:
     parallelism, dims = model.layout(settings, num_ranks)
     laid_out = model.lay_out(shape, settings, parallelism, dims)
+    second = model.lay_out(shape, settings, parallelism, dims) if recipe.terms.reference_kl else None
     ledger, at = Ledger(), dict[str, int]()
 
     def note(moment: str) -> None:
@@ -148,8 +152,10 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int,
 
     with FakeTensorMode(allow_non_fake_inputs=True), ledger, adapter.balanced_experts():
         trained = model.materialise(laid_out)
+        reference = None if second is None else model.materialise(second).requires_grad_(False)
         step(trained, optimizer(recipe.optimizer, trained), shape, settings, recipe, dims, note)
     parameters = sum(_local(p).nbytes for p in trained.parameters())
+    of_reference = 0 if reference is None else sum(_local(p).nbytes for p in reference.parameters())
     gradients = sum(_local(p.grad).nbytes for p in trained.parameters() if p.grad is not None)
     activations = at["forward"] - at["begun"]
     peak = max(at["forward peak"], at["backward peak"], at["scored peak"] + gradients)
@@ -158,7 +164,8 @@ def _dry_run(shape: Shape, settings: Torchtitan, recipe: Recipe, num_ranks: int,
         shardings=tuple(_sharding(name, p) for name, p in trained.named_parameters()),
         memory=TrainerMemory(
             parameters=parameters,
-            buffers=at["start"] - parameters,
+            reference=of_reference,
+            buffers=at["start"] - parameters - of_reference,
             gradients=gradients,
             optimizer=at["stepped"] - at["clipped"],
             activations=activations,
@@ -189,16 +196,18 @@ def step(trained: Any, moves: Any, shape: Shape, settings: Torchtitan, recipe: R
     note("start")
     gated = recipe.router_replay.gates == "replayed"
     with torch.no_grad(), recording(trained, gates=gated) as record:
-        old = _logp(trained, tokens, positions, masks, entropy=True)
+        old = _scores(trained, tokens, positions, masks, entropy=True)[0]
     replay = _replay(record, recipe)
     note("scored")
     for _ in range(MICROBATCHES):
         note("begun")
         with replaying(trained, replay):
-            logp = _logp(trained, tokens, positions, masks)
+            made = _scores(trained, tokens, positions, masks, spread=recipe.terms.entropy > 0)
             note("forward")
-            torch.autograd.backward(surrogate_loss(stats := _stats(logp, old), token_weights(stats, recipe).weight))
-            del logp, stats
+            stats = _stats(made[0], old, *made[1:])
+            bonus = entropy_weights(stats, recipe) if recipe.terms.entropy else None
+            torch.autograd.backward(total_loss(stats, token_weights(stats, recipe).weight, bonus))
+            del made, stats
         note("backward")
     adapter.dist_utils.clip_grad_norm_(trained.parameters(), recipe.optimizer.max_grad_norm, ep_enabled=dims.ep_enabled)
     note("clipped")
@@ -214,13 +223,16 @@ def measure(shape: Shape, settings: Torchtitan, recipe: Recipe) -> int:
     num_ranks = adapter.start_process_group()
     parallelism, dims = model.layout(settings, num_ranks)
     laid_out = model.lay_out(shape, settings, parallelism, dims)
+    second = model.lay_out(shape, settings, parallelism, dims) if recipe.terms.reference_kl else None
 
     def updates() -> Iterator[None]:
         trained = model.materialise(laid_out)
+        held = None if second is None else model.materialise(second).requires_grad_(False)
         moves = optimizer(recipe.optimizer, trained)
         for _ in range(2):  # the second update finds the optimizer's state, and its kernels compiled
             step(trained, moves, shape, settings, recipe, dims, lambda moment: None)
             yield
+        del held  # until here it takes its memory
 
     try:
         return _peak_of_host(updates()) if adapter.ON_CPU else _peak_of_gpu(updates())
@@ -280,13 +292,15 @@ def _replay(record: Recorded, recipe: Recipe) -> Replay | None:
     return Replay(ids=record.ids, gates=record.gates, **rules)
 
 
-def _logp(trained: Any, tokens: Tensor, positions: Tensor, masks: Any, *, entropy: bool = False) -> Tensor:
-    logp: Tensor = trained(tokens, positions=positions, attention_masks=masks, labels=tokens, entropy=entropy)[0]
-    return logp.double()
+def _scores(trained: Any, tokens: Tensor, positions: Tensor, masks: Any, **wanted: bool) -> list[Tensor]:
+    """log-probs and, where they are wanted, entropies."""
+    made = trained(tokens, positions=positions, attention_masks=masks, labels=tokens, **wanted)
+    return [x.double() for x in made]
 
 
-def _stats(logp: Tensor, old: Tensor) -> TokenStats:
+def _stats(logp: Tensor, old: Tensor, entropy: Tensor | None = None) -> TokenStats:
     return TokenStats(
+        entropy=entropy,
         logp_theta=logp,
         logp_old=old,
         logp_mu=old,

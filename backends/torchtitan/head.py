@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .adapter import Linear, Qwen3Model, compute_logprobs, derive
+from firstorder.core.training.kept import entropy as kept_entropy
+from firstorder.core.training.kept import totals
+
+from .adapter import IGNORE_INDEX, Linear, Qwen3Model, compute_logprobs, derive, whole_vocabulary
 
 
 class ScoringHead(Linear):
@@ -37,17 +40,29 @@ class ScoringHead(Linear):
         self.chunks = config.chunks
 
     def forward(
-        self, input: Tensor, labels: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+        self,
+        input: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        kept: Tensor | None = None,
+        spread: bool = False,
     ) -> Any:
         """Logits `[R, P, V]` of `input` `[R, P, D]`; with `labels` `[R, P]` the scores of `_score`."""
         if labels is None:
             return F.linear(input, self.weight)
         if self.chunks == 1:
-            return _score(input, self.weight, labels, temperature, entropy)
+            return _score(input, self.weight, labels, temperature, entropy, kept, spread)
         again = partial(checkpoint, _score, use_reentrant=False, preserve_rng_state=False)
+        parts = input.chunk(self.chunks, 1)
         pieces = [
-            again(hidden, self.weight, wanted, temperature, entropy)
-            for hidden, wanted in zip(input.chunk(self.chunks, 1), labels.chunk(self.chunks, 1), strict=True)
+            again(hidden, self.weight, wanted, temperature, entropy, ids, spread)
+            for hidden, wanted, ids in zip(
+                parts,
+                labels.chunk(self.chunks, 1),
+                [None] * len(parts) if kept is None else kept.chunk(self.chunks, 1),
+                strict=True,
+            )
         ]
         return tuple(torch.cat(one, dim=1) for one in zip(*pieces, strict=True))
 
@@ -69,9 +84,12 @@ class ScoringModel(Qwen3Model):
         labels: Tensor | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
+        kept: Tensor | None = None,
+        spread: bool = False,
     ) -> Any:
         """What the head makes of the last hidden state of `tokens` `[R, P]`."""
-        return self.lm_head(super().forward(tokens, positions, attention_masks), labels, temperature, entropy)
+        hidden = super().forward(tokens, positions, attention_masks)
+        return self.lm_head(hidden, labels, temperature, entropy, kept, spread)
 
 
 def scoring(config: Any, chunks: int) -> Any:
@@ -82,7 +100,39 @@ def scoring(config: Any, chunks: int) -> Any:
     return derive(config, ScoringModel.Config, lm_head=head)
 
 
-def _score(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each."""
-    scores = compute_logprobs(F.linear(hidden, weight) / temperature, labels, return_entropy=entropy)
+def _score(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    temperature: float,
+    entropy: bool,
+    kept: Tensor | None,
+    spread: bool,
+) -> tuple[Tensor, ...]:
+    """log p of the labels and, where it is asked for, the entropy of their distribution, nats `[R, P]` each; over the
+    tokens `kept` `[R, P, C]` where these are given, and then with the entropy the mass outside of them.
+
+    torchtitan's entropy has no gradient; with `spread` it has one, and the logits are gathered before both are made.
+    """
+    logits = F.linear(hidden, weight) / temperature
+    if kept is not None:
+        return _score_kept(whole_vocabulary(logits).float(), labels, entropy or spread, kept)
+    if spread:
+        logits = whole_vocabulary(logits)
+        return compute_logprobs(logits, labels), _entropy(logits)
+    scores = compute_logprobs(logits, labels, return_entropy=entropy)
     return scores if entropy else (scores,)
+
+
+def _score_kept(logits: Tensor, labels: Tensor, entropy: bool, kept: Tensor) -> tuple[Tensor, ...]:
+    inside, whole = totals(logits, kept)
+    said = labels != IGNORE_INDEX
+    own = logits.gather(-1, labels.where(said, 0)[..., None])[..., 0]
+    logp = torch.where(said, own - inside, 0.0)
+    return (logp, kept_entropy(logits, kept), -(inside - whole).detach().expm1()) if entropy else (logp,)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """-Σ_v p(v) log p(v), float32 `[R, P]`."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)

@@ -94,6 +94,13 @@ def build(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> An
     return materialise(lay_out(shape, settings, parallelism, dims))
 
 
+def frozen(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any, weights: Weights) -> Any:
+    """A second model, laid out as the first, that holds the weights of a folder and has no gradients."""
+    built = build(shape, settings, parallelism, dims).requires_grad_(False)
+    HuggingFace(model_config(shape, settings.pack_length), built).read(weights)
+    return built
+
+
 def lay_out(shape: Shape, settings: Torchtitan, parallelism: Any, dims: Any) -> Any:
     """As `build`, but on the meta device: every layout is settled and no tensor holds memory."""
     adapter.dist_utils.set_spmd_backend(parallelism.spmd_backend)

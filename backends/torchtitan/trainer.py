@@ -22,8 +22,9 @@ from firstorder.backends.ranks import all_gather_map, broadcast_from_rank0
 from firstorder.backends.weights import open_weights
 from firstorder.core.errors import ConfigError, DataError, NotFiniteError
 from firstorder.core.method.recipe import Optimizer, Recipe
+from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.terms import entropy_weights, total_loss
 from firstorder.core.routing import Replay
 from firstorder.core.runs.checkpoint import digest
 from firstorder.core.training.backend import Scored, WeightFn, take
@@ -42,12 +43,14 @@ CHECKPOINTS = "torchtitan"  # folder of the distributed checkpoints in that of t
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Responses under π: `logp` `[B, L]` nats of each token given those before it, `entropy` `[B, L]` nats of the
-    distribution it was drawn from (both 0 at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the
-    row of the last token and beyond), `margin` `[B, L, M]` of the live choice and, if asked for, `gates` float32
-    `[B, L, M, K]`, the weights that the experts were given."""
+    distribution it was drawn from, `outside` `[B, L]` the mass of π on tokens that a batch's mask leaves out (all 0
+    at position 0 and on padding), `routes` int16 `[B, L, M, K]` (-1 in the row of the last token and beyond), `margin`
+    `[B, L, M]` of the live choice and, if asked for, `gates` float32 `[B, L, M, K]`, the weights that the experts were
+    given."""
 
     logp: Tensor
     entropy: Tensor
+    outside: Tensor
     routes: Tensor
     margin: Tensor
     gates: Tensor | None = None
@@ -110,6 +113,9 @@ class Trainer:
         self.model = model.build(self.shape, settings, parallelism, dims)
         self.names = model.HuggingFace(model.model_config(self.shape, settings.pack_length), self.model)
         self.names.read(weights)
+        self.reference = None
+        if recipe.terms.reference_kl:
+            self.reference = model.frozen(self.shape, settings, parallelism, dims, weights)
         self.optimizer = optimizer(recipe.optimizer, self.model)
         updates = recipe.schedule.steps * recipe.schedule.minibatches
         self.rate = learning_rate(settings.warmup_steps, updates, self.optimizer)
@@ -134,7 +140,7 @@ class Trainer:
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
                 given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
                 with replaying(self.model, given), recording(self.model, gates=gates) as record:
-                    logp, entropy = self._forward(packed, batch.tokens[at.mine], entropy=True)
+                    logp, entropy, *more = self._forward(packed, *_said(batch, at.mine), entropy=True)
                 assert record.ids is not None
                 assert record.margin is not None
                 routes = packed.batch(record.ids.to("cpu", torch.int16), -1)
@@ -142,9 +148,23 @@ class Trainer:
                 routes = torch.where(run[..., None, None], routes, -1)
                 margin = packed.batch(record.margin.cpu(), 0.0).double()
                 weights = None if record.gates is None else packed.batch(record.gates.to("cpu", torch.float32), 0.0)
-                own = Scores(logp=logp, entropy=entropy, routes=routes, margin=margin, gates=weights)
+                outside = more[0] if more else torch.zeros_like(logp)
+                own = Scores(logp=logp, entropy=entropy, outside=outside, routes=routes, margin=margin, gates=weights)
                 rounds.append({name: self._everyones(x, at) for name, x in vars(own).items() if x is not None})
         return Scores(**{name: torch.cat([one[name] for one in rounds]) for name in rounds[0]})
+
+    @microbatch()
+    def score_reference(self, batch: RolloutBatch, replay: Replay | None = None) -> Tensor:
+        """log-probs `[B, L]` nats of responses under the weights of the model folder, with the same replay."""
+        found = []
+        with torch.no_grad():
+            for at in self._rounds(batch.lengths):
+                packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
+                given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
+                with replaying(self.reference, given):
+                    (logp,) = self._forward(packed, batch.tokens[at.mine], of=self.reference)
+                found.append(self._everyones(logp, at))
+        return torch.cat(found)
 
     @microbatch()
     def update(self, minibatch: Scored, weight_fn: WeightFn) -> Update:
@@ -155,9 +175,12 @@ class Trainer:
         all of them, so that weights and receipts are the same everywhere and gradients come from one's own rows.
         """
         batch, size = minibatch.batch, minibatch.logp_old.shape[-2]
-        weight = None
+        weight = bonus = None
+        spread = self.recipe.terms.entropy > 0
         if self.recipe.weight_scope != "token":
-            weight = weight_fn(minibatch.stats(self.score(batch, minibatch.replay).logp.where(batch.mask, 0.0)))
+            scores = self.score(batch, minibatch.replay)
+            stats = minibatch.stats(scores.logp.where(batch.mask, 0.0), scores.entropy if spread else None)
+            weight, bonus = weight_fn(stats), self._bonus(stats)
         self.optimizer.zero_grad()
         total, did, logs = 0.0, [], []
         for at in self._rounds(batch.lengths):
@@ -165,12 +188,15 @@ class Trainer:
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
             given = None if own.replay is None else _packed(own.replay, packed)
             with replaying(self.model, given):
-                logp = self._everyones(self._forward(packed, own.batch.tokens)[0], at)
+                made = [self._everyones(x, at) for x in self._forward(packed, own.batch.tokens, spread=spread)]
                 did.append(self._witnessed(packed, own.batch, given, at))
-                stats = piece.stats(logp.where(piece.batch.mask, 0.0))
+                stats = piece.stats(made[0].where(piece.batch.mask, 0.0), *made[1:])
                 logs.append(log_weights(stats))
                 share = (at.rows.stop - at.rows.start) / size
-                loss = surrogate_loss(stats, weight_fn(stats) if weight is None else weight[at.rows]) * share
+                if weight is None:
+                    loss = total_loss(stats, weight_fn(stats), self._bonus(stats)) * share
+                else:
+                    loss = total_loss(stats, weight[at.rows], None if bonus is None else bonus[at.rows]) * share
                 torch.autograd.backward(loss)
             total += float(loss.detach())
         # every rank holds the weights of all responses, so that all take the same step
@@ -257,22 +283,41 @@ class Trainer:
             torch.distributed.all_reduce(total, group=self._group)
         return dict(zip(did[0], total.tolist(), strict=True))
 
-    def _forward(self, packed: Packed, tokens: Tensor, *, entropy: bool = False) -> tuple[Tensor, ...]:
-        """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`.
+    def _bonus(self, stats: TokenStats) -> Tensor | None:
+        """What each token's entropy is multiplied by in the loss; None without a bonus."""
+        return entropy_weights(stats, self.recipe) if self.recipe.terms.entropy else None
 
+    def _forward(
+        self,
+        packed: Packed,
+        tokens: Tensor,
+        kept: Tensor | None = None,
+        *,
+        entropy: bool = False,
+        spread: bool = False,
+        of: Any = None,
+    ) -> tuple[Tensor, ...]:
+        """log π of each token given those before it and, if asked for, the entropy of its distribution, `[B, L]`; with
+        `spread` that has a gradient. `of` is another model than the one that is trained.
+
+        Over the tokens `kept` `[B, L, C]` where these are given, and then with the entropy the mass outside of them.
         Responses, weights and statistics live in host memory; only the model and what it computes are on the device.
         """
         following = torch.where(packed.place[:, 1:] >= 0, tokens[:, 1:], adapter.IGNORE_INDEX)
         ending = torch.full_like(tokens[:, :1], adapter.IGNORE_INDEX)
         labels = packed.rows(torch.cat([following, ending], dim=1), adapter.IGNORE_INDEX)
         there, positions, labels = (x.to(adapter.device_type) for x in (packed.tokens, packed.positions, labels))
-        scores = self.model(
+        ids = None if kept is None else packed.rows(_before(kept), -1).to(adapter.device_type)
+        scorer = self.model if of is None else of
+        scores = scorer(
             there,
             positions=positions,
-            attention_masks=adapter.attention_masks(self.model, positions),
+            attention_masks=adapter.attention_masks(scorer, positions),
             labels=labels,
             temperature=self.temperature,
             entropy=entropy,
+            kept=ids,
+            spread=spread,
         )
         return tuple(_shift(packed.batch(x.to("cpu", torch.float64), 0.0), packed.place) for x in scores)
 
@@ -328,6 +373,16 @@ def _packed(replay: Replay, packed: Packed) -> Replay:
     rows = replay.each(lambda x: packed.rows(x, -1))
     there = {name: x.to(adapter.device_type) for name, x in vars(rows).items() if x is not None}
     return Replay(**there)
+
+
+def _said(batch: RolloutBatch, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """The tokens of some responses, and those that each was sampled from."""
+    return batch.tokens[rows], None if batch.kept is None else batch.kept[rows]
+
+
+def _before(kept: Tensor) -> Tensor:
+    """Rows of a mask `[B, L, C]` moved to the row that produces their token; none in the last."""
+    return torch.cat([kept[:, 1:], torch.full_like(kept[:, :1], -1)], dim=1)
 
 
 def _shift(x: Tensor, place: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
         "generation_config": "vllm",  # nothing of the folder's generation_config.json
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included
     }
+    if settings.truncates:
+        flags["max_logprobs"] = settings.most_kept + 1
     if settings.tensor > 1:
         flags["tensor_parallel_size"] = settings.tensor
     if settings.max_batched_tokens is not None:
@@ -70,17 +72,18 @@ def arguments(settings: Vllm, folder: str) -> dict[str, Any]:
     return flags
 
 
-def sampling(settings: Vllm, ends: Sequence[int]) -> dict[str, Any]:
+def sampling(settings: Vllm, ends: Sequence[int], vocabulary: int) -> dict[str, Any]:
     """What is asked for with every response, under the names of `SamplingParams` and of the completions API alike.
 
-    All that moves the distribution is said, so that no default of a server or of a model folder does.
+    All that moves the distribution is said, so that no default of a server or of a model folder does. Where tokens are
+    left out, the log-probs of one token more than may be kept are asked for: -inf is the last, or too many were.
     """
     return {
         "n": 1,
         "temperature": settings.temperature,
-        "top_p": 1.0,
-        "top_k": -1,
-        "min_p": 0.0,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k or -1,
+        "min_p": settings.min_p,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
@@ -94,7 +97,8 @@ def sampling(settings: Vllm, ends: Sequence[int]) -> dict[str, Any]:
         "stop_token_ids": list(ends),
         "ignore_eos": True,  # the ends are those of the task, not the tokenizer's as well
         "skip_special_tokens": False,
-        "logprobs": 0,  # of the sampled token alone
+        # 0: of the sampled token alone
+        "logprobs": min(settings.most_kept + 1, vocabulary) if settings.truncates else 0,
     }
 
 

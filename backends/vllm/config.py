@@ -12,6 +12,8 @@ from firstorder.core.settings.section import Place, Section, within
 PROBE_LIMITS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
 REACHED = ("servers", "timeout", "shared_folder")  # where the servers are; a run may be resumed with other ones
 TOKENS, TOKENS_WHY = "[1, 16777216]", "no model has so many positions"
+TOKENS_WHY_KEPT = "no vocabulary has so many tokens"
+DEFAULT_KEPT = 256  # tokens of a nucleus: their ids go with every sampled token, as vLLM's log-probs
 LOW_PRECISION_LIMIT = 0.5  # with 8-bit weights or an 8-bit KV cache, whatever the dtype
 
 
@@ -26,7 +28,7 @@ def _is_address(server: str) -> bool:
 
 
 class Vllm(Section):
-    """The rollout engine. There is no top-p and no top-k: π could not be scored under the same distribution."""
+    """The rollout engine. Of top-p, top-k and min-p it sends what was kept at each token, and π is scored over that."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = Field("bfloat16", description="of weights and activations")
     quantization: Literal["none", "fp8_per_tensor", "fp8_per_block"] = Field(
@@ -41,6 +43,22 @@ class Vllm(Section):
     )
     temperature: float = within(
         1.0, "[0.01, 100]", "vLLM raises a lower one to 0.01 by itself", "of sampling; π is scored at the same"
+    )
+    min_p: float = within(
+        0.0, "[0, 1)", "it is a share", "leaves out what is less likely than so much of the likeliest"
+    )
+    top_k: int = within(
+        0, "[0, 1048576]", TOKENS_WHY_KEPT, "samples from so many of the likeliest tokens, and those that tie; 0: all"
+    )
+    top_p: float = within(
+        1.0, "(0, 1]", "it is a share", "samples from the likeliest tokens up to so much of what the two above leave"
+    )
+    max_kept: int | None = within(
+        None,
+        "[1, 1048576]",
+        TOKENS_WHY_KEPT,
+        "tokens that a position may be sampled from where one of the three above acts; more stop the run; unset: twice "
+        "`top_k`, or 256 without",
     )
     max_tokens: int = within(24, TOKENS, TOKENS_WHY, "longest response, or turn")
     max_prompt: int = within(
@@ -107,6 +125,16 @@ class Vllm(Section):
                     f"{self.max_batched_tokens}; raise it, or lower vllm.max_sequences"
                 )
         return self
+
+    @property
+    def truncates(self) -> bool:
+        """Whether a token may be sampled from fewer tokens than there are."""
+        return bool(self.min_p or self.top_k) or self.top_p < 1
+
+    @property
+    def most_kept(self) -> int:
+        """Tokens that a position may be sampled from, at most, where some are left out."""
+        return self.max_kept or 2 * self.top_k or DEFAULT_KEPT
 
     @property
     def limit(self) -> float:

@@ -26,6 +26,7 @@ from . import transfer
 from .arguments import arguments, is_emulated, sampling
 from .config import Vllm
 from .gates import carried, unpacked
+from .kept import kept
 
 
 class InProcessEngine:
@@ -43,6 +44,7 @@ class InProcessEngine:
         transfer.register()
         self._normalised = read_shape(Path(folder)).norm_topk_prob if gates else None
         self.settings, self._ends = settings, list(ends)
+        self._vocabulary = read_shape(Path(folder)).vocab_size
         asked = arguments(settings, folder)
         self.emulated = is_emulated(asked.get("quantization"))
         if self.emulated:
@@ -64,10 +66,10 @@ class InProcessEngine:
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """One response to each prompt, its random numbers from its own seed."""
-        asked = sampling(self.settings, self._ends)
+        asked = sampling(self.settings, self._ends, self._vocabulary)
         params = [SamplingParams(**asked, seed=seed, detokenize=False) for seed in seeds]
         outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        said = [read(one.outputs[0]) for one in outputs]
+        said = [read(one.outputs[0], self.settings, self._vocabulary) for one in outputs]
         return said if self._normalised is None else [gated(one, normalised=self._normalised) for one in said]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -87,11 +89,11 @@ def gated(response: Response, *, normalised: bool) -> Response:
     return replace(response, routes=routes, gates=gates)
 
 
-def read(completion: Any) -> Response:
-    """One completion of vLLM.
+def read(completion: Any, settings: Vllm, vocabulary: int) -> Response:
+    """One completion of vLLM; arguments as of `kept.kept`.
 
     Raises:
-        DataError: it has no log-probs, or no routes.
+        DataError: it has no log-probs, or no routes; or more tokens were kept than may be.
     """
     if completion.logprobs is None or completion.routed_experts is None:
         missing = "log-probs" if completion.logprobs is None else "routed experts"
@@ -103,4 +105,5 @@ def read(completion: Any) -> Response:
         logp=logp,
         routes=torch.from_numpy(completion.routed_experts),
         ended=completion.finish_reason == "stop",
+        kept=kept(([(i, x.logprob) for i, x in at.items()] for at in completion.logprobs), settings, vocabulary),
     )

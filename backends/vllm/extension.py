@@ -39,6 +39,7 @@ class Worker:
             "kv_cache_dtype": str(self.vllm_config.cache_config.cache_dtype),
             "quantization": held.quantization,
             "logprobs_mode": str(held.logprobs_mode),
+            "max_logprobs": held.max_logprobs,
             "defaults": {
                 k: v for k, v in held.get_diff_sampling_param().items() if k in ("max_tokens", "stop_token_ids")
             },

@@ -72,6 +72,12 @@ def check_replicas(descriptions: Mapping[str, Description], settings: Vllm, shap
                 f"{server} runs with logprobs_mode = {each['logprobs_mode']} and defaults {each['defaults']}: it would "
                 f"cut responses or report log-probs of another distribution; {START}"
             )
+    for server, each in descriptions.items():
+        if settings.truncates and 0 <= each.get("max_logprobs", 0) <= settings.most_kept:
+            raise ConfigError(
+                f"{server} returns {each.get('max_logprobs', 0)} log-probs a token, and vllm.max_kept = "
+                f"{settings.most_kept} tokens kept need one more; start it with the same settings"
+            )
     for name in NUMERICS:
         if _plain(said[name]) != getattr(settings, name):
             raise ConfigError(

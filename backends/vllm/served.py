@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstorder.backends.folder import copy_rest, write_weights
+from firstorder.backends.folder import copy_rest, read_shape, write_weights
 from firstorder.backends.rollouts import Response
 from firstorder.core.errors import ConfigError, DataError
 
 from .arguments import is_emulated, sampling
 from .client import START, ServerError, ask, call
 from .config import Vllm
+from .kept import kept
 from .replicas import check_servers
 
 RESTARTS = 3  # of servers during one generation, before it is given up
@@ -47,6 +48,7 @@ class ServedEngine:
 
     def __init__(self, settings: Vllm, folder: str, ends: Sequence[int]) -> None:
         self.settings, self._ends, self._source = settings, list(ends), Path(folder)
+        self._vocabulary = read_shape(self._source).vocab_size
         self.emulated = is_emulated(check_servers(settings, folder)["quantization"])
         wait = settings.timeout
         self._models = [ask(server, "/v1/models", wait)["data"][0]["id"] for server in settings.servers]
@@ -107,14 +109,15 @@ class ServedEngine:
 
     def _one(self, number: int, prompt: list[int], seed: int) -> Response:
         replica = number % len(self.settings.servers)
-        body = sampling(self.settings, self._ends) | {
+        body = sampling(self.settings, self._ends, self._vocabulary) | {
             "model": self._models[replica],
             "prompt": prompt,
             "seed": seed,
             "return_token_ids": True,
+            "return_tokens_as_token_ids": self.settings.truncates,  # the likeliest under the names of their ids
         }
         completion = ask(self.settings.servers[replica], "/v1/completions", self.settings.timeout, body)
-        return response(completion["choices"][0])
+        return response(completion["choices"][0], self.settings, self._vocabulary)
 
 
 def _shared_folder(inside: str) -> tempfile.TemporaryDirectory[str]:
@@ -127,11 +130,11 @@ def _shared_folder(inside: str) -> tempfile.TemporaryDirectory[str]:
         ) from None
 
 
-def response(choice: dict[str, Any]) -> Response:
-    """One choice of vLLM's completions API.
+def response(choice: dict[str, Any], settings: Vllm, vocabulary: int) -> Response:
+    """One choice of vLLM's completions API; other arguments as of `kept.kept`.
 
     Raises:
-        DataError: it lacks tokens, log-probs or routed experts.
+        DataError: it lacks tokens, log-probs or routed experts; or more tokens were kept than may be.
     """
     logp: list[Any] = (choice.get("logprobs") or {}).get("token_logprobs") or [None]
     missing = {
@@ -151,4 +154,20 @@ def response(choice: dict[str, Any]) -> Response:
         logp=[float(value) for value in logp],
         routes=torch.from_numpy(routes),
         ended=choice["finish_reason"] == "stop",
+        kept=kept(_likeliest(choice) if settings.truncates else (), settings, vocabulary),
     )
+
+
+def _likeliest(choice: dict[str, Any]) -> list[list[tuple[int, float]]]:
+    """(id, log-prob) of the likeliest tokens at each position.
+
+    Raises:
+        DataError: the server returns none, or not by their ids.
+    """
+    try:
+        positions: list[dict[str, float]] = choice["logprobs"]["top_logprobs"]
+        return [[(int(name.removeprefix("token_id:")), logp) for name, logp in at.items()] for at in positions]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the vLLM server does not say which tokens it kept: {error!r} in `top_logprobs`; {START}"
+        ) from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from . import parted
 from .compose import compose
 from .overrides import laid
 from .results import Result, require_matplotlib
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from firstorder.core.method.recipe import Recipe
     from firstorder.sim.config import Sim
     from firstorder.sim.exact.sampled import Interval
+    from firstorder.sim.exact.split import Splits
 
     from .overrides import Overrides, Source
 
@@ -38,6 +40,13 @@ ROWS = {
     "gradient_error_natural": "relative, best-scaled, natural target",
     "cosine_natural": "natural target",
     "variance": "of a minibatch update, trace",
+    "mse": "own target, best-scaled: mse_bias + mse_variance",
+    "mse_natural": "natural target, best-scaled",
+    "mse_bias_natural": "its bias, squared",
+    "mse_variance_natural": "its variance",
+    "progress": "of one minibatch's best step, share of the exact natural gradient's",
+    "progress_ceiling": "the same of ever more responses",
+    "responses_for_equal_progress": "for that of a minibatch without mismatch and staleness",
     "kl_mu_old": "nats/token, live routes",
     "kl_mu_old_replayed": "nats/token, the recipe's replay",
     "entropy": "nats/token",
@@ -80,6 +89,17 @@ class MeasureResult(Result):
     cosine: float | None
     cosine_natural: float | None
     variance: float | None
+    mse: float | None
+    mse_bias: float | None
+    mse_variance: float | None
+    mse_raw: float | None
+    mse_natural: float | None
+    mse_bias_natural: float | None
+    mse_variance_natural: float | None
+    mse_raw_natural: float | None
+    progress: float | None
+    progress_ceiling: float | None
+    responses_for_equal_progress: float | None
     kl_mu_old: float
     kl_mu_old_replayed: float
     log_chi2_seq: float
@@ -94,16 +114,20 @@ class MeasureResult(Result):
     responses: int
     parameters: int
     bounds: Mapping[str, float]
+    replay_bounds: Mapping[str, float]
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
+    terms: Mapping[str, Mapping[str, float | None]]
+    mask: Mapping[str, float | None] | None
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]
     seconds: float
+    split: list[Splits] | None = None
 
     def blocks(self) -> Iterator[Table | Text]:
-        """The table, then which parts are inert, then notes."""
+        """The table, then the terms beside the weights, which parts are inert, and notes."""
         from rich.table import Table
         from rich.text import Text
 
@@ -118,6 +142,9 @@ class MeasureResult(Result):
             interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
             table.add_row(row["quantity"], shown, interval, row["meaning"])
         yield table
+        if self.split is not None:
+            yield from parted.blocks(self.split, self.sim.staleness)
+        yield from (Text(f"term {name}: {_said(numbers)}") for name, numbers in self.terms.items())
         yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
         yield from (Text(f"note: {line}", style="dim") for line in self.notes)
 
@@ -141,6 +168,18 @@ class MeasureResult(Result):
         }
         return bars(rows)
 
+    def plot_split(self, staleness: int | None = None) -> Figure:
+        """The parts of what is off at one minibatch, a bar each, that of `sim.staleness` unless another is named.
+
+        Raises:
+            ConfigError: nothing was split there, or matplotlib is not installed.
+        """
+        return parted.figure(parted.at(self.split, self.sim.staleness if staleness is None else staleness))
+
+    def split_records(self) -> list[dict[str, Any]]:
+        """A row for each part of each thing that is split at each minibatch; none where nothing was split."""
+        return parted.rows(self.split or [])
+
     def _record(self, quantity: str) -> dict[str, Any]:
         value = self.replay[quantity] if quantity in self.replay else getattr(self, quantity)
         sampled = self.intervals.get(quantity)
@@ -148,12 +187,15 @@ class MeasureResult(Result):
         return {"recipe": self.recipe.about.name, "quantity": quantity, "value": value, "low": low, "high": high}
 
 
-def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, **keys: Any) -> MeasureResult:
+def measure(
+    recipe: Source, overrides: Overrides = (), *, split: bool = False, strict: bool = False, **keys: Any
+) -> MeasureResult:
     """Measure a recipe exactly in the simulator: error, bias and variance of its update.
 
     Args:
         recipe: a shipped name, a TOML file, or a recipe.
         overrides: settings by dotted key, `{"clip.high": 0.3}`.
+        split: split what is off into parts as well, at every minibatch of a step.
         strict: refuse a recipe with parts that cannot act.
         keys: `staleness=2`, a key of `[sim]`, or `clip={"high": 0.3}`, keys of a section.
 
@@ -169,12 +211,16 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
     from firstorder.core.training.inert import check_strict
     from firstorder.sim.exact import measure as exact
     from firstorder.sim.exact.sampled import Interval
+    from firstorder.sim.exact.steps import of_step
 
     method, sim = run.recipe, run.sim
     if strict:
         check_strict(exact.inert(method, sim))
     started = time.perf_counter()
     result = exact.measure(method, sim)
+    parts = of_step(method, sim) if split else None
+    if parts is not None:
+        result["split"] = [asdict(each) for each in parts]
     seconds = result["seconds"] = time.perf_counter() - started
     document = {
         "schema": SCHEMA,
@@ -188,7 +234,12 @@ def measure(recipe: Source, overrides: Overrides = (), *, strict: bool = False, 
     own = {each.name for each in fields(MeasureResult)}
     numbers = {name: value for name, value in result.items() if name in own}
     numbers["intervals"] = {name: Interval(**interval) for name, interval in result["intervals"].items()}
-    return MeasureResult(document=document, recipe=method, sim=sim, **numbers)
+    return MeasureResult(document=document, recipe=method, sim=sim, **numbers | {"split": parts})
+
+
+def _said(numbers: Mapping[str, float | None]) -> str:
+    """The numbers of a term in a line."""
+    return ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in numbers.items())
 
 
 def _distinct(results: tuple[MeasureResult, ...]) -> list[str]:

@@ -13,10 +13,11 @@ def measure(
     recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
     set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
+    split: bool = typer.Option(False, "--split", help="Split what is off into parts, at every minibatch of a step."),
     strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),
 ) -> None:
     """Measure a recipe exactly in the simulator: error, bias and variance of its update."""
     output.check_target(json)
     with shown("measure"):
-        result = api.measure(recipe, set_, strict=strict)
+        result = api.measure(recipe, set_, split=split, strict=strict)
     output.show(result, json)

@@ -9,7 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from .advice import advice
 from .figures import COLOURS, arranged, drawn
+from .frontier import frontier
+from .replayed import replay
+from .tight import bounds
 
 Rows = Sequence[Mapping[str, Any]]
 HOLDS, NOT = COLOURS[0], "0.75"
@@ -146,4 +150,8 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "samples": samples,
     "causes": causes,
     "warnings": warnings,
+    "map": advice,
+    "frontier": frontier,
+    "bounds": bounds,
+    "replay": replay,
 }

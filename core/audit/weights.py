@@ -17,8 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from firstorder.core.method.parts import CLIPS, CORRECTIONS, RATIOS, SPANS
-from firstorder.core.method.ratio import BOUND
+from firstorder.core.method.parts import CLIPS, CORRECTIONS, RATIOS, REJECTIONS, SPANS
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import RECEIPTS, TokenWeights, receipts, token_weights
@@ -53,12 +52,15 @@ class Weight:
     @property
     def formula(self) -> str:
         """Its parts, those that are not 1."""
-        r, c, clip = self.recipe.ratio, self.recipe.correction, self.recipe.clip
+        r, c, j, clip = self.recipe.ratio, self.recipe.correction, self.recipe.rejection, self.recipe.clip
         parts = [f"r = {SPANS[r.span].formula} of {RATIOS[r.of].formula}"] if r.of != "none" else ["r = 1"]
         if clip.kind != "none":
             parts.append(f"clip {clip.kind}: {CLIPS[clip.kind].formula}")
         if c.kind != "none":
             parts.append(f"times {CORRECTIONS[c.kind].formula}, k of {c.of}")
+        if j.kind != "none":
+            where = ", where A < 0" if j.where == "negative" else ""
+            parts.append(f"kept while {j.low:g} ≤ {j.over} of {REJECTIONS[j.kind].formula} ≤ {j.high:g}{where}")
         return "; ".join(parts)
 
 
@@ -68,8 +70,8 @@ def weights() -> tuple[Weight, ...]:
     same: dict[str, list[Recipe]] = {}
     for name in shipped():
         recipe = build(Recipe, read(name))
-        if recipe.about.unsupported is None and not recipe.needs:
-            parts = (recipe.ratio, recipe.correction, recipe.clip)
+        if recipe.about.unsupported is None and not recipe.needs and not recipe.terms.active:
+            parts = (recipe.ratio, recipe.correction, recipe.rejection, recipe.clip)
             same.setdefault(repr([part.model_dump() for part in parts]), []).append(recipe)
     return tuple(
         Weight(recipe=recipes[0], names=tuple(sorted((each.about.name for each in recipes), key=lambda n: (len(n), n))))
@@ -90,7 +92,7 @@ def measured(seen: Seen) -> Clusters | None:
 
 def factor(made: TokenWeights, mask: Tensor) -> Tensor:
     """f, what multiplies A / norm, 0 off the mask; `[..., T]`."""
-    return torch.where(mask, made.clipped * torch.minimum(made.correction, BOUND / made.clipped), 0.0)
+    return torch.where(mask, made.clipped * made.factor, 0.0)
 
 
 def table(of: Clusters, *, signed: bool) -> Table:

@@ -17,7 +17,7 @@ from typing import Any
 from firstorder.core.errors import DataError
 from firstorder.core.settings.toml import nearest, shown
 
-LARGEST = 16 * 2**20  # bytes: thirty times what the vectors take
+LARGEST = 16 * 2**20  # bytes: twenty times what the vectors take
 WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 SECTIONS = {
     "methods": ("method", "case", "output"),

@@ -22,8 +22,16 @@ RULES: dict[str, dict[str, str | bool]] = {
     "group_mean_std": {"advantage.baseline": "group_mean", "advantage.std": True},
     "leave_one_out": {"advantage.baseline": "leave_one_out", "advantage.std": False},
     "leave_one_out_std": {"advantage.baseline": "leave_one_out", "advantage.std": True},
+    "whitened": {"advantage.baseline": "none", "advantage.std": False, "advantage.scale": "whiten"},
+    "group_mean_whitened": {"advantage.baseline": "group_mean", "advantage.std": False, "advantage.scale": "whiten"},
+    "group_mean_batch_std": {
+        "advantage.baseline": "group_mean",
+        "advantage.std": False,
+        "advantage.scale": "batch_std",
+    },
 }
-"""By name, the keys of a rule that reads rewards alone."""
+"""By name, the keys of a rule that reads rewards alone; one with a scale takes all groups for the batch, and every
+response for one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,4 +52,5 @@ VALUED: dict[str, Valued] = {
     ),
 }
 LAMBDAS: dict[str, float] = {"gae_1": 1.0, "gae_0.95": 0.95, "gae_0.5": 0.5, "gae_0": 0.0}
-"""By the name of a rule, `advantage.gae_lambda` of `advantage.baseline = "value"`."""
+"""By the name of a rule, `advantage.gae_lambda` of `advantage.baseline = "value"`; there is one more of each,
+`gae_1_whitened` and so on, with `advantage.scale = "whiten"`."""

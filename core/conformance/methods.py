@@ -7,13 +7,29 @@ are replayed and how advantages are made are all settled before a weight is form
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build, read, shipped
 
-SECTIONS = ("ratio", "correction", "clip", "aggregation")
+SECTIONS = ("ratio", "correction", "rejection", "clip", "aggregation")
+
+REJECTED: tuple[tuple[str, str, float, float], ...] = (
+    ("token", "k1", math.log(0.47), math.log(2.3)),
+    ("token", "k2", -math.inf, 0.1),
+    ("token", "k3", -math.inf, 0.1),
+    ("sum", "k1", math.log(0.37), math.log(1.17)),
+    ("sum", "k2", -math.inf, 0.3),
+    ("sum", "k3", -math.inf, 0.3),
+    ("mean", "k1", math.log(0.8), math.log(1.06)),
+    ("mean", "k2", -math.inf, 0.04),
+    ("mean", "k3", -math.inf, 0.04),
+    ("max", "k2", -math.inf, 0.2),
+    ("max", "k3", -math.inf, 0.2),
+)
+"""What verl rejects by: over, kind, low and high."""
 
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "ratio-old-mu": {"ratio": {"of": "old/mu"}},
@@ -32,7 +48,7 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
         "ratio": {"of": "theta/old"},
     },
     "sequence-mask": {
-        "correction": {"kind": "sequence_mask", "low": 0.6, "high": 3.0},
+        "rejection": {"kind": "ratio", "over": "sum", "low": 0.6, "high": 3.0},
         "ratio": {"of": "theta/old"},
         "aggregation": {"kind": "token_mean"},
     },
@@ -42,11 +58,46 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "cispo-tight": {"ratio": {"of": "theta/old"}, "clip": {"kind": "cispo", "low": 0.2, "high": 0.28}},
     "geometric-mask": {
-        "correction": {"kind": "geometric_mask", "low": 0.96, "high": 1.12},
+        "rejection": {"kind": "ratio", "over": "mean", "low": 0.96, "high": 1.12},
         "ratio": {"of": "theta/mu"},
     },
-    "mean-kl": {"correction": {"kind": "mean_kl", "high": 0.03}, "ratio": {"of": "theta/mu"}},
-    "max-kl": {"correction": {"kind": "max_kl", "high": 0.2}, "ratio": {"of": "theta/old"}},
+    "mean-kl": {"rejection": {"kind": "kl", "over": "mean", "high": 0.03}, "ratio": {"of": "theta/mu"}},
+    "max-kl": {"rejection": {"kind": "kl", "over": "max", "high": 0.2}, "ratio": {"of": "theta/old"}},
+    "token-kl": {"rejection": {"kind": "kl", "over": "token", "high": 0.1}, "ratio": {"of": "theta/old"}},
+    **{
+        f"rejection-{over}-{kind}": {
+            "rejection": {"kind": kind, "over": over, "low": low, "high": high},
+            "ratio": {"of": "theta/mu"},
+        }
+        for over, kind, low, high in REJECTED
+    },
+    "rejection-negative": {
+        "rejection": {"kind": "k1", "of": "theta/mu", "over": "mean", "high": 0.11, "where": "negative"},
+        "ratio": {"of": "theta/old"},
+    },
+    "truncate-and-mask": {
+        "correction": {"kind": "truncate", "high": 1.3},
+        "rejection": {"kind": "k3", "over": "token", "high": 0.3},
+        "ratio": {"of": "theta/old"},
+        "clip": {"kind": "ppo", "low": 0.2, "high": 0.2},
+    },
+    "tis-mean-one-sequence": {
+        "correction": {"kind": "truncate", "span": "sequence", "high": 2.0, "mean_one": True},
+        "ratio": {"of": "theta/old"},
+    },
+    "ratio-turn": {"ratio": {"of": "theta/mu", "span": "turn"}},
+    "tis-turn": {
+        "correction": {"kind": "truncate", "span": "turn_geometric", "low": 0.8, "high": 1.2},
+        "ratio": {"of": "theta/old"},
+    },
+    "dual-clip-sequence": {
+        "ratio": {"of": "theta/old", "span": "sequence"},
+        "clip": {"kind": "dual", "low": 0.2, "high": 0.2, "cap": 1.4},
+    },
+    "sapo-sharp": {
+        "ratio": {"of": "theta/old", "span": "geometric"},
+        "clip": {"kind": "sapo", "temperature": [4.0, 8.0]},
+    },
     "length-half": {"ratio": {"of": "theta/old"}, "aggregation": {"kind": "length", "alpha": 0.5}},
 }
 """By name, the keys that are not the defaults, of methods that no recipe ships."""
@@ -77,11 +128,11 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """Every method, by name; those whose recipe does not fit the form are left out."""
+    """Every method, by name; recipes that do not fit the form are left out, and those whose loss has more terms."""
     alike: dict[str, list[Recipe]] = {}
     for name in shipped():
         recipe = build(Recipe, read(name))
-        if not recipe.about.unsupported:
+        if not recipe.about.unsupported and not recipe.terms.active:
             alike.setdefault(_key(recipe), []).append(recipe)
     found = []
     for recipes in alike.values():

@@ -108,7 +108,7 @@ TERMS: tuple[Term, ...] = (
     ),
     Term(
         name="bounds of a rejected response",
-        here="`correction.low`, `high` of π_old/μ",
+        here="`rejection.low`, `high` of π_old/μ in kind `ratio`, of log μ/π_old in nats in `k1`",
         elsewhere={
             "trl": _m("`vllm_importance_sampling_clip_min`, `max` of π_old/μ", "luspo, sequence_mask"),
             "verl": _m(
@@ -135,8 +135,26 @@ TERMS: tuple[Term, ...] = (
         },
     ),
     Term(
+        name="upper bound where A < 0",
+        here='`clip.kind = "dual"`, `clip.cap`; none in `ppo`',
+        elsewhere={
+            "trl": _m("`delta`, none unless set", "bnpo, delta"),
+            "verl": _m("`clip_ratio_c`, 3 unless set", "vanilla, dual clip"),
+        },
+    ),
+    Term(
+        name="advantages over the batch's spread",
+        here='`scale = "whiten"`, over response tokens; `scale = "batch_std"`, of rewards, a response each',
+        elsewhere={
+            "trl": _m('`scale_rewards = "batch"`, of rewards, and 1e-4', "scale_rewards batch"),
+            "verl": _m(
+                "`reinforce_plus_plus_baseline`, over response tokens", "reinforce_plus_plus_baseline advantage"
+            ),
+        },
+    ),
+    Term(
         name="GAE",
-        here='`baseline = "value"`, as it is; tokens off the mask are stepped over',
+        here='`baseline = "value"`, as it is unless `scale = "whiten"`; tokens off the mask are stepped over',
         elsewhere={
             "verl": _m("whitened over the batch; tokens off the mask are stepped over", "whitened gae, lambda 0.95"),
             "torchrl": _m("as it is", "gae, lambda 0.95"),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.method.advantage import advantage
+from firstorder.core.method.scale import scaled
 from firstorder.core.method.sections import Advantage
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import receipts, surrogate_loss, token_weights
@@ -87,19 +88,28 @@ def advantages() -> dict[str, dict[str, Any]]:
     """Advantages by rule and group."""
     made: dict[str, dict[str, Any]] = {}
     for rule, keys in RULES.items():
-        section = Advantage(**{key.removeprefix("advantage."): value for key, value in keys.items()})  # type: ignore[arg-type]
         made[rule] = {
-            name: advantage(torch.tensor(group, dtype=torch.float64), section).tolist()
-            for name, group in GROUPS.items()
+            name: _of_groups(torch.tensor(group, dtype=torch.float64), _section(keys)) for name, group in GROUPS.items()
         }
-    for rule, lam in LAMBDAS.items():
-        made[rule] = {name: _gae(valued, lam) for name, valued in VALUED.items()}
+    for rule, keys in _learned().items():
+        made[rule] = {name: _of_values(valued, _section(keys)) for name, valued in VALUED.items()}
     return made
 
 
-def _gae(valued: Valued, lam: float) -> Any:
+def _section(keys: Mapping[str, Any]) -> Advantage:
+    return Advantage(**{key.removeprefix("advantage."): value for key, value in keys.items()})
+
+
+def _of_groups(rewards: Tensor, rule: Advantage) -> Any:
+    """Every response of one token, all groups one batch."""
+    a, flat = advantage(rewards, rule), rewards.flatten()
+    return scaled(a.flatten(), flat, torch.ones(len(flat), 1, dtype=torch.bool), rule).view_as(a).tolist()
+
+
+def _of_values(valued: Valued, rule: Advantage) -> Any:
     values, rewards = (torch.tensor(x, dtype=torch.float64) for x in (valued.values, valued.rewards))
-    return gae(values, rewards, torch.tensor(valued.mask, dtype=torch.bool), lam).tolist()
+    mask = torch.tensor(valued.mask, dtype=torch.bool)
+    return scaled(gae(values, rewards, mask, rule.gae_lambda), rewards, mask, rule).tolist()
 
 
 def document() -> dict[str, Any]:
@@ -113,7 +123,7 @@ def document() -> dict[str, Any]:
         "methods": {one.name: {"recipes": list(one.recipes), "settings": one.settings} for one in every},
         "groups": {
             "rewards": GROUPS,
-            "rules": {**RULES, **{rule: _learned(lam) for rule, lam in LAMBDAS.items()}},
+            "rules": {**RULES, **_learned()},
             "values": {name: vars(valued) for name, valued in VALUED.items()},
         },
         "expected": {
@@ -127,8 +137,13 @@ def document() -> dict[str, Any]:
     }
 
 
-def _learned(lam: float) -> dict[str, Any]:
-    return {"advantage.baseline": "value", "advantage.gae_lambda": lam}
+def _learned() -> dict[str, dict[str, Any]]:
+    """The rules of a critic."""
+    return {
+        f"{rule}{ending}": {"advantage.baseline": "value", "advantage.gae_lambda": lam, **keys}
+        for ending, keys in (("", {}), ("_whitened", {"advantage.scale": "whiten"}))
+        for rule, lam in LAMBDAS.items()
+    }
 
 
 def _entry(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Clips: how far the target may move before a token stops counting.
 
 A clip takes the ratio that multiplies the advantage and returns it changed: masked to zero (MiniRL, PPO, GSPO,
-DPPO, M2PO, CTPO), bounded (CISPO), or both (GMPO). The sign-aware masks share one rule: a token is dropped when its
-ratio has already moved beyond the bound in the direction that its advantage pushes it.
+DPPO, M2PO, CTPO), bounded (CISPO), both (GMPO), or damped (SAPO). The sign-aware masks share one rule: a token is
+dropped when its ratio has already moved beyond the bound in the direction that its advantage pushes it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,26 @@ def ppo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
     On the geometric sequence ratio this is GSPO's clip (arXiv 2507.18071 eq. 5).
     """
     return r * sign_aware(stats.token_advantage, r > 1 + c.high, r < 1 - c.low)
+
+
+def dual(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
+    """As `ppo`, and zero where A < 0 and r > cap: the gradient of max(min(rA, clip(r) A), cap A) (dual-clip PPO).
+
+    Reference:
+        arXiv 1912.09729; TRL's `delta` of arXiv 2505.07291 is the same cap where it is above 1 + high.
+    """
+    return ppo(stats, r, c) * sign_aware(-stats.token_advantage, r > c.cap, torch.zeros_like(r, dtype=torch.bool))
+
+
+def sapo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
+    """r · 4 σ(x) σ(-x), x = τ (r - 1): the gradient of (4/τ) σ(τ (r - 1)), a soft gate (SAPO).
+
+    Reference:
+        arXiv 2511.20347.
+    """
+    above, below = (r.new_full((), tau) for tau in c.temperature)
+    x = torch.where(stats.token_advantage > 0, above, below) * (r - 1)
+    return r * 4 * x.sigmoid() * (-x).sigmoid()
 
 
 def cispo(stats: TokenStats, r: Tensor, c: Clip) -> Tensor:
@@ -152,8 +172,10 @@ FUNCTIONS: dict[str, Callable[[TokenStats, Tensor, Clip], Tensor]] = {
     "none": none,
     "minirl": minirl,
     "ppo": ppo,
+    "dual": dual,
     "gspo": ppo,
     "cispo": cispo,
+    "sapo": sapo,
     "tv": tv,
     "kl": kl,
     "m2po": m2po,

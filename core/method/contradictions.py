@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parts import CLIPS, SPANS, readers
-from .sections import Clip, Critic, RouterReplay
+from .sections import Clip, Correction, Critic, Rejection, RouterReplay, Terms
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def contradictions(r: Recipe) -> list[tuple[bool, str]]:
     """Every way in which the parts of a recipe can contradict each other: whether it does, and what is wrong with the
     remedy."""
-    c, n = r.correction, r.schedule.minibatches
+    c, j, n = r.correction, r.rejection, r.schedule.minibatches
     clip, correction = r.parts["clip.kind"], r.parts["correction.kind"]
     moving = r.ratio.of.startswith("theta/")
     bounded = "high" in correction.keys
@@ -62,10 +62,13 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"clip.kind = {r.clip.kind} bounds the {span} ratio, got ratio.span = {r.ratio.span}; "
             f"set ratio.span = {span} or use ppo",
         ),
-        (
-            r.clip.budget != Clip().budget and "budget" not in clip.keys,
-            f"clip.budget = {r.clip.budget} is read by clip.kind = {readers(CLIPS, 'budget')} only, "
-            f"got {r.clip.kind}; remove it",
+        *(
+            (
+                getattr(r.clip, key) != getattr(Clip(), key) and key not in clip.keys,
+                f"clip.{key} = {_shown(getattr(r.clip, key))} is read by clip.kind = {readers(CLIPS, key)} only, "
+                f"got {r.clip.kind}; remove it",
+            )
+            for key in ("budget", "cap", "temperature")
         ),
         (
             "low" in clip.keys and not clip.logarithmic and r.clip.low > 1.0,
@@ -74,10 +77,6 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
         (
             bounded and c.low >= c.high,
             f"correction.low must be below correction.high, got {c.low} >= {c.high}",
-        ),
-        (
-            bounded and "low" not in correction.keys and c.low > 0.0,
-            f"correction.low = {c.low} is not read by correction.kind = {c.kind}; remove it",
         ),
         (
             bounded and c.low <= 0.0 and c.high == float("inf"),
@@ -92,6 +91,31 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             r.router_replay.gates == "replayed" and r.router_replay.condition > 0,
             f"router_replay.condition = {r.router_replay.condition:g} brings in experts that have no replayed gate; "
             "set router_replay.gates = live",
+        ),
+        (
+            c.kind == "none" and j.kind != "none" and (c.low, c.high) != (Correction().low, Correction().high),
+            f"correction.low = {c.low}, correction.high = {c.high} are not read by correction.kind = none; set "
+            "rejection.low, rejection.high or a correction.kind",
+        ),
+        (
+            c.kind == "none" and c.mean_one,
+            "correction.mean_one has no correction to divide; set correction.kind or remove it",
+        ),
+        (
+            j.kind != "none" and j.low >= j.high,
+            f"rejection.low must be below rejection.high, got {j.low} >= {j.high}",
+        ),
+        (
+            j.kind != "none" and (j.low, j.high) == (Rejection().low, Rejection().high),
+            f"rejection.kind = {j.kind} without a bound does nothing; set rejection.low or rejection.high",
+        ),
+        *(
+            (
+                getattr(r.terms, key) != getattr(Terms(), key) and not getattr(r.terms, of),
+                f"terms.{key} = {getattr(r.terms, key)} is read beside terms.{of} only, got terms.{of} = 0; "
+                f"remove it or set terms.{of}",
+            )
+            for key, of in (("reference_estimator", "reference_kl"), ("squared_of", "squared_log_ratio"))
         ),
         *(
             (
@@ -110,3 +134,7 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             f"about.scope = {r.about.scope} but the parts of the recipe make it {r.scope}",
         ),
     ]
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from firstorder.core.errors import DataError
-
 from .ratio import bounded, log_product, ratio
 from .sections import Correction
 from .stats import TokenStats
+
+LEAST_MEAN = 1e-8  # of factors that are divided by their mean, as in verl: smaller ones have been masked
 
 
 def none(stats: TokenStats, c: Correction) -> Tensor:
@@ -29,24 +29,15 @@ def identity(stats: TokenStats, c: Correction) -> Tensor:
 
 
 def truncate(stats: TokenStats, c: Correction) -> Tensor:
-    """min(k, C), truncated importance sampling (TIS)."""
-    return ratio(stats, c.of, c.span).clamp(max=c.high)
+    """max(low, min(k, high)), truncated importance sampling (TIS), on both sides where low is above 0."""
+    return ratio(stats, c.of, c.span).clamp(c.low, c.high)
 
 
 def mask(stats: TokenStats, c: Correction) -> Tensor:
     """k · 1[low ≤ k ≤ high] (IcePop on tokens; MIS on the sequence product)."""
     log = log_product(stats, c.of, c.span)
-    return (bounded(log) * _inside(log, c)).to(stats.logp_theta.dtype)
-
-
-def sequence_mask(stats: TokenStats, c: Correction) -> Tensor:
-    """1[low ≤ ρ(y) ≤ high]: the whole response is kept or dropped, its weight unchanged."""
-    return _inside(log_product(stats, c.of, "sequence"), c).to(stats.logp_theta.dtype)
-
-
-def geometric_mask(stats: TokenStats, c: Correction) -> Tensor:
-    """1[low ≤ ρ(y)^{1/|y|} ≤ high]: as `sequence_mask`, on the geometric mean."""
-    return _inside(log_product(stats, c.of, "geometric"), c).to(stats.logp_theta.dtype)
+    k = log.exp()  # the ratio itself, not what it is held at
+    return torch.where((k >= c.low) & (k <= c.high), bounded(log), 0.0).to(stats.logp_theta.dtype)
 
 
 def vespo(stats: TokenStats, c: Correction) -> Tensor:
@@ -61,34 +52,12 @@ def vespo(stats: TokenStats, c: Correction) -> Tensor:
     return bounded(power + c2 * (1.0 - w)).to(stats.logp_theta.dtype)
 
 
-def max_kl(stats: TokenStats, c: Correction) -> Tensor:
-    """1[max_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Max of Trust Region Masking, arXiv 2512.23075)."""
-    worst = _kl(stats, c).amax(-1, keepdim=True)
-    return (worst <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
-
-
-def mean_kl(stats: TokenStats, c: Correction) -> Tensor:
-    """1[mean_t KL(μ(·|c_t) ‖ π_θ(·|c_t)) ≤ high] (TRM-Avg of Trust Region Masking, arXiv 2512.23075)."""
-    mean = _kl(stats, c).sum(-1, keepdim=True) / stats.lengths[..., None]
-    return (mean <= c.high).to(stats.logp_theta).expand_as(stats.logp_theta)
-
-
-def _kl(stats: TokenStats, c: Correction) -> Tensor:
-    if stats.kl_mu is None:
-        raise DataError(f"correction `{c.kind}` needs `kl_mu`, the full-distribution KL of every token; got None")
-    return torch.where(stats.mask, stats.kl_mu, 0.0)
-
-
 FUNCTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
     "none": none,
     "ratio": identity,
     "truncate": truncate,
     "mask": mask,
-    "sequence_mask": sequence_mask,
-    "geometric_mask": geometric_mask,
     "vespo": vespo,
-    "max_kl": max_kl,
-    "mean_kl": mean_kl,
 }
 
 
@@ -97,7 +66,17 @@ def correction(stats: TokenStats, c: Correction) -> Tensor:
     return FUNCTIONS[c.kind](stats, c)
 
 
-def _inside(log: Tensor, c: Correction) -> Tensor:
-    """1 where the ratio itself, not what it is held at, lies between the bounds."""
-    k = log.exp()
-    return ((k >= c.low) & (k <= c.high)).to(k)
+def batch_mean(stats: TokenStats, c: Correction, factor: Tensor) -> Tensor:
+    """What `mean_one` divides by, `[..., 1, 1]`: the mean of the factor over response tokens, or over responses where
+    it is one a response; 1 without it, and where all factors are 0."""
+    one = torch.ones_like(stats.logp_theta[..., :1, :1])
+    if not c.mean_one:
+        return one
+    counted = stats.weights[..., None] * stats.mask
+    if c.of_response:
+        counted = counted / stats.lengths[..., None]
+    total = counted.sum((-2, -1), keepdim=True)
+    mean = torch.where(stats.mask, counted * factor, 0.0).sum((-2, -1), keepdim=True) / torch.where(
+        total > 0, total, 1.0
+    )
+    return torch.where(mean > LEAST_MEAN, mean, one)

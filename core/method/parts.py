@@ -1,9 +1,10 @@
 """The parts of a token's weight: a row a kind, with all that recipes, the loop, the simulator and the pages ask of it.
 
-    w_t = A · clip(ratio)_t · correction_t / norm_t
+    w_t = A · clip(ratio)_t · correction_t · kept_t / norm_t
 
 The mathematics of a row is the function of the same key in `FUNCTIONS` of its part's module (`core.method.ratio`,
-`correction`, `clip`, `aggregation`, `advantage`). Nothing here needs torch, so that a recipe is read without it.
+`correction`, `rejection`, `clip`, `aggregation`, `advantage`, `scale`). Nothing here needs torch, so that a recipe is
+read without it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ SPANS: Table = {
     "prefix": Part(formula="Π_{s≤t} ρ_s", source="CTPO, arXiv 2605.07331", scope="sequence"),
     "sequence": Part(formula="Π_s ρ_s", source="arXiv 2512.01374 eq. (2)", scope="sequence"),
     "geometric": Part(formula="(Π_s ρ_s)^(1/|y|)", source="GSPO, arXiv 2507.18071 eq. (7)", scope="sequence"),
+    "turn": Part(formula="Π_s ρ_s over the tokens of a turn", scope="sequence"),
+    "turn_geometric": Part(
+        formula="the same to the power 1 over the tokens of the turn",
+        source="Turn-PPO of ST-PPO, arXiv 2511.20718 eq. (4)",
+        scope="sequence",
+    ),
     "forward": Part(formula="Π_{t≤s<t+steps} ρ_s", source="NFPO, arXiv 2605.20865", scope="sequence", keys=("steps",)),
     "min_prefix": Part(formula="ρ_t · min_{s<t} ρ_s", source="MinPRO, arXiv 2601.22718", scope="sequence"),
 }
@@ -70,53 +77,70 @@ ROUTER_FLOOR = Part(
     needs="router_shift",
 )
 
+MEAN_ONE = Part(
+    formula="the correction over its mean over the batch",
+    source="verl rollout_is_batch_normalize",
+    scope="batch",
+    compares="of",
+)
+
 CORRECTIONS: Table = {
     "none": Part(formula="1"),
-    "ratio": Part(formula="k", source="decoupled PPO, arXiv 2505.24298", compares="of", keys=("of", "span")),
-    "truncate": Part(formula="min(k, high)", source="TIS, Yao et al. 2025", compares="of", keys=("of", "span", "high")),
+    "ratio": Part(
+        formula="k", source="decoupled PPO, arXiv 2505.24298", compares="of", keys=("of", "span", "mean_one")
+    ),
+    "truncate": Part(
+        formula="max(low, min(k, high))",
+        source="TIS, Yao et al. 2025; with low, TRL vllm_importance_sampling_clip_min",
+        compares="of",
+        keys=("of", "span", "low", "high", "mean_one"),
+    ),
     "mask": Part(
         formula="k if low ≤ k ≤ high, else 0",
         source="IcePop, arXiv 2510.18855",
         compares="of",
-        keys=("of", "span", "low", "high"),
-    ),
-    "sequence_mask": Part(
-        formula="1 if low ≤ Π k ≤ high, else 0",
-        source="verl rollout correction, sequence-level masked importance sampling",
-        scope="sequence",
-        compares="of",
-        keys=("of", "low", "high"),
-    ),
-    "geometric_mask": Part(
-        formula="1 if low ≤ (Π k)^(1/|y|) ≤ high, else 0",
-        source="verl rollout correction, preset geo_mis",
-        scope="sequence",
-        compares="of",
-        keys=("of", "low", "high"),
+        keys=("of", "span", "low", "high", "mean_one"),
     ),
     "vespo": Part(
         formula="W^c1 · exp(c2 (1 - W)), W = Π k",
         source="VESPO, arXiv 2602.10693",
         scope="sequence",
         compares="of",
-        keys=("of", "positive", "negative"),
+        keys=("of", "positive", "negative", "mean_one"),
     ),
-    "max_kl": Part(
-        formula="1 if max_t KL(μ(.|c_t) ‖ π_θ(.|c_t)) ≤ high, else 0",
-        source="TRM-Max, arXiv 2512.23075",
-        scope="sequence",
+}
+
+_JUDGED = ("of", "over", "low", "high", "where")
+REJECTIONS: Table = {
+    "none": Part(formula="nothing is rejected"),
+    "ratio": Part(
+        formula="exp D_t; over a response the product, geometric mean or largest",
+        source="verl rollout correction, sequence-level masked importance sampling and preset geo_mis",
+        compares="of",
+        keys=_JUDGED,
+    ),
+    "k1": Part(
+        formula="-D_t",
+        source="verl rollout_rs *_k1, whose bounds are exp low and exp high; DeepSeek-V3.2, arXiv 2512.02556 eq. (9)",
+        compares="of",
+        keys=_JUDGED,
+    ),
+    "k2": Part(formula="D_t² / 2", source="verl rollout_rs *_k2", compares="of", keys=_JUDGED),
+    "k3": Part(formula="exp D_t - 1 - D_t", source="verl rollout_rs *_k3", compares="of", keys=_JUDGED),
+    "kl": Part(
+        formula="KL(μ(.|c_t) ‖ π_θ(.|c_t))",
+        source="Trust Region Masking, arXiv 2512.23075: TRM-Max over max, TRM-Avg over mean",
         compares="theta/mu",
-        keys=("high",),
+        keys=_JUDGED[1:],
         needs="kl_mu",
     ),
-    "mean_kl": Part(
-        formula="1 if mean_t KL(μ(.|c_t) ‖ π_θ(.|c_t)) ≤ high, else 0",
-        source="TRM-Avg, arXiv 2512.23075",
-        scope="sequence",
-        compares="theta/mu",
-        keys=("high",),
-        needs="kl_mu",
-    ),
+}
+
+OVERS: Table = {
+    "token": Part(formula="v_t, so that tokens are rejected", source="verl rollout_rs token_*"),
+    "sum": Part(formula="Σ_t v_t", source="verl rollout_rs seq_sum_*", scope="sequence"),
+    "mean": Part(formula="mean_t v_t", source="verl rollout_rs seq_mean_*", scope="sequence"),
+    "max": Part(formula="max_t v_t", source="verl rollout_rs seq_max_*", scope="sequence"),
 }
 
 CLIPS: Table = {
@@ -133,6 +157,12 @@ CLIPS: Table = {
         compares="of",
         keys=("low", "high"),
     ),
+    "dual": Part(
+        formula="as `ppo`; where A < 0 a ratio above cap is dropped as well",
+        source="dual-clip PPO, arXiv 1912.09729; two-sided clip, arXiv 2505.07291",
+        compares="of",
+        keys=("low", "high", "cap"),
+    ),
     "gspo": Part(
         formula="as `ppo`, on the geometric ratio",
         source="arXiv 2507.18071 eq. (5)",
@@ -145,6 +175,12 @@ CLIPS: Table = {
         source="arXiv 2506.13585",
         compares="of",
         keys=("low", "high"),
+    ),
+    "sapo": Part(
+        formula="r · sech²(τ (r - 1) / 2), τ of `temperature`: the first where A > 0, else the second",
+        source="SAPO, arXiv 2511.20347",
+        compares="of",
+        keys=("temperature",),
     ),
     "tv": Part(
         formula="sign-aware mask where |π_θ(y_t) - μ(y_t)| > high",
@@ -212,6 +248,20 @@ BASELINES: Table = {
         formula="a learned value of each context, so that every token has an advantage of its own",
         source="GAE, arXiv 1506.02438 eq. (16)",
         keys=("gae_lambda",),
+    ),
+}
+
+SCALES: Table = {
+    "none": Part(formula="A"),
+    "batch_std": Part(
+        formula="A / std of the batch's rewards",
+        source="TRL scale_rewards batch; arXiv 2508.08221",
+        scope="batch",
+    ),
+    "whiten": Part(
+        formula="(A - mean) / std of A, both over the response tokens of the batch",
+        source="REINFORCE++, arXiv 2501.03262",
+        scope="batch",
     ),
 }
 

@@ -38,32 +38,49 @@ def log_ratio(stats: TokenStats, of: str) -> Tensor:
     return torch.where(stats.mask, delta, 0.0)
 
 
-def token(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def token(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of ρ_t, the token's own ratio; eq. (3)."""
     return delta
 
 
-def prefix(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def prefix(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of ∏_{s≤t} ρ_s: what eq. (2) asks for once future ratios are averaged into Q^π (CTPO)."""
     return delta.cumsum(-1)
 
 
-def sequence(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def sequence(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of ∏_s ρ_s on every token: the unbiased ratio of eq. (2)."""
     return delta.sum(-1, keepdim=True).expand_as(delta)
 
 
-def geometric(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def geometric(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of (∏_s ρ_s)^{1/|y|} on every token (GSPO, arXiv 2507.18071 eq. 7)."""
-    length = mask.sum(-1, keepdim=True).clamp(min=1)
+    length = stats.mask.sum(-1, keepdim=True).clamp(min=1)
     return (delta.sum(-1, keepdim=True) / length).expand_as(delta)
 
 
-def forward(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def turn(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
+    """log of ∏ ρ_s over the response tokens of each token's own turn."""
+    return _by_turn(delta, stats.turns)
+
+
+def turn_geometric(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
+    """log of the geometric mean of ρ_s over each token's own turn (Turn-PPO, arXiv 2511.20718 eq. 4)."""
+    return _by_turn(delta, stats.turns) / _by_turn(stats.mask.to(delta), stats.turns).clamp(min=1)
+
+
+def _by_turn(x: Tensor, turns: Tensor) -> Tensor:
+    """The sum of x over the tokens of each token's turn."""
+    total = x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)
+    return total.scatter_add(-1, turns, x).gather(-1, turns)
+
+
+def forward(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of ∏_{s=t}^{t+n-1} ρ_s over the next n response tokens, the token itself first (NFPO).
 
     n = 1 is the token ratio. n ≥ |y| replaces Q^μ by Q^π exactly and leaves the state distribution at μ's.
     """
+    mask = stats.mask
     rank = mask.long().cumsum(-1)
     # the last position whose rank is at most rank_t + n - 1; environment tokens carry δ = 0
     reach = rank + min(steps, mask.shape[-1]) - 1
@@ -77,18 +94,20 @@ def forward(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
     return torch.where(window(nothing.long()) > 0, -torch.inf, window(torch.where(nothing, 0.0, delta)))
 
 
-def min_prefix(delta: Tensor, mask: Tensor, steps: int) -> Tensor:
+def min_prefix(delta: Tensor, stats: TokenStats, steps: int) -> Tensor:
     """log of ρ_t · min_{s<t} ρ_s, the minimum over an empty prefix being 1 (MinPRO)."""
-    seen = torch.where(mask, delta, torch.inf).cummin(-1).values
+    seen = torch.where(stats.mask, delta, torch.inf).cummin(-1).values
     before = torch.cat([torch.full_like(seen[..., :1], torch.inf), seen[..., :-1]], dim=-1)
     return delta + torch.where(before == torch.inf, 0.0, before)
 
 
-FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Tensor, TokenStats, int], Tensor]] = {
     "token": token,
     "prefix": prefix,
     "sequence": sequence,
     "geometric": geometric,
+    "turn": turn,
+    "turn_geometric": turn_geometric,
     "forward": forward,
     "min_prefix": min_prefix,
 }
@@ -96,7 +115,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 def log_product(stats: TokenStats, of: str, span: str, steps: int = 1) -> Tensor:
     """The logarithm of `ratio` before it is held at the bound, float64 `[..., B, T]` nats; arguments as there."""
-    return FUNCTIONS[span](log_ratio(stats, of), stats.mask, steps)
+    return FUNCTIONS[span](log_ratio(stats, of), stats, steps)
 
 
 def ratio(stats: TokenStats, of: str, span: str, steps: int = 1) -> Tensor:

@@ -1,7 +1,7 @@
 """Recipes: a method and a schedule, typed and checked, and nothing about any backend.
 
 A recipe is read from TOML (`core.settings.toml`), names every part of the weight
-`w_t = A · clip(ratio) · correction / norm` and declares its scope, which is checked against its parts.
+`w_t = A · clip(ratio) · correction · kept / norm` and declares its scope, which is checked against its parts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from firstorder.core.settings.section import Section
 from firstorder.core.settings.toml import assign, build, dump
 
 from .contradictions import contradictions
+from .older import as_before, moved
 from .parts import (
     AGGREGATIONS,
     BASELINES,
     CLIPS,
     CORRECTIONS,
+    MEAN_ONE,
+    OVERS,
     RATIOS,
+    REJECTIONS,
     REPLAYS,
     ROUTER_FLOOR,
+    SCALES,
     SCOPES,
     SPANS,
     Part,
@@ -42,8 +47,10 @@ from .sections import (
     Critic,
     Optimizer,
     Ratio,
+    Rejection,
     RouterReplay,
     Schedule,
+    Terms,
 )
 
 __all__ = [
@@ -57,8 +64,10 @@ __all__ = [
     "Optimizer",
     "Ratio",
     "Recipe",
+    "Rejection",
     "RouterReplay",
     "Schedule",
+    "Terms",
     "check_runs",
     "fingerprint",
 ]
@@ -71,8 +80,10 @@ class Recipe(Section):
     advantage: Advantage = Advantage()
     ratio: Ratio = Ratio()
     correction: Correction = Correction()
+    rejection: Rejection = Rejection()
     clip: Clip = Clip()
     aggregation: Aggregation = Aggregation()
+    terms: Terms = Terms()
     router_replay: RouterReplay = RouterReplay()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
@@ -83,27 +94,36 @@ class Recipe(Section):
         """The rows of `core.method.parts` that it is made of, by the dotted key that names each."""
         named = {
             "advantage.baseline": BASELINES[self.advantage.baseline],
+            "advantage.scale": SCALES[self.advantage.scale],
             "ratio.of": RATIOS[self.ratio.of],
             "ratio.span": SPANS[self.ratio.span],
             "correction.kind": CORRECTIONS[self.correction.kind],
+            "rejection.kind": REJECTIONS[self.rejection.kind],
             "clip.kind": CLIPS[self.clip.kind],
             "aggregation.kind": AGGREGATIONS[self.aggregation.kind],
             "router_replay.mode": REPLAYS[self.router_replay.mode],
         }
         if "span" in named["correction.kind"].keys:
             named["correction.span"] = SPANS[self.correction.span]
+        if self.correction.mean_one:
+            named["correction.mean_one"] = MEAN_ONE
+        if self.rejection.kind != "none":
+            named["rejection.over"] = OVERS[self.rejection.over]
         if self.ratio.router_floor is not None:
             named["ratio.router_floor"] = ROUTER_FLOOR
         return named
 
     def compared(self, key: str) -> str | None:
-        """The two policies that one of its `parts` compares, such as `theta/old`; None if it has no such part."""
+        """The two policies that one of its `parts` or `terms` compares, such as `theta/old`; None if it has no such."""
+        if key.startswith("terms."):
+            return self.terms.compared(key.removeprefix("terms."))
         part = self.parts.get(key)
         if part is None:
             return None
         if part.compares != "of":
             return part.compares
-        return self.correction.of if key == "correction.kind" else self.ratio.of
+        sections = {"correction": self.correction.of, "rejection": self.rejection.of}
+        return sections.get(key.split(".")[0], self.ratio.of)
 
     @property
     def has_critic(self) -> bool:
@@ -122,11 +142,11 @@ class Recipe(Section):
         `token` weights can be formed inside a chunk of the update's forward; the others need a pass without
         gradient first.
         """
-        return _widest(part for key, part in self.parts.items() if key != "advantage.baseline")
+        return _widest(part for key, part in self.parts.items() if not key.startswith("advantage."))
 
     @property
     def scope(self) -> Scope:
-        """As `weight_scope`, the advantage included: a group baseline reads the group."""
+        """As `weight_scope`, the advantage included: a group baseline reads the group, and a scale the batch."""
         return _widest(self.parts.values())
 
     def __str__(self) -> str:
@@ -144,7 +164,7 @@ class Recipe(Section):
 
         Example:
             >>> Recipe().with_({"clip.low": 0.1}, clip={"high": 0.3}).clip
-            Clip(kind='none', low=0.1, high=0.3, budget=0.04)
+            Clip(kind='none', low=0.1, high=0.3, budget=0.04, cap=3.0, temperature=(1.0, 1.05))
         """
         tree = self.model_dump(exclude_unset=True)
         return build(Recipe, assign(tree, pairs(overrides or {}) + pairs(sections)))
@@ -158,6 +178,11 @@ class Recipe(Section):
     def reads_signs(self) -> bool:
         """Whether a weight reads the signs of other responses' advantages."""
         return any(part.signs for part in self.parts.values())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_older_spellings(cls, given: Any) -> Any:
+        return moved(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -181,25 +206,16 @@ def check_runs(recipe: Recipe) -> None:
         raise ConfigError(f"recipe {recipe.about.name} cannot be run: {recipe.about.unsupported}")
 
 
-LATER = {"router_replay": ("gates", "margin", "condition")}
-"""Keys that came after fingerprints were first written into bundles."""
-
-
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256, in hexadecimal, of what a recipe does to a batch: its method, defaults included, and its N.
 
-    Names, sizes of a batch and the optimizer are left out: they change from a small model to a large one. So are the
-    keys of `LATER` where they are not set, so that a recipe that knew nothing of them keeps its fingerprint.
+    Names, sizes of a batch and the optimizer are left out: they change from a small model to a large one. So is what
+    `older.as_before` leaves out, so that a recipe keeps the one it had before there were more parts.
 
     Example:
         >>> fingerprint(Recipe()) == fingerprint(Recipe(optimizer=Optimizer(lr=1e-3)))
         True
     """
-    tree = recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"})
-    for section, keys in LATER.items():
-        default = type(recipe).model_fields[section].get_default().model_dump(mode="json")
-        for key in keys:
-            if tree[section][key] == default[key]:
-                del tree[section][key]
+    tree = as_before(recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"}))
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -11,25 +11,47 @@ from pydantic import Field, model_validator
 
 from firstorder.core.settings.section import COUNT_WHY, Section, within
 
-from .parts import AGGREGATIONS, BASELINES, CLIPS, CORRECTIONS, RATIOS, SPANS, Policies, Scope
+from .parts import (
+    AGGREGATIONS,
+    BASELINES,
+    CLIPS,
+    CORRECTIONS,
+    OVERS,
+    RATIOS,
+    REJECTIONS,
+    SCALES,
+    SPANS,
+    Policies,
+    Scope,
+)
+from .term_kinds import ESTIMATORS
 
 if TYPE_CHECKING:  # a type checker takes no literals that are made from a table
     AggregationKind = str
     Baseline = str
     ClipKind = str
     CorrectionKind = str
+    EstimatorKind = str
+    Over = str
     RatioOf = str
+    RejectionKind = str
+    Scale = str
     Span = str
 else:
     AggregationKind = Literal[tuple(AGGREGATIONS)]
     Baseline = Literal[tuple(BASELINES)]
     ClipKind = Literal[tuple(CLIPS)]
     CorrectionKind = Literal[tuple(CORRECTIONS)]
+    EstimatorKind = Literal[tuple(ESTIMATORS)]
+    Over = Literal[tuple(OVERS)]
     RatioOf = Literal[tuple(RATIOS)]
+    RejectionKind = Literal[tuple(REJECTIONS)]
+    Scale = Literal[tuple(SCALES)]
     Span = Literal[tuple(SPANS)]
 
 Exponent = Annotated[float, Field(ge=0.0, le=100.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 STEP_WHY = "AdamW moves a weight by about lr a step, and weights are of the order of 1"
 
 
@@ -67,6 +89,8 @@ class Advantage(Section):
         "baselines",
     )
 
+    scale: Scale = Field("none", description="what the whole batch of a rollout makes of the advantages")
+
     @property
     def over_group(self) -> bool:
         """Whether the baseline is taken over the responses of one prompt."""
@@ -93,7 +117,7 @@ class Correction(Section):
     any."""
 
     kind: CorrectionKind = Field("none", description="the factor, a function of the ratio k")
-    of: Policies = Field("old/mu", description="the two policies of k; not read by `max_kl` and `mean_kl`")
+    of: Policies = Field("old/mu", description="the two policies of k")
     span: Span = Field("token", description="as of `[ratio]`; read by `ratio`, `truncate` and `mask`")
     low: float = within(
         0.0, "[0, 1000000]", "ratios beyond it are never met, so that all would be masked", "lower bound"
@@ -104,6 +128,32 @@ class Correction(Section):
     )
     negative: tuple[Exponent, Exponent] = within(
         (3.0, 2.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A ≤ 0"
+    )
+    mean_one: bool = Field(
+        False,
+        description="divide by the mean of the factor over the batch: over response tokens, or over responses where it "
+        "is one a response",
+    )
+
+    @property
+    def of_response(self) -> bool:
+        """Whether all tokens of a response have one factor."""
+        return CORRECTIONS[self.kind].scope == "sequence" or self.span in ("sequence", "geometric")
+
+
+class Rejection(Section):
+    """Which tokens or responses are left out, whatever their correction is: `core.method.rejection`. v_t is made of
+    D_t, the log of a token's ratio."""
+
+    kind: RejectionKind = Field("none", description="v_t")
+    of: Policies = Field("old/mu", description="the two policies of D; not read by `kl`")
+    over: Over = Field("token", description="what is judged: a token's v_t, or one number of its response")
+    low: float = within(
+        float("-inf"), "[-inf, 1000000]", "what lies above it is never met, so that all would go", "least that is kept"
+    )
+    high: float = within(float("inf"), "[-1000000, inf]", "inf is no bound", "most that is kept")
+    where: Literal["always", "negative"] = Field(
+        "always", description="`negative`: only where A < 0 is anything left out"
     )
 
 
@@ -116,7 +166,7 @@ class Clip(Section):
         0.2,
         "[0, 1000000]",
         "it is a distance from the ratio 1",
-        "the ratio's lower bound is 1 - low, and -low of log r in `ctpo` and `gmpo`; not read by `tv` and `kl`",
+        "the ratio's lower bound is 1 - low, and -low of log r in `ctpo` and `gmpo`; not read by `tv`, `kl`, `sapo`",
     )
     high: float = within(
         0.27,
@@ -127,6 +177,10 @@ class Clip(Section):
     budget: float = within(
         0.04, "(0, 1000000]", "it is a mean square of log-ratios", "mean square of log r that `m2po` allows"
     )
+    cap: float = within(3.0, "(1, 1000000]", "a ratio that has not moved is 1", "largest ratio of `dual` where A < 0")
+    temperature: tuple[Temperature, Temperature] = within(
+        (1.0, 1.05), "(0, 1000]", "the higher, the narrower", "τ of `sapo` for A > 0 and for A ≤ 0"
+    )
 
 
 class Aggregation(Section):
@@ -135,6 +189,38 @@ class Aggregation(Section):
     kind: AggregationKind = Field("token_sum", description="norm_t, which divides the weight of a token")
     alpha: float = within(1.0, "[0, 1]", "0 is a sum over tokens and 1 their mean", "exponent of `length`")
     constant: float = within(1.0, "[1e-6, 1e12]", "it divides the weight of every token", "divisor of `constant`")
+
+
+COEFFICIENT = "[0, 1000000]"
+COEFFICIENT_WHY = "below 0 a term would turn round, and a larger one leaves nothing of the reward"
+
+
+class Terms(Section):
+    """Terms of the loss beside the weighted log-probs, each with its coefficient, 0 for none: `core.method.terms`. They
+    are divided as weights are, and no clip, correction or mask touches them."""
+
+    reference_kl: float = within(
+        0.0,
+        COEFFICIENT,
+        COEFFICIENT_WHY,
+        "β of + β KL(π_θ ‖ π_ref); π_ref is the training engine at the weights that the run started from, under the "
+        "replay of the recipe",
+    )
+    reference_estimator: EstimatorKind = Field("k3", description="what a token gives of that KL, and its gradient")
+    entropy: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "e of - e H(π_θ), the entropy bonus")
+    squared_log_ratio: float = within(0.0, COEFFICIENT, COEFFICIENT_WHY, "c of + c (log r)²")
+    squared_of: Literal["theta/mu", "theta/old"] = Field("theta/mu", description="the two policies of that r")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any term."""
+        return bool(self.reference_kl or self.entropy or self.squared_log_ratio)
+
+    def compared(self, name: str) -> str | None:
+        """The two policies that a term is idle between where they agree; None without it, or if none silences it."""
+        if name == "reference_kl" and self.reference_estimator != "k1":  # the gradient of k1 is 1 wherever it is taken
+            return "theta/ref" if self.reference_kl else None
+        return self.squared_of if name == "squared_log_ratio" and self.squared_log_ratio else None
 
 
 class RouterReplay(Section):

@@ -30,10 +30,14 @@ class TokenStats:
         advantage: `[..., B]` or `[..., B, T]`, in units of reward.
         measure: `[..., B]` probability of each response, summing to 1; None for a sampled batch,
             where every response weighs 1/B.
-        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `max_kl` and `mean_kl`.
+        kl_mu: `[..., B, T]` nats, KL(μ_old(·|c_t) ‖ π_θ(·|c_t)); needed by `rejection.kind = kl`.
         router_shift: `[..., B, T]` nats, mean over layers and selected experts of
             |log router_θ - log router_old|; needed by `ratio.router_floor`.
+        logp_ref: `[..., B, T]` nats, log π_ref under the same routes as `logp_theta`; needed by `terms.reference_kl`.
+        entropy: `[..., B, T]` nats, of π_θ(·|c_t), with its gradient; needed by `terms.entropy`.
         rewards: `[..., B]`; no weight reads them, only the diagnostics that ask for them.
+        turn: int64 `[..., B, T]`, the number of each token's turn from 1 on, at most T; None where the tokens between
+            two turns stand in the batch, off the mask, so that a turn is a run of response tokens.
 
     The leading axes of all are the same. On the mask, log-probs are at most 0 and not NaN; -inf is a probability of 0,
     which μ cannot have sampled; advantages are finite. Off the mask nothing is read.
@@ -50,7 +54,10 @@ class TokenStats:
     measure: Tensor | None = None
     kl_mu: Tensor | None = None
     router_shift: Tensor | None = None
+    logp_ref: Tensor | None = None
+    entropy: Tensor | None = None
     rewards: Tensor | None = None
+    turn: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_layout(self)
@@ -68,6 +75,14 @@ class TokenStats:
     def lengths(self) -> Tensor:
         """Response tokens of each response, `[..., B]`, at least 1 so that it can divide."""
         return self.mask.sum(-1).clamp(min=1)
+
+    @property
+    def turns(self) -> Tensor:
+        """The number of each response token's turn, int64 `[..., B, T]`, 0 off the mask."""
+        if self.turn is not None:
+            return torch.where(self.mask, self.turn, 0)
+        before = torch.nn.functional.pad(self.mask, (1, -1))
+        return torch.where(self.mask, (self.mask & ~before).cumsum(-1), 0)
 
     @property
     def weights(self) -> Tensor:
@@ -149,6 +164,8 @@ def rules(stats: TokenStats) -> Iterator[Rule]:
     """All that must hold of the values of a batch; nothing waits for a device."""
     for name in LOG_PROBS:
         yield _log_prob_rule(name, getattr(stats, name), stats.mask)
+    if stats.logp_ref is not None:
+        yield _log_prob_rule("logp_ref", stats.logp_ref, stats.mask)
     a = torch.where(stats.mask, stats.token_advantage, 0.0)
     yield Rule(
         name="advantage",
@@ -157,12 +174,12 @@ def rules(stats: TokenStats) -> Iterator[Rule]:
         sentence="`advantage` must be finite",
         remedy="; check rewards and critic",
     )
-    for name in ("kl_mu", "router_shift"):
+    for name, what in (("kl_mu", "a distance"), ("router_shift", "a distance"), ("entropy", "a number of nats")):
         distance: Tensor | None = getattr(stats, name)
         if distance is not None:
-            x = torch.where(stats.mask, distance, 0.0)
+            x = torch.where(stats.mask, distance.detach(), 0.0)
             least = 0 if name == "router_shift" else -torch.inf
-            yield Rule(name=name, right=x >= least, x=x, sentence=f"`{name}` must be a distance and no NaN")
+            yield Rule(name=name, right=x >= least, x=x, sentence=f"`{name}` must be {what} and no NaN")
 
 
 def check_log_probs(name: str, logp: Tensor, mask: Tensor) -> None:
@@ -229,7 +246,8 @@ def check_layout(s: TokenStats) -> None:
     whole = tuple(s.logp_theta.shape)
     if len(whole) < 2 or 0 in whole:
         raise DataError(f"`logp_theta` must be [..., batch, token] with at least one of each, got {list(whole)}")
-    expected = dict.fromkeys(("logp_old", "logp_mu", "mask", "kl_mu", "router_shift"), whole)
+    named = ("logp_old", "logp_mu", "logp_ref", "mask", "kl_mu", "router_shift", "entropy", "turn")
+    expected = dict.fromkeys(named, whole)
     expected |= dict.fromkeys(("measure", "rewards"), whole[:-1])
     for name, shape in expected.items():
         tensor = getattr(s, name)
@@ -246,3 +264,5 @@ def check_layout(s: TokenStats) -> None:
         raise DataError(f"`mask` must be bool, got {s.mask.dtype}")
     for name in LOG_PROBS:
         check_dtype(name, getattr(s, name))
+    if s.logp_ref is not None:
+        check_dtype("logp_ref", s.logp_ref)

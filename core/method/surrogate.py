@@ -2,7 +2,7 @@
 
 The expected update of a recipe is
 
-    u = E_{y~μ_old}[ Σ_t w_t · ∇_θ log π_θ(y_t | c_t) ],     w_t = A · clip(ratio)_t · correction_t / norm_t
+    u = E_{y~μ_old}[ Σ_t w_t · ∇_θ log π_θ(y_t | c_t) ],     w_t = A · clip(ratio)_t · correction_t · kept_t / norm_t
 
 with a weight w that carries no gradient. eq. (4) has ratio π_θ/μ_old and nothing else; eq. (7), MiniRL, adds M_t.
 What is validated on an exhaustive batch, whose `measure` is μ(y), and what runs on a sampled one, whose
@@ -11,7 +11,7 @@ measure is 1/B, is the same two functions below.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from firstorder.core.quantities import Quantity
 
 from .aggregation import normaliser
 from .clip import clip
-from .correction import correction
+from .correction import batch_mean, correction
 from .ratio import BOUND, LOG_BOUND, ratio, saturated
 from .recipe import Recipe
+from .rejection import kept
 from .shift import rescale
 from .stats import TokenStats
 
@@ -31,14 +32,21 @@ from .stats import TokenStats
 class TokenWeights:
     """The weight of every token and the factors that it was made of, all `[..., B, T]`.
 
-    `weight = token_advantage · min(clipped · correction, BOUND) / norm` on the mask and 0 off it.
+    `weight = token_advantage · min(clipped · correction, BOUND) · kept / norm` on the mask and 0 off it; `kept` is 0
+    where a rejection leaves a token out, else 1. The mean of a correction that has mean 1 is a part of `norm`.
     """
 
     weight: Tensor
     ratio: Tensor
     clipped: Tensor
     correction: Tensor
+    kept: Tensor
     norm: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """What multiplies A · clipped / norm: the product of two ratios is a ratio, and held as one."""
+        return torch.minimum(self.correction, BOUND / self.clipped) * self.kept
 
 
 def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
@@ -58,11 +66,11 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     r = rescale(stats, r, recipe.ratio.router_floor)
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
-    norm = normaliser(stats, recipe.aggregation)
-    bounded = torch.minimum(factor, BOUND / clipped)  # the product of two ratios is a ratio, and held as one
-    weight = stats.token_advantage * clipped * bounded / norm
-    weight = torch.where(_scored(stats), weight, 0.0).to(stats.logp_theta.dtype).detach()
-    return TokenWeights(weight=weight, ratio=r, clipped=clipped, correction=factor, norm=norm)
+    norm = normaliser(stats, recipe.aggregation) * batch_mean(stats, recipe.correction, factor)
+    held = kept(stats, recipe.rejection)
+    made = TokenWeights(weight=r, ratio=r, clipped=clipped, correction=factor, kept=held, norm=norm)
+    weight = stats.token_advantage * clipped * made.factor / norm
+    return replace(made, weight=torch.where(_scored(stats), weight, 0.0).to(stats.logp_theta.dtype).detach())
 
 
 def surrogate_loss(stats: TokenStats, weight: Tensor) -> Tensor:
@@ -94,14 +102,18 @@ RECEIPTS: dict[str, Quantity] = {
         source="TRL clip_ratio/low_mean; with clip_upper, verl actor/pg_clipfrac",
     ),
     "truncated": Quantity(
-        formula="correction.kind = truncate held the correction factor at correction.high",
+        formula="correction.kind = truncate held the correction factor at correction.high, or at a low above 0",
         unit="share of response tokens; of responses where correction.span is sequence or geometric",
         source="verl rollout_corr/rollout_is_ratio_fraction_high",
     ),
     "masked": Quantity(
-        formula="the correction factor is 0", unit=_SHARE, source="verl rollout_corr/rollout_rs_masked_fraction"
+        formula="the correction factor is 0, or a rejection leaves the token out",
+        unit=_SHARE,
+        source="verl rollout_corr/rollout_rs_masked_fraction",
     ),
-    "corrected": Quantity(formula="the correction factor is not 1", unit=_SHARE, source="firstorder"),
+    "corrected": Quantity(
+        formula="the correction factor is not 1, or a rejection leaves the token out", unit=_SHARE, source="firstorder"
+    ),
     "ratio_not_one": Quantity(formula="the ratio of [ratio] is not 1", unit=_SHARE, source="firstorder"),
     "saturated": Quantity(
         formula=f"the ratio of [ratio], the correction or their product was held at exp({LOG_BOUND:g})",
@@ -120,22 +132,22 @@ def receipts(stats: TokenStats, factors: TokenWeights, recipe: Recipe) -> dict[s
     # a clip that gives every token of a response one ratio has clipped what it dropped
     merged = recipe.parts["clip.kind"].scope == "sequence"
     clipped = factors.clipped == 0 if merged else factors.clipped != factors.ratio
-    truncates = torch.full_like(stats.mask, recipe.correction.kind == "truncate")
+    rule, factor = recipe.correction, factors.correction
+    truncates = torch.full_like(stats.mask, rule.kind == "truncate")
+    held = (factor == rule.high) | ((factor == rule.low) & (rule.low > 0))
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),
         "clip_lower": clipped & (stats.token_advantage < 0),
-        "truncated": truncates & (factors.correction == recipe.correction.high),
-        "masked": factors.correction == 0,
-        "corrected": factors.correction != 1,
+        "truncated": truncates & held,
+        "masked": factor * factors.kept == 0,
+        "corrected": factor * factors.kept != 1,
         "ratio_not_one": factors.ratio != 1,
-        "saturated": saturated(factors.ratio)
-        | saturated(factors.correction)
-        | saturated(factors.clipped * factors.correction),
+        "saturated": saturated(factors.ratio) | saturated(factor) | saturated(factors.clipped * factor),
     }
     weight = stats.counts
     tokens = (weight * stats.mask.sum(-1)).sum(-1)
     counts = {name: ((weight * (hit & stats.mask).sum(-1)).sum(-1), tokens) for name, hit in acted.items()}
-    if recipe.correction.span in ("sequence", "geometric"):  # one factor a response, which verl counts once
+    if rule.span in ("sequence", "geometric"):  # one factor a response, which verl counts once
         truncated = (acted["truncated"] & stats.mask).any(-1)
         counts["truncated"] = (weight * truncated).sum(-1), (weight * stats.mask.any(-1)).sum(-1)
     return counts

@@ -47,7 +47,7 @@ def within(default: T, interval: str, why: str, description: str | None = None) 
 
     Args:
         default: its value unless given; a tuple of numbers has its range in the type of its items.
-        interval: the range as mathematics writes it, such as `(0, 1]`; `inf]` takes infinity.
+        interval: the range as mathematics writes it, such as `(0, 1]`; `inf]` and `[-inf` take infinity.
         why: what is wrong beyond it, for whoever is refused.
         description: what it means.
 
@@ -67,6 +67,8 @@ def _bounds(interval: str) -> dict[str, Any]:
     """An interval in the words of pydantic."""
     low, high = (_number(end) for end in interval[1:-1].split(","))
     bounds: dict[str, Any] = {"gt" if interval[0] == "(" else "ge": low}
+    if low == -float("inf"):
+        bounds |= {"allow_inf_nan": True}  # and no NaN, which is not at least -inf
     if high == float("inf"):
         return bounds | {"allow_inf_nan": True}
     return bounds | {"lt" if interval[-1] == ")" else "le": high}

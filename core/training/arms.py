@@ -15,8 +15,10 @@ from torch import Tensor
 from firstorder.core.errors import DataError
 from firstorder.core.method.advantage import advantage
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.scale import scaled
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import receipts, token_weights
+from firstorder.core.method.terms import active, entropy_weights, moments, with_terms
 from firstorder.core.method.value import gae, lambda_returns
 from firstorder.core.quantities import Moments, add
 
@@ -33,7 +35,7 @@ class Arm:
 
 
 class RecipeWeights:
-    """From the statistics of a batch or a chunk to its token weights.
+    """From the statistics of a batch or a chunk to its token weights, the terms of sampled tokens included.
 
     It keeps the receipts of what each part did, and the moments of what only exists while θ is being updated.
     """
@@ -42,9 +44,10 @@ class RecipeWeights:
         self.arms = arms
         self.receipts: Moments = {}
         self.moments: Moments = {}
+        self.terms = active(arm.recipe for arm in arms)
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        """w `[..., B, T]` of every arm for its own members."""
+        """w `[..., B, T]` of every arm for its own members, with what its terms add."""
         factors = [token_weights(piece, arm.recipe) for arm, piece in self._pieces(stats)]
         acted = [
             receipts(piece, made, arm.recipe) for (arm, piece), made in zip(self._pieces(stats), factors, strict=True)
@@ -54,10 +57,28 @@ class RecipeWeights:
         if stats.rewards is not None:
             moment = remainder_moment(stats, stats.logp_theta)
             self.moments = add(self.moments, {"update/second_order_remainder": moment})
-        return _join([made.weight for made in factors])
+        if self.terms:
+            self.moments = add(self.moments, self._term_moments(stats))
+        return _join(
+            [
+                with_terms(made.weight, piece, arm.recipe)
+                for (arm, piece), made in zip(self._pieces(stats), factors, strict=True)
+            ]
+        )
+
+    def _term_moments(self, stats: TokenStats) -> Moments:
+        found = [moments(piece, arm.recipe, self.terms) for arm, piece in self._pieces(stats)]
+        return {name: (_join([f[name][0] for f in found]), _join([f[name][1] for f in found])) for name in found[0]}
 
     def _pieces(self, stats: TokenStats) -> Iterator[tuple[Arm, TokenStats]]:
         return ((arm, stats.members(mine)) for arm, mine in cuts(self.arms))
+
+
+def bonus_weights(stats: TokenStats, arms: tuple[Arm, ...]) -> Tensor | None:
+    """What `bonus_loss` multiplies the entropy of each token by, `[..., B, T]`; None where no arm has a bonus."""
+    if not any(arm.recipe.terms.entropy for arm in arms):
+        return None
+    return _join([entropy_weights(stats.members(mine), arm.recipe) for arm, mine in cuts(arms)])
 
 
 def with_advantages(scored: Scored, arms: tuple[Arm, ...], group_size: int) -> Scored:
@@ -83,6 +104,11 @@ def with_advantages(scored: Scored, arms: tuple[Arm, ...], group_size: int) -> S
 
 def _advantage(recipe: Recipe, scored: Scored, mine: slice, group_size: int) -> Tensor:
     """A of an arm's members: `[..., B]`, or `[..., B, L]` with a critic."""
+    rewards, mask = scored.batch.rewards[mine], scored.batch.mask[mine]
+    return scaled(_against_baseline(recipe, scored, mine, group_size), rewards, mask, recipe.advantage)
+
+
+def _against_baseline(recipe: Recipe, scored: Scored, mine: slice, group_size: int) -> Tensor:
     rewards, rule = scored.batch.rewards[mine], recipe.advantage
     if not recipe.has_critic:
         grouped = rewards.reshape(*rewards.shape[:-1], -1, group_size)

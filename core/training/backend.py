@@ -91,6 +91,8 @@ class Scored:
         logp_old: `[..., B, L]` nats under π_old with the recipe's replay.
         replay: experts `[..., B, L, layers, K]` that the update must use, -1 where live, and by what rule; None for all
             live.
+        logp_ref: `[..., B, L]` nats under the reference policy with the same replay; None where no recipe has
+            `terms.reference_kl`.
         values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
             members whose recipe has no critic, None where no recipe has one.
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.
@@ -106,6 +108,7 @@ class Scored:
     batch: RolloutBatch
     logp_old: Tensor
     replay: Replay | None
+    logp_ref: Tensor | None = None
     values: Tensor | None = None
     advantage: Tensor | None = None
     returns: Tensor | None = None
@@ -120,8 +123,8 @@ class Scored:
             )
         check_log_probs("logp_old", self.logp_old, self.batch.mask)
 
-    def stats(self, logp_theta: Tensor) -> TokenStats:
-        """The statistics that weights are made from, once log π_θ exists."""
+    def stats(self, logp_theta: Tensor, entropy: Tensor | None = None) -> TokenStats:
+        """The statistics that weights are made from, once log π_θ exists; `entropy` of π_θ where `[terms]` reads it."""
         assert self.advantage is not None
         return TokenStats(
             logp_theta=logp_theta,
@@ -129,6 +132,8 @@ class Scored:
             logp_mu=self.batch.logp_mu,
             mask=self.batch.mask,
             advantage=self.advantage,
+            logp_ref=self.logp_ref,
+            entropy=entropy,
             rewards=self.batch.rewards,
         )
 

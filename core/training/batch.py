@@ -20,6 +20,8 @@ from firstorder.core.errors import DataError
 from firstorder.core.method.stats import check_log_probs, check_rewards_finite, real
 from firstorder.core.routing import check_routes
 
+from .kept import check_kept
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
@@ -35,6 +37,8 @@ class RolloutBatch:
         routes: int16 `[..., B, L, M, K]` of the inference engine, or None for a dense model.
         gates: `[..., B, L, M, K]`, the gate weights of `routes`; None where the engine does not send them.
         measure: `[..., B]` probability of each response in an exhaustive batch, summing to 1; None when sampled.
+        kept: int32 `[..., B, L, C]`, the tokens that each was sampled from, -1 behind them and where nothing was left
+            out (`core.training.kept`); None for no top-p, top-k or min-p.
 
     Raises:
         DataError: naming the field, the rule and what was got.
@@ -49,6 +53,7 @@ class RolloutBatch:
     routes: Tensor | None = None
     gates: Tensor | None = None
     measure: Tensor | None = None
+    kept: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -58,6 +63,8 @@ class RolloutBatch:
             _check_rows(self.routes, self.lengths)
         if self.gates is not None:
             _check_gates(self.gates, self.routes)
+        if self.kept is not None:
+            check_kept(self.kept, self.tokens, self.mask)
 
 
 def check_expert_ids(batch: RolloutBatch, experts: int) -> None:
@@ -193,7 +200,8 @@ def _check_rows(routes: Tensor, lengths: Tensor) -> None:
             "`routes` must be -1 in the row of the last token and beyond (it is never run); the rows are shifted by one"
         )
     last, before = (lengths - 2).clamp(min=0)[..., None], (lengths - 3).clamp(min=0)[..., None]
-    if ((lengths[..., None] >= 3) & rows.gather(-1, before) & ~rows.gather(-1, last)).any():
+    early, long = rows.gather(-1, before) & ~rows.gather(-1, last), lengths[..., None] >= 3
+    if long.any() and early[long].all():  # of one response alone it is a row that did not arrive
         raise DataError(
             "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
         )

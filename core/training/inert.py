@@ -10,6 +10,8 @@ from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.term_kinds import TERMS
+from firstorder.core.method.terms import active
 from firstorder.core.quantities import Quantity
 
 from .arms import Arm
@@ -19,7 +21,10 @@ PARTS = {
     "router_floor": ("ratio.router_floor", "its factor is 1"),
     "clip": ("clip.kind", "no ratio leaves 1"),
     "correction": ("correction.kind", "its ratio is 1"),
+    "rejection": ("rejection.kind", "its log-ratios are 0"),
     "router_replay": ("router_replay.mode", "its own experts"),
+    "reference_kl": ("terms.reference_kl", "the KL and its gradient are 0"),
+    "squared_log_ratio": ("terms.squared_log_ratio", "the log-ratio is 0"),
 }
 """The parts that compare two policies, as receipts name them: key of the recipe, and what is so where those agree."""
 
@@ -33,23 +38,27 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 
-def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> list[str]:
+def inert_parts(recipe: Recipe, *, stale: bool, mismatch: bool = True, moved: bool | None = None) -> list[str]:
     """The parts that cannot act in this schedule, one sentence each; arguments as of `inert_by_part`."""
-    return list(inert_by_part(recipe, stale=stale, mismatch=mismatch).values())
+    return list(inert_by_part(recipe, stale=stale, mismatch=mismatch, moved=moved).values())
 
 
-def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True) -> dict[str, str]:
+def inert_by_part(recipe: Recipe, *, stale: bool, mismatch: bool = True, moved: bool | None = None) -> dict[str, str]:
     """The `PARTS` that cannot act in this schedule, each with a sentence that says why.
 
     Args:
         recipe: the method.
         stale: θ differs from θ_old at some update (N > 1, or a staleness in the simulator).
         mismatch: the two engines differ.
+        moved: θ differs from the reference at some update; None where the schedule says it, by more than one update.
     """
+    if moved is None:
+        moved = recipe.schedule.steps * recipe.schedule.minibatches > 1
     agree: dict[str | None, str] = {
         "theta/old": "" if stale else "theta equals theta_old",
         "old/mu": "" if mismatch else "the engines agree",
         "theta/mu": "" if stale or mismatch else "the engines agree and theta equals theta_old",
+        "theta/ref": "" if moved else "theta equals theta_ref",
     }
     why = {name: agree.get(recipe.compared(key)) for name, (key, _) in PARTS.items()}
     if recipe.router_replay.gates == "replayed":
@@ -85,8 +94,8 @@ def receipts(arms: Sequence[Arm], mismatch: bool) -> dict[str, Tensor]:
     """
     idle_parts = [inert_by_part(a.recipe, stale=a.recipe.schedule.minibatches > 1, mismatch=mismatch) for a in arms]
     single = arms[0].members is None
-    logged = {}
-    for part in PARTS:
+    logged, terms = {}, active(arm.recipe for arm in arms)
+    for part in (name for name in PARTS if name not in TERMS or name in terms):
         flags = [
             float(part in idle) for arm, idle in zip(arms, idle_parts, strict=True) for _ in range(arm.members or 1)
         ]

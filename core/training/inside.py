@@ -22,7 +22,9 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.method.stats import Rule, TokenStats, refuse, rules
-from firstorder.core.method.surrogate import TokenWeights, receipts, surrogate_loss, token_weights
+from firstorder.core.method.surrogate import TokenWeights, receipts, token_weights
+from firstorder.core.method.terms import PREFIX, active, check_sampled, entropy_weights, total_loss, with_terms
+from firstorder.core.method.terms import moments as term_moments
 from firstorder.core.quantities import Moments, means
 
 from . import diagnostics, strata
@@ -91,7 +93,7 @@ class Outcome:
 
     Args:
         loss: scalar; its gradient is minus the expected update, or minus this part's share of it.
-        weights: of every token, with their factors; those that the batch would have on its own.
+        weights: of every token, with their factors; those that the batch would have on its own, without `[terms]`.
         record: what can be kept after the backward, and read later.
     """
 
@@ -110,16 +112,21 @@ class Method:
     Args:
         recipe: whose weight is used; schedule, optimizer, critic and replay are not read.
 
+    Its terms read `logp_ref` and `entropy` of the statistics: the reference is the trainer's.
+
     Raises:
-        ConfigError: the method does not fit the form.
+        ConfigError: the method does not fit the form, or a term reads whole distributions.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         check_runs(recipe)
+        check_sampled(recipe)
         self.recipe = recipe
         self.token_mean = recipe.aggregation.kind == "token_mean"
         # all that a weight reads of a batch but its length can be had from a part of it
-        self.indivisible = recipe.clip.kind if recipe.parts["clip.kind"].scope == "batch" else None
+        of_batch = [f"clip.kind = {recipe.clip.kind}"] if recipe.parts["clip.kind"].scope == "batch" else []
+        of_batch += ["correction.mean_one"] * recipe.correction.mean_one
+        self.indivisible = " and ".join(of_batch) or None
 
     def __call__(self, stats: TokenStats, whole: Whole | None = None) -> Outcome:
         """Loss, weights, metrics and receipts of a batch.
@@ -135,9 +142,10 @@ class Method:
         if stats.logp_theta.ndim != 2:
             raise DataError(f"`logp_theta` must be [batch, token], got {list(stats.logp_theta.shape)}")
         if whole is not None and self.indivisible is not None:
-            raise ConfigError(f"clip.kind = {self.indivisible} reads the whole batch; give it whole, without `whole`")
+            raise ConfigError(f"{self.indivisible} reads the whole batch; give it whole, without `whole`")
         factors = token_weights(stats, self.recipe)
-        loss = surrogate_loss(stats, factors.weight)
+        bonus = entropy_weights(stats, self.recipe) if self.recipe.terms.entropy else None
+        loss = total_loss(stats, with_terms(factors.weight, stats, self.recipe), bonus)
         if whole is not None:
             loss = loss * self._share(stats, whole).to(loss.dtype)
         return Outcome(loss=loss, weights=factors, record=_record(stats, loss, moments(stats, factors, self.recipe)))
@@ -165,6 +173,7 @@ def together(parts: Sequence[Record]) -> Record:
 def moments(stats: TokenStats, factors: TokenWeights, recipe: Recipe) -> Moments:
     """What is logged of a batch, as sums: diagnostics of the two engines, and what each part of the recipe did."""
     metrics = diagnostics.moments(stats) | strata.moments(stats)
+    metrics |= term_moments(stats, recipe, active([recipe]))
     acted = receipts(stats, factors, recipe)
     return {METRICS + name: pair for name, pair in metrics.items()} | {
         RECEIPTS + name: pair for name, pair in acted.items()
@@ -175,7 +184,8 @@ def finalised(sums: Moments) -> dict[str, Tensor]:
     """Metrics and receipts by name, from sums after any reduction."""
     metrics = {name.removeprefix(METRICS): pair for name, pair in sums.items() if name.startswith(METRICS)}
     acted = {name.removeprefix(RECEIPTS): pair for name, pair in sums.items() if name.startswith(RECEIPTS)}
-    return diagnostics.finalise(metrics) | strata.finalise(metrics) | means(acted)
+    terms = {name: pair for name, pair in metrics.items() if name.startswith(PREFIX)}
+    return diagnostics.finalise(metrics) | strata.finalise(metrics) | means(terms) | means(acted)
 
 
 def unravelled(place: int, shape: tuple[int, ...]) -> list[int]:

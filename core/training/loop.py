@@ -17,13 +17,14 @@ from operator import attrgetter
 from torch import Tensor
 
 from firstorder.core.errors import ConfigError
+from firstorder.core.method import terms
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.method.value import explained_variance, value_moments
 from firstorder.core.quantities import Moments, Quantity, add, means
 from firstorder.core.runs.logs import StepLog
 
-from . import diagnostics, inert, replay, strata
+from . import diagnostics, inert, kept, replay, strata
 from .arms import Arm, RecipeWeights, with_advantages
 from .backend import Backend, Scored, split
 from .batch import check_groups
@@ -92,7 +93,7 @@ def train(
             sums = add(sums, updated)
         backend.sync_weights()
         metrics = _finalise(add(sums, weight_fn.moments)) | _rewards(batch.rewards) | backend.evaluate(step + 1)
-        acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX)
+        acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX, kept.PREFIX)
         on_step(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
 
 
@@ -130,4 +131,4 @@ def _finalise(sums: Moments) -> dict[str, Tensor]:
     """Named diagnostics, and every other moment under its own name."""
     averaged = means(sums)
     known = finalise(sums) | strata.finalise(sums) | explained_variance(averaged)
-    return known | means(_named(sums, "route/", "update/", "critic/"))
+    return known | means(_named(sums, "route/", "update/", "critic/", terms.PREFIX))

@@ -2,12 +2,13 @@
 
 from firstorder.sim.trials.budget import FULL, QUICK, Budget
 
-from . import ablations, crossover, drift, identities, order, targets, worlds
+from . import ablations, crossover, drift, identities, order, parts, targets, worlds
 from .claim import Claim, Outcome
 
 CLAIMS: tuple[Claim, ...] = (
     *identities.CLAIMS,
     *targets.CLAIMS,
+    *parts.CLAIMS,
     *worlds.CLAIMS,
     *drift.CLAIMS,
     *order.CLAIMS,

@@ -113,7 +113,7 @@ def _acted(scene: Scene, method: Recipe) -> float:
     stats = token_stats(scene, method)
     parts = token_weights(stats, method)
     bare = token_weights(stats, recipe("minirl-no-clip")).clipped
-    hit = ((parts.clipped * parts.correction - bare).abs() > 1e-12) & stats.mask
+    hit = ((parts.clipped * parts.correction * parts.kept - bare).abs() > 1e-12) & stats.mask
     weight = stats.weights
     return float(((weight * hit.sum(-1)).sum(-1) / (weight * stats.mask.sum(-1)).sum(-1)).mean())
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from firstorder.core.routing import flips
-from firstorder.sim.exact.bounds import bounds, sequence_total_variation
+from firstorder.sim.exact.bounds import bounds
+from firstorder.sim.exact.bounds_replay import sequence_total_variation
 from firstorder.sim.exact.objectives import gradient, values
 from firstorder.sim.exact.scene import MODES, Scene
 from firstorder.sim.exact.world import gather

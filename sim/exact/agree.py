@@ -21,15 +21,16 @@ from .scene import engines
 SEQUENCES, TOKENS, PROMPTS = 64, 6, 4  # of the probe
 
 
-def inert(recipe: Recipe, sim: Sim, *, stale: bool) -> list[str]:
+def inert(recipe: Recipe, sim: Sim, *, stale: bool, moved: bool | None = None) -> list[str]:
     """The parts of a recipe that cannot act, one sentence each.
 
     Args:
         recipe: the method.
         sim: the two engines.
         stale: θ differs from θ_old at some update.
+        moved: θ differs from the reference at some update; None where the schedule says it.
     """
-    return inert_parts(recipe, stale=stale, mismatch=mismatch(sim))
+    return inert_parts(recipe, stale=stale, mismatch=mismatch(sim), moved=moved)
 
 
 @lru_cache
@@ -38,7 +39,7 @@ def mismatch(sim: Sim) -> bool:
 
     Settings alone do not say it: a scale that a kind does not read changes nothing, nor does the order of one gate.
     """
-    if sim.reading_noise:
+    if sim.reading_noise or (sim.truncates and sim.sampling_mask == "ignored"):
         return True
     seed = torch.zeros(1, dtype=torch.int64)
     weights, arithmetics = initial_weights(sim, seed), engines(sim, seed)

@@ -30,6 +30,10 @@ class Routes:
     contexts: Tensor
     leads: tuple[Tensor, ...]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Routes:
+        """All of them changed alike."""
+        return Routes(contexts=change(self.contexts), leads=tuple(map(change, self.leads)))
+
     def equal(self, other: Routes) -> bool:
         """Whether every token visits the same experts, in the same order."""
         pairs = zip((self.contexts, *self.leads), (other.contexts, *other.leads), strict=True)

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstorder.core.method.recipe import Recipe
+import torch
+
+from firstorder.core.method.recipe import Recipe, Rejection
 
 SIGNED_BY_TOKEN = ("none", "minirl", "tv", "kl")  # clips that look at the token alone, whatever the span of the ratio
 
@@ -27,7 +29,7 @@ class Form:
         before: the ratios whose product over the tokens before enters.
         after: those whose product over the tokens after enters.
         ahead: the ratio whose product over the next `steps` tokens enters.
-        masked: whether a token whose correction is 0 masks its response.
+        masked: whether a token that is rejected takes its response with it.
     """
 
     token: Recipe
@@ -45,13 +47,15 @@ class Form:
 
 def form(recipe: Recipe) -> Form | None:
     """The form of a recipe; None where it has none."""
-    ratio, correction, clip = recipe.ratio, recipe.correction, recipe.clip
+    ratio, correction, rejection, clip = recipe.ratio, recipe.correction, recipe.rejection, recipe.clip
     if recipe.has_critic or recipe.parts["clip.kind"].scope == "sequence":
         return None
     spans = {"ratio": ratio.span if ratio.of != "none" else "token"}
     if correction.kind in ("ratio", "truncate", "mask"):
         spans["correction"] = correction.span
-    elif recipe.parts["correction.kind"].scope != "token" and correction.kind != "max_kl":
+    elif recipe.parts["correction.kind"].scope != "token":
+        return None
+    if not _by_token(rejection) or (correction.mean_one and correction.span != "token"):
         return None
     if any(span not in ("token", "prefix", "sequence", "forward") for span in spans.values()):
         return None
@@ -63,6 +67,7 @@ def form(recipe: Recipe) -> Form | None:
         update={
             "ratio": ratio.model_copy(update={"span": "token", "steps": 1}),
             "correction": correction.model_copy(update={"span": "token"}),
+            "rejection": rejection.model_copy(update={"over": "token"}),
         }
     )
     of = {"ratio": ratio.of, "correction": correction.of}
@@ -73,5 +78,17 @@ def form(recipe: Recipe) -> Form | None:
         after=tuple(of[part] for part, span in spans.items() if span == "sequence"),
         ahead=ahead,
         steps=ratio.steps - 1 if ahead else 0,
-        masked=correction.kind == "max_kl",
+        masked=rejection.kind != "none" and rejection.over == "max",
     )
+
+
+def _by_token(rejection: Rejection) -> bool:
+    """Whether a token is kept for what it is alone, or its response for what each of its tokens is alone.
+
+    The largest v_t is at most `high` where each is. That it is at least `low` asks for one of them, unless no v_t is
+    less; and which responses a rule minds at all is one sign's for all of their tokens.
+    """
+    if rejection.kind == "none" or rejection.over == "token":
+        return True
+    least = -torch.inf if rejection.kind == "k1" else 0.0
+    return rejection.over == "max" and rejection.low <= least and rejection.where == "always"

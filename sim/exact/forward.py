@@ -59,7 +59,7 @@ def walk(model: Model, tree: Tree, replay: Given | None = None) -> tuple[list[St
     """
     state = initial_state(model, tree.prompts)
     levels, leads = [], []
-    for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.keys, strict=True)):
+    for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.hashes, strict=True)):
         if depth:
             state = state.repeat_interleave(tree.vocab - tree.task.sim.first, dim=1)
         steps = []

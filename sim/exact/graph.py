@@ -98,6 +98,11 @@ class Graph:
                 return seen
             seen = ahead
 
+    @property
+    def keys(self) -> Routes:
+        """`World.keys`."""
+        return Routes(contexts=self.table.keys, leads=())
+
     def run(self, model: Model, replay: Given | None = None) -> Pass:
         """One pass over the rows of the table."""
         step = self._step(model, replay)
@@ -163,7 +168,7 @@ class Graph:
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
         """`World.by_step`."""
-        return torch.cat([torch.einsum("tms,ms->mt", came, x) for came in self._came(kernel)], dim=1)
+        return torch.cat([torch.einsum("tms,...ms->...mt", came, x) for came in self._came(kernel)], dim=-1)
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """`World.expansion`."""

@@ -2,7 +2,8 @@
 
 Every weight is homogeneous in the advantage: w(A) = A⁺ w(+1) + A⁻ w(-1) with A = A⁺ - A⁻. So the expected weight of
 a response needs only E[A⁺ | R] and E[A⁻ | R], and with finitely many reward levels these are sums over how the
-other G - 1 rewards can fall (for binary rewards, the binomial count).
+other G - 1 rewards can fall (for binary rewards, the binomial count). A scale of the whole batch is two numbers in the
+limit of large batches, so that it stands inside these sums.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.advantage import advantage
 from firstorder.core.method.recipe import Advantage
+from firstorder.core.method.scale import Affine
 
 MAX_COMPOSITIONS = 20_000
 
 
-def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
+def expected_parts(
+    levels: Tensor, chance: Tensor, rule: Advantage, group_size: int, scale: Affine | None = None
+) -> tuple[Tensor, Tensor]:
     """E[A⁺ | R = level] and E[A⁻ | R = level] over the rest of the group.
 
     Args:
@@ -28,6 +32,7 @@ def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: 
         chance: `[..., n]` probability of each level for the prompt.
         rule: the baseline.
         group_size: G.
+        scale: of the batch, for the leading axis of `chance`; None is 1.
 
     Returns:
         Two tensors `[..., n]`, both non-negative.
@@ -37,19 +42,31 @@ def expected_parts(levels: Tensor, chance: Tensor, rule: Advantage, group_size: 
     """
     rest = group_size - 1 if rule.over_group else 0
     probability = _multinomial(_compositions(len(levels), rest), chance)
-    plus, minus = _signed(_groups(levels, 1, rest), rule)[..., 0]
-    return probability @ plus.T, probability @ minus.T
+    plus, minus = _signed(_groups(levels, 1, rest), rule, scale)[..., 0]
+    return probability @ plus.mT, probability @ minus.mT
 
 
-def sign_chances(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
+def expected_moments(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
+    """E[A | R = level] and E[A² | R = level] over the rest of the group, without a scale; as `expected_parts`."""
+    rest = group_size - 1 if rule.over_group else 0
+    probability = _multinomial(_compositions(len(levels), rest), chance)
+    a = advantage(_groups(levels, 1, rest), rule)[..., 0]
+    return probability @ a.mT, probability @ a.square().mT
+
+
+def sign_chances(
+    levels: Tensor, chance: Tensor, rule: Advantage, group_size: int, scale: Affine | None = None
+) -> tuple[Tensor, Tensor]:
     """P(A > 0 | R = level) and P(A < 0 | R = level) over the rest of the group, `[..., n]`; as `expected_parts`."""
     rest = group_size - 1 if rule.over_group else 0
     probability = _multinomial(_compositions(len(levels), rest), chance)
-    plus, minus = (_signed(_groups(levels, 1, rest), rule)[..., 0] > 0).to(chance)
-    return probability @ plus.T, probability @ minus.T
+    plus, minus = (_signed(_groups(levels, 1, rest), rule, scale)[..., 0] > 0).to(chance)
+    return probability @ plus.mT, probability @ minus.mT
 
 
-def expected_products(levels: Tensor, chance: Tensor, rule: Advantage, group_size: int) -> tuple[Tensor, Tensor]:
+def expected_products(
+    levels: Tensor, chance: Tensor, rule: Advantage, group_size: int, scale: Affine | None = None
+) -> tuple[Tensor, Tensor]:
     """Second moments of advantages over the rest of the group.
 
     Args:
@@ -57,18 +74,19 @@ def expected_products(levels: Tensor, chance: Tensor, rule: Advantage, group_siz
         chance: `[X, n]` probability of each level for each prompt.
         rule: the baseline.
         group_size: G.
+        scale: of the batch, one for all prompts, and taken to be that of the limit in every batch.
 
     Returns:
         E[(A±)² | R = level], `[X, n, 2]`; and E[A_i^s A_j^s' | R_i, R_j] for two responses of a group,
         `[X, 2n, 2n]` with (level, sign) flattened.
     """
     n, shared = len(levels), group_size if rule.over_group else 0
-    single = _signed(_groups(levels, 1, max(shared - 1, 0)), rule)[..., :1]
+    single = _signed(_groups(levels, 1, max(shared - 1, 0)), rule, scale)[..., :1]
     weight = _multinomial(_compositions(n, max(shared - 1, 0)), chance)
     own = torch.einsum("xc,sncr->xns", weight, single.square().view(2, n, -1, 1))
     if group_size < 2:
         return own, torch.zeros(len(chance), 2 * n, 2 * n, dtype=torch.float64)
-    two = _signed(_groups(levels, 2, max(shared - 2, 0)), rule)
+    two = _signed(_groups(levels, 2, max(shared - 2, 0)), rule, scale)
     first, second = two[..., 0].view(2, n, n, -1), two[..., 1].view(2, n, n, -1)
     weight = _multinomial(_compositions(n, max(shared - 2, 0)), chance)
     cross = torch.einsum("xc,snmc,tnmc->xnsmt", weight, first, second)
@@ -83,9 +101,10 @@ def _groups(levels: Tensor, own: int, rest: int) -> Tensor:
     return torch.cat([first.expand(-1, len(others), -1), others.expand(n**own, *others.shape)], dim=-1)
 
 
-def _signed(groups: Tensor, rule: Advantage) -> Tensor:
-    """A⁺ and A⁻ of every member of every group, `[2, ...]`."""
+def _signed(groups: Tensor, rule: Advantage, scale: Affine | None) -> Tensor:
+    """A⁺ and A⁻ of every response of every group, `[2, ...]`; with scales `[M]` also of every member, `[2, M, ...]`."""
     a = advantage(groups, rule)
+    a = a if scale is None else scale(a.expand(*scale.shift.shape, *a.shape))
     return torch.stack([a.clamp(min=0), (-a).clamp(min=0)])
 
 

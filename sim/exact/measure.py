@@ -13,30 +13,30 @@ from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.routing import flips, jaccard
 from firstorder.core.threads import sized
+from firstorder.sim.checks import check_replay, truncation
 from firstorder.sim.coldstart import starting_weights
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
-from . import agree, objectives, replay
+from . import agree, objectives, replay, terms
 from .bounds import bounds
-from .edge_variance import edge_variance
+from .bounds_replay import replay_bounds, sampled_total_variation, whole
+from .compare import reported
 from .edges import entropy, kl
 from .fit import fits
-from .forms import form
+from .masking import masking, note
 from .measurement import Measurement
 from .memory import check_memory
 from .observed import observed
 from .sampled import Interval, block_fits, jackknife, sampled_fits
-from .scene import Scene, build, engines, grow
+from .scene import Mode, Scene, build, engines, grow
 from .size import check_size, count
 from .staleness import path
-from .variance import group_variance
 
 SATURATED = (
     "the policy is saturated or has overflowed; lower sim.sharpness, sim.lr, sim.staleness or sim.coldstart_lr, or "
     "raise sim.temperature"
 )
-VARIANCE_RESPONSES = 20_000  # above this many responses their single gradients are not formed
 
 
 @sized(lambda recipe, sim: numbers(count(sim), sim.width))
@@ -67,23 +67,27 @@ def measure(recipe: Recipe, sim: Sim) -> dict[str, Any]:
     result, intervals = summarise(_values(measurement) | _engines(measurement), u, *targets)
     if members == 1 and measurement.sampled:
         intervals = block_fits(measurement)
-    elif members == 1 and recipe.weight_scope == "batch" and scene.exhaustive:
+    elif members == 1 and recipe.scope == "batch" and scene.exhaustive:
         intervals = sampled_fits(measurement)
     result["expansion"] = [float(term) for term in objectives.terms(scene, mode).mean(0)]
     result["flip_rate_per_layer"] = _flips_per_layer(scene)
     result |= {"nodes": scene.world.contexts, "responses": len(scene.responses), "parameters": u.shape[1]}
-    result["variance"], of_variance = _variance(measurement)
-    result["bounds"] = _averaged(bounds(scene, mode))
+    accuracies, of_accuracy = reported(measurement)
+    result |= accuracies
+    of_bounds, sampled_bounds = _bounds(scene, mode)
+    result |= of_bounds
     tokens, of_tokens = observed(measurement)
     result |= tokens
-    intervals |= of_tokens | of_variance
+    intervals |= of_tokens | of_accuracy | sampled_bounds
     result["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
     for name in _without_gradient(*targets):
         result[name] = None
         result["intervals"].pop(name, None)
     result["replay"] = replay.rows(scene, mode)
+    result["mask"] = masking(measurement)
+    result["terms"] = terms.report(measurement)
     result["inert"] = inert(recipe, sim)
-    result["notes"] = _notes(recipe, sim, result)
+    result["notes"] = _notes(recipe, sim, result) + [text for text in [note(scene, truncation(sim))] if text]
     check_finite(result, SATURATED)
     return result
 
@@ -102,7 +106,7 @@ def _without_gradient(g: Tensor, natural: Tensor) -> list[str]:
 
 def inert(recipe: Recipe, sim: Sim) -> list[str]:
     """The parts of a recipe that cannot act in a measurement, one sentence each."""
-    return agree.inert(recipe, sim, stale=sim.staleness > 0)
+    return agree.inert(recipe, sim, stale=sim.staleness > 0, moved=sim.staleness > 0)
 
 
 def _scene(recipe: Recipe, sim: Sim, members: int) -> Scene:
@@ -184,29 +188,31 @@ def _flips_per_layer(scene: Scene) -> list[float]:
     return [float(rate) for rate in rates.mean(0)]
 
 
-def _variance(measurement: Measurement) -> tuple[float | None, dict[str, Interval]]:
-    """Variance of a minibatch's update, that of one group over the number of groups, and its interval if sampled."""
-    schedule, scene = measurement.recipe.schedule, measurement.scene
-    groups = schedule.prompts // schedule.minibatches
-    if len(measurement.update) > 1 or len(scene.responses) > VARIANCE_RESPONSES:
-        return None, {}
-    if scene.exhaustive:
-        return float(group_variance(measurement)) / groups, {}
-    if form(measurement.recipe) is None or scene.world.exhaustive:
-        return None, {}
-    found, interval = edge_variance(measurement)
-    if interval is None:
-        return float(found) / groups, {}
-    scaled = Interval(**{name: x / groups for name, x in asdict(interval).items()})
-    return float(found) / groups, {"variance": scaled}
+def _bounds(scene: Scene, mode: Mode) -> tuple[dict[str, dict[str, float]], dict[str, Interval]]:
+    """Bounds on the error of the expansion and on the replay bias, and the interval of what is sampled of them."""
+    of_error, of_replay = bounds(scene, mode), replay_bounds(scene, mode)
+    found = {"bounds": _averaged(of_error), "replay_bounds": _averaged(of_replay)}
+    if not of_replay:
+        return found, {}
+    found["replay_bounds"]["whole"] = float(whole(of_error, of_replay).mean())
+    if scene.world.exhaustive:
+        return found, {}
+    drawn = sampled_total_variation(scene, mode)
+    found["replay_bounds"]["total_variation"] = drawn.estimate
+    return found, {"replay_bounds.total_variation": drawn}
 
 
 def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     notes = []
+    drawn = sim.numerics.kind == "batch" or sim.world == "graph" or sim.random_readings
+    sampled = "" if drawn else ", intervals the sampled minibatch"
     if recipe.weight_scope == "batch":
-        drawn = sim.numerics.kind == "batch" or sim.world == "graph" or sim.random_readings
-        sampled = "" if drawn else ", intervals the sampled minibatch"
         notes.append(f"weights read the whole batch: values and variance are the large-batch limit{sampled}")
+    if recipe.advantage.scale != "none":
+        notes.append(
+            f"advantages are scaled by the whole batch: values are the large-batch limit{sampled}; the variance takes "
+            "the scale to be that of the limit in every batch"
+        )
     if sim.numerics.kind == "batch":
         notes.append(f"rollouts depend on their batch: values are means over {sim.draws} draws, not exact")
     if sim.training_numerics.kind not in ("exact", "noise"):
@@ -219,7 +225,13 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
         )
     if result["variance"] is None:
         notes.append(
-            "variance is not formed for several draws, above 20,000 responses, or of an update that is sampled"
+            "variance and mse are not formed for several draws, above 20,000 responses of a tree, of fewer than 3 "
+            "sampled responses a prompt, where a gradient is 0, beyond the range of float64, or of a recipe with terms"
+        )
+    if recipe.terms.active:
+        notes.append(
+            "the terms are a part of u and not of g, so that gradient_error counts them as error"
+            + ("; the reference is pi_old" if recipe.terms.reference_kl else "")
         )
     if sim.numerics.drawn:
         notes.append(

@@ -19,13 +19,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.aggregation import normaliser
+from firstorder.core.method.recipe import Recipe, Terms
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import TokenWeights, token_weights
+from firstorder.core.method.terms import term_weights
 
-from . import objectives
+from . import objectives, terms
 from .advantages import AdvantageTable, CriticTable, advantage_table
-from .edges import Pass, kl, router_shift, vjp
+from .edges import Pass, entropy, kl, router_shift, vjp
 from .forms import Form, form
 from .rollout import recorded
 from .scene import Mode, Scene
@@ -138,9 +140,11 @@ class Measurement:
         """What reaches each edge times what is earned after it, for `World.through`, under the products of a form."""
         form, mu = self.form, self.scene.mu_old.logp.exp()
         assert form is not None
-        keep = on_edges(self.scene, (self.edge_weights[0].correction != 0).double()) if form.masked else torch.ones(())
-        before, after = (mu * self._ratios(of) * keep if of or form.masked else mu for of in (form.before, form.after))
-        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,)), steps=form.steps)
+        keep = self.edge_weights[0].kept[..., 0] if form.masked else None
+        before, after = (
+            mu if not of and keep is None else mu * self._ratios(of, keep) for of in (form.before, form.after)
+        )
+        near = None if form.ahead is None else Near(kernel=mu * self._ratios((form.ahead,), keep), steps=form.steps)
         return self.scene.world.through(before, after, worth, self.lengths, near)
 
     def _of_edges(self, advantages: AdvantageTable) -> Tensor:
@@ -150,21 +154,59 @@ class Measurement:
         up, down = (on_edges(self.scene, weights.weight) for weights in self.edge_weights)
         return mu * (passed[:, 0] * up + passed[:, 1] * down)
 
-    def _ratios(self, of: tuple[str, ...]) -> Tensor:
-        """Π of token ratios at every edge, the mean over its readings, `[M, N, V]`."""
+    def _ratios(self, of: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
+        """Π of token ratios at every edge, 0 where `keep` is, the mean over its readings, `[M, N, V]`."""
+        ratios = self.token_ratios(of)
+        return on_edges(self.scene, ratios if keep is None else ratios * keep)
+
+    def token_ratios(self, of: tuple[str, ...]) -> Tensor:
+        """Π of token ratios at every edge, `[M, N V]`, or at every reading of it, `[M, K N V]`."""
         policies = {"theta": self.target.logp, "old": self.scene.old[self.mode].logp, "mu": self.scene.mu_old.logp}
-        every = {name: _every(self.scene, logp.detach()) for name, logp in policies.items()}
+        every = {name: _every(self.scene, self.scene.met(logp.detach())) for name, logp in policies.items()}
         if self.scene.readings is not None:
             every["mu"] = self.scene.readings.flat()
         log = torch.zeros_like(every["mu"])
         for above, below in (one.split("/") for one in of):
             log = log + every[above] - every[below]
-        return on_edges(self.scene, log.exp())
+        return log.exp()
+
+    @cached_property
+    def term_coefficients(self) -> dict[str, Tensor]:
+        """What each term of the recipe adds to `coefficients`, by name, `[M, N, V]`."""
+        if not self.recipe.terms.active:
+            return {}
+        weights = term_weights(self.stats_of_edges, self.recipe)
+        found = {name: self.taken * on_edges(self.scene, weight) for name, weight in weights.items()}
+        return found | self.of_distributions(self.recipe.terms)
+
+    def of_distributions(self, section: Terms) -> dict[str, Tensor]:
+        """As `term_coefficients`, of those terms of a section that are sums over the vocabulary."""
+        norm = normaliser(self.stats_of_edges, self.recipe.aggregation)[:, :1]  # the same of every edge
+        policies = self.target.logp.detach(), self.scene.logp_ref(self.mode)
+        return terms.of_distributions(section, self.taken.sum(-1, keepdim=True) / norm, *policies)
+
+    @cached_property
+    def stats_of_edges(self) -> TokenStats:
+        """Every edge as the terms see it, from `edge_stats`."""
+        return edge_stats(self.scene, self.recipe)
+
+    @cached_property
+    def taken(self) -> Tensor:
+        """How often a response of μ_old takes each edge, `[M, N, V]`, divided for its length where weights are."""
+        mu, world = self.scene.mu_old.logp.exp(), self.scene.world
+        if self.lengths is None:
+            return self.scene.reached[..., None] * mu
+        one = torch.ones(len(mu), 1, len(world.levels), world.prompts, dtype=torch.float64)
+        return world.through(mu, mu, one, self.lengths)[:, 0] * mu
+
+    def all_coefficients(self) -> Tensor:
+        """`coefficients` with those of the terms, `[M, N, V]`."""
+        return sum(self.term_coefficients.values(), self.coefficients())
 
     @cached_property
     def update(self) -> Tensor:
-        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)], the exact expected update, `[M, P]`."""
-        return vjp(self.target, self.coefficients(), self.scene.weights)
+        """u = E_μ[Σ_t w_t ∇ log π_θ(y_t)] with what the recipe's terms add, the exact expected update, `[M, P]`."""
+        return vjp(self.target, self.all_coefficients(), self.scene.weights)
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -179,7 +221,7 @@ class Measurement:
     @cached_property
     def log_chi2(self) -> Tensor:
         """log(1 + χ²(π_old ‖ μ_old)) of whole responses, π_old under the recipe's replay, nats, `[M]`."""
-        old, mu = self.scene.old[self.mode].logp.detach(), self.scene.mu_old.logp
+        old, mu = self.scene.met(self.scene.old[self.mode].logp.detach()), self.scene.mu_old.logp
         return self.scene.world.log_mass((2 * old - mu).exp())
 
     @cached_property
@@ -204,19 +246,22 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
-    paths, (kl_mu, shift) = scene.responses, distances(scene, recipe)
-    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
+    paths, (kl_mu, shift), mode = scene.responses, distances(scene, recipe), str(recipe.router_replay)
+    target, old = (scene.met(p[mode].logp.detach()) for p in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
         logp_old=gather(old, paths),
         logp_mu=logp_mu,
-        mask=paths.mask.expand(logp_mu.shape),
+        mask=(paths.mask if scene.mask is None else paths.mask & (scene.measure > 0)[..., None]).expand(logp_mu.shape),
         advantage=torch.ones(logp_mu.shape[:-1], dtype=torch.float64),
         measure=scene.measure,
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
         router_shift=None if shift is None else gather_contexts(shift, paths),
+        logp_ref=gather(scene.met(scene.logp_ref(mode)), paths) if recipe.terms.reference_kl else None,
+        entropy=gather_contexts(_entropy(scene, mode), paths) if recipe.terms.entropy else None,
         rewards=paths.rewards.expand(logp_mu.shape[:-1]),
+        turn=scene.world.task.layout.turns.expand(logp_mu.shape),
     )
 
 
@@ -236,14 +281,19 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     Their measures sum to the mean length, so that a mean over the tokens of a large batch is one over these.
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
-    target, old = (policy[str(recipe.router_replay)].logp.detach() for policy in (scene.target, scene.old))
+    mode = str(recipe.router_replay)
+    target, old = (scene.met(p[mode].logp.detach()) for p in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)
     kl_mu, shift = (
         None if x is None else _every(scene, x.repeat_interleave(vocab, 1))[..., None] for x in distances(scene, recipe)
     )
+    section = recipe.terms
+    spread = _entropy(scene, mode).repeat_interleave(vocab, 1) if section.entropy else None
     return TokenStats(
+        logp_ref=_every(scene, scene.met(scene.logp_ref(mode)))[..., None] if section.reference_kl else None,
+        entropy=None if spread is None else _every(scene, spread)[..., None],
         logp_theta=logp_theta,
         logp_old=logp_old,
         logp_mu=logp_mu,
@@ -253,6 +303,11 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         kl_mu=kl_mu,
         router_shift=shift,
     )
+
+
+def _entropy(scene: Scene, mode: Mode) -> Tensor:
+    """Of π_θ at every context, `[M, N]` nats."""
+    return entropy(scene.target[mode].logp.detach())
 
 
 def edge_weights(
@@ -308,7 +363,7 @@ def _weights_among_signs(
     if isinstance(advantages, CriticTable):  # it knows each token's sign, so that one batch holds them all
         plus, minus = advantages.of(scene)
         weights = token_weights(stats.with_advantage(plus - minus), recipe)
-        unit = torch.where(stats.mask, weights.clipped * weights.correction / weights.norm, 0.0)
+        unit = torch.where(stats.mask, weights.clipped * weights.factor / weights.norm, 0.0)
         return replace(weights, weight=unit), replace(weights, weight=-unit)
     return _among_signs(stats, recipe, *advantages.signs(scene))
 

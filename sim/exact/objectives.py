@@ -74,14 +74,15 @@ def values(scene: Scene, mode: Mode) -> Values:
     j_natural = j_seq if mode == "disabled" else value(natural, world)
     j_mu = value(mu, world)
     ahead = scene.worth
-    rho = (target - mu).exp()
+    met = scene.met(target)
+    rho = (met - mu).exp()
     linear = (ahead * mu.exp() * (rho - 1)).sum((-2, -1))
     return Values(
         j_seq=j_seq,
         j_seq_natural=j_natural,
         j_mu=j_mu,
         j_mu_theta=value(scene.mu.logp, world) if scene.stale else j_mu,
-        j_token=(ahead * target.exp()).sum((-2, -1)),
+        j_token=(ahead * met.exp()).sum((-2, -1)),
         error=j_seq - j_mu - linear,
         replay_bias=j_natural - j_seq,
     )
@@ -95,5 +96,5 @@ def terms(scene: Scene, mode: Mode, order: int = ORDER) -> Tensor:
     so that the error of the first-order objective is e_2 + e_3 + ...
     """
     mu, world = scene.mu_old.logp, scene.world
-    change = (scene.target[mode].logp.detach() - mu).expm1()
+    change = (scene.met(scene.target[mode].logp.detach()) - mu).expm1()
     return world.expansion(mu.exp(), change, order)[:, 1:]

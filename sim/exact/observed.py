@@ -66,7 +66,7 @@ def _of_edges(measurement: Measurement) -> dict[str, float]:
     if scene.readings is None:
         found |= {
             "seq_eff_sample_size": (-measurement.log_chi2).exp(),
-            "second_order_remainder": scene.world.expansion(mu.exp(), (old - mu).expm1(), 2)[:, 2],
+            "second_order_remainder": scene.world.expansion(mu.exp(), (scene.met(old) - mu).expm1(), 2)[:, 2],
         }
     else:  # it is made of products of what is recorded: a mean over the sample
         found.pop("seq_eff_sample_size", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from firstorder.core.quantities import Quantity
 
 _PAPER, _OURS, _REWARD = "arXiv 2512.01374", "firstorder", "reward"
+_SQUARE = "(reward per unit of weight)²"
 
 VALUES: dict[str, Quantity] = {
     "j_seq": Quantity(formula="J of the recipe's own target", unit=_REWARD, source=f"{_PAPER} eq. (1)"),
@@ -48,9 +49,32 @@ GRADIENTS: dict[str, Quantity] = {
     },
     "gradient_norm": Quantity(formula="‖g‖", unit="reward per unit of weight", source=_OURS),
     "variance": Quantity(
-        formula="trace of the covariance of one minibatch's update, of schedule.prompts / schedule.minibatches groups "
-        "of schedule.group_size responses; null where not formed",
-        unit="(reward per unit of weight)²",
+        formula="V = E‖û - u‖², trace of the covariance of one minibatch's update û, of schedule.prompts / "
+        "schedule.minibatches groups of schedule.group_size responses; null where not formed, and all below with it",
+        unit=_SQUARE,
+        source=_OURS,
+    ),
+    "mse": Quantity(formula="E‖c û - g‖² = mse_bias + mse_variance, c = update_scale", unit=_SQUARE, source=_OURS),
+    "mse_bias": Quantity(formula="‖c u - g‖² = (gradient_error · ‖g‖)²", unit=_SQUARE, source=_OURS),
+    "mse_variance": Quantity(formula="c² V", unit=_SQUARE, source=_OURS),
+    "mse_raw": Quantity(formula="E‖û - g‖² = ‖u - g‖² + V, unscaled", unit=_SQUARE, source=_OURS),
+    **{
+        f"{name}_natural": Quantity(formula=f"{name} with g of the natural target", unit=_SQUARE, source=_OURS)
+        for name in ("mse", "mse_bias", "mse_variance", "mse_raw")
+    },
+    "progress": Quantity(
+        formula="⟨u, g⟩² / (‖g‖² (‖u‖² + V)), 0 where ⟨u, g⟩ < 0, natural target: what a step along û of the best "
+        "length gains to first order under a quadratic penalty, as a share of what g gains",
+        unit="1",
+        source=_OURS,
+    ),
+    "progress_ceiling": Quantity(
+        formula="cosine_natural², the progress of ever more responses; 0 where it is negative", unit="1", source=_OURS
+    ),
+    "responses_for_equal_progress": Quantity(
+        formula="responses with which the recipe's progress is that of schedule's minibatch drawn from the natural "
+        "target itself, with a leave-one-out baseline; infinite (null in JSON) where progress_ceiling is no more",
+        unit="responses",
         source=_OURS,
     ),
 }
@@ -108,6 +132,32 @@ SIZES: dict[str, Quantity] = {
     ),
     "parameters": Quantity(formula="weights that the gradients are taken by", unit="weights", source=_OURS),
 }
+
+MASK: dict[str, Quantity] = {
+    "tokens_truncated": Quantity(
+        formula="response tokens that μ_old samples from fewer tokens than there are",
+        unit="share of response tokens",
+        source=_OURS,
+    ),
+    "kept": Quantity(
+        formula="tokens that μ_old samples from, mean over these response tokens; null where there are none",
+        unit="tokens",
+        source=_OURS,
+    ),
+    "mass_outside": Quantity(
+        formula="mass of π_old, over all tokens with its own routes, on tokens that μ_old leaves out, per response "
+        "token; 1 - E[π_old/μ_old] where the mask is ignored",
+        unit="probability",
+        source=_OURS,
+    ),
+    "j_whole": Quantity(formula="J of the natural target over all tokens", unit=_REWARD, source=_OURS),
+    "gradient_error_whole": Quantity(
+        formula="gradient_error with g of the natural target over all tokens; null where that is 0",
+        unit="1",
+        source=_OURS,
+    ),
+}
+"""What `mask` of a result holds."""
 
 QUANTITIES = VALUES | GRADIENTS | ENGINES | SIZES
 """Every number of a result by its name, but for `seconds` and the tables that have keys of their own."""

@@ -32,9 +32,7 @@ def rows(scene: Scene, mode: Mode) -> dict[str, float | list[float]]:
 def moments(scene: Scene, mode: Mode) -> Moments:
     """Expectations under μ_old, for one response, of the rows that training counts; see `core.training.replay`."""
     kernel, target = scene.mu_old.logp.exp(), scene.target[mode]
-    sent, live, used = (
-        scene.world.run_rows(routes, kernel) for routes in (scene.mu_old.routes, target.live, target.routes)
-    )
+    sent, live, used = (scene.world.run_rows(routes, kernel) for routes in (scene.sent, target.live, target.routes))
     given = scene.replay(mode)
     ids = torch.full_like(used.ids, -1) if given is None else scene.world.run_rows(given.routes, kernel).ids
     counts = replay_rows(ids, used.ids, live.ids, sent.weight)

@@ -10,15 +10,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from firstorder.core.errors import ConfigError
+from firstorder.sim.checks import check_one_tail
 from firstorder.sim.config import Sim
 from firstorder.sim.model import noise
 from firstorder.sim.model.numerics import Arithmetic
 from firstorder.sim.model.policy import Weights
 from firstorder.sim.model.readings import Readings, engine, of_engines, of_errors
+from firstorder.sim.model.truncation import keeps
 
 from .edges import Pass, Routes
-from .pruning import kept, pruned
+from .pruning import pruned
 from .world import Responses, World
 
 TOKENS, SAMPLE = 3, 4  # keep the random numbers of readings, and of a sample of a tree, apart from all others
@@ -31,17 +32,13 @@ def rollout(sim: Sim, world: World, weights: Weights, mu: Arithmetic) -> tuple[P
     draw.
 
     Raises:
-        ConfigError: such an engine has no one tail to prune.
+        ConfigError: such an engine has no one tail to leave out.
     """
+    check_one_tail(sim)
     if not sim.numerics.drawn:
         one = world.run(engine(sim, weights, mu))
-        one = pruned(one, kept(one.logp, sim.min_p))
+        one = pruned(one, keeps(one.logp, sim))
         return one, of_errors(one.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None
-    if sim.min_p:
-        raise ConfigError(
-            f"sim.min_p = {sim.min_p:g} leaves out the tail of one engine, but sim.numerics.fresh draws one at every "
-            "token; unset one of them"
-        )
     draws = sim.draws
     every = world.run(engine(sim, weights, mu))
     readings = of_engines(*(x.reshape(-1, draws, *x.shape[1:]) for x in (every.logp, every.routes.contexts)))

@@ -7,19 +7,25 @@ converges to.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from firstorder.core.method.advantage import advantage
+from firstorder.core.method.aggregation import normaliser
+from firstorder.core.method.scale import scaled
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import token_weights
+from firstorder.core.method.terms import with_terms
 
+from .advantages import CriticTable
 from .edges import vjp
 from .fit import fits
 from .measurement import Measurement
 from .scene import Scene
+from .terms import of_distributions
 from .world import scatter
 
 MOST_BLOCKS = 16
@@ -49,31 +55,52 @@ def sample_responses(scene: Scene, groups: int, group_size: int, batches: int, g
     return picks
 
 
-def sampled_edges(measurement: Measurement, picks: Tensor) -> Tensor:
+def sampled_edges(measurement: Measurement, picks: Tensor, minibatches: int = 1) -> Tensor:
     """Mean token weights of sampled batches, added up on their edges: `[batches, N · V]`.
 
     Args:
         measurement: of one member.
         picks: int64 `[batches, groups, G]`, from `sample_responses`.
+        minibatches: how many batches side by side are of one rollout, which gives advantages their scale.
     """
-    scene, stats = measurement.scene, sampled_stats(measurement, picks)
-    weight = token_weights(stats, measurement.recipe).weight * stats.weights[..., None]
+    scene, stats = measurement.scene, sampled_stats(measurement, picks, minibatches)
+    recipe, path = measurement.recipe, scene.responses.path[picks.flatten(1)].flatten(1).long()
+    weight = with_terms(token_weights(stats, recipe).weight, stats, recipe) * stats.weights[..., None]
     edges = torch.zeros(len(picks), scene.world.contexts * scene.world.vocab, dtype=torch.float64)
-    return edges.scatter_add_(1, scene.responses.path[picks.flatten(1)].flatten(1).long(), weight.flatten(1))
+    edges.scatter_add_(1, path, weight.flatten(1))
+    for added in _of_contexts(measurement, stats, path):
+        edges = edges + added.flatten(1)
+    return edges
 
 
-def sampled_stats(measurement: Measurement, picks: Tensor) -> TokenStats:
-    """Sampled batches as a recipe sees them, `[batches, groups · G, T]`, with their own advantages."""
+def _of_contexts(measurement: Measurement, stats: TokenStats, path: Tensor) -> Iterable[Tensor]:
+    """What the terms that are sums over the vocabulary add to the edges of sampled batches, `[batches, N, V]` each."""
+    scene, recipe = measurement.scene, measurement.recipe
+    share = torch.where(stats.mask, stats.weights[..., None] / normaliser(stats, recipe.aggregation), 0.0)
+    came = torch.zeros(len(path), scene.world.contexts, 1, dtype=torch.float64)
+    came[..., 0].scatter_add_(1, path // scene.world.vocab, share.flatten(1))
+    policies = measurement.target.logp.detach(), scene.logp_ref(measurement.mode)
+    return of_distributions(recipe.terms, came, *policies).values()
+
+
+def sampled_stats(measurement: Measurement, picks: Tensor, minibatches: int = 1) -> TokenStats:
+    """Sampled batches as a recipe sees them, `[batches, groups · G, T]`, with their own advantages; arguments as of
+    `sampled_edges`."""
     rows = picks.flatten(1)
     fields = {name: x[0][rows] for name, x in vars(measurement.batch.stats).items() if x is not None}
-    return TokenStats(**fields | {"advantage": _advantage(measurement, picks), "measure": None})
+    a = _advantage(measurement, picks)
+    whole, rewards, mask = (
+        x.unflatten(0, (-1, minibatches)).flatten(1, 2) for x in (a, fields["rewards"], fields["mask"])
+    )
+    a = scaled(whole, rewards, mask, measurement.recipe.advantage).view_as(a)
+    return TokenStats(**fields | {"advantage": a, "measure": None})
 
 
 def _advantage(measurement: Measurement, picks: Tensor) -> Tensor:
-    """A of every picked response over its group, or of every token under a perfect critic."""
+    """A of every picked response over its group, or of every token under a perfect critic, before any scale."""
     batch, recipe = measurement.batch, measurement.recipe
-    if recipe.has_critic:
-        return (batch.plus - batch.minus)[0][picks.flatten(1)]
+    if isinstance(measurement.advantages, CriticTable):
+        return measurement.advantages.unscaled(batch.scene)[0][picks.flatten(1)]
     return advantage(batch.scene.responses.rewards[picks], recipe.advantage).flatten(1)
 
 
@@ -85,7 +112,7 @@ def sampled_fits(
     Args:
         measurement: of one member; the recipe's schedule says how many groups of how many responses make a minibatch.
         blocks: independent blocks, one VJP each.
-        batches: minibatches averaged within a block.
+        batches: minibatches averaged within a block, at least those of one rollout where it scales advantages.
         seed: of the sampler.
 
     Returns:
@@ -93,9 +120,12 @@ def sampled_fits(
     """
     generator, scene, schedule = torch.Generator().manual_seed(seed), measurement.scene, measurement.recipe.schedule
     groups, size = schedule.prompts // schedule.minibatches, schedule.group_size
+    of_rollout = schedule.minibatches if measurement.recipe.advantage.scale != "none" else 1
+    batches = of_rollout * max(1, batches // of_rollout)
     updates = []
     for _ in range(blocks):
-        edges = sampled_edges(measurement, sample_responses(scene, groups, size, batches, generator)).mean(0)
+        picks = sample_responses(scene, groups, size, batches, generator)
+        edges = sampled_edges(measurement, picks, of_rollout).mean(0)
         updates.append(vjp(measurement.target, edges.view(1, scene.world.contexts, scene.world.vocab), scene.weights))
     return fit_intervals(measurement, torch.cat(updates))
 
@@ -107,7 +137,8 @@ def block_fits(measurement: Measurement) -> dict[str, Interval]:
     updates = []
     for part in parts:
         edges = scatter(batch.expected[:, part], scene.responses.of(part), scene.world.contexts)
-        updates.append(len(parts) * vjp(measurement.target, edges, scene.weights))
+        every = len(parts) * edges + sum(measurement.term_coefficients.values(), torch.zeros((), dtype=torch.float64))
+        updates.append(vjp(measurement.target, every, scene.weights))
     return fit_intervals(measurement, torch.cat(updates))
 
 

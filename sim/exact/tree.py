@@ -44,7 +44,7 @@ class Tree:
         opening: int64 `[P, prompt_length]`, their tokens.
         widths: contexts of each level, P W^t.
         leads: one int64 `[S_t, N_t]` a level, the tokens that lead to each context.
-        keys: one int64 `[S_t, N_t]` a level, hash of the prefix that ends in each of those; the last is the context's.
+        hashes: one int64 `[S_t, N_t]` a level, of the prefix that ends in each of those; the last is the context's.
         path: int32 `[B, T]`, edge index (context · V + token) of each token of each response; 0 off the mask.
         mask: bool `[B, T]`.
         prompt: int64 `[B]`, the prompt answered.
@@ -56,7 +56,7 @@ class Tree:
     opening: Tensor
     widths: tuple[int, ...]
     leads: tuple[Tensor, ...] = field(repr=False)
-    keys: tuple[Tensor, ...] = field(repr=False)
+    hashes: tuple[Tensor, ...] = field(repr=False)
     path: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
     prompt: Tensor = field(repr=False)
@@ -129,6 +129,15 @@ class Tree:
     def reachable(self) -> Tensor:
         """Those below it."""
         return torch.eq(self.shape.prompt, torch.arange(self.prompts)[:, None])
+
+    @property
+    def keys(self) -> Routes:
+        """`World.keys`."""
+        if not self.task.sim.carries:
+            of_level = torch.split(self.table.keys[self.place], list(self.widths))
+            leads = (keys.expand(len(lead) - 1, -1) for keys, lead in zip(of_level, self.leads, strict=True))
+            return Routes(contexts=torch.cat(of_level), leads=tuple(leads))
+        return Routes(contexts=torch.cat([keys[-1] for keys in self.hashes]), leads=tuple(k[:-1] for k in self.hashes))
 
     def run(self, model: Model, replay: Given | None = None) -> Pass:
         """Every context, level by level, or looked up where a policy carries no state."""
@@ -228,7 +237,7 @@ def plant(task: SimTask, rows: Tensor) -> Tree:
         opening=task.prompts(rows).tokens,
         widths=widths,
         leads=leads,
-        keys=_keys(leads),
+        hashes=_keys(leads),
         path=torch.where(mask, path, 0),
         mask=mask,
         prompt=torch.cat(owners),

@@ -22,16 +22,18 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.core.method.surrogate import token_weights
 from firstorder.sim.model.policy import Weights, leaves, load, trainable
+from firstorder.sim.model.truncation import named
 from firstorder.sim.sampling.sequences import score
 
 from .advantages import CriticTable
-from .edges import vjp
 from .forward import along
 from .groups import expected_products
 from .measurement import Measurement
 from .objectives import direction
+from .scene import Scene
+from .scores import edge_scores, square_root
 from .tree import Tree, episodes
-from .world import scatter
+from .world import Responses
 
 CHUNK = 256  # responses whose gradients are held at once
 
@@ -61,7 +63,8 @@ def parts(measurement: Measurement) -> Parts:
         weights = token_weights(batch.stats.with_advantage(batch.plus - batch.minus), recipe).weight
         one = torch.ones(scene.world.prompts, 1, 1, dtype=torch.float64)
         return Parts(weights=weights, level=torch.zeros_like(scene.responses.prompt), square=one, cross=one)
-    square, cross = expected_products(table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size)
+    group = table.levels, table.chance[0], recipe.advantage, recipe.schedule.group_size
+    square, cross = expected_products(*group, table.scale_of(0))
     weights = torch.cat([batch.up.weight, batch.down.weight])
     return Parts(weights=weights, level=table.rank(batch.scene), square=square, cross=cross)
 
@@ -126,15 +129,22 @@ def response_norms(measurement: Measurement, weights: Tensor) -> Tensor:
 
 
 def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
-    """The same where a policy is a table: one VJP a response and part."""
+    """The same where a policy is a table: the weights of each row's tokens times their scores, prompt by prompt."""
     scene, paths = measurement.scene, measurement.scene.responses
-    norms = torch.zeros(len(paths), len(weights), dtype=torch.float64)
-    for row in progress.steps("variance", range(len(paths))):
-        part = slice(row, row + 1)
-        for sign, weight in enumerate(weights[:, part]):
-            if weight.any():
-                edges = scatter(weight[None], paths.of(part), scene.world.contexts)
-                norms[row, sign] = vjp(measurement.target, edges, scene.weights).square().sum()
+    tree, norms = scene.world, torch.zeros(len(paths), len(weights), dtype=torch.float64)
+    assert isinstance(tree, Tree)
+    for prompt, reached in enumerate(progress.steps("variance", list(tree.reachable))):
+        contexts = reached.nonzero()[:, 0]
+        rows, place = torch.unique(tree.place[contexts], return_inverse=True)
+        first = torch.full_like(rows, len(contexts)).scatter_reduce(0, place, torch.arange(len(contexts)), "amin")
+        scores = edge_scores(scene, measurement.mode, contexts[first]).flatten(0, 1)
+        x = square_root(scores @ scores.T)
+        at = torch.zeros(tree.contexts, dtype=torch.int64).scatter(0, contexts, place)
+        mine = (paths.prompt == prompt).nonzero()[:, 0]
+        edges = at[paths.contexts[mine]] * tree.vocab + paths.tokens[mine]
+        for part, weight in enumerate(torch.where(paths.mask, weights, 0.0)[:, mine]):
+            counts = torch.zeros(len(mine), len(x), dtype=torch.float64).scatter_add_(1, edges, weight)
+            norms[mine, part] = (counts @ x).square().sum(-1)
     return norms
 
 
@@ -145,5 +155,17 @@ def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
     assert isinstance(tree, Tree)
     model = load(copies, scene.pi.repeat(len(part)), tree.task.sim)
     given = None if replay is None else replay.at(lambda rows: along(rows, tree, part)[0][:, None])
-    logp = score(model, episodes(tree, part).tokens[:, None], given).logp[:, 0, tree.task.layout.places]
+    tokens = episodes(tree, part).tokens[:, None]
+    logp = score(model, tokens, given, _kept(scene, part, tokens)).logp[:, 0, tree.task.layout.places]
     return torch.where(part.mask, logp, 0.0)
+
+
+def _kept(scene: Scene, part: Responses, tokens: Tensor) -> Tensor | None:
+    """The tokens that π is renormalised over at each of `tokens` `[C, 1, L]`, `[C, 1, L, K]`; None for all."""
+    if scene.over is None:
+        return None
+    tree, ids = scene.world, named(scene.over[0])
+    assert ids is not None
+    rows = torch.full((*tokens.shape, ids.shape[-1]), -1, dtype=ids.dtype)
+    rows[:, 0, tree.task.layout.places] = torch.where(part.mask[..., None], ids[part.contexts], -1)
+    return rows

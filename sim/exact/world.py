@@ -135,6 +135,10 @@ class World(Protocol):
     def reachable(self) -> Tensor:
         """Whether responses to each prompt can come to each context, bool `[X, N]`."""
 
+    @property
+    def keys(self) -> Routes:
+        """The hash of the context that ends in every token that is run, int64: `[N]`, and `[S_t - 1, N_t]` a level."""
+
     def run(self, model: Model, replay: Given | None = None) -> Pass:
         """An engine at every context; with `replay`, at every token with what is given there."""
 
@@ -161,7 +165,7 @@ class World(Protocol):
         """Σ_t d_t(c): how often a response comes to each context, `[M, N]`."""
 
     def by_step(self, kernel: Tensor, x: Tensor) -> Tensor:
-        """Σ_c d_t(c) x(c) of every step, `[M, T]`."""
+        """Σ_c d_t(c) x(c) of every step, `[..., M, T]`; `x` is `[..., M, N]`."""
 
     def expansion(self, kernel: Tensor, change: Tensor, order: int) -> Tensor:
         """e_k = E Σ_y Π_t K(y_t|c_t) R(y) Σ_{t_1 < ... < t_k} Π_i change(y_{t_i}|c_{t_i}) for k = 0, ..., `order`,

@@ -30,6 +30,10 @@ class Scores(Protocol):
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
 
     @property
+    def outside(self) -> Tensor:
+        """`[M, B, L]`, the mass of each distribution on tokens that are not kept; 0 without a mask."""
+
+    @property
     def routes(self) -> Tensor:
         """`[M, B, L, N, K]`, the experts of each token run."""
 
@@ -60,9 +64,22 @@ class Reader(Protocol):
         """Responses to prompts `rows`, int64 `[M, B]`, with random numbers of hash `keys` `[M, B]`; their gate weights
         too where `gates`."""
 
-    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> Scores:
+    def keys(self, tokens: Tensor) -> Tensor:
+        """The hash of the context that ends in each token of sequences `[M, B, L]`, as an engine runs it; int64, of the
+        same shape."""
+
+    def score(
+        self,
+        model: Model,
+        tokens: Tensor,
+        replay: Replay | None = None,
+        kept: Tensor | None = None,
+        *,
+        spread: bool = False,
+    ) -> Scores:
         """An engine over sequences `[M, B, L]`; `replay` has experts `[M, B, L, N, K]`, its rule is broadcastable to
-        `[M, B]`."""
+        `[M, B]`; `kept` `[M, B, L, C]` are the tokens that its distributions are renormalised over
+        (`core.training.kept`). With `spread` entropies carry a gradient as log-probs do."""
 
 
 def reader(task: SimTask) -> Reader:

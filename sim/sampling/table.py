@@ -12,7 +12,7 @@ ensemble.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,8 @@ from firstorder.sim.model import noise
 from firstorder.sim.model.chunks import chunked_step
 from firstorder.sim.model.policy import Model, Step
 from firstorder.sim.model.readings import of_engines, token_keys
+from firstorder.sim.model.truncation import edges as cumulative
+from firstorder.sim.model.truncation import keeps, named, restricted
 from firstorder.sim.tasks.contexts import Contexts
 from firstorder.sim.tasks.task import SimTask, converse
 
@@ -53,11 +55,15 @@ class TableScores:
         step: the engine at every context.
         contexts: int64 `[M, B, L]`, where each token is said; at an answer, where it leads to.
         tokens: int64 `[M, B, L]`.
+        left_out: `[M, S]`, the mass of each context on tokens that are not kept; None without a mask.
+        spread: whether entropies carry a gradient.
     """
 
     step: Step
     contexts: Tensor
     tokens: Tensor
+    left_out: Tensor | None = None
+    spread: bool = False
 
     @cached_property
     def logp(self) -> Tensor:
@@ -68,8 +74,15 @@ class TableScores:
     @cached_property
     def entropy(self) -> Tensor:
         """`[M, B, L]` nats of the distribution that each token was drawn from."""
-        logp = self.step.logp.detach()
+        logp = self.step.logp if self.spread else self.step.logp.detach()
         return self.at(-(logp.exp() * logp).sum(-1))
+
+    @property
+    def outside(self) -> Tensor:
+        """`[M, B, L]`, the mass of each distribution on tokens that are not kept; 0 without a mask."""
+        if self.left_out is None:
+            return torch.zeros((), dtype=torch.float64).expand(self.contexts.shape)
+        return self.at(self.left_out)
 
     @cached_property
     def routes(self) -> Tensor:
@@ -126,9 +139,11 @@ class Table:
         step = self._step(model)
         if len(step.logp) > len(rows):
             return self._sample_drawn(step, rows, keys, gates)
+        keep = keeps(step.logp, self.task.sim)
+        step = replace(step, logp=restricted(step.logp, keep))
         drawn = draw(self.contexts, step.logp, rows, keys, self.task.layout.horizon)
         episodes = converse(self.task, rows, drawn.tokens, drawn.mask)
-        return _rollouts(step, self._along(drawn.contexts), episodes, gates)
+        return _rollouts(step, self._along(drawn.contexts), episodes, gates, keep)
 
     def _sample_drawn(self, every: Step, rows: Tensor, keys: Tensor, gates: bool) -> Rollouts:
         """The same from K engines a member, of which each token is said by one."""
@@ -142,13 +157,35 @@ class Table:
         together = {name: x.reshape(members, -1, *x.shape[2:]) for name, x in vars(every).items()}
         return _rollouts(Step(**together), taken * size + contexts, episodes, gates)
 
-    def score(self, model: Model, tokens: Tensor, replay: Replay | None = None) -> TableScores:
-        """`Reader.score`; what is replayed at a token is replayed at its context, which all its tokens share."""
+    def keys(self, tokens: Tensor) -> Tensor:
+        """`Reader.keys`; row t says the token t + 1."""
+        keys = self.contexts.keys[self._said_in(tokens)]
+        return torch.cat([keys[..., 1:], keys[..., -1:]], dim=-1)
+
+    def _said_in(self, tokens: Tensor) -> Tensor:
+        """The context in which each token of sequences `[M, B, L]` is said, of the same shape."""
         response = tokens[..., self.task.layout.places]
         everywhere = torch.ones(1, dtype=torch.bool)
-        contexts = self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
+        return self._along(self.contexts.walk(self.contexts.start[tokens[..., 0]], response, everywhere))
+
+    def score(
+        self,
+        model: Model,
+        tokens: Tensor,
+        replay: Replay | None = None,
+        kept: Tensor | None = None,
+        *,
+        spread: bool = False,
+    ) -> TableScores:
+        """`Reader.score`; what is replayed or kept at a token is so at its context, which all its tokens share."""
+        contexts = self._said_in(tokens)
         given = None if replay is None else replay.each(self._gathering(replay.ids, contexts))
-        return TableScores(step=self._step(model, given), contexts=contexts, tokens=tokens)
+        step, left_out = self._step(model, given), None
+        if kept is not None:
+            keep = self._kept(kept, contexts, step.logp.shape[-1])
+            left_out = torch.where(keep, 0.0, step.logp.detach().exp()).sum(-1)
+            step = replace(step, logp=restricted(step.logp, keep))
+        return TableScores(step=step, contexts=contexts, tokens=tokens, left_out=left_out, spread=spread)
 
     def _step(self, model: Model, replay: Replay | None = None) -> Step:
         return chunked_step(model, None, self.contexts.features, self.contexts.keys, replay)
@@ -159,6 +196,17 @@ class Table:
         said = torch.zeros(layout.length, dtype=torch.int64)
         said[layout.places] = 1
         return contexts.index_select(-1, said.cumsum(0) - said)
+
+    def _kept(self, kept: Tensor, contexts: Tensor, vocab: int) -> Tensor:
+        """The tokens kept at every context, bool `[M, S, V]`, from rows `[M, B, L, C]`; all where no row says."""
+        members, size = len(kept), len(self.contexts.features)
+        said = torch.where((kept >= 0).any(-1), contexts, size).flatten(1)
+        row = torch.arange(said.shape[1]).expand(members, -1)
+        source = torch.full((members, size + 1), -1).scatter_(1, said, row)[:, :size, None]
+        taken = kept.flatten(1, 2).gather(1, source.clamp(min=0).expand(-1, -1, kept.shape[-1]))
+        ids = torch.where(taken >= 0, taken, vocab).long()
+        keep = torch.zeros(members, size, vocab + 1, dtype=torch.bool).scatter_(-1, ids, True)[..., :vocab]
+        return keep | (source < 0)
 
     def _gathering(self, replay: Tensor, contexts: Tensor) -> Callable[[Tensor], Tensor]:
         """What takes from rows `[M, B, L, N, K]` those of every context, `[M, S, N, K]`, -1 where no row of `replay`,
@@ -177,9 +225,11 @@ class Table:
         return gathered
 
 
-def _rollouts(step: Step, contexts: Tensor, episodes: Episodes, gates: bool) -> Rollouts:
-    """What an engine says of episodes whose tokens are said in `contexts` `[M, B, L]`."""
+def _rollouts(step: Step, contexts: Tensor, episodes: Episodes, gates: bool, keep: Tensor | None = None) -> Rollouts:
+    """What an engine says of episodes whose tokens are said in `contexts` `[M, B, L]`, of the tokens `keep` `[M, S, V]`
+    of each context."""
     said = TableScores(step=step, contexts=contexts, tokens=episodes.tokens)
+    ids = named(keep)
     ran = (torch.arange(episodes.tokens.shape[-1]) < (episodes.lengths - 1)[..., None])[..., None, None]
     return Rollouts(
         tokens=episodes.tokens,
@@ -188,7 +238,14 @@ def _rollouts(step: Step, contexts: Tensor, episodes: Episodes, gates: bool) -> 
         lengths=episodes.lengths,
         routes=torch.where(ran, said.routes, -1),
         gates=torch.where(ran, said.gates, 0.0) if gates else None,
+        kept=None if ids is None else torch.where(episodes.mask[..., None], _looked_up(ids, contexts), -1),
     )
+
+
+def _looked_up(of_contexts: Tensor, contexts: Tensor) -> Tensor:
+    """Of `[M, S, C]` what stands at `contexts` `[M, B, L]`."""
+    place = contexts + (torch.arange(len(contexts)) * of_contexts.shape[1])[:, None, None]
+    return of_contexts.flatten(0, 1)[place]
 
 
 def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: int) -> Walks:
@@ -206,7 +263,7 @@ def draw(table: Contexts, logp: Tensor, prompt: Tensor, keys: Tensor, horizon: i
     # endings are contexts that lead to themselves
     still = torch.arange(size, size + endings)[:, None].expand(-1, vocab)
     follow = torch.cat([table.follow, still]).flatten().numpy()
-    edges = pad(logp.exp().cumsum(-1)[..., :-1], (0, 0, 0, endings), value=1.0).flatten(0, 1).numpy()
+    edges = pad(cumulative(logp)[..., :-1], (0, 0, 0, endings), value=1.0).flatten(0, 1).numpy()
     offset = (torch.arange(members) * (size + endings))[:, None].expand(prompt.shape).flatten().numpy()
     place = table.start[prompt].flatten().numpy()
     contexts, tokens = np.empty((2, horizon, len(place)), dtype=np.int32)

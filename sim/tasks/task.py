@@ -42,6 +42,12 @@ class Layout:
         return torch.tensor([self.before(depth) for depth in range(self.horizon)])
 
     @property
+    def turns(self) -> Tensor:
+        """The number of each response token's turn, from 1 on, int64 `[T]`; one turn where nothing answers."""
+        said = torch.arange(self.horizon)
+        return 1 + (said // self.turn if self.answer else torch.zeros_like(said))
+
+    @property
     def length(self) -> int:
         """L, the tokens of the longest episode."""
         return self.before(self.horizon - 1) + 1

@@ -15,15 +15,16 @@ from firstorder.core.errors import ConfigError, NotFiniteError
 from firstorder.core.method import value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import effective_share, log_weights, step_scale
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.terms import quantities, total_loss
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.core.routing import Replay, replay_of, replay_rows
 from firstorder.core.runs.checkpoint import check_like
 from firstorder.core.tasks import RANGE, Episodes
 from firstorder.core.training import backend as shared
+from firstorder.core.training import kept
 from firstorder.core.training import replay as replays
 from firstorder.core.training.agreement import agreement
-from firstorder.core.training.arms import Arm, cuts
+from firstorder.core.training.arms import Arm, bonus_weights, cuts
 from firstorder.core.training.backend import Scored, WeightFn
 from firstorder.core.training.batch import RolloutBatch, check_rewards
 from firstorder.sim import optimizer
@@ -37,15 +38,17 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import Engines, Scene, build, engines, grow
 from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
+from firstorder.sim.model.missing import missing, without
 from firstorder.sim.model.numerics import Arithmetic, arithmetic
 from firstorder.sim.model.policy import Weights, flatten, gradient, leaves, load, unflatten
 from firstorder.sim.model.readings import engine, misread, token_keys
 from firstorder.sim.sampling.reader import Scores, reader
+from firstorder.sim.sampling.sequences import Rollouts
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import picks
 
 from . import critic, halves
-from .expected import Expectation, training_world
+from .expected import Expectation, reference_of, training_world
 
 _ENUMERATED = "after the step, every response to the measured prompts enumerated"
 EXACT: dict[str, Quantity] = {
@@ -120,12 +123,18 @@ class SimBackend:
         self.engines: Engines = engines(sim, seeds)
         self.weights: Weights = starting_weights(sim, seeds)
         self.rollout_weights = self.weights
+        terms = [arm.recipe.terms for arm in arms]
+        # of the seeds and the cold start alone, so that a resumed run has the same
+        self.reference = self.weights if any(one.reference_kl for one in terms) else None
+        self.bonus = any(one.entropy for one in terms)
         self.optimizer = optimizer.start(self._vector())
         self.trail = coherence.begin(*self._vector().shape)
         self.expectation = (
             None
             if sim.update == "sampled"
-            else Expectation(sim=sim, arms=arms, engines=self.engines, world=training_world(sim))
+            else Expectation(
+                sim=sim, arms=arms, engines=self.engines, world=training_world(sim), reference=self.reference
+            )
         )
         self.comparable = halves.comparable(sim, self.schedule)
         self.halving = False  # whether halves are compared in the step that is under way: it is evaluated
@@ -138,7 +147,8 @@ class SimBackend:
         more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        return shared.QUANTITIES | layers | EXACT | more | scaled
+        terms, mask = quantities(arm.recipe for arm in self.arms), kept.QUANTITIES if self.sim.truncates else {}
+        return shared.QUANTITIES | layers | EXACT | more | scaled | mask | terms
 
     @property
     def experts(self) -> int:
@@ -164,11 +174,20 @@ class SimBackend:
             logp_mu=torch.where(mask, self._recorded(sampled.logp, keys), 0.0),
             rewards=self.task.verify(episodes),
             groups=groups,
-            routes=sampled.routes,
+            routes=self._sent(sampled),
             gates=sampled.gates,
+            kept=sampled.kept if self.sim.sampling_mask == "replayed" else None,
         )
         check_rewards(batch, *RANGE)
         return batch
+
+    def _sent(self, sampled: Rollouts) -> Tensor:
+        """The routes of μ that arrive, int16 `[M, B, L, N, K]`."""
+        if not (self.sim.missing or self.sim.missing_prefix):
+            return sampled.routes
+        gone = missing(self.reader.keys(sampled.tokens), self.sim.missing)
+        gone[..., : self.sim.missing_prefix] = True
+        return without(sampled.routes, gone)
 
     def _recorded(self, logp: Tensor, keys: Tensor) -> Tensor:
         """What μ records of sampled tokens `[M, B, L]`, with the errors of `sim.reading_noise`."""
@@ -184,12 +203,16 @@ class SimBackend:
         assert batch.routes is not None
         with torch.no_grad():
             trainer = load(self.weights, self.engines.pi, self.sim)
-            live = self.reader.score(trainer, batch.tokens)
+            live = self.reader.score(trainer, batch.tokens, kept=batch.kept)
             ran = batch.routes >= 0
             own = torch.where(ran, live.routes, -1)
             replay = self._replay(own, live, batch)
             foreign = any(of.mode == "R3" for of in self.replays)
-            used = self.reader.score(trainer, batch.tokens, replay) if foreign else live
+            used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
+            of_reference = None
+            if self.reference is not None:
+                reference = load(self.reference, self.engines.pi, self.sim)
+                of_reference = self.reader.score(reference, batch.tokens, replay, batch.kept)
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -197,12 +220,14 @@ class SimBackend:
             batch=batch,
             logp_old=logp_old,
             replay=replay,
+            logp_ref=None if of_reference is None else torch.where(batch.mask, of_reference.logp, 0.0),
             values=values,
             differs=differs,
             routes=own,
             entropy=used.entropy,
         )
-        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy)
+        masked = kept.masked(batch.kept, batch.mask, used.outside)
+        return scored, agreement(batch, live.routes, live.margin, used.logp, used.entropy) | masked
 
     def _replay(self, own: Tensor, live: Scores, batch: RolloutBatch) -> Replay:
         """What each member is given to replay, by the rule of its recipe; `own` are the live experts where any ran."""
@@ -222,10 +247,12 @@ class SimBackend:
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            scores = self.reader.score(trainer, minibatch.batch.tokens, minibatch.replay)
-            stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0))
-            weight = weight_fn(stats)
-            loss = surrogate_loss(stats, weight)
+            batch = minibatch.batch
+            scores = self.reader.score(trainer, batch.tokens, minibatch.replay, batch.kept, spread=self.bonus)
+            entropy = scores.entropy if self.bonus else None
+            stats = minibatch.stats(torch.where(batch.mask, scores.logp, 0.0), entropy)
+            weight, bonus = weight_fn(stats), bonus_weights(stats, self.arms)
+            loss = total_loss(stats, weight, bonus)
         if self.expectation is None:
             slope = gradient(loss.sum(), theta, keep=self.halving)
             scale = torch.where(self.scaled, step_scale(effective_share(log_weights(stats))), 1.0)
@@ -233,7 +260,7 @@ class SimBackend:
             slope, scale = self._expected()
         sums: Moments = {"update/loss": (loss.detach(), torch.ones_like(loss))}
         if self.halving:
-            sums |= halves.agreement(stats, weight, slope, theta, self.schedule.group_size)
+            sums |= halves.agreement(stats, weight, bonus, slope, theta, self.schedule.group_size)
         sums |= self._move(slope, scale)
         if self.critic is not None:
             self.critic, fitted = critic.fit(self.critic, minibatch, scores)
@@ -304,7 +331,14 @@ class SimBackend:
         the natural target; `[members]`, and `[members, P]`."""
         mode = str(recipe.router_replay)
         weights = {name: w[cut] for name, w in self.weights.items()}
-        scene = build(self.sim, world, self.engines.members(cut), weights, modes=[mode])
+        scene = build(
+            self.sim,
+            world,
+            self.engines.members(cut),
+            weights,
+            modes=[mode],
+            reference=reference_of(recipe, self.reference, cut),
+        )
         measurement = Measurement(scene=scene, recipe=recipe, values=self._values(recipe, cut, scene))
         u, natural, values = measurement.update, measurement.natural_gradient, objectives.values(scene, mode)
         bias = coherence.bias(u, natural)

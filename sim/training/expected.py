@@ -18,7 +18,9 @@ from torch import Tensor
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.step_scale import step_scale
+from firstorder.core.method.terms import check_sampled
 from firstorder.core.training.arms import Arm, cuts
+from firstorder.sim.checks import check_one_tail
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.edges import vjp
 from firstorder.sim.exact.forms import form
@@ -43,12 +45,14 @@ class Expectation:
         arms: recipes with their member counts.
         engines: of all members.
         world: from `training_world`.
+        reference: weights of the reference policy; None where no arm has one.
     """
 
     sim: Sim
     arms: tuple[Arm, ...]
     engines: Engines
     world: World
+    reference: Weights | None
 
     def update(self, old: Weights, weights: Weights) -> tuple[Tensor, Tensor]:
         """u `[M, P]` at θ = `weights` of responses from θ_old = `old`, the same object where θ has not moved; and what
@@ -72,6 +76,7 @@ class Expectation:
             theta_old,
             None if weights is old else theta,
             modes=[str(recipe.router_replay)],
+            reference=reference_of(recipe, self.reference, mine),
         )
         found = Measurement(scene=scene, recipe=recipe)
         scale = (
@@ -81,7 +86,14 @@ class Expectation:
         )
         if self.learnt is None:
             return found.update, scale
-        return vjp(found.target, found.coefficients() * self.learnt[:, None], scene.weights), scale
+        return vjp(found.target, found.all_coefficients() * self.learnt[:, None], scene.weights), scale
+
+
+def reference_of(recipe: Recipe, reference: Weights | None, members: slice) -> Weights | None:
+    """The weights of an arm's reference policy, of those of all members; None where the arm has none."""
+    if reference is None or not recipe.terms.reference_kl:
+        return None
+    return {name: w[members] for name, w in reference.items()}
 
 
 def check_update(recipe: Recipe, sim: Sim) -> None:
@@ -89,18 +101,17 @@ def check_update(recipe: Recipe, sim: Sim) -> None:
 
     Raises:
         ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine;
-            or samples would be drawn of a pruned vocabulary; or no context is off a chain.
+            or an engine that is drawn at every token has no one tail to leave out; or a sampled update has no such
+            term; or no context is off a chain.
     """
     if sim.update_contexts == "on_chain" and (sim.update, sim.task, sim.world) != ("expected", "chain", "graph"):
         raise ConfigError(
             "sim.update_contexts = on_chain needs the expected update of contexts that merge, got sim.update = "
             f"{sim.update}, sim.task = {sim.task} and sim.world = {sim.world}; set expected, chain and graph"
         )
+    check_one_tail(sim)
     if sim.update == "sampled":
-        if sim.min_p:
-            raise ConfigError(
-                f"sim.min_p = {sim.min_p:g} prunes expected updates alone, got sim.update = sampled; use expected"
-            )
+        check_sampled(recipe)
         return
     if sim.numerics.kind == "batch":
         raise ConfigError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from firstorder.core.method.recipe import Schedule
 from firstorder.core.method.stats import TokenStats
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.terms import total_loss
 from firstorder.core.quantities import Moments, Quantity
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.coherence import cosine
@@ -32,7 +32,9 @@ def comparable(sim: Sim, schedule: Schedule) -> bool:
     return sim.update == "sampled" and schedule.prompts >= 2 * schedule.minibatches
 
 
-def agreement(stats: TokenStats, weight: Tensor, slope: Tensor, theta: Weights, group_size: int) -> Moments:
+def agreement(
+    stats: TokenStats, weight: Tensor, bonus: Tensor | None, slope: Tensor, theta: Weights, group_size: int
+) -> Moments:
     """cos(g_1, g_2) of the two halves of a mini-batch, by prompt.
 
         g = g_1 + g_2,   g_1 = -1/B Σ_{b in the first half} Σ_t w_bt ∇ log π_θ(y_bt),   g_2 = g - g_1
@@ -43,6 +45,7 @@ def agreement(stats: TokenStats, weight: Tensor, slope: Tensor, theta: Weights, 
     Args:
         stats: of the mini-batch, `logp_theta` with the graph that `slope` came from, `[M, B, T]`.
         weight: `[M, B, T]` of the whole mini-batch.
+        bonus: `[M, B, T]`, that of each token's entropy; None without one.
         slope: g `[M, P]`, the gradient of its loss.
         theta: the leaves of that graph.
         group_size: G; groups lie side by side.
@@ -50,6 +53,6 @@ def agreement(stats: TokenStats, weight: Tensor, slope: Tensor, theta: Weights, 
     responses = weight.shape[-2]
     first = responses // group_size // 2 * group_size
     kept = (torch.arange(responses) < first)[:, None]
-    half = gradient(surrogate_loss(stats, weight * kept).sum(), theta)
+    half = gradient(total_loss(stats, weight * kept, None if bonus is None else bonus * kept).sum(), theta)
     found = cosine(half, slope - half)
     return {NAME: (found, torch.ones_like(found))}

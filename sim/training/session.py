@@ -17,7 +17,8 @@ from firstorder.core.threads import sized, threads
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import check_trainable, logged_quantities
 from firstorder.core.training.session import ALONE, Session, opened
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.checks import check_replay
+from firstorder.sim.config import Sim
 from firstorder.sim.exact import agree
 from firstorder.sim.exact.groups import check_levels
 from firstorder.sim.exact.memory import check_memory

@@ -131,7 +131,9 @@ def world(recipe: Recipe, horizon: int, numerics: Numerics, extent: Extent, *, s
 
 def corrected(recipe: Recipe) -> bool:
     """Whether a part of the weight compares with what μ said: the train-infer importance sampling."""
-    return any((recipe.compared(key) or "").endswith("/mu") for key in ("ratio.of", "correction.kind"))
+    return any(
+        (recipe.compared(key) or "").endswith("/mu") for key in ("ratio.of", "correction.kind", "rejection.kind")
+    )
 
 
 def correction(recipe: Recipe) -> tuple[str, Change]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.probe import ProbeResult, probe
     from firstorder.cli.api.promote import PromoteResult, promote
     from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
+    from firstorder.cli.api.recommend import RecommendResult, recommend
     from firstorder.cli.api.report import ReportResult, report
     from firstorder.cli.api.study import StudiesResult, StudyResult, studies, study
     from firstorder.cli.api.sweep import SweepResult, sweep
@@ -61,6 +62,7 @@ __all__ = [
     "PromoteResult",
     "Recipe",
     "RecipesResult",
+    "RecommendResult",
     "ReplayError",
     "ReportResult",
     "SizeError",
@@ -82,6 +84,7 @@ __all__ = [
     "promote",
     "recipe",
     "recipes",
+    "recommend",
     "report",
     "studies",
     "study",
@@ -100,6 +103,7 @@ _HOMES = {
     "cli.api.probe": ["ProbeResult", "probe"],
     "cli.api.promote": ["PromoteResult", "promote"],
     "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],
+    "cli.api.recommend": ["RecommendResult", "recommend"],
     "cli.api.report": ["ReportResult", "report"],
     "cli.api.study": ["StudiesResult", "StudyResult", "studies", "study"],
     "cli.api.sweep": ["SweepResult", "sweep"],

@@ -24,10 +24,7 @@ RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
 TRAINABLE = [
     name
     for name, r in RECIPES.items()
-    if r.about.unsupported is None
-    and r.correction.kind not in ("max_kl", "mean_kl")
-    and r.ratio.router_floor is None
-    and not r.has_critic
+    if r.about.unsupported is None and r.rejection.kind != "kl" and r.ratio.router_floor is None and not r.has_critic
 ]
 NOT_TRAINABLE = {"trm", "trm-avg", "rspo", "pr2", "ppo-critic", "minirl-critic"}
 

@@ -78,8 +78,9 @@ def test_two_ranks_are_one(name, alone, two, same):
     assert found["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
     assert found["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     assert found["weights"] == pytest.approx(one["weights"], rel=1e-4)
-    for quantity in ("entropy", "margin", "gates"):
+    for quantity in ("entropy", "outside", "margin", "gates"):
         same(found[quantity], one[quantity])
+    assert bool(one["outside"].any()) == ("gspo" in layouts.TWO[name])
     assert found["gradients"].keys() == one["gradients"].keys()
     for parameter, gradient in one["gradients"].items():
         same(found["gradients"][parameter], gradient, 1e-4)

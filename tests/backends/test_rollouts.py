@@ -93,7 +93,7 @@ def choice(**changed):
 
 
 def test_an_answer_of_a_server_is_read():
-    found = response(choice())
+    found = response(choice(), Vllm(), 32)
     assert (found.tokens, found.logp, found.ended) == (TOKENS, LOGP, True)
     assert torch.equal(found.routes, routes())
 
@@ -110,7 +110,16 @@ def test_an_answer_of_a_server_is_read():
 )
 def test_an_incomplete_answer_is_named(changed, message):
     with pytest.raises(DataError, match=message):
-        response(choice(**changed))
+        response(choice(**changed), Vllm(), 32)
+
+
+def test_an_answer_that_does_not_say_which_tokens_were_kept_is_named():
+    likeliest = [{f"token_id:{t}": -0.5, "token_id:31": -9999.0} for t in TOKENS]
+    given = {"logprobs": {"token_logprobs": LOGP, "top_logprobs": likeliest}}
+    assert response(choice(**given), Vllm(top_k=1), 32).kept == [[t] for t in TOKENS]
+    for wrong in ({}, {"top_logprobs": None}, {"top_logprobs": [{"the": -0.5}]}):
+        with pytest.raises(DataError, match="does not say which tokens it kept"):
+            response(choice(logprobs={"token_logprobs": LOGP} | wrong), Vllm(top_k=1), 32)
 
 
 @pytest.mark.parametrize(("lacks", "message"), [("logprobs", "no log-probs"), ("routed_experts", "no routed experts")])
@@ -120,4 +129,4 @@ def test_an_incomplete_answer_in_process_is_named(lacks, message):
 
     done = {"token_ids": TOKENS, "logprobs": [], "routed_experts": routes().numpy(), "finish_reason": "stop"}
     with pytest.raises(DataError, match=f"vLLM returned {message}"):
-        read(SimpleNamespace(**done | {lacks: None}))
+        read(SimpleNamespace(**done | {lacks: None}), Vllm(), 32)

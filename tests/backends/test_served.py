@@ -78,6 +78,24 @@ def test_log_probs_and_routes_are_the_trainers(engine, trainer):
     assert any(r.ended for r in responses) or all(len(r.tokens) == 24 for r in responses)
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 8}, {"min_p": 0.2, "top_k": 9}])
+def test_a_server_says_which_tokens_it_kept(server, folder, trainer, cut):
+    made = ServedEngine(Vllm(servers=(server[0],), timeout=5.0, max_kept=19, **COMMON, **cut), str(folder), [sums.END])
+    _, batch = sampled(made)
+    made.close()
+    counts = (batch.kept >= 0).sum(-1)[batch.mask]
+    assert 1 <= int(counts.min()) <= int(counts.max()) <= cut.get("top_k", 19)
+    assert apart(trainer, batch) < 1e-4
+    assert apart(trainer, dataclasses.replace(batch, kept=None)) > 0.1
+
+
+def test_a_server_that_returns_too_few_log_probs_is_refused(server, folder):
+    with pytest.raises(
+        ConfigError, match=r"returns 20 log-probs a token, and vllm.max_kept = 256 tokens kept need one"
+    ):
+        ServedEngine(Vllm(servers=(server[0],), timeout=5.0, top_p=0.9, **COMMON), str(folder), [sums.END])
+
+
 def test_served_and_in_process_are_one_bit_for_bit(engine, trainer, folder):
     from firstorder.backends.vllm import arguments
 

@@ -337,8 +337,8 @@ WRONG = {
     "a prompt that is too long": (["vllm.max_prompt=4"], "vllm.max_prompt is 4; raise it"),
     "a text that the tokenizer cannot say": (["task.kind=guess"], "has no token for 'G', which the task uses"),
     "a setting of the simulator": (["sim.vocab=3"], "'sim.vocab' is a setting of the simulator"),
-    "a correction that rollouts do not feed": (
-        ["correction.kind=max_kl", "correction.high=0.1", "about.scope=group"],
+    "a rejection that rollouts do not feed": (
+        ["rejection.kind=kl", "rejection.high=0.1", "about.scope=group"],
         "reads more than the log-probs of sampled tokens",
     ),
 }

@@ -72,7 +72,7 @@ def test_a_difference_ends_with_1_and_is_named(answers, tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "largest difference, 1e+04 tolerances: gradient of method gspo, case masks, response 1, token 2: got" in out
     document = json.loads(target.read_text())
-    assert (document["schema"], document["vectors"], document["agree"]) == ("firstorder.conformance-check/1", 1, False)
+    assert (document["schema"], document["vectors"], document["agree"]) == ("firstorder.conformance-check/1", 2, False)
     (row,) = [row for row in document["rows"] if not row["agrees"]]
     assert (row["name"], row["case"], row["output"], row["place"]) == ("gspo", "masks", "gradient", [1, 2])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from firstorder.backends import probe as engines
 from firstorder.backends.peers import environment
 from firstorder.cli import progress
-from firstorder.cli.api import follow, selftest
+from firstorder.cli.api import follow, recommend, selftest
 from firstorder.cli.report import files
 from firstorder.core import memory
 from firstorder.core.formats import registry
@@ -55,6 +55,8 @@ def furnished(tmp_path_factory):
         patch.setattr(engines, "measure_all", fuzz.work)
         patch.setattr(progress, "PATIENCE", 3600.0)  # seconds; a slow machine says how long it takes
         patch.setattr(follow, "follow", fuzz.work)
+        patch.setattr(recommend, "_exact", fuzz.work)
+        patch.setattr(recommend, "answered", fuzz.work)
         patch.setattr(selftest, "self_test", fuzz.work)
         patch.setattr(registry, "MOST", 200)  # files of a folder such as /
         patch.setattr(environment, "build", fuzz.work)

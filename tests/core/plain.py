@@ -21,11 +21,24 @@ def responses(inputs):
         names = ("logp_theta", "logp_old", "logp_mu", "kl_mu", "router_shift")
         yield {
             "at": at,
+            "runs": runs(mask),
             "width": len(mask),
             "A": [a[t] if isinstance(a, list) else a for t in at],
             "R": inputs["rewards"][b],
             **{name.removeprefix("logp_"): [num(inputs[name][b][t]) for t in at] for name in names},
         }
+
+
+def runs(mask):
+    """The turns of a response: of each, the ranks of its tokens among the response's."""
+    found, rank = [], 0
+    for t, on in enumerate(mask):
+        if on and (not t or not mask[t - 1]):
+            found.append([])
+        if on:
+            found[-1].append(rank)
+            rank += 1
+    return found
 
 
 def exp(x):
@@ -42,7 +55,7 @@ def logs(y, of):
     return [p - q for p, q in zip(y[above], y[below], strict=True)]
 
 
-def span(d, kind, steps=1):
+def span(d, kind, steps=1, turns=()):
     """log of a product over tokens."""
     n = len(d)
     if kind == "token" or not n:
@@ -53,6 +66,9 @@ def span(d, kind, steps=1):
         return [math.fsum(d)] * n
     if kind == "geometric":
         return [math.fsum(d) / n] * n
+    if kind in ("turn", "turn_geometric"):
+        sums = {t: math.fsum(d[s] for s in run) / (len(run) if kind != "turn" else 1) for run in turns for t in run}
+        return [sums[t] for t in range(n)]
     if kind == "forward":
         return [math.fsum(d[t : t + steps]) for t in range(n)]
     assert kind == "min_prefix"
@@ -63,7 +79,7 @@ def ratio(y, s):
     """The ratio of [ratio], with the router shift."""
     if s["ratio.of"] == "none":
         return [1.0] * len(y["at"])
-    r = [held(x) for x in span(logs(y, s["ratio.of"]), s["ratio.span"], s["ratio.steps"])]
+    r = [held(x) for x in span(logs(y, s["ratio.of"]), s["ratio.span"], s["ratio.steps"], y["runs"])]
     floor = s["ratio.router_floor"]
     return r if floor is None else [x * max(floor, math.exp(-d)) for x, d in zip(r, y["router_shift"], strict=True)]
 
@@ -80,6 +96,12 @@ def dropped(y, far):
     return [(a > 0 and f > 0) or (a < 0 and f < 0) for a, f in zip(y["A"], far, strict=True)]
 
 
+def gate(x):
+    """4 times a logistic function times what it is short of 1."""
+    small = math.exp(-abs(x))
+    return 4 * small / (1 + small) ** 2
+
+
 def outside(x, low, high):
     return 1 if x > high else -1 if x < low else 0
 
@@ -91,6 +113,9 @@ def clipped(y, r, s, tau):
         return r
     if kind == "cispo":
         return [min(max(x, 1 - low), 1 + high) for x in r]
+    if kind == "sapo":
+        tau = [s["clip.temperature"][a <= 0] for a in y["A"]]
+        return [x * gate(t * (x - 1)) for x, t in zip(r, tau, strict=True)]
     if kind == "gmpo":
         log = [math.log(x) if x > 0 else -math.inf for x in r]
         kept = [min(x, high) if a > 0 else max(x, -low) if a < 0 else x for x, a in zip(log, y["A"], strict=True)]
@@ -101,6 +126,10 @@ def clipped(y, r, s, tau):
         far = [outside(exp(x), 1 - low, 1 + high) for x in logs(y, "theta/old")]
     elif kind in ("ppo", "gspo"):
         far = [outside(x, 1 - low, 1 + high) for x in r]
+    elif kind == "dual":
+        bounds = [s["clip.cap"] if a < 0 else 1 + high for a in y["A"]]
+        far = [outside(x, 1 - low, top) for x, top in zip(r, bounds, strict=True)]
+        far = [-1 if a < 0 and f else f for a, f in zip(y["A"], far, strict=True)]
     elif kind == "tv":
         gap = [math.exp(p) - math.exp(q) for p, q in zip(y["theta"], y["mu"], strict=True)]
         far = [outside(x, -high, high) for x in gap]
@@ -142,34 +171,67 @@ def correction(y, s):
     n = len(y["at"])
     if kind == "none" or not n:
         return [1.0] * n
-    if kind in ("max_kl", "mean_kl"):
-        worst = max(y["kl_mu"]) if kind == "max_kl" else math.fsum(y["kl_mu"]) / n
-        return [float(worst <= high)] * n
     d = logs(y, s["correction.of"])
-    if kind in ("sequence_mask", "geometric_mask"):
-        (k, *_) = span(d, kind.removesuffix("_mask"))
-        return [float(low <= exp(k) <= high)] * n
     if kind == "vespo":
         log_w = math.fsum(d)
         pairs = [s["correction.positive"] if a > 0 else s["correction.negative"] for a in y["A"]]
         return [held(c1 * log_w + c2 * (1 - exp(log_w))) for c1, c2 in pairs]
-    k = span(d, s["correction.span"])
+    k = span(d, s["correction.span"], turns=y["runs"])
     if kind == "ratio":
         return [held(x) for x in k]
     if kind == "truncate":
-        return [min(held(x), high) for x in k]
+        return [max(low, min(held(x), high)) for x in k]
     assert kind == "mask"
     return [held(x) if low <= exp(x) <= high else 0.0 for x in k]
 
 
+def judged(y, s):
+    """What a rejection says of every token of a response: 1 if it stays, else 0."""
+    kind, low, high = s["rejection.kind"], num(s["rejection.low"]), num(s["rejection.high"])
+    n = len(y["at"])
+    if kind == "none" or not n:
+        return [1.0] * n
+    d = logs(y, s["rejection.of"])
+    v = {
+        "ratio": d,
+        "k1": [-x for x in d],
+        "k2": [x * x / 2 for x in d],
+        "k3": [math.expm1(x) - x if x < 700 else math.inf for x in d],
+        "kl": y["kl_mu"],
+    }[kind]
+    if s["rejection.over"] != "token":
+        v = [{"sum": math.fsum, "mean": lambda x: math.fsum(x) / n, "max": max}[s["rejection.over"]](v)] * n
+    if kind == "ratio":
+        v = [exp(x) for x in v]
+    minded = [a < 0 or s["rejection.where"] == "always" for a in y["A"]]
+    return [float(low <= x <= high or not m) for x, m in zip(v, minded, strict=True)]
+
+
 def norm(y, batch, s):
     kind, tokens = s["aggregation.kind"], sum(len(each["at"]) for each in batch)
-    return {
-        "token_sum": 1.0,
-        "length": max(len(y["at"]), 1) ** s["aggregation.alpha"],
-        "token_mean": tokens / len(batch),
-        "constant": s["aggregation.constant"],
-    }[kind]
+    return (
+        mean_factor(batch, s)
+        * {
+            "token_sum": 1.0,
+            "length": max(len(y["at"]), 1) ** s["aggregation.alpha"],
+            "token_mean": tokens / len(batch),
+            "constant": s["aggregation.constant"],
+        }[kind]
+    )
+
+
+def mean_factor(batch, s):
+    """The mean of the correction over tokens, or over responses where each has one; 1 if it is not divided by."""
+    if not s["correction.mean_one"]:
+        return 1.0
+    rows = [correction(y, s) for y in batch if y["at"]]
+    each = (
+        [row[0] for row in rows]
+        if s["correction.span"] in ("sequence", "geometric")
+        else [k for row in rows for k in row]
+    )
+    found = math.fsum(each) / len(each)
+    return found if found > 1e-8 else 1.0
 
 
 def outputs(inputs, s):
@@ -179,14 +241,14 @@ def outputs(inputs, s):
     tau = threshold(batch, ratios, s["clip.budget"]) if s["clip.kind"] == "m2po" else math.inf
     weight, terms, made = [], [], []
     for y, r in zip(batch, ratios, strict=True):
-        c, k = clipped(y, r, s, tau), correction(y, s)
+        c, k, j = clipped(y, r, s, tau), correction(y, s), judged(y, s)
         row = [0.0] * y["width"]
         for i, t in enumerate(y["at"]):
             if y["theta"][i] > -math.inf:
-                row[t] = y["A"][i] * min(c[i] * k[i], LIMIT) / norm(y, batch, s)
+                row[t] = y["A"][i] * min(c[i] * k[i], LIMIT) * j[i] / norm(y, batch, s)
                 terms.append(row[t] * y["theta"][i])
         weight.append(row)
-        made += [(a, x, z, f) for a, x, z, f in zip(y["A"], r, c, k, strict=True)]
+        made += list(zip(y["A"], r, c, k, j, strict=True))
     size = len(batch)
     return {
         "weight": weight,
@@ -201,20 +263,21 @@ def receipts(made, batch, s):
     tokens, high = len(made), num(s["correction.high"])
     truncates = s["correction.kind"] == "truncate"
     # geometric means give every token of a response one ratio: what was clipped is what was dropped
-    changed = [z == 0 if s["clip.kind"] == "gmpo" else z != x for _, x, z, _ in made]
+    changed = [z == 0 if s["clip.kind"] == "gmpo" else z != x for _, x, z, _, _ in made]
+    bounds = {high} | ({num(s["correction.low"])} - {0.0})
     counted = {
         "clip_upper": sum(one and a > 0 for one, (a, *_) in zip(changed, made, strict=True)),
         "clip_lower": sum(one and a < 0 for one, (a, *_) in zip(changed, made, strict=True)),
-        "truncated": sum(truncates and f == high for *_, f in made),
-        "masked": sum(f == 0 for *_, f in made),
-        "corrected": sum(f != 1 for *_, f in made),
-        "ratio_not_one": sum(x != 1 for _, x, _, _ in made),
-        "saturated": sum(x >= LIMIT or f >= LIMIT or z * f >= LIMIT for _, x, z, f in made),
+        "truncated": sum(truncates and f in bounds for *_, f, _ in made),
+        "masked": sum(f * j == 0 for *_, f, j in made),
+        "corrected": sum(f * j != 1 for *_, f, j in made),
+        "ratio_not_one": sum(x != 1 for _, x, *_ in made),
+        "saturated": sum(x >= LIMIT or f >= LIMIT or z * f >= LIMIT for _, x, z, f, _ in made),
     }
     found = {name: [count, tokens] for name, count in counted.items()}
     if s["correction.span"] in ("sequence", "geometric"):
         some = [y for y in batch if y["at"]]
-        cut = [y for y in some if truncates and correction(y, s)[0] == high]
+        cut = [y for y in some if truncates and correction(y, s)[0] in bounds]
         found["truncated"] = [len(cut), len(some)]
     return found
 
@@ -292,6 +355,13 @@ def advantages(group, baseline, scaled):
     agree = baseline != "none" and len(set(group)) == 1
     centred = [0.0 if agree else r - b for r, b in zip(group, base, strict=True)]
     return [x / (std(group, 1) + 1e-6) for x in centred] if scaled else centred
+
+
+def whitened(rows, tokens):
+    """Advantages, one a response, less their mean over tokens, over their standard deviation over tokens."""
+    each = [a for a, n in zip(rows, tokens, strict=True) for _ in range(n)]
+    spread = math.sqrt(std(each, 1) ** 2 + 1e-8)
+    return [(a - mean(each)) / spread for a in rows]
 
 
 def gae(values, mask, reward, lam):

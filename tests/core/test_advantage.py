@@ -9,6 +9,7 @@ from firstorder.core.errors import ConfigError, DataError
 from firstorder.core.method.advantage import STD_EPSILON, advantage
 from firstorder.core.method.parts import BASELINES
 from firstorder.core.method.recipe import Advantage
+from firstorder.core.method.scale import scaled
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=9)
 
@@ -72,6 +73,65 @@ def test_groups_do_not_see_each_other(same):
     rewards = torch.tensor([[1.0, 0.0, 0.0], [5.0, 5.0, 8.0]], dtype=torch.float64)
     rule = Advantage(baseline="group_mean", std=True)
     same(advantage(rewards, rule), torch.stack([advantage(row, rule) for row in rewards]))
+
+
+def scale_of(rewards, lengths, **keys):
+    rewards, size = torch.tensor(rewards, dtype=torch.float64), len(rewards)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    rule = Advantage(**keys)
+    a = advantage(rewards.view(-1, 2 if rule.over_group else size), rule).flatten()
+    return a.tolist(), scaled(a, rewards, mask, rule).tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 6)), min_size=2, max_size=8).filter(lambda x: len(x) % 2 == 0)
+)
+def test_a_whitened_batch_has_mean_0_and_spread_1_over_its_tokens(pairs):
+    rewards, lengths = zip(*pairs, strict=True)
+    for baseline in ("none", "group_mean"):
+        a, found = scale_of(rewards, lengths, baseline=baseline, scale="whiten")
+        each = [x for x, n in zip(a, lengths, strict=True) for _ in range(n)]
+        spread = (statistics.variance(each) + 1e-8) ** 0.5
+        expected = [(x - statistics.fmean(each)) / spread for x in a]
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-7)
+
+
+def test_the_batch_s_standard_deviation_is_that_of_its_rewards():
+    a, found = scale_of([1.0, 0.0, 0.5, 0.5], [1, 2, 3, 4], baseline="group_mean", scale="batch_std")
+    assert found == pytest.approx([x / (statistics.stdev([1.0, 0.0, 0.5, 0.5]) + STD_EPSILON) for x in a])
+
+
+def test_advantages_of_tokens_are_whitened_over_their_tokens_and_0_elsewhere():
+    a = torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 6.0]], dtype=torch.float64)
+    mask = torch.tensor([[False, True, True], [True, False, True]])
+    found = scaled(a, torch.zeros(2), mask, Advantage(baseline="value", scale="whiten"))
+    values = [1.0, 2.0, 3.0, 6.0]
+    spread = (statistics.variance(values) + 1e-8) ** 0.5
+    assert found[mask].tolist() == pytest.approx([(x - 3.0) / spread for x in values])
+    assert (found[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("scale", ["batch_std", "whiten"])
+def test_a_batch_that_agrees_has_no_advantage_left_to_scale(scale):
+    assert scale_of([0.5] * 4, [2, 1, 3, 2], baseline="group_mean", scale=scale)[1] == [0.0] * 4
+    single = scaled(torch.zeros(1), torch.zeros(1), torch.ones(1, 1).bool(), Advantage(scale=scale))
+    assert single.tolist() == [0.0]
+
+
+def test_a_group_that_agrees_takes_no_sign_from_the_rounding_of_a_mean():
+    rewards = [0.1, 0.7, 0.3, 0.1, 0.7, 0.9, 0.2, 0.2]
+    a, found = scale_of(rewards, [3] * 8, baseline="group_mean", scale="whiten")
+    assert a[-2:] == found[-2:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("scale", ["batch_std", "whiten"])
+def test_batches_do_not_scale_each_other(same, scale):
+    g = torch.Generator().manual_seed(3)
+    rewards, mask = torch.rand(3, 6, generator=g).double(), torch.rand(3, 6, 4, generator=g) < 0.7
+    rule = Advantage(baseline="none", scale=scale)
+    apart = torch.stack([scaled(r, r, m, rule) for r, m in zip(rewards, mask, strict=True)])
+    same(scaled(rewards, rewards, mask, rule), apart)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

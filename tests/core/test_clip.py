@@ -16,6 +16,7 @@ from firstorder.core.method.surrogate import surrogate_loss, token_weights
 from firstorder.core.settings import toml
 
 HIGH = {"tv": 0.02, "kl": 0.002}
+OWN = {"dual": {"cap": 1.3}, "sapo": {"temperature": [1.5, 2.5]}}
 SPAN = {kind: part.span or "token" for kind, part in CLIPS.items()}
 
 
@@ -50,6 +51,10 @@ def slow(stats, r, c):
             k *= not pushed_out(a, moved > 1 + c.high, moved < 1 - c.low)
         elif c.kind in ("ppo", "gspo"):
             k *= not pushed_out(a, k > 1 + c.high, k < 1 - c.low)
+        elif c.kind == "dual":
+            k *= not pushed_out(a, k > 1 + c.high, k < 1 - c.low or k > c.cap)
+        elif c.kind == "sapo":
+            k /= math.cosh(c.temperature[a <= 0] * (k - 1) / 2) ** 2
         elif c.kind == "m2po":
             k *= not pushed_out(a, k > max(1 + c.high, math.exp(tau)), k < min(1 - c.low, math.exp(-tau)))
         elif c.kind == "ctpo":
@@ -78,7 +83,7 @@ def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
     recipe = Recipe.model_validate(
         {
             "ratio": {"of": "theta/old", "span": span},
-            "clip": {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)},
+            "clip": {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)} | OWN.get(kind, {}),
         }
     )
     r = ratio(stats, "theta/old", span)
@@ -88,11 +93,11 @@ def test_every_clip_is_its_rule_on_each_token(make_stats, same, kind, seed):
 @pytest.mark.parametrize("kind", sorted(set(CLIPS) - {"none"}))
 def test_the_clips_of_these_tests_act_on_some_tokens_and_spare_others(make_stats, kind):
     stats, span = make_stats(3, size=30), SPAN[kind]
-    rule = {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)}
+    rule = {"kind": kind, "low": 0.1, "high": HIGH.get(kind, 0.15)} | OWN.get(kind, {})
     r = ratio(stats, "theta/old", span)
     kept = clip(stats, r, Recipe.model_validate({"ratio": {"of": "theta/old", "span": span}, "clip": rule}))
     changed = (kept == 0 if kind == "gmpo" else kept != r)[stats.mask]
-    assert 0.0 < float(changed.double().mean()) < 1.0
+    assert 0.0 < float(changed.double().mean()) < 1.0 or kind == "sapo"  # which spares a ratio of 1 alone
 
 
 def weight_gradient(stats, name):
@@ -150,6 +155,47 @@ def test_cispo_weights_are_the_gradient_of_its_bounded_likelihood(make_stats, sa
         return tokens.sum() / stats.mask.sum() * len(stats.advantage)
 
     same(weight_gradient(stats, "cispo"), objective_gradient(stats, objective))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dual_clip_weights_are_the_gradient_of_its_objective(make_stats, same, seed):
+    stats = make_stats(seed, spread=1.5)
+
+    def objective(leaf):
+        r, a = (leaf - stats.logp_old).exp(), stats.advantage[:, None]
+        least = clipped_objective(r, a, 0.2, 0.2)
+        both = torch.where(a < 0, torch.maximum(least, 3.0 * a), least)
+        return torch.where(stats.mask, both, 0.0).sum() / stats.mask.sum() * len(stats.advantage)
+
+    found = weight_gradient(stats, "ppo-dual-clip")
+    same(found, objective_gradient(stats, objective))
+    assert not torch.equal(found, weight_gradient(stats, "ppo-clip"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sapo_weights_are_the_gradient_of_its_soft_gate(make_stats, same, seed):
+    stats = make_stats(seed, spread=1.5)
+
+    def objective(leaf):
+        a = stats.advantage[:, None]
+        tau = torch.where(a > 0, a.new_tensor(1.0), a.new_tensor(1.05))
+        gate = torch.sigmoid(tau * ((leaf - stats.logp_old).exp() - 1)) * 4 / tau
+        return (torch.where(stats.mask, gate * a, 0.0).sum(-1) / stats.mask.sum(-1)).sum()
+
+    same(weight_gradient(stats, "sapo"), objective_gradient(stats, objective))
+
+
+def test_sapo_weighs_no_ratio_by_more_than_ppo_without_a_clip_and_forgets_the_far_ones():
+    r = torch.logspace(-6, 8, 200, dtype=torch.float64)[None]
+    ones = torch.zeros_like(r)
+    for sign in (1.0, -1.0):
+        stats = TokenStats(
+            logp_theta=ones, logp_old=ones, logp_mu=ones, mask=ones == 0, advantage=torch.tensor([sign]).double()
+        )
+        found = clip(stats, r, Recipe.model_validate({"ratio": {"of": "theta/old"}, "clip": {"kind": "sapo"}}))
+        assert (found <= r).all()
+        assert found.isfinite().all()
+        assert float(found[0, -1]) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(4))

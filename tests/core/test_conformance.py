@@ -23,6 +23,7 @@ from firstorder.core.conformance.shipped import shipped, source
 from firstorder.core.errors import DataError
 from firstorder.core.method import parts
 from firstorder.core.method.surrogate import token_weights
+from firstorder.core.settings.toml import read
 from firstorder.core.settings.toml import shipped as recipes
 from firstorder.core.training import diagnostics, strata
 
@@ -30,7 +31,7 @@ VECTORS = shipped()
 EXPECTED = VECTORS["expected"]
 DIGESTS = {
     1: "53131e080c7ad7a7f7e41eeaa1305277304035f42437a1ef55b839afb168b3d0",
-    2: "2c4fbc7f92c0e4626749b077261c5ffa74996dda5ecdde9acc10d59425de93a9",
+    2: "ca10ded727a9f4e4ab38af19dfc09a0bf3a2c35cb8f8dbce4c6ac5adc4a1b44d",
 }
 EXACT = 1e-12
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "plain.py")))
@@ -81,13 +82,28 @@ def test_plain_arithmetic_makes_the_same_metrics(case):
 def test_plain_arithmetic_makes_the_same_advantages(rule):
     groups, keys = VECTORS["groups"], VECTORS["groups"]["rules"][rule]
     for name, entry in EXPECTED["advantages"][rule].items():
+        whitens = keys.get("advantage.scale") == "whiten"
         if keys["advantage.baseline"] == "value":
             v, lam = groups["values"][name], keys["advantage.gae_lambda"]
             rows = zip(v["values"], v["mask"], v["rewards"], strict=True)
             found = [plain.gae(values, mask, reward, lam) for values, mask, reward in rows]
+            if whitens:
+                each = [
+                    a for row, mask in zip(found, v["mask"], strict=True) for a, on in zip(row, mask, strict=True) if on
+                ]
+                scaled = iter(plain.whitened(each, [1] * len(each)))
+                found = [[next(scaled) if on else 0.0 for on in mask] for mask in v["mask"]]
         else:
             rewards = groups["rewards"][name]
             found = [plain.advantages(row, keys["advantage.baseline"], keys["advantage.std"]) for row in rewards]
+            flat, all_rewards = [a for row in found for a in row], [r for row in rewards for r in row]
+            scaled = flat
+            if whitens:
+                scaled = plain.whitened(flat, [1] * len(flat))
+            elif keys.get("advantage.scale") == "batch_std":
+                scaled = [a / (plain.std(all_rewards, 1) + 1e-6) for a in flat]
+            parts_of = iter(scaled)
+            found = [[next(parts_of) for _ in row] for row in rewards]
         assert apart(found, entry["advantage"]) < EXACT, name
 
 
@@ -200,11 +216,14 @@ def test_advantages_are_those_of_a_pencil():
 def test_every_recipe_that_runs_and_every_kind_of_part_has_a_method():
     every = methods()
     named = {name for method in every for name in method.recipes}
-    assert set(recipes()) - named == {"pr2"}
+    more_than_weights = {name for name in recipes() if "terms" in read(name)}
+    assert set(recipes()) - named == {"pr2"} | more_than_weights
     tables = {
         "ratio.of": parts.RATIOS,
         "ratio.span": parts.SPANS,
         "correction.kind": parts.CORRECTIONS,
+        "rejection.kind": parts.REJECTIONS,
+        "rejection.over": parts.OVERS,
         "clip.kind": parts.CLIPS,
         "aggregation.kind": parts.AGGREGATIONS,
     }
@@ -212,6 +231,8 @@ def test_every_recipe_that_runs_and_every_kind_of_part_has_a_method():
         assert {method.settings[key] for method in every} == set(table), key
     baselines = {keys["advantage.baseline"] for keys in VECTORS["groups"]["rules"].values()}
     assert baselines == set(parts.BASELINES)
+    scales = {keys.get("advantage.scale", "none") for keys in VECTORS["groups"]["rules"].values()}
+    assert scales == set(parts.SCALES)
 
 
 def test_every_metric_has_a_value_somewhere():

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstorder.core.errors import DataError
 from firstorder.core.method.correction import correction
 from firstorder.core.method.parts import CORRECTIONS
 from firstorder.core.method.ratio import BOUND, LOG_BOUND
-from firstorder.core.method.recipe import Correction
+from firstorder.core.method.recipe import Correction, Recipe
 from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import token_weights
 
 
 def responses(stats, of):
@@ -27,30 +27,21 @@ def slow(stats, c):
         for delta in deltas:
             k, w = math.exp(delta), math.exp(whole)
             c1, c2 = c.positive if stats.advantage[b] > 0 else c.negative
-            kl = stats.kl_mu[b][stats.mask[b]].tolist()
             found.append(
                 {
                     "none": 1.0,
                     "ratio": k,
-                    "truncate": min(k, c.high),
+                    "truncate": max(c.low, min(k, c.high)),
                     "mask": k if c.low <= k <= c.high else 0.0,
-                    "sequence_mask": float(c.low <= w <= c.high),
-                    "geometric_mask": float(c.low <= w ** (1 / len(deltas)) <= c.high),
                     "vespo": w**c1 * math.exp(c2 * (1 - w)),
-                    "max_kl": float(max(kl) <= c.high),
-                    "mean_kl": float(sum(kl) / len(kl) <= c.high),
                 }[c.kind]
             )
     return found
 
 
 BOUNDS = {
-    "truncate": {"high": 1.1},
+    "truncate": {"low": 0.8, "high": 1.1},
     "mask": {"low": 0.7, "high": 1.4},
-    "sequence_mask": {"low": 0.4, "high": 1.6},
-    "geometric_mask": {"low": 0.9, "high": 1.1},
-    "max_kl": {"high": 0.03},
-    "mean_kl": {"high": 0.016},
 }
 
 
@@ -76,7 +67,7 @@ def test_a_ratio_correction_follows_its_span(make_stats, same, kind):
     c = Correction(kind=kind, of="old/mu", span="sequence", low=0.5, high=1.5)
     rule = {
         "ratio": lambda w: w,
-        "truncate": lambda w: min(w, 1.5),
+        "truncate": lambda w: max(min(w, 1.5), 0.5),
         "mask": lambda w: w if 0.5 <= w <= 1.5 else 0.0,
     }
     expected = [rule[kind](math.exp(sum(d))) for d in responses(stats, "old/mu") for _ in d]
@@ -86,9 +77,31 @@ def test_a_ratio_correction_follows_its_span(make_stats, same, kind):
 def test_a_bound_itself_is_inside(make_stats):
     stats = make_stats()
     stats = replace(stats, logp_old=stats.logp_mu)
-    for kind in ("mask", "sequence_mask", "geometric_mask"):
-        kept = correction(stats, Correction(kind=kind, low=1.0, high=2.0))
-        assert (kept[stats.mask] == 1).all()
+    kept = correction(stats, Correction(kind="mask", low=1.0, high=2.0))
+    assert (kept[stats.mask] == 1).all()
+
+
+def test_a_truncation_without_a_lower_bound_leaves_small_ratios(make_stats, same):
+    stats = make_stats()
+    k = correction(stats, Correction(kind="ratio", span="sequence"))
+    same(correction(stats, Correction(kind="truncate", span="sequence", high=1.1)), k.clamp(max=1.1))
+
+
+@pytest.mark.parametrize("span", ["token", "prefix", "turn", "sequence", "geometric"])
+def test_a_correction_of_mean_one_has_it_over_tokens_or_over_responses(make_stats, same, span):
+    stats = make_stats(3, size=12, spread=0.6)
+    stats = replace(stats, mask=stats.mask & (torch.arange(12) > 0)[:, None])  # the first has no token
+    rule = {"kind": "truncate", "span": span, "high": 1.2}
+    plain, divided = (Recipe.model_validate({"correction": rule | keys}) for keys in ({}, {"mean_one": True}))
+    k = [row[on] for row, on in zip(correction(stats, plain.correction), stats.mask, strict=True) if on.any()]
+    one_each = torch.stack([row[0] for row in k]) if span in ("sequence", "geometric") else torch.cat(k)
+    same(token_weights(stats, divided).weight * one_each.mean(), token_weights(stats, plain).weight)
+
+
+def test_a_batch_whose_corrections_are_all_0_is_not_divided_by_their_mean(make_stats):
+    stats = make_stats()
+    rule = {"kind": "mask", "low": 1e4, "high": 1e5, "mean_one": True}
+    assert (token_weights(stats, Recipe.model_validate({"correction": rule})).weight == 0).all()
 
 
 def test_vespo_is_one_where_the_policies_agree_and_survives_where_they_do_not(make_stats):
@@ -98,21 +111,6 @@ def test_vespo_is_one_where_the_policies_agree_and_survives_where_they_do_not(ma
     for name in ("logp_theta", "logp_mu"):
         far = replace(stats, **{name: getattr(stats, name) - 300.0})
         assert (correction(far, c)[stats.mask] == 0).all()
-
-
-def test_one_far_token_drops_its_whole_response_and_no_other(make_stats):
-    stats = make_stats()
-    kl = torch.zeros_like(stats.kl_mu)
-    kl[2, 1] = 0.2
-    kept = correction(replace(stats, kl_mu=kl), Correction(kind="max_kl", high=0.05))
-    assert (kept[2] == 0).all()
-    assert (kept[[0, 1, 3, 4, 5]] == 1).all()
-
-
-@pytest.mark.parametrize("kind", ["max_kl", "mean_kl"])
-def test_a_correction_without_its_measurement_is_refused(make_stats, kind):
-    with pytest.raises(DataError, match=f"`{kind}` needs `kl_mu`"):
-        correction(replace(make_stats(), kl_mu=None), Correction(kind=kind, high=0.9))
 
 
 def test_the_exponents_of_vespo_are_read_in_float64(make_stats, same):
@@ -138,18 +136,15 @@ def test_vespo_over_32768_tokens_is_its_formula_or_the_bound(make_stats, dtype, 
         assert (found[row] == found[row, 0]).all()
 
 
-@pytest.mark.parametrize("kind", ["mask", "sequence_mask"])
 @pytest.mark.parametrize(("nats", "kept"), [(19.0, True), (22.0, True), (24.0, False), (900.0, False)])
-def test_a_mask_reads_the_ratio_and_not_what_it_is_held_at(kind, nats, kept):
+def test_a_mask_reads_the_ratio_and_not_what_it_is_held_at(nats, kept):
     logp = torch.full((1, 1), -1000.0, dtype=torch.float64)
     stats = TokenStats(
         logp_theta=logp, logp_old=logp + nats, logp_mu=logp, mask=logp < 0, advantage=torch.ones(1).double()
     )
-    factor = correction(stats, Correction(kind=kind, high=1e10))  # exp(23.03)
+    factor = correction(stats, Correction(kind="mask", high=1e10))  # exp(23.03)
     assert (factor > 0).item() == kept
-    assert factor.item() == (
-        kept if kind == "sequence_mask" else kept * min(BOUND, float(torch.tensor(nats).double().exp()))
-    )
+    assert factor.item() == kept * min(BOUND, float(torch.tensor(nats).double().exp()))
 
 
 @pytest.mark.parametrize("kind", sorted(CORRECTIONS))

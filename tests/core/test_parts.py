@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from firstorder.core.errors import ConfigError, DataError
-from firstorder.core.method import advantage, aggregation, clip, correction, parts, ratio
+from firstorder.core.method import advantage, aggregation, clip, correction, parts, ratio, rejection, scale
 from firstorder.core.method.recipe import Advantage, Recipe
 from firstorder.core.method.surrogate import token_weights
 from firstorder.core.training.loop import check_trainable
@@ -15,11 +15,23 @@ from firstorder.core.training.loop import check_trainable
 TABLES = {
     "ratio.span": (parts.SPANS, ratio.FUNCTIONS),
     "correction.kind": (parts.CORRECTIONS, correction.FUNCTIONS),
+    "rejection.kind": (parts.REJECTIONS, rejection.FUNCTIONS),
+    "rejection.over": (parts.OVERS, rejection.OVERS),
     "clip.kind": (parts.CLIPS, clip.FUNCTIONS),
     "aggregation.kind": (parts.AGGREGATIONS, aggregation.FUNCTIONS),
     "advantage.baseline": (parts.BASELINES, advantage.FUNCTIONS),
+    "advantage.scale": (parts.SCALES, scale.FUNCTIONS),
 }
-WEIGHTS = ("ratio.span", "correction.kind", "clip.kind", "aggregation.kind", "ratio.of", "ratio.router_floor")
+WEIGHTS = (
+    "ratio.span",
+    "correction.kind",
+    "rejection.kind",
+    "rejection.over",
+    "clip.kind",
+    "aggregation.kind",
+    "ratio.of",
+    "ratio.router_floor",
+)
 ROWS = [
     *((key, kind, row) for key, (table, _) in TABLES.items() for kind, row in table.items()),
     *(("ratio.of", of, row) for of, row in parts.RATIOS.items()),
@@ -32,9 +44,12 @@ IN_A_WEIGHT = pytest.mark.parametrize(
 )
 ACTING = {  # settings with which a kind acts on some tokens of the batch below
     "correction.kind": {"low": 0.7, "high": 1.2},
-    "truncate": {"low": 0.0},
-    "max_kl": {"low": 0.0, "high": 0.03},
-    "mean_kl": {"low": 0.0, "high": 0.016},
+    "rejection.kind": {"low": -0.2, "high": 0.02},
+    "rejection.kind=ratio": {"low": 0.8, "high": 1.2},
+    "rejection.kind=kl": {"high": 0.02},
+    "rejection.over": {"kind": "k2", "low": -1.0, "high": 0.3},
+    "rejection.over=sum": {"high": 1.5},
+    "rejection.over=max": {"high": 0.8},
     "clip.kind": {"low": 0.1, "high": 0.15},
     "tv": {"high": 0.02},
     "kl": {"high": 0.002},
@@ -46,12 +61,18 @@ ACTING = {  # settings with which a kind acts on some tokens of the batch below
 LOOSE = {"m2po": {"budget": 0.3}}  # so that the bound is the batch's own
 OTHER = {  # other values of a setting, one of which a kind that reads it feels
     "correction.kind": {"low": (0.05, 0.95), "high": (0.01, 1.05, 20.0)},
+    "rejection.kind": {"low": (-1e3, 0.01, 0.9), "high": (0.002, 1.2, 1e3)},
     "clip.kind": {"low": (0.0, 0.3), "high": (0.0005, 0.05, 0.4), "budget": (1e-6, 0.5)},
     "alpha": (0.25,),
     "constant": (2.0,),
     "steps": (2,),
     "of": ("theta/old",),
     "span": ("prefix",),
+    "mean_one": (True,),
+    "over": ("mean",),
+    "where": ("negative",),
+    "cap": (1.05,),
+    "temperature": ((4.0, 5.0),),
     "positive": ((1.0, 1.0),),
     "negative": ((1.0, 1.0),),
 }
@@ -60,7 +81,8 @@ OTHER = {  # other values of a setting, one of which a kind that reads it feels
 def method(key, kind, row, **settings):
     """A recipe of one part and nothing else but what that part must have beside it."""
     section, name = key.split(".")
-    own = ACTING.get(key, {}) | ACTING.get(kind, {}) | {name: kind} | settings
+    named = {} if section == "rejection" else ACTING.get(kind, {})  # `ratio` and `kl` are kinds of two sections
+    own = ACTING.get(key, {}) | named | ACTING.get(f"{key}={kind}", {}) | {name: kind} | settings
     tree = {"ratio": {"of": "theta/mu" if key == "clip.kind" or section == "ratio" else "none"}}
     tree["ratio"] |= {"span": row.span} if row.span else {}
     return Recipe.model_validate({**tree, section: tree.get(section, {}) | own})
@@ -121,7 +143,8 @@ def factor(stats, recipe, key):
     made = token_weights(stats, recipe)
     if key == "ratio.router_floor":
         return made.ratio / ratio.ratio(stats, recipe.ratio.of, "token")
-    return {"correction.kind": made.correction, "ratio.of": made.ratio}.get(key, made.clipped / made.ratio)
+    named = {"correction.kind": made.correction, "rejection.kind": made.kept, "ratio.of": made.ratio}
+    return named.get(key, made.clipped / made.ratio)
 
 
 @pytest.mark.parametrize(("key", "kind", "row"), [each for each in ROWS if each[0] in WEIGHTS and each[2].compares])
@@ -140,7 +163,7 @@ def test_a_part_is_idle_where_the_policies_that_it_compares_agree_and_acts_where
     [
         (key, kind, row, setting)
         for key, kind, row in ROWS
-        if key in ("ratio.span", "correction.kind", "clip.kind", "aggregation.kind")
+        if key in ("ratio.span", "correction.kind", "rejection.kind", "clip.kind", "aggregation.kind")
         for setting in {"ratio.span": ["steps"]}.get(
             key, Recipe.model_fields[key.split(".")[0]].annotation.model_fields
         )
@@ -175,6 +198,17 @@ def test_only_a_row_that_says_so_reads_the_signs_of_other_responses(make_stats, 
     recipe = method(key, kind, row, **LOOSE.get(kind, {}))
     sign = torch.where(torch.arange(40) % 2 == 1, -1.0, 1.0).double()
     assert felt(stats, recipe, lambda s: s.with_advantage(s.advantage * sign))[sign == 1].any().item() == row.signs
+
+
+@pytest.mark.parametrize(("kind", "row"), parts.SCALES.items())
+def test_a_scale_reads_the_batch_and_makes_the_recipe_that_has_it_do_so(kind, row):
+    recipe = Recipe(advantage=Advantage(scale=kind))
+    assert recipe.scope == ("batch" if row.scope == "batch" else "group")
+    assert recipe.weight_scope == "token"
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    one, other = (torch.tensor([1.0, 0.0, 1.0, x]) for x in (0.0, 3.0))
+    first, second = (scale.scaled(a, a, mask, recipe.advantage)[0] for a in (one, other))
+    assert (first != second).item() == (row.scope == "batch")
 
 
 @pytest.mark.parametrize(("baseline", "row"), parts.BASELINES.items())

@@ -26,6 +26,14 @@ def slow(span, delta, mask, steps):
                 value = math.prod(r)
             elif span == "geometric":
                 value = math.prod(r) ** (1 / len(r))
+            elif span in ("turn", "turn_geometric"):
+                first, last = t, t
+                while first and seen[first - 1]:
+                    first -= 1
+                while last + 1 < len(seen) and seen[last + 1]:
+                    last += 1
+                own = [math.exp(row[s]) for s in range(first, last + 1)]
+                value = math.prod(own) ** (1 / len(own) if span == "turn_geometric" else 1)
             elif span == "forward":
                 value = math.prod(r[i : i + steps])
             else:
@@ -60,12 +68,27 @@ def test_every_span_is_its_product_over_response_tokens(make_stats, same, span, 
     same(actual[stats.mask], on_mask(expected, stats.mask))
 
 
-@pytest.mark.parametrize("span", sorted(SPANS))
+@pytest.mark.parametrize("span", sorted(set(SPANS) - {"turn", "turn_geometric"}))
 def test_an_environment_in_the_middle_of_a_response_is_skipped(make_stats, same, span):
     stats = make_stats()
     dense = {name: getattr(stats, name)[:1, stats.mask[0]] for name in ("logp_theta", "logp_old", "logp_mu", "mask")}
     alone = replace(stats, **dense, advantage=stats.advantage[:1], kl_mu=None, router_shift=None, rewards=None)
     same(ratio(stats, "theta/old", span, 2)[0, stats.mask[0]], ratio(alone, "theta/old", span, 2)[0])
+
+
+@pytest.mark.parametrize("span", ["turn", "turn_geometric"])
+def test_a_turn_is_what_the_environment_leaves_in_one_piece_or_what_it_is_said_to_be(make_stats, same, span):
+    stats = make_stats()
+    own, whole = ratio(stats, "theta/mu", span), {"turn": "sequence", "turn_geometric": "geometric"}[span]
+    first, second = (replace(stats, mask=stats.mask & cut) for cut in (torch.arange(8) < 4, torch.arange(8) >= 4))
+    same(own[0, 1:3], ratio(first, "theta/mu", whole)[0, 1:3])  # the mask of response 0 is 01100110
+    same(own[0, 5:7], ratio(second, "theta/mu", whole)[0, 5:7])
+    one = replace(stats, turn=torch.ones_like(stats.mask).long())
+    same(ratio(one, "theta/mu", span)[stats.mask], ratio(stats, "theta/mu", whole)[stats.mask])
+    said = replace(stats, mask=torch.ones_like(stats.mask), turn=1 + torch.arange(8).expand(6, 8) // 3)
+    parts = [replace(said, mask=said.turn == n, turn=None) for n in (1, 2, 3)]
+    expected = torch.cat([ratio(p, "theta/mu", whole)[:, 3 * i : 3 * i + 3] for i, p in enumerate(parts)], -1)
+    same(ratio(said, "theta/mu", span), expected)
 
 
 def test_staleness_times_discrepancy_is_the_whole_ratio(make_stats, same):
@@ -95,7 +118,7 @@ def test_a_ratio_carries_no_gradient(make_stats):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("span", sorted(set(SPANS) - {"geometric"}))
+@pytest.mark.parametrize("span", sorted(set(SPANS) - {"geometric", "turn_geometric"}))
 def test_a_product_is_held_at_one_bound_in_both_dtypes(make_stats, span, dtype):
     stats = make_stats(dtype=dtype)
     far = replace(stats, logp_theta=torch.full_like(stats.logp_theta, -1.0), logp_mu=stats.logp_mu - 60.0)
@@ -158,6 +181,8 @@ IMPOSSIBLE = {  # the first token has probability 0 under the numerator, the oth
     "prefix": [0.0, 0.0, 0.0],
     "sequence": [0.0, 0.0, 0.0],
     "geometric": [0.0, 0.0, 0.0],
+    "turn": [0.0, 0.0, 0.0],
+    "turn_geometric": [0.0, 0.0, 0.0],
     "forward": [0.0, 1.0, 1.0],
     "min_prefix": [0.0, 0.0, 0.0],
 }

@@ -73,6 +73,11 @@ def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
         ),
         (["aggregation.kind=token_mean"], "batch", "batch"),
         (["correction.kind=mean_kl", "correction.high=0.1"], "sequence", "group"),
+        (["rejection.kind=k3", "rejection.high=0.1"], "token", "group"),
+        (["rejection.kind=k3", "rejection.over=max", "rejection.high=0.1"], "sequence", "group"),
+        (["advantage.scale=whiten"], "token", "batch"),
+        (["correction.kind=ratio", "correction.mean_one=true"], "batch", "batch"),
+        (["ratio.span=turn"], "sequence", "group"),
         (["clip.kind=gmpo", 'advantage.baseline="none"'], "sequence", "sequence"),
         (["clip.kind=ctpo", "ratio.span=prefix"], "sequence", "group"),
         (["clip.kind=m2po", 'advantage.baseline="none"'], "batch", "batch"),
@@ -88,6 +93,8 @@ def test_the_scope_is_the_widest_that_a_part_reads(assignments, weight_scope, sc
 
 
 CONTRADICTIONS = [
+    (["terms.reference_estimator=k2"], "reference_estimator = k2 is read beside terms.reference_kl only, got .* = 0"),
+    (["terms.squared_of=theta/old"], "squared_of = theta/old is read beside terms.squared_log_ratio only, got .* = 0"),
     (["advantage.std=true", 'advantage.baseline="none"'], "got advantage.baseline = none; choose group_mean"),
     (["advantage.std=true", "advantage.baseline=value"], "got advantage.baseline = value; choose group_mean"),
     (["advantage.gae_lambda=0.9"], "gae_lambda = 0.9 is read by baseline value only, got .* = group_mean"),
@@ -101,14 +108,16 @@ CONTRADICTIONS = [
     (["clip.kind=gmpo", "ratio.span=sequence"], "clip.kind = gmpo bounds the token ratio, got ratio.span = sequence"),
     (["clip.kind=m2po", "ratio.of=old/mu"], "clip.kind = m2po bounds a ratio of theta, got ratio.of = old/mu"),
     (["clip.budget=0.1"], "clip.budget = 0.1 is read by clip.kind = m2po only, got none"),
+    (["clip.cap=4"], "clip.cap = 4.0 is read by clip.kind = dual only, got none"),
+    (["clip.temperature=[1.0, 2.0]"], r"clip.temperature = \[1.0, 2.0\] is read by clip.kind = sapo only, got none"),
     (["ratio.router_floor=0.9", "ratio.of=old/mu"], "router_floor = 0.9 rescales a ratio of theta, got .* = old/mu"),
     (["clip.kind=minirl", "clip.low=1.5"], "clip.low must be at most 1"),
     (["correction.kind=mask", "correction.low=5", "correction.high=2"], "correction.low must be below"),
-    (
-        ["correction.kind=truncate", "correction.low=1", "correction.high=2"],
-        "correction.low = 1.0 is not read by",
-    ),
     (["correction.kind=truncate"], "truncate without a bound does nothing"),
+    (["correction.mean_one=true"], "correction.mean_one has no correction to divide"),
+    (["rejection.kind=k3"], "rejection.kind = k3 without a bound does nothing"),
+    (["rejection.kind=k1", "rejection.low=1", "rejection.high=-1"], "rejection.low must be below rejection.high"),
+    (["rejection.kind=k3", "rejection.high=1", "correction.high=4"], "are not read by correction.kind = none"),
     (["optimizer.lr=2", "optimizer.weight_decay=1"], "optimizer.lr x optimizer.weight_decay = 2 takes more than all"),
     (["advantage.baseline=value", "critic.lr=2", "critic.weight_decay=1"], "critic.lr x critic.weight_decay = 2 takes"),
     (["schedule.prompts=65", "schedule.minibatches=2"], "must be a multiple of schedule.minibatches = 2"),
@@ -183,8 +192,8 @@ def test_a_recipe_cannot_be_changed():
         ("rspo", True, False, []),
         ("dppo-tv", False, True, []),
         ("dppo-tv", False, False, ["ratio.of = theta/mu", "clip.kind = tv"]),
-        ("trm", False, False, ["ratio.of = theta/mu", "correction.kind = max_kl"]),
-        ("trm-avg", False, False, ["ratio.of = theta/mu", "correction.kind = mean_kl"]),
+        ("trm", False, False, ["ratio.of = theta/mu", "rejection.kind = kl"]),
+        ("trm-avg", False, False, ["ratio.of = theta/mu", "rejection.kind = kl"]),
         ("m2po", False, False, ["ratio.of = theta/mu", "clip.kind = m2po"]),
         ("ctpo", False, True, []),
         ("reinforce", False, False, []),
@@ -231,6 +240,6 @@ def test_a_rule_of_replay_is_inert_with_its_mode_and_constant_gates_never_are():
 
 
 def test_a_mask_by_divergence_is_not_called_inert_for_the_policies_it_does_not_read():
-    recipe = make("correction.kind=max_kl", "correction.high=0.05")
-    assert recipe.correction.of == "old/mu"
+    recipe = make("rejection.kind=kl", "rejection.over=max", "rejection.high=0.05")
+    assert recipe.rejection.of == "old/mu"
     assert inert_parts(recipe, stale=True, mismatch=False) == []

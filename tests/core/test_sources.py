@@ -12,7 +12,7 @@ Each recipe meets them with advantages +1, -1 and with -1, +1. A token mean divi
 each response by 2 and by 3.
 """
 
-from math import exp, log, sqrt
+from math import cosh, exp, log, sqrt
 
 import pytest
 import torch
@@ -98,15 +98,49 @@ EXPECTED = {
     "trm": ([[48, 0.9], [0, 0, 0]], [[-48, -0.9], [0, 0, 0]]),
     "trm-avg": ([[48, 0.9], [0, 0, 0]], [[-48, -0.9], [0, 0, 0]]),
 }
+EXPECTED |= {
+    # PPO's, and 6 where A < 0, above 3
+    "ppo-dual-clip": ([[0, 0.36], [-0.44, 0, 0]], [[0, -0.36], [0.44, 0.2352, 0.26]]),
+    # r / cosh²(τ (r - 1) / 2), τ = 1 where A > 0 and 1.05 where A < 0, over 2 and 3 tokens
+    "sapo": (
+        [
+            [r * cosh((r - 1) / 2) ** -2 / 2 for r in (6, 0.9)],
+            [-r * cosh(1.05 * (r - 1) / 2) ** -2 / 3 for r in (1.1, 0.588, 0.65)],
+        ],
+        [
+            [-r * cosh(1.05 * (r - 1) / 2) ** -2 / 2 for r in (6, 0.9)],
+            [r * cosh((r - 1) / 2) ** -2 / 3 for r in (1.1, 0.588, 0.65)],
+        ],
+    ),
+    # PPO's, times old/mu = 8, 1, 0.6, 2.5, 1 held at 2; none is below 0.5
+    "tis-two-sided": ([[0, 0.36], [-0.264, 0, 0]], [[-4.8, -0.36], [0.264, 0.4704, 0.26]]),
+    # over the mean of 2, 1, 0.6, 2, 1
+    "tis-mean-one": (
+        [[0, 0.36 / 1.32], [-0.2, 0, 0]],
+        [[-4.8 / 1.32, -0.36 / 1.32], [0.2, 0.4704 / 1.32, 0.26 / 1.32]],
+    ),
+    # without the mean, and without both responses, √8 and 1.5^(1/3)
+    "tis-rejection-geometric": ([[0, 0], [0, 0, 0]], [[0, 0], [0, 0, 0]]),
+    # and without those of a mean of old/mu - 1 - log(old/mu) above 0.01: (7 - log 8) / 2, (1.1 - log 1.5) / 3
+    "tis-rejection-k3": ([[0, 0], [0, 0, 0]], [[0, 0], [0, 0, 0]]),
+    # GRPO's; where A < 0 the mean of log mu/theta is -log(43.2) / 2 and -log(0.63063) / 3 = 0.154, both below 0.5
+    "opsm": ([[0, 0.45], [-1.1 / 3, 0, 0]], [[-3, -0.45], [1.1 / 3, 0.196, 0.65 / 3]]),
+    # one turn each: √5.4 and 0.42042^(1/3) = 0.749 are outside 0.8 to 1.2 on the side that the first signs push to
+    "turn-ppo": ([[0, 0], [0, 0, 0]], [[-sqrt(5.4) / MEAN] * 2, [0.42042 ** (1 / 3) / MEAN] * 3]),
+}
 EXPECTED |= {"ppo-critic": EXPECTED["ppo-clip"], "keep-routing": MINIRL, "minirl-critic": MINIRL}
 EXPECTED |= {"reinforce-n64": EXPECTED["reinforce"]}
+# at 0.2 only the first token is too far, |3/4 - 1/64|
+EXPECTED |= {"dppo-tv-squared": ([[0, 0.9], [-0.66, -1.47, -0.65]], [[-48, -0.9], [0.66, 1.47, 0.65]])}
 READ = {
     "rspo": {"router_shift": [[log(10 / 9), 0.0], [log(2), 0.0, 0.0]]},
     "trm": {"kl_mu": [[0.04, 0.0], [0.06, 0.0, 0.0]]},  # the largest against 0.05
     "trm-avg": {"kl_mu": [[0.0012, 0.0004], [0.003, 0.0004, 0.0004]]},  # means 0.0008 and 0.00127 against 0.001
 }
 # group-standardised rewards: GRPO's, and those of the methods laid over it
-SPREAD = {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
+SPREAD = {"tis-two-sided", "tis-mean-one", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm"}
+SPREAD |= {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
+SPREAD |= {"grpo-kl", "grpo-entropy"}
 
 
 def padded(rows):
@@ -124,7 +158,7 @@ def batch(signs, **read):
 
 
 def method(recipe):
-    return recipe.ratio, recipe.correction, recipe.clip, recipe.aggregation
+    return recipe.ratio, recipe.correction, recipe.rejection, recipe.clip, recipe.aggregation
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -132,6 +166,12 @@ def test_a_recipe_weighs_tokens_as_its_source_does(name):
     for signs, expected in zip(([1.0, -1.0], [-1.0, 1.0]), EXPECTED[name], strict=True):
         found = token_weights(batch(signs, **READ.get(name, {})), RECIPES[name]).weight
         torch.testing.assert_close(found, padded(expected), rtol=1e-12, atol=0.0 if name == "vespo" else 1e-14)
+
+
+def test_opsm_drops_a_response_that_lost_and_that_mu_likes_more():
+    recipe = RECIPES["opsm"].with_({"rejection.high": 0.15})
+    found = token_weights(batch([1.0, -1.0]), recipe).weight
+    torch.testing.assert_close(found, padded([[0, 0.45], [0, 0, 0]]))
 
 
 @pytest.mark.parametrize("name", sorted(RUNNABLE))

@@ -141,6 +141,6 @@ def test_advantages_and_distances_that_are_none_are_refused(make_stats, name, va
 
 def test_members_carry_their_own_rows(make_stats):
     stats = replace(make_stats(), measure=torch.full((6,), 1 / 6).double())
-    stack = replace(stats, **{n: torch.stack([x, x]) for n, x in vars(stats).items()})
+    stack = replace(stats, **{n: torch.stack([x, x]) for n, x in vars(stats).items() if x is not None})
     assert stack.members(slice(1, 2)).logp_theta.shape == (1, 6, 8)
     assert stack.members(slice(1, 2)).measure.shape == (1, 6)

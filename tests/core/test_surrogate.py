@@ -78,9 +78,9 @@ def test_a_measure_counts_like_repeated_responses(make_stats, same, recipe, seed
 def test_a_weight_is_the_product_of_its_reported_factors(make_stats, same, recipe):
     stats = make_stats()
     parts = token_weights(stats, recipe)
-    product = stats.advantage[:, None] * parts.clipped * parts.correction / parts.norm
+    product = stats.advantage[:, None] * parts.clipped * parts.correction * parts.kept / parts.norm
     same(parts.weight[stats.mask], product.expand_as(parts.weight)[stats.mask])
-    assert not any(getattr(parts, name).requires_grad for name in ("weight", "ratio", "clipped", "correction", "norm"))
+    assert not any(getattr(parts, name).requires_grad for name in vars(parts))
 
 
 @pytest.mark.parametrize("name", ["minirl", "gspo", "dapo", "m2po", "ctpo", "gmpo", "vespo", "nfpo"])
@@ -161,11 +161,22 @@ def test_receipts_tell_what_a_mask_drops_from_what_it_reweighs(make_stats):
 
 
 def test_a_factor_that_equals_the_bound_of_a_mask_is_not_truncated(make_stats):
-    rule = {"kind": "sequence_mask", "low": 0.0, "high": 1.0}
-    recipe = Recipe.model_validate({"correction": rule})
+    rule = {"kind": "ratio", "over": "sum", "low": 0.0, "high": 1.0}
+    recipe = Recipe.model_validate({"rejection": rule})
     found = counted(make_stats(), recipe)
     assert 0 < found["masked"][0] < found["masked"][1]
     assert found["truncated"][0] == 0
+
+
+def test_both_bounds_of_a_truncation_count_and_a_ratio_of_0_without_a_lower_one_does_not(make_stats):
+    stats = make_stats(2, size=12, spread=0.6)
+    nothing = stats.logp_old.clone()
+    nothing[1, 1] = -torch.inf
+    stats = replace(stats, logp_old=nothing)
+    k = (stats.logp_old - stats.logp_mu).exp()[stats.mask]
+    for low, beyond in ((0.0, k > 1.2), (0.8, (k > 1.2) | (k < 0.8))):
+        rule = {"kind": "truncate", "low": low, "high": 1.2}
+        assert counted(stats, Recipe.model_validate({"correction": rule}))["truncated"][0] == int(beyond.sum())
 
 
 @pytest.mark.parametrize("span", ["sequence", "geometric"])
@@ -268,7 +279,7 @@ def test_any_batch_gives_finite_weights_a_finite_loss_and_a_finite_gradient(reci
     stats = odd_batch(seed, size, length, filled, dtype)
     found = outcome(stats, recipe)
     assert all(x.isfinite().all() and x.dtype is dtype for x in found)
-    norm = normaliser(stats, recipe.aggregation)
+    norm = token_weights(stats, recipe).norm
     assert ((found[0] * norm).abs() <= stats.advantage[:, None].abs() * BOUND * (1 + 1e-5)).all()
     counts = receipts(stats, token_weights(stats, recipe), recipe)
     assert all(0 <= above <= below == stats.mask.sum() for above, below in counts.values())

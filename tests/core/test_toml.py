@@ -160,7 +160,9 @@ def test_an_override_below_a_value_is_refused():
 
 
 def test_an_error_carries_the_section_it_was_found_in():
-    with pytest.raises(ConfigError, match=r"unknown key 'recipe\.clip\.hi'; .*valid keys: budget, high, kind, low"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'recipe\.clip\.hi'; .*valid keys: budget, cap, high, kind, low"
+    ):
         toml.build(Recipe, {"clip": {"hi": 1}}, section="recipe")
 
 

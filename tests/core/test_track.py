@@ -164,8 +164,8 @@ def test_sinks_show_every_layer_of_a_few_and_the_extremes_of_many():
     assert "x_layer_max" not in summary(many | {"x_layer_3": [None, 1.0]})
     whole = quantities(48)
     shown = bounded_quantities(whole)
-    assert len(whole) == 49 * 7
-    assert len(shown) == 3 * 7
+    assert len(whole) == 49 * 8
+    assert len(shown) == 3 * 8
     assert shown["replay/rows_changed_layer_max"].formula == "the largest replay/rows_changed_layer_N of 48 MoE layers"
     assert shown["replay/rows_changed_layer_max"].unit == "share of tokens"
     assert bounded_quantities(quantities(LAYERS)) == quantities(LAYERS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from firstorder.sim.exact.scene import MODES, build, engines, grow
 from firstorder.sim.exact.staleness import path
 from firstorder.sim.tasks import task_of
 from firstorder.sim.tasks.task import rows
+
+sys.path.insert(0, str(Path(__file__).parent))  # chains.py
 
 EXACT = runpy.run_path(str(Path(__file__).parents[1] / "tolerances.py"))["EXACT"]
 SMALL = {
@@ -40,10 +43,16 @@ BOUNDS = {
     "tis": ["correction.high=1.05"],
     "minirl-tis": ["correction.high=1.05"],
     "icepop": ["correction.low=0.9", "correction.high=1.1"],
-    "mis": ["correction.high=1.1"],
-    "mis-geometric": ["correction.low=0.99", "correction.high=1.01"],
-    "trm": ["correction.high=0.3"],
-    "trm-avg": ["correction.high=0.42"],
+    "tis-mean-one": ["correction.high=1.05"],
+    "tis-two-sided": ["correction.low=0.95", "correction.high=1.05"],
+    "tis-rejection-geometric": ["correction.high=1.05", "rejection.low=0.95", "rejection.high=1.05"],
+    "tis-rejection-k3": ["correction.high=1.05", "rejection.high=0.005"],
+    "mis": ["rejection.high=1.1"],
+    "mis-geometric": ["rejection.low=0.99", "rejection.high=1.01"],
+    "opsm": ["rejection.high=0.01"],
+    "trm": ["rejection.high=0.3"],
+    "trm-avg": ["rejection.high=0.42"],
+    "ppo-dual-clip": ["clip.cap=1.3"],
 }
 
 

@@ -51,17 +51,19 @@ def best(values, count):
 
 
 class Engine:
-    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token."""
+    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
+    gate weights, which are constants then; `margin` and `condition` are the rule by which experts are used."""
 
-    def __init__(self, sim, weights, numerics, member=0, replay=None):
+    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None, margin=None, condition=0.0):
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
+        self.constant, self.margin, self.condition = gates, margin, condition
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
         self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
         self.seed = combine(mix(member), numerics.seed)
 
     def run(self, tokens):
-        """(state of every layer, log-probs of the next token, experts, router log-probs) after `tokens`."""
+        """(state of every layer, log-probs of the next token, experts, router log-probs, gates) after `tokens`."""
         if tokens not in self.known:
             self.known[tokens] = self._step(tokens)
         return self.known[tokens]
@@ -78,12 +80,15 @@ class Engine:
     def experts(self, tokens):
         return self.run(tokens)[2]
 
+    def gates(self, tokens):
+        return self.run(tokens)[4]
+
     def _step(self, tokens):
         w, sim = self.weights, self.sim
         x = w["embed"][tokens[-1]]
         zero = [torch.zeros(sim.width, dtype=torch.float64)] * sim.layers
         before = zero if len(tokens) == 1 else self.run(tokens[:-1])[0]
-        states, experts, router_logps = [], [], []
+        states, experts, router_logps, weighed = [], [], [], []
         for layer in range(sim.layers):
             h = x + torch.tanh(x @ w["mix_x"][layer] + before[layer] @ w["mix_s"][layer])
             seen = unit(h)
@@ -91,6 +96,8 @@ class Engine:
             bias = w["bias"][layer] if "bias" in w else None
             given = None if self.replay is None else self.replay(tokens)[layer]
             ids, gates = self._route(list(logits), bias, given)
+            if self.constant is not None:
+                gates = self.constant(tokens)[layer]
             out = torch.zeros(sim.width, dtype=torch.float64)
             for expert, gate in zip(ids, gates, strict=True):
                 inner = seen @ w["up"][layer, expert]
@@ -98,10 +105,11 @@ class Engine:
             x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
             states.append(unit(x))
             experts.append(ids)
+            weighed.append([torch.as_tensor(gate).item() for gate in gates])
             router_logps.append([p.log().item() for p in softmax(list(logits))])
         logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
         logp = logits - max(logits.tolist())
-        return states, logp - logp.exp().sum().log(), experts, router_logps
+        return states, logp - logp.exp().sum().log(), experts, router_logps, weighed
 
     def _noisy(self, x, tokens, layer, site, scale):
         if not scale:
@@ -124,11 +132,28 @@ class Engine:
             totals = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(sim.groups)]
             allowed = best(totals, sim.limited_groups)
             choice = [c if i // size in allowed else -math.inf for i, c in enumerate(choice)]
-        ids = best(choice, sim.top_k) if given is None else given
+        ids = best(choice, sim.top_k) if given is None else self._ruled(given, choice)
         picked = [scores[i] for i in ids]
         if kind == "topk_softmax":
             return ids, softmax(picked)
         return ids, picked if kind == "top1" else [p / sum(picked) for p in picked]
+
+    def _ruled(self, given, choice):
+        """The experts that are used where some are given, by the scores of the live choice."""
+        ranked = best(choice, len(choice))
+        live, first_out = ranked[: self.sim.top_k], ranked[self.sim.top_k]
+        if self.margin is not None and choice[live[-1]] - choice[first_out] >= self.margin:
+            return live
+        if not self.condition:
+            return given
+        strength = choice
+        if self.sim.router == "topk_softmax":
+            strength = [v.item() for v in softmax([torch.tensor(c, dtype=torch.float64) for c in choice])]
+        weakest = strength[live[-1]]
+        least = self.condition * weakest if weakest > 0 else weakest
+        stay = [i for i in given if strength[i] >= least]
+        others = [i for i in ranked if i not in stay]
+        return given if len(stay) == len(given) else stay + others[: len(given) - len(stay)]
 
 
 def responses(sim):
@@ -312,6 +337,29 @@ class Lab:
 
     def advantages(self, rule, size):
         """{(prompt, response, advantage): chance of meeting it in a slot of a group}, over all groups."""
+        scaled = self.scale(rule, size)
+        return {(x, y, scaled(a)): chance for (x, y, a), chance in self.unscaled(rule, size).items()}
+
+    def scale(self, rule, size):
+        """What ever larger batches make of an advantage, or of those of a response's tokens."""
+        shift, spread = 0.0, 1.0
+        if rule.scale == "batch_std":
+            mean = self.expect(lambda p: self.reward[p])
+            spread = math.sqrt(self.expect(lambda p: (self.reward[p] - mean) ** 2)) + 1e-6
+        elif rule.scale == "whiten":
+            found = self.unscaled(rule, size).items()
+            each = [(m, b) for (_, y, a), m in found for b in (a if isinstance(a, tuple) else (a,) * len(y))]
+            count = sum(m for m, _ in each)
+            shift = sum(m * b for m, b in each) / count
+            spread = math.sqrt(sum(m * (b - shift) ** 2 for m, b in each) / count + 1e-8)
+
+        def scaled(a):
+            return tuple(map(scaled, a)) if isinstance(a, tuple) else (a - shift) / spread
+
+        return scaled
+
+    def unscaled(self, rule, size):
+        """The same before any scale of the batch."""
         if rule.baseline == "value":
             return {(*pair, self.gae(pair, rule.gae_lambda)): chance for pair, chance in self.chance.items()}
         found = {}
@@ -350,10 +398,42 @@ class Lab:
             total = total + chance * sum(
                 w * logp for w, logp in zip(weight, target.logps(prompt, response), strict=True)
             )
-        return slope(total, self.weights)
+        return slope(total - self.penalty(recipe), self.weights)
+
+    def penalty(self, recipe):
+        """E_μ of the loss of `[terms]` over whole responses, as it is published, for autograd to differentiate."""
+        terms, mode, total = recipe.terms, recipe.router_replay.mode, torch.zeros((), dtype=torch.float64)
+        for pair, chance in self.chance.items():
+            theta, spread = self.target[mode].logps(*pair), []
+            old, mu = self.old[mode].plain(pair), self.mu.plain(pair)
+            for t in range(len(theta)):
+                every = self.target[mode].run(context(self.sim, pair[0], pair[1][:t]))[1]
+                base = self.old[mode].run(context(self.sim, pair[0], pair[1][:t]))[1].detach()  # π_ref is π_old here
+                d = theta[t] - old[t]
+                kl = {
+                    "k1": d,
+                    "k2": d**2 / 2,
+                    "k3": (-d).exp() - 1 + d,
+                    "unbiased": (theta[t] - mu[t]).exp() * ((-d).exp() - 1 + d),
+                    "full": sum(a.exp() * (a - b) for a, b in zip(every, base, strict=True)),
+                }[terms.reference_estimator]
+                r = theta[t] - (mu if terms.squared_of == "theta/mu" else old)[t]
+                entropy = -sum(a.exp() * a for a in every)
+                spread.append(terms.reference_kl * kl + terms.squared_log_ratio * r**2 - terms.entropy * entropy)
+            total = total + chance * sum(spread) / self.norm(recipe, len(theta))
+        return total
+
+    def norm(self, recipe, length):
+        rule = recipe.aggregation
+        return {
+            "token_sum": 1.0,
+            "length": length**rule.alpha,
+            "token_mean": self.length,
+            "constant": rule.constant,
+        }[rule.kind]
 
     def _factors(self, recipe, pair, each):
-        mode, clip, c = recipe.router_replay.mode, recipe.clip, recipe.correction
+        mode, clip, c, judge = recipe.router_replay.mode, recipe.clip, recipe.correction, recipe.rejection
         theta, old, mu = (e.plain(pair) for e in (self.target[mode], self.old[mode], self.mu))
         logs = {"theta": theta, "old": old, "mu": mu}
         length = len(theta)
@@ -361,7 +441,8 @@ class Lab:
         def spanned(of, span, steps=1):
             above, below = of.split("/")
             r = [math.exp(u - v) for u, v in zip(logs[above], logs[below], strict=True)]
-            return [span_ratio(r, t, span, steps) for t in range(length)]
+            turn = self.sim.turn_length if self.sim.task == "guess" else length
+            return [span_ratio(r, t, span, steps, turn) for t in range(length)]
 
         rule = recipe.ratio
         ratio = [1.0] * length if rule.of == "none" else spanned(rule.of, rule.span, rule.steps)
@@ -377,6 +458,12 @@ class Lab:
                 w *= not (a > 0 and moved[t] > 1 + clip.high) and not (a < 0 and moved[t] < 1 - clip.low)
             elif clip.kind in ("ppo", "gspo"):
                 w *= not (a > 0 and w > 1 + clip.high) and not (a < 0 and w < 1 - clip.low)
+            elif clip.kind == "dual":
+                w *= not (a > 0 and w > 1 + clip.high) and not (a < 0 and (w < 1 - clip.low or w > clip.cap))
+            elif clip.kind == "sapo":
+                tau = clip.temperature[0 if a > 0 else 1]
+                gate = 1 / (1 + math.exp(-tau * (w - 1)))
+                w *= 4 * gate * (1 - gate)
             elif clip.kind == "cispo":
                 w = min(max(w, 1 - clip.low), 1 + clip.high)
             elif clip.kind == "tv":
@@ -401,26 +488,46 @@ class Lab:
                 w = 0.0 if dropped else math.exp(sum(held) / length)
             if c.kind in ("ratio", "truncate", "mask"):
                 k = spanned(c.of, c.span)[t]
-                w *= {"ratio": k, "truncate": min(k, c.high), "mask": k * (c.low <= k <= c.high)}[c.kind]
-            elif c.kind in ("sequence_mask", "geometric_mask"):
-                k = spanned(c.of, "sequence" if c.kind == "sequence_mask" else "geometric")[t]
-                w *= c.low <= k <= c.high
+                w *= {"ratio": k, "truncate": max(c.low, min(k, c.high)), "mask": k * (c.low <= k <= c.high)}[c.kind]
             elif c.kind == "vespo":
                 whole = spanned(c.of, "sequence")[t]
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
-            elif c.kind in ("max_kl", "mean_kl"):
-                prefixes = [context(self.sim, pair[0], pair[1][:s]) for s in range(length)]
-                apart = [self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes]
-                w *= (max(apart) if c.kind == "max_kl" else sum(apart) / length) <= c.high
-            if recipe.aggregation.kind == "length":
-                w /= length**recipe.aggregation.alpha
-            elif recipe.aggregation.kind == "token_mean":
-                w /= self.length
-            elif recipe.aggregation.kind == "constant":
-                w /= recipe.aggregation.constant
-            factors.append(w)
+            if c.mean_one:
+                w /= self.mean_factor(c, mode)
+            if judge.kind != "none" and (a < 0 or judge.where == "always"):
+                w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
+            factors.append(w / self.norm(recipe, length))
         return factors
+
+    def mean_factor(self, c, mode):
+        """E of a truncated token ratio over response tokens."""
+        above, below = c.of.split("/")
+        engines = {"theta": self.target[mode], "old": self.old[mode], "mu": self.mu}
+
+        def total(pair):
+            pairs = zip(engines[above].plain(pair), engines[below].plain(pair), strict=True)
+            return sum(max(c.low, min(math.exp(u - v), c.high)) for u, v in pairs)
+
+        return self.expect(total) / self.length
+
+    def judged(self, judge, pair, mode, logs, t):
+        """What a rejection compares with its bounds at token t."""
+        above, below = judge.of.split("/")
+        d = [u - v for u, v in zip(logs[above], logs[below], strict=True)]
+        if judge.kind == "kl":
+            prefixes = [context(self.sim, pair[0], pair[1][:s]) for s in range(len(d))]
+            each = [self.kl(prefix, self.mu, self.target[mode]) for prefix in prefixes]
+        else:
+            of = {
+                "ratio": lambda x: x,
+                "k1": lambda x: -x,
+                "k2": lambda x: x * x / 2,
+                "k3": lambda x: math.exp(x) - 1 - x,
+            }
+            each = [of[judge.kind](x) for x in d]
+        v = {"token": each[t], "sum": sum(each), "mean": sum(each) / len(each), "max": max(each)}[judge.over]
+        return math.exp(v) if judge.kind == "ratio" else v
 
     def cap(self, recipe):
         """τ of M2PO over every group that can be met: the cap on |log r| of harmful tokens, by halving."""
@@ -457,7 +564,7 @@ class Lab:
         return sum(shifts) / len(shifts)
 
 
-def span_ratio(r, t, span, steps):
+def span_ratio(r, t, span, steps, turn):
     if span == "token":
         return r[t]
     if span == "prefix":
@@ -466,6 +573,9 @@ def span_ratio(r, t, span, steps):
         return math.prod(r)
     if span == "geometric":
         return math.prod(r) ** (1 / len(r))
+    if span in ("turn", "turn_geometric"):
+        own = r[t // turn * turn : (t // turn + 1) * turn]
+        return math.prod(own) ** (1 / len(own) if span == "turn_geometric" else 1)
     if span == "forward":
         return math.prod(r[t : t + steps])
     return r[t] * min(r[:t], default=1.0)

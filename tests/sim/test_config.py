@@ -3,7 +3,8 @@ import torch
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.settings import toml
-from firstorder.sim.config import Sim, check_replay
+from firstorder.sim.checks import check_replay
+from firstorder.sim.config import Sim
 from firstorder.sim.exact.scene import grow
 from firstorder.sim.tasks import TASKS, task_of
 from firstorder.sim.tasks.task import rows

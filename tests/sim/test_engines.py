@@ -130,11 +130,23 @@ def test_a_fresh_engine_is_the_mean_of_its_draws(same, make_recipe):
 
 @pytest.mark.parametrize("world", ["graph", "tree"])
 @pytest.mark.parametrize("setting", [FRESH, NOISY], ids=["fresh", "readings"])
-@pytest.mark.parametrize("name", ["minirl", "tis", "icepop", "reinforce"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minirl",
+        "tis",
+        "icepop",
+        "reinforce",
+        "reinforce rejection.kind=k3 rejection.high=0.05",
+        "reinforce-plus-plus-baseline rejection.kind=k2 rejection.over=max rejection.high=0.3",
+        "nfpo rejection.kind=k2 rejection.over=max rejection.high=0.3",
+    ],
+)
 def test_sampled_responses_with_sampled_readings_come_to_the_exact_update(name, setting, world, make_recipe):
     """The mean over a sample, each token with one recorded log-prob, against the sum over every draw of every edge."""
+    recipe = make_recipe(*name.split())
     sizes = CHAIN if world == "graph" else TREE | {"samples": 10_000}
-    measured = Measurement(scene=scene_of(Sim(**(sizes | setting)), make_recipe(name)), recipe=make_recipe(name))
+    measured = Measurement(scene=scene_of(Sim(**(sizes | setting)), recipe), recipe=recipe)
     exact, batch = measured.coefficients(), measured.batch
     assert measured.form is not None
     assert batch.scene.responses.sampled

@@ -7,9 +7,8 @@ from firstorder.core.errors import ConfigError
 from firstorder.sim.exact import objectives
 from firstorder.sim.exact.edges import kl
 from firstorder.sim.exact.measurement import Measurement
-from firstorder.sim.exact.pruning import FLOOR
 from firstorder.sim.exact.scene import MODES
-from firstorder.sim.training.expected import check_update
+from firstorder.sim.model.truncation import FLOOR
 
 MIN_P = 0.1
 GRAPH = {"world": "graph", "task": "chain", "vocab": 4, "positions": 2, "right": 1, "prompts": 2}
@@ -83,12 +82,6 @@ def test_readings_are_those_of_what_is_left(small, make_scene):
     off = (found.readings.logp - found.mu_old.logp[:, None]).abs().amax(1)
     assert out.any()
     assert (off < 0.2).all()
-
-
-def test_samples_of_a_pruned_vocabulary_are_refused(small, make_recipe):
-    with pytest.raises(ConfigError, match=r"sim.min_p = 0.1 prunes expected updates alone, got sim.update = sampled"):
-        check_update(make_recipe("minirl"), small(min_p=MIN_P))
-    check_update(make_recipe("minirl"), small(min_p=MIN_P, update="expected"))
 
 
 def test_an_engine_that_is_drawn_at_every_token_has_no_tail_to_prune(small, make_scene):

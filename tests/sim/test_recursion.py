@@ -146,6 +146,7 @@ def scene(graph, generator):
         mu=said(mu),
         old={"disabled": said(old)},
         target=passes,
+        sent=said(mu).routes,
         stale=True,
     )
 

@@ -128,6 +128,31 @@ def test_a_bound_over_the_batch_meets_the_signs_of_every_baseline(baseline, stal
     same(update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 2)), RTOL)
 
 
+@pytest.mark.parametrize("keys", [["ratio.span=turn"], [], ["correction.kind=truncate", "correction.span=turn"]])
+def test_a_turn_ends_where_the_environment_answers(keys, small, make_lab, make_scene, make_recipe, same):
+    sim = small(task="guess", vocab=4, prompts=1, turn_length=2, horizon=3, staleness=1, lr=1.0)
+    bounds = ["correction.low=0.9", "correction.high=1.02"] if len(keys) > 1 else []
+    recipe = make_recipe("turn-ppo", "clip.low=0.01", "clip.high=0.01", *keys, *bounds, "schedule.group_size=2")
+    lab, scene = make_lab(sim), make_scene(sim)
+    found = update(scene, recipe)[0]
+    same(found, lab.update(recipe, lab.advantages(recipe.advantage, 2)), RTOL)
+    whole = [key.replace("turn", "sequence") for key in keys] or ["ratio.span=geometric"]
+    other = recipe.with_(dict(key.split("=") for key in whole if "span" in key))
+    assert float((update(scene, other)[0] - found).norm()) > 1e-3 * float(found.norm())
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["whiten", "batch_std"])
+def test_a_scale_of_the_batch_is_that_of_all_groups(baseline, scale, small, make_lab, make_scene, make_recipe, same):
+    sim = small(**SETTINGS["graded"])
+    changes = [f'advantage.baseline="{baseline}"', f"advantage.scale={scale}", "about.scope=batch"]
+    recipe = make_recipe(
+        "minirl-r3", "schedule.group_size=3", *changes, *(["advantage.gae_lambda=0.5"] if baseline == "value" else [])
+    )
+    lab, scene = make_lab(sim), make_scene(sim)
+    same(update(scene, recipe)[0], lab.update(recipe, lab.advantages(recipe.advantage, 3)), RTOL)
+
+
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
 @pytest.mark.parametrize("std", [True, False])
 def test_a_baseline_over_several_reward_levels_is_that_of_all_groups(
@@ -155,5 +180,5 @@ def test_every_part_acts_in_the_settings_of_the_reference(stale, acting):
             counts = receipts(signed, token_weights(signed, recipe), recipe)
             acted = {part: n + float(counts[part][0]) for part, n in acted.items()}
         for part, n in acted.items():
-            section = recipe.correction if part == "corrected" else recipe.clip
-            assert (n > 0) == (section.kind != "none"), (name, part)
+            kinds = {recipe.correction.kind, recipe.rejection.kind} if part == "corrected" else {recipe.clip.kind}
+            assert (n > 0) == (kinds != {"none"}), (name, part)

@@ -38,10 +38,11 @@ def projections(stale):
 def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections, acting):
     recipe = acting(name, "schedule.group_size=4")
     # a weight that reads its batch has its limit where batches are large; the others are unbiased at any size
-    groups, batches = (800, 30) if recipe.weight_scope == "batch" else (4, 3000)
+    groups, batches = (800, 30) if recipe.scope == "batch" else (4, 3000)
     along = projections[recipe.router_replay.mode]
     measurement = Measurement(scene=stale, recipe=recipe)
-    limit = scatter(measurement.batch.expected, stale.responses, stale.world.contexts).flatten() @ along
+    edges = scatter(measurement.batch.expected, stale.responses, stale.world.contexts)
+    limit = sum(measurement.term_coefficients.values(), edges).flatten() @ along
     picks = sample_responses(stale, groups, 4, batches, torch.Generator().manual_seed(1))
     found = sampled_edges(measurement, picks) @ along
     error = found.std(0, correction=1) / batches**0.5
@@ -94,7 +95,17 @@ def test_the_jackknife_removes_the_bias_of_a_variance():
     assert jackknife(x.var(correction=0), left).estimate == pytest.approx(float(x.var(correction=1)))
 
 
-@pytest.mark.parametrize("name", ["dapo", "m2po"])
+def test_minibatches_of_one_rollout_share_its_scale(stale, make_recipe, same):
+    recipe = make_recipe("reinforce-plus-plus")
+    picks = sample_responses(stale, 3, 4, 4, torch.Generator().manual_seed(0))
+    measurement = Measurement(scene=stale, recipe=recipe)
+    found = sampled_stats(measurement, picks, minibatches=2).advantage
+    whole = sampled_stats(measurement, picks.view(2, 6, 4)).advantage
+    assert torch.equal(found, whole.view(4, 12))
+    assert not torch.equal(found, sampled_stats(measurement, picks).advantage)
+
+
+@pytest.mark.parametrize("name", ["dapo", "m2po", "reinforce-plus-plus"])
 def test_the_interval_of_a_batch_recipe_closes_in_on_its_limit(name, stale, acting):
     recipe = acting(name, "schedule.prompts=2000")
     g = objectives.gradient(stale, "disabled")

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from firstorder.core.routing import Replay
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import scene
+from firstorder.sim.exact.edges import Given
 from firstorder.sim.exact.forward import along, run
 from firstorder.sim.exact.tree import episodes
 from firstorder.sim.exact.world import gather
@@ -48,10 +50,10 @@ def test_replayed_scores_and_their_gradients_are_those_of_the_tree(world):
     rollout = policy.load(weights, pair.mu, sim)
     leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
     model = policy.load(leaves, pair.pi, sim)
-    on_tree = gather(run(model, tree, run(rollout, tree).routes).logp, tree.every).sum(-1)
+    on_tree = gather(run(model, tree, Given(routes=run(rollout, tree).routes)).logp, tree.every).sum(-1)
     tokens = every_response(tree)
     with torch.no_grad():
-        replay = score(rollout, tokens).routes
+        replay = Replay(ids=score(rollout, tokens).routes)
     logp = score(model, tokens, replay).logp[..., tree.task.layout.places]
     found = torch.where(tree.mask, logp, 0.0).sum(-1)
     torch.testing.assert_close(found, on_tree, rtol=1e-12, atol=1e-14)

@@ -5,14 +5,11 @@ import math
 
 import pytest
 import torch
+from chains import PLAIN, SETTINGS, TASKS, arms_of, recipe, sampled_updates, sim_of, trained
 
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError, ReplayError
-from firstorder.core.method.recipe import Recipe
-from firstorder.core.settings import toml
-from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.loop import train
-from firstorder.sim.config import Sim
 from firstorder.sim.exact import objectives
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scene import build
@@ -24,46 +21,7 @@ from firstorder.sim.training.backend import SimBackend
 from firstorder.sim.training.expected import check_update, training_world
 from firstorder.sim.training.session import SimRun
 
-SETTINGS = ["schedule.steps=3", "schedule.prompts=4", "schedule.group_size=4", "optimizer.lr=0.01"]
 UNKNOWN = ("critic/vf_explained_var",)  # NaN where all returns are alike
-PLAIN = ["optimizer.kind=sgd", "optimizer.max_grad_norm=inf", "optimizer.lr=1.0"]
-CHAIN = {
-    "world": "graph",
-    "task": "chain",
-    "vocab": 4,
-    "horizon": 6,
-    "positions": 3,
-    "prompts": 2,
-    "width": 8,
-    "expert_width": 4,
-    "experts": 4,
-    "numerics": {"kind": "noise", "scale": 0.2},
-    "evaluate_every": 2,
-}
-TASKS = {
-    "horizon": {"recovery": 1, "vocab": 5, "horizon": 5},
-    "answer": {"ending": "answer", "reward": "graded", "vocab": 5, "thinking": 1},
-    "feedback": {"feedback": True, "turn_length": 2, "recovery": 1, "vocab": 6},
-    "tree": {"world": "tree", "horizon": 3},
-}
-
-
-def sim_of(kind="horizon", **changes):
-    return Sim(**(CHAIN | TASKS[kind] | changes))
-
-
-def recipe(name, *more):
-    return toml.build(Recipe, toml.override(toml.read(name), [*SETTINGS, *more]))
-
-
-def arms_of(names, members=1, *more):
-    return tuple(Arm(recipe=recipe(name, *more), members=members) for name in names)
-
-
-def trained(sim, arms, seeds):
-    logs, backend = [], SimBackend(sim, arms, torch.tensor(seeds))
-    train(arms, backend, on_step=logs.append)
-    return backend, logs
 
 
 @pytest.mark.parametrize("update", ["sampled", "expected"])
@@ -160,19 +118,6 @@ def test_routes_that_do_not_arrive_stop_the_run(monkeypatch):
     )
     with pytest.raises(ReplayError, match="0 were replayed"):
         train(arms, backend)
-
-
-def sampled_updates(backend, arm, batches):
-    """The first updates of so many batches, each from the same weights, as numbers of one vector of parameters."""
-    found = []
-    for step in range(batches):
-        before = flatten(backend.weights).detach()
-        scored, _ = backend.score(backend.rollout(step))
-        state = backend.state()
-        backend.update(with_advantages(scored, (arm,), arm.recipe.schedule.group_size), RecipeWeights((arm,)))
-        found.append(flatten(backend.weights).detach() - before)
-        backend.load(state)
-    return torch.cat(found)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ SETTINGS = {
 RECIPES = {
     "stale": [
         "reinforce",
+        "reinforce-plus-plus",
+        "reinforce-plus-plus-baseline",
         "ppo-critic",
         "minirl",
         "minirl-r2",
@@ -37,7 +39,7 @@ RECIPES = {
         "ctpo",
         "rspo",
     ],
-    "one_prompt": ["minirl-r3", "grpo", "minirl-critic"],
+    "one_prompt": ["minirl-r3", "grpo", "minirl-critic", "ppo-batch-std"],
     "noisy_trainer": ["minirl", "minirl-r3"],
     "sigmoid_bias": ["minirl-r2", "minirl-tis"],
     "guess": ["minirl-r2", "minirl-r3"],
@@ -53,6 +55,7 @@ def both(request, small, make_lab, make_scene):
 def enumerated(lab, reference, recipe, size):
     """E‖mean update of a group‖² - ‖E‖² over all groups of all prompts."""
     target, known = lab.target[recipe.router_replay.mode], {}
+    scaled = lab.scale(recipe.advantage, size)
 
     def one(prompt, response, a):
         key = (prompt, response, a if isinstance(a, tuple) else round(a, 13))
@@ -70,7 +73,7 @@ def enumerated(lab, reference, recipe, size):
                 earned = [lab.gae((prompt, y), recipe.advantage.gae_lambda) for y in group]
             else:
                 earned = reference.group_advantage([lab.reward[prompt, y] for y in group], recipe.advantage)
-            update = sum(one(prompt, y, a) for y, a in zip(group, earned, strict=True)) / size
+            update = sum(one(prompt, y, scaled(a)) for y, a in zip(group, earned, strict=True)) / size
             mean, square = mean + chance * update, square + chance * float(update @ update)
     return mean, square - float(mean @ mean)
 

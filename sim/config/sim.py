@@ -6,19 +6,17 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstorder.core.errors import ConfigError
-from firstorder.core.method.recipe import STEP_WHY, Recipe
+from firstorder.core.method.recipe import STEP_WHY
 from firstorder.core.router import MAX_EXPERTS, Router, RouterKind, check_router
 from firstorder.core.router import SIZE as ROUTER
 from firstorder.core.router import SIZE_WHY as ROUTER_WHY
 from firstorder.core.settings.section import COUNT_WHY, SEED, SEED_WHY, Section, within
 
-from .engine import Numerics as Numerics
+from ..engine import Numerics
+from .contradictions import MAX_PROMPTS, check_chain, check_sizes
 
-MAX_PROMPTS = 1_000_000
 DEFAULT_POOL = 64
 MODES = 4  # of a context of `chain`
-MAX_SEED = 2**63 - 1
 SIZE, SIZE_WHY = "[1, 65536]", "a tiny policy is measured exactly; its tensors grow with it"
 
 
@@ -108,7 +106,21 @@ class Sim(Section):
     )
     numerics: Numerics = Field(Numerics(kind="noise"), description="the inference engine")
     min_p: float = within(
-        0.0, "[0, 1)", "it is a share", "both engines leave out what is less likely than so much of μ's likeliest token"
+        0.0, "[0, 1)", "it is a share", "μ leaves out what is less likely than so much of its likeliest token"
+    )
+    sample_top_k: int = within(
+        0,
+        "[0, 65536]",
+        SIZE_WHY,
+        "μ samples from so many of its likeliest tokens, those as likely as the last too; 0: all",
+    )
+    top_p: float = within(
+        1.0, "(0, 1]", "it is a share", "μ samples from its likeliest tokens up to so much of what the two above leave"
+    )
+    sampling_mask: Literal["replayed", "ignored"] = Field(
+        "replayed",
+        description="`replayed`: π is renormalised over the tokens that μ samples from; `ignored`: π keeps all tokens, "
+        "and the ratio no longer has mean 1; read where one of the three above leaves something out",
     )
     training_numerics: Numerics = Field(Numerics(kind="exact"), description="the training engine; `batch` is refused")
     samples: int = within(
@@ -122,6 +134,18 @@ class Sim(Section):
         "[2, 65536]",
         "an interval needs two at least",
         "draws averaged over; read by `numerics.kind = batch`, `numerics.fresh` and `reading_noise`",
+    )
+    missing: float = within(
+        0.0,
+        "[0, 1)",
+        "with all rows missing nothing arrives to replay",
+        "share of contexts whose last token's routes μ does not send, in any layer; those rows are left to π's router",
+    )
+    missing_prefix: int = within(
+        0,
+        "[0, 31]",
+        "a prompt has up to 32 tokens, and no cache spares an engine the last",
+        "first tokens of the prompt whose routes μ does not send, as a prefix cache does not",
     )
     reading_noise: float = within(
         0.0,
@@ -224,6 +248,11 @@ class Sim(Section):
         return self.reward == "graded" or (self.reward is None and self.task not in ("sum", "chain"))
 
     @property
+    def truncates(self) -> bool:
+        """Whether μ samples from fewer tokens than there are."""
+        return bool(self.min_p or self.sample_top_k) or self.top_p < 1
+
+    @property
     def random_readings(self) -> bool:
         """Whether what μ records of a token is drawn anew at each."""
         return self.numerics.drawn or self.reading_noise > 0
@@ -259,142 +288,14 @@ class Sim(Section):
         return 0 if self.task == "chain" and self.ending == "horizon" else 1
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> Self:
+    def _keys_agree(self) -> Self:
         check_router(self.routing)
-        if self.seed + self.members - 1 > MAX_SEED:
-            raise ValueError(
-                f"sim.seed = {self.seed} and sim.members = {self.members} do not fit into 63 bits; lower sim.seed"
-            )
-        available = self.available
-        if available > MAX_PROMPTS and self.carries:
-            raise ValueError(
-                f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens makes more than "
-                f"{MAX_PROMPTS:,} prompts to choose from; lower sim.prompt_length or sim.vocab"
-            )
-        if self.prompts > available:
-            raise ValueError(
-                f"sim.prompts = {self.prompts} but only {available} prompts of sim.prompt_length = "
-                f"{self.prompt_length} exist over {self.vocab - 1} tokens; raise sim.prompt_length"
-            )
-        if self.pool is not None and not self.prompts <= self.pool <= available:
-            raise ValueError(
-                f"sim.pool = {self.pool} must hold the sim.prompts = {self.prompts} measured ones"
-                + (
-                    "; raise sim.pool"
-                    if self.task == "chain"
-                    else f" and at most the {available} prompts of "
-                    f"sim.prompt_length = {self.prompt_length} over {self.vocab - 1} tokens; "
-                    + ("raise sim.prompt_length or sim.vocab" if self.pool > available else "raise sim.pool")
-                )
-            )
-        if self.task == "guess" and self.vocab < 4:
-            raise ValueError(
-                f"sim.task = guess answers with tokens 1 to 3, got sim.vocab = {self.vocab}; raise it to 4"
-            )
-        answered = self.task == "guess" or (self.task == "chain" and self.feedback)
-        if answered and self.turn_length > self.horizon:
-            raise ValueError(
-                f"sim.turn_length = {self.turn_length} is more than sim.horizon = {self.horizon}, so no turn "
-                "would end; lower sim.turn_length"
-            )
-        if self.staleness and self.prompts == available:
-            raise ValueError(
-                f"sim.staleness moves theta on prompts other than those measured, but sim.prompts = {self.prompts} "
-                "measures all; lower sim.prompts or raise sim.prompt_length"
-            )
-        if self.direction == "recipe" and self.numerics.kind == "batch":
-            raise ValueError(
-                "sim.direction = recipe needs one update, but numerics.kind = batch draws many; use natural"
-            )
-        for name in ("numerics", "training_numerics"):
-            if getattr(self, name).kind == "gate_order" and self.router not in ("softmax_topk", "topk_softmax"):
-                raise ValueError(
-                    f"sim.{name}.kind = gate_order reorders a softmax and a top-k, but sim.router = {self.router} has "
-                    "one order only; use softmax_topk or topk_softmax"
-                )
-        batch = self.numerics.kind == "batch"
-        if self.reading_noise and (self.numerics.drawn or batch):
-            raise ValueError(
-                f"sim.reading_noise = {self.reading_noise:g} and numerics.{'kind = batch' if batch else 'fresh'} both "
-                "draw one of sim.draws; set one of them"
-            )
-        if self.training_numerics.drawn:
-            raise ValueError(
-                "sim.training_numerics.fresh is not defined: the target must be a function of the prefix; unset it"
-            )
-        if self.training_numerics.kind == "batch":
-            raise ValueError(
-                "sim.training_numerics.kind = batch is not defined: the target must be a function of the prefix"
-            )
+        check_sizes(self)
+        check_chain(self)
         return self
-
-    @model_validator(mode="after")
-    def _chain_can_be_learnt(self) -> Self:
-        if self.task != "chain":
-            if self.coldstart == "calibrated":
-                raise ValueError(
-                    f"sim.coldstart = calibrated teaches the contexts of sim.task = chain, got {self.task}; use terse, "
-                    "verbose or roundabout"
-                )
-            return self
-        if self.coldstart not in ("none", "calibrated"):
-            raise ValueError(
-                f"sim.coldstart = {self.coldstart} draws demonstrations that end, of which sim.task = chain has none; "
-                "use calibrated"
-            )
-        if self.special >= self.vocab - self.first:
-            raise ValueError(
-                f"sim.right = {self.right}, sim.thinking = {self.thinking} and sim.recovery = {self.recovery} need "
-                f"{self.special} tokens and one that is wrong, but sim.vocab = {self.vocab} has "
-                f"{self.vocab - self.first} to say; raise it to {self.special + 1 + self.first}"
-            )
-        if self.feedback and self.vocab < 3:
-            raise ValueError(f"sim.feedback says token 1 or 2, got sim.vocab = {self.vocab}; raise it to 3")
-        if self.ending == "horizon":
-            self._every_response_is_cut()
-        elif self.horizon < self.positions and not self.graded:
-            raise ValueError(
-                f"sim.horizon = {self.horizon} cuts every response before it answers at the last of sim.positions = "
-                f"{self.positions}, so nothing is earned; raise sim.horizon"
-            )
-        return self
-
-    def _every_response_is_cut(self) -> None:
-        """Refuse what makes no sense where nothing but the horizon ends a response."""
-        cases = {
-            "sim.reward = graded": (self.graded, "pays for answers"),
-            "sim.truncated = zero": (self.truncated == "zero", "pays nothing for a response that is cut"),
-            f"sim.thinking = {self.thinking}": (self.thinking > 0, "would earn everything by thinking for ever"),
-        }
-        for name, (given, why) in cases.items():
-            if given:
-                raise ValueError(f"{name} {why}, but sim.ending = horizon cuts every response; use sim.ending = answer")
 
     @property
     def special(self) -> int:
         """Tokens that mean something somewhere in a problem of `chain`: right, thinking or recovery."""
         right = self.right * (2 if self.thinking else 1)
         return right + self.thinking + self.recovery * (2 if self.feedback else 1)
-
-
-def check_replay(recipe: Recipe, sim: Sim) -> None:
-    """Refuse replay where it can never act.
-
-    Raises:
-        ConfigError: every expert is always chosen.
-    """
-    if recipe.router_replay.mode != "disabled" and sim.top_k == sim.experts:
-        raise ConfigError(
-            f"router_replay.mode = {recipe.router_replay.mode} can never act with sim.top_k = sim.experts = "
-            f"{sim.experts} (a dense model); lower sim.top_k or disable replay"
-        )
-    if recipe.router_replay.mode == "R3" and sim.numerics.drawn:
-        raise ConfigError(
-            "router_replay.mode = R3 replays routes that sim.numerics.fresh draws at every token, so that the target "
-            "is no policy; use R2, disabled or sim.numerics.fresh = false"
-        )
-    if sim.random_readings and "kl_mu" in recipe.needs:
-        raise ConfigError(
-            f"correction.kind = {recipe.correction.kind} reads the whole distribution of mu, but sim.numerics.fresh "
-            "and sim.reading_noise draw what is recorded of it at every token; use another correction"
-        )
