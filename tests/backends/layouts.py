@@ -24,6 +24,8 @@ TWO = {
     "sequence-scope": ["gspo", "expert=2"],
     "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
     "tensor-parallel-live": ["gspo", "tensor=2", "expert=2"],
+    "tensor-parallel-gates": ["total-recall", "tensor=2", "expert=2"],
+    "tensor-parallel-condition": [CONDITION, "tensor=2", "expert=2", "activation_checkpoint=full"],
     "terms": ["minirl-r3+terms", "tensor=2", "expert=2", "loss_chunks=3"],
 }
 """Recipe and settings of each layout, by name; those of gspo on a batch that was sampled from some tokens only."""
@@ -79,7 +81,7 @@ def one(folder, out, recipe, *changes):
     replay = None if ids is None else Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
-    logp_ref = trainer.score_reference(batch, replay).where(batch.mask, 0.0) if terms else None
+    logp_ref = trainer.score_reference(batch, replay).where(batch.mask, 0.0) if tag else None
     scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay, logp_ref=logp_ref), arms, 5)
     weight_fn = RecipeWeights(arms)
     steps = [trainer.update(scored, weight_fn)]
