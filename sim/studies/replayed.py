@@ -40,7 +40,8 @@ def world(name: str, seed: int) -> Sim:
         return Sim(seed=seed, lr=LR)
     more = (("experts", 32), ("top_k", 8), ("lr", LR))  # of fewer experts 10% of the routes cost more nats
     sim = BASE.but(problems=4, sim=more).world(range(seed, seed + 1))
-    found = calibrate(sim, torch.tensor([seed]), wanted_kl=PUBLISHED_KL, wanted_flips=PUBLISHED_FLIPS)
+    policy, draw = torch.tensor([seed]), torch.zeros(1, dtype=torch.int64)
+    found = calibrate(sim, policy, wanted_kl=PUBLISHED_KL, wanted_flips=PUBLISHED_FLIPS, draws=draw)
     return sim.model_copy(update={"numerics": found.numerics})
 
 

@@ -61,11 +61,14 @@ class Calibration:
         )
 
 
-def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled") -> tuple[Tensor, Tensor]:
+def mismatch(
+    sim: Sim, seeds: Tensor, mode: Mode = "disabled", draws: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """KL(μ_old ‖ π_old) in nats a response token with π_old replaying as `mode` says, and the flip rate of live routes,
-    at the start of training; `[M]` each."""
+    at the start of training; `[M]` each. The noise of the engines is that of `draws`, as of training of `seeds`."""
+    pair = engines(sim, seeds if draws is None else draws)
     with torch.no_grad():
-        scene = build(sim, grow(sim), engines(sim, seeds), starting_weights(sim, seeds), modes=[mode])
+        scene = build(sim, grow(sim), pair, starting_weights(sim, seeds), modes=[mode])
     share, (logp, routes) = scene.share, scene.calls
     flipped = flips(scene.old["disabled"].routes.contexts[:, None], routes).double().mean((1, -1))
     divergence = kl(logp, scene.old[mode].logp[:, None]).mean(1)
@@ -81,6 +84,7 @@ def calibrate(
     wanted_flips: float,
     mode: Mode = "disabled",
     beside: Knob = "expert",
+    draws: Tensor | None = None,
 ) -> Calibration:
     """Find the noise that gives a mismatch on average over policies.
 
@@ -94,12 +98,13 @@ def calibrate(
         wanted_flips: share of (token, layer), positive.
         mode: the replay that π_old had when the KL was taken.
         beside: whose noise is fitted beside the router's; the other has none.
+        draws: int64 `[M]`, of the noise of their engines: `seeds` unless given, as in training; a measurement has 0.
     """
 
     from scipy import optimize  # here, since it takes as long to import as half of torch
 
     def measured(knobs: NDArray[np.float64]) -> tuple[float, float]:
-        divergence, rate = mismatch(sim.model_copy(update={"numerics": _noise(knobs, beside)}), seeds, mode)
+        divergence, rate = mismatch(sim.model_copy(update={"numerics": _noise(knobs, beside)}), seeds, mode, draws)
         return float(divergence.mean()), float(rate.mean())
 
     def loss(knobs: NDArray[np.float64]) -> float:

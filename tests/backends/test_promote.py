@@ -156,6 +156,13 @@ def test_a_dry_run_that_cannot_be_is_one_line():
         dry.dry_run(models.shape_of(), titan, build(Recipe, read(NAME)), 8)
 
 
+def test_the_dry_run_expects_what_gates_and_rules_of_replay_take():
+    found = dryruns("ruled")
+    gates, rule = found["total-recall"], found["minirl-r3-condition"]
+    assert all(abs(estimate / allocated - 1.0) < 1e-4 for estimate, allocated in found.values())
+    assert gates[1] - rule[1] == gates[0] - rule[0] > 128 * 4 * 2 * 4 - 100  # a float32 of each expert of each row
+
+
 def test_the_dry_run_expects_what_updates_allocated_on_a_gpu():
     found = dryruns("recorded")
     assert len(found) == 4
