@@ -61,9 +61,7 @@ class Calibration:
         )
 
 
-def mismatch(
-    sim: Sim, seeds: Tensor, mode: Mode = "disabled", draws: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def mismatch(sim: Sim, seeds: Tensor, mode: Mode = "disabled", draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """KL(μ_old ‖ π_old) in nats a response token with π_old replaying as `mode` says, and the flip rate of live routes,
     at the start of training; `[M]` each. The noise of the engines is that of `draws`, as of training of `seeds`."""
     pair = engines(sim, seeds if draws is None else draws)
