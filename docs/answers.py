@@ -12,6 +12,7 @@ import tables
 
 FOLDER = results.RECORDS / "studies"
 FIRST = 12  # rows of a long table that are shown
+NOISE = "0.1"  # of the responses whose bounds are shown
 TINY = 1e-9  # what is smaller is rounding
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -162,6 +163,48 @@ def samples() -> str:
     )
 
 
+def bounded() -> str:
+    """Every bound: the largest share of it that was found, where, and what it says of the longest responses."""
+    found = _record("bounds")
+    if found is None:
+        return _missing("bounds")
+    measured = found["measured"]
+    return tables.rows(
+        ("bound", "on", "holds", "largest share found", "where", "sharp", "median share, T = 5", "median, T = 32,768"),
+        (
+            [
+                f"`{row['name']}`",
+                {"error": "error", "replay": "replay bias"}[row["of"]],
+                results.STATES[row["holds"]],
+                f"{row['largest']:.4f}",
+                _where(row),
+                "yes" if row["sharp"] else "no",
+                *(
+                    _told(row, measured[part], at, key)
+                    for part, at, key in (("policies", 5, "ratio"), ("longest", 32768, "limit"))
+                ),
+            ]
+            for row in measured["bounds"]
+        ),
+    )
+
+
+def thin() -> str:
+    """Boundary mass and flips of every router."""
+    found = _record("bounds")
+    if found is None:
+        return _missing("bounds")
+    return _rows(
+        found["measured"]["margins"],
+        ("router", lambda row: f"`{row['router']}`"),
+        ("policies", lambda row: {"alone": "one choice alone", "start": "random", "trained": "trained"}[row["state"]]),
+        ("slope of P(margin < ε)", lambda row: _judged(row, "width_slope")),
+        ("slope of flips", lambda row: _judged(row, "flip_slope")),
+        ("density of margins at 0", lambda row: _estimate(row["density"])),
+        ("flips over predicted, noise 0.01", lambda row: _judged(row, "judged", "law_holds")),
+    )
+
+
 def findings() -> str:
     """What each finding of the regimes is, and when it holds at a point."""
     found = _record("regimes")
@@ -169,6 +212,30 @@ def findings() -> str:
         return _missing("regimes")
     rule = found["study"]["rule"].split(": ", 1)[1]
     return tables.rows(("finding", "holds at a point where"), (part.split(": ", 1) for part in rule.split("; ")))
+
+
+def _where(row: Row) -> str:
+    size = "" if row["vocab"] is None else f"V = {row['vocab']}, "
+    return f"{row['part']}, {size}{'update' if row['part'] == 'training' else 'T ='} {row['at']}"
+
+
+def _told(bound: Row, rows: list[Row], at: float, key: str) -> str:
+    """A median of the natural target's error, or of R3's replay bias; nothing where it is not formed."""
+    target = "disabled" if bound["of"] == "error" else "R3"
+    mine = [
+        row
+        for row in rows
+        if (row["of"], row["name"], row["target"], row["at"]) == (bound["of"], bound["name"], target, at)
+        and (row["part"] == "policies" or row["part"].endswith(NOISE))
+    ]
+    return _short(mine[0][key]) if mine else ""
+
+
+def _judged(row: Row, name: str, holds: str | None = None) -> str:
+    """An estimate and what the rule says of it."""
+    state = row[holds or f"{name}_holds"]
+    word = {True: "yes", False: "no", None: "open"}[state]
+    return f"{_estimate(row[name])}: {word}" if row[name]["value"] is not None else "open"
 
 
 def _side(row: Row) -> str:

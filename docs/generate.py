@@ -50,6 +50,8 @@ TABLES = {
     "baselines": answers.baselines,
     "findings": answers.findings,
     "samples": answers.samples,
+    "bounded": answers.bounded,
+    "thin": answers.thin,
     "map": mapped.table,
     "anchors": mapped.anchors,
     "paper": mapped.paper,

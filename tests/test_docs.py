@@ -103,7 +103,7 @@ def test_every_table_that_can_be_made_stands_on_a_page():
         *("keys sim training", "recipes", "outcomes", "forms", "alarms", "samples"),
         *("verdicts validate", "verdicts training", "conditions training", "leads training"),
         *("symptoms", "mismatch", "drift", "causes", "claims", "deployed", "warnings", "regimes", "findings", "alarms"),
-        *("map", "anchors", "paper"),
+        *("map", "anchors", "paper", "frontier", "baselines"),
         *("cases", "conventions", "terms", "peers"),
         *("formats", "detectors", "caught"),
         *(f"rooms {name}" for name in rooms.FOLDERS),
@@ -115,8 +115,8 @@ def test_every_number_of_a_measurement_is_in_a_table(tmp_path):
     small = [word for size in ("vocab=3", "horizon=2", "prompts=2") for word in ("--set", f"sim.{size}")]
     assert run(["measure", "minirl-r3", *small, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())["result"]
-    nested = {"bounds", "replay_bounds", "diagnostics", "receipts", "intervals", "replay", "mask", "terms", "inert"}
-    nested |= {"notes", "seconds"}
+    nested = {"bounds", "replay_bounds", "diagnostics", "receipts", "intervals", "replay", "mask", "inert", "notes"}
+    nested |= {"seconds", "terms"}
     assert sorted(set(result) - nested) == sorted(quantities.QUANTITIES)
     assert sorted(result["diagnostics"]) == sorted(diagnostics.QUANTITIES)
 

@@ -112,6 +112,12 @@ VERL = (
         ("dppo_tv, defaults", "dppo-tv", f"{_LOSS}dppo_tv against mu", CAP),
         ("dppo_kl", "dppo-kl", f"{_LOSS}dppo_kl against mu, no cap"),
         ("vanilla, token weights", "tis", f"{_CORRECTION}, token, 2.0"),
+        ("vanilla, normalised weights", "tis-mean-one", f"{_CORRECTION}, token, 2.0, rollout_is_batch_normalize"),
+        (
+            "vanilla, normalised sequence weights",
+            "tis-mean-one-sequence",
+            f"{_CORRECTION}, sequence, 2.0, rollout_is_batch_normalize, no clip",
+        ),
         ("vanilla, untruncated weights", "decoupled-ppo", f"{_CORRECTION}, token, no bound"),
         ("vanilla, masked weights", "icepop", f"{_CORRECTION}, token, 0.5_5.0"),
         ("vanilla, sequence weights", "tis-sequence", f"{_CORRECTION}, sequence, 2.0, no clip"),

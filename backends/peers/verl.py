@@ -78,7 +78,9 @@ def _loss(
     return loss
 
 
-def _weights(level: str, threshold: float | str, above: str = "old") -> Callable[[Batch], Tensor]:
+def _weights(
+    level: str, threshold: float | str, above: str = "old", *, normalised: bool = False
+) -> Callable[[Batch], Tensor]:
     """Weights of rollout correction, above / mu."""
 
     def made(batch: Batch) -> Tensor:
@@ -87,6 +89,7 @@ def _weights(level: str, threshold: float | str, above: str = "old") -> Callable
             response_mask=batch.mask.double(),
             rollout_is=level,
             rollout_is_threshold=threshold,
+            rollout_is_batch_normalize=normalised,
         )
         return found  # type: ignore[no-any-return]
 
@@ -167,6 +170,12 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
         "dppo_kl": _loss("dppo_kl", SUM, 0.05, 0.05, to="mu", clip_ratio_c=FREE),
         "vanilla, token weights": _loss(
             "vanilla", TOKENS, 0.2, 0.28, clip_ratio_c=FREE, weights=_weights("token", 2.0)
+        ),
+        "vanilla, normalised weights": _loss(
+            "vanilla", TOKENS, 0.2, 0.28, clip_ratio_c=FREE, weights=_weights("token", 2.0, normalised=True)
+        ),
+        "vanilla, normalised sequence weights": _loss(
+            "vanilla", SUM, clip_ratio_c=FREE, weights=_weights("sequence", 2.0, normalised=True)
         ),
         "vanilla, untruncated weights": _loss(
             "vanilla", TOKENS, 0.2, 0.2, clip_ratio_c=FREE, weights=_weights("token", FREE)

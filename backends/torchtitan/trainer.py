@@ -155,14 +155,14 @@ class Trainer:
 
     @microbatch()
     def score_reference(self, batch: RolloutBatch, replay: Replay | None = None) -> Tensor:
-        """log-probs `[B, L]` nats of responses under the weights of the model folder, with the same experts."""
+        """log-probs `[B, L]` nats of responses under the weights of the model folder, with the same replay."""
         found = []
         with torch.no_grad():
             for at in self._rounds(batch.lengths):
                 packed = pack(batch.tokens[at.mine], batch.lengths[at.mine], self.settings.pack_length)
                 given = None if replay is None else _packed(replay.each(itemgetter(at.mine)), packed)
                 with replaying(self.reference, given):
-                    (logp,) = self._forward(packed, *_said(batch, at.mine), of=self.reference)
+                    (logp,) = self._forward(packed, batch.tokens[at.mine], of=self.reference)
                 found.append(self._everyones(logp, at))
         return torch.cat(found)
 
@@ -188,8 +188,7 @@ class Trainer:
             packed = pack(own.batch.tokens, own.batch.lengths, self.settings.pack_length)
             given = None if own.replay is None else _packed(own.replay, packed)
             with replaying(self.model, given):
-                said = self._forward(packed, own.batch.tokens, own.batch.kept, spread=spread)
-                made = [self._everyones(x, at) for x in said[: 2 if spread else 1]]
+                made = [self._everyones(x, at) for x in self._forward(packed, own.batch.tokens, spread=spread)]
                 did.append(self._witnessed(packed, own.batch, given, at))
                 stats = piece.stats(made[0].where(piece.batch.mask, 0.0), *made[1:])
                 logs.append(log_weights(stats))

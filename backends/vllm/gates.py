@@ -32,16 +32,15 @@ BITS = 16  # of an id; vLLM has none above 65,535
 LOOSE = 2.0**-7  # of a sum of gates: on a CPU a bfloat16 engine rounds them, and their sum, each by up to 2^-9 of it
 
 
-class WideManager(RoutedExpertsManager):  # type: ignore[misc]  # vLLM has no types
+def _wide(*given: Any, **named: Any) -> Any:
     """vLLM's slots of routes, as wide as an id and its gate.
 
     Their dtype is another than that of a step, because vLLM converts the rows of a step to it without asking for a
     copy: in the same dtype they would stay views of a buffer that the next step overwrites.
     """
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.routed_experts_by_slot = self.routed_experts_by_slot.astype(np.uint64)
+    manager: Any = RoutedExpertsManager(*given, **named)
+    manager.routed_experts_by_slot = manager.routed_experts_by_slot.astype(np.uint64)
+    return manager
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def carried() -> Iterator[None]:
             if isinstance(layer, MoERunner):
                 _listen(layer)
 
-    gpu_model_runner.bind_routed_experts_capturer, scheduler.RoutedExpertsManager = bound, WideManager
+    gpu_model_runner.bind_routed_experts_capturer, scheduler.RoutedExpertsManager = bound, _wide
     try:
         yield
     finally:
@@ -75,7 +74,8 @@ def _listen(layer: Any) -> None:
             "router_replay.gates = replayed needs the gates of vLLM's routers, and here a fused kernel makes them in "
             f"place of {type(router).__name__}; set router_replay.gates = live"
         )
-    compute, capture, made = router._compute_routing, router.capture_fn, []
+    compute, capture = router._compute_routing, router.capture_fn
+    made: list[Tensor] = []
 
     def computed(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
         gates, ids = compute(*given, **named)

@@ -118,8 +118,8 @@ class MeasureResult(Result):
     diagnostics: Mapping[str, float]
     receipts: Mapping[str, Mapping[str, float]]
     replay: Mapping[str, Any]
-    mask: Mapping[str, float | None] | None
     terms: Mapping[str, Mapping[str, float | None]]
+    mask: Mapping[str, float | None] | None
     intervals: Mapping[str, Interval]
     inert: list[str]
     notes: list[str]
@@ -143,7 +143,7 @@ class MeasureResult(Result):
             table.add_row(row["quantity"], shown, interval, row["meaning"])
         yield table
         if self.split is not None:
-            yield from parted.tables(self.split, self.sim.staleness)
+            yield from parted.blocks(self.split, self.sim.staleness)
         yield from (Text(f"term {name}: {_said(numbers)}") for name, numbers in self.terms.items())
         yield from (Text(f"inert: {line}", style="yellow") for line in self.inert)
         yield from (Text(f"note: {line}", style="dim") for line in self.notes)

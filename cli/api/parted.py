@@ -10,8 +10,9 @@ from .results import require_matplotlib
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+    from rich.text import Text
 
-    from firstorder.sim.exact.split import Part, Splits
+    from firstorder.sim.exact.split import Part, Split, Splits
 
 UNITS = {
     "gradient": "share of ‖g‖",
@@ -61,9 +62,12 @@ def at(splits: Sequence[Splits] | None, staleness: int) -> Splits:
     return there[staleness]
 
 
-def tables(splits: Sequence[Splits], staleness: int) -> Iterator[Table]:
+def blocks(splits: Sequence[Splits], staleness: int) -> Iterator[Table | Text]:
     """All parts at one minibatch, then, if there are more, the size of each part of the update at every one."""
+    from rich.text import Text
+
     yield _whole(at(splits, staleness))
+    yield Text("; ".join(f"{name}: {meaning}" for name, meaning in (UNITS | MEANT).items()), style="dim")
     if len(splits) > 1:
         yield _course(splits)
 
@@ -71,25 +75,27 @@ def tables(splits: Sequence[Splits], staleness: int) -> Iterator[Table]:
 def _whole(splits: Splits) -> Table:
     from rich.table import Table
 
-    about = f"split at staleness {splits.staleness}: parts swapped from the top, beside the mean over all orders"
+    about = f"split at staleness {splits.staleness}, in this order and over all"
     table = Table(title=about, title_justify="left", box=None, header_style="bold")
     table.add_column("of")
     table.add_column("part")
     for name in ("value", "Shapley", "least", "most", "‖part‖/‖g‖"):
         table.add_column(name, justify="right")
-    table.add_column("meaning", style="dim")
-    for quantity, unit in UNITS.items():
-        for name, part in parts(splits, quantity).items():
-            numbers = [f"{x:+.3g}" for x in (part.value, part.shapley, part.low, part.high)]
-            size = "" if part.norm is None else f"{part.norm:.3g}"
-            table.add_row(quantity, name, *numbers, size, MEANT[name])
-        found = getattr(splits, quantity)
-        if found is None:
-            table.add_row(quantity, "not formed", *[""] * 6)
+    for quantity in UNITS:
+        whole: Split | None = getattr(splits, quantity)
+        if whole is None:
+            table.add_row(quantity, "not formed", *[""] * 5)
             continue
-        size = "" if found.norm is None else f"{found.norm:.3g}"
-        table.add_row(quantity, "in all", *(f"{found.total:+.3g}", f"{found.total:+.3g}", "", ""), size, unit)
+        for name, part in whole.parts.items():
+            ends = (part.value, part.shapley, part.low, part.high)
+            table.add_row(quantity, name, *(f"{x:.3g}" for x in ends), _size(part.norm))
+        total = f"{whole.total:.3g}"
+        table.add_row(quantity, "in all", total, total, "", "", _size(whole.norm))
     return table
+
+
+def _size(norm: float | None) -> str:
+    return "" if norm is None else f"{norm:.3g}"
 
 
 def _course(splits: Sequence[Splits]) -> Table:

@@ -12,6 +12,8 @@ from matplotlib.ticker import NullFormatter
 from .advice import advice
 from .figures import COLOURS, arranged, drawn
 from .frontier import frontier
+from .replayed import replay
+from .tight import bounds
 
 Rows = Sequence[Mapping[str, Any]]
 HOLDS, NOT = COLOURS[0], "0.75"
@@ -150,4 +152,6 @@ FIGURES: Mapping[str, Callable[[Rows], Figure]] = {
     "warnings": warnings,
     "map": advice,
     "frontier": frontier,
+    "bounds": bounds,
+    "replay": replay,
 }

@@ -81,6 +81,10 @@ OTHERS: dict[str, dict[str, dict[str, Any]]] = {
         "ratio": {"of": "theta/old"},
         "clip": {"kind": "ppo", "low": 0.2, "high": 0.2},
     },
+    "tis-mean-one-sequence": {
+        "correction": {"kind": "truncate", "span": "sequence", "high": 2.0, "mean_one": True},
+        "ratio": {"of": "theta/old"},
+    },
     "ratio-turn": {"ratio": {"of": "theta/mu", "span": "turn"}},
     "tis-turn": {
         "correction": {"kind": "truncate", "span": "turn_geometric", "low": 0.8, "high": 1.2},

@@ -98,6 +98,10 @@ def contradictions(r: Recipe) -> list[tuple[bool, str]]:
             "rejection.low, rejection.high or a correction.kind",
         ),
         (
+            c.kind == "none" and c.mean_one,
+            "correction.mean_one has no correction to divide; set correction.kind or remove it",
+        ),
+        (
             j.kind != "none" and j.low >= j.high,
             f"rejection.low must be below rejection.high, got {j.low} >= {j.high}",
         ),

@@ -15,6 +15,8 @@ from .ratio import bounded, log_product, ratio
 from .sections import Correction
 from .stats import TokenStats
 
+LEAST_MEAN = 1e-8  # of factors that are divided by their mean, as in verl: smaller ones have been masked
+
 
 def none(stats: TokenStats, c: Correction) -> Tensor:
     """1."""
@@ -62,3 +64,19 @@ FUNCTIONS: dict[str, Callable[[TokenStats, Correction], Tensor]] = {
 def correction(stats: TokenStats, c: Correction) -> Tensor:
     """The correction factor that a recipe names, `[..., B, T]`."""
     return FUNCTIONS[c.kind](stats, c)
+
+
+def batch_mean(stats: TokenStats, c: Correction, factor: Tensor) -> Tensor:
+    """What `mean_one` divides by, `[..., 1, 1]`: the mean of the factor over response tokens, or over responses where
+    it is one a response; 1 without it, and where all factors are 0."""
+    one = torch.ones_like(stats.logp_theta[..., :1, :1])
+    if not c.mean_one:
+        return one
+    counted = stats.weights[..., None] * stats.mask
+    if c.of_response:
+        counted = counted / stats.lengths[..., None]
+    total = counted.sum((-2, -1), keepdim=True)
+    mean = torch.where(stats.mask, counted * factor, 0.0).sum((-2, -1), keepdim=True) / torch.where(
+        total > 0, total, 1.0
+    )
+    return torch.where(mean > LEAST_MEAN, mean, one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .sections import Advantage, Clip, Rejection, RouterReplay
+from .sections import Advantage, Clip, Correction, Rejection, RouterReplay, Terms
 
 MOVED = {
     "sequence_mask": ("ratio", "sum"),
@@ -18,6 +18,7 @@ SHARED = ("of", "low", "high")  # their keys
 ADDED = {
     "advantage": (Advantage(), ("scale",)),
     "clip": (Clip(), ("cap", "temperature")),
+    "correction": (Correction(), ("mean_one",)),
     "router_replay": (RouterReplay(), ("gates", "margin", "condition")),
 }
 """By section, its defaults and the keys that came later."""
@@ -65,6 +66,8 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, section in tree.items()
     }
+    if sections["terms"] == Terms().model_dump():
+        del sections["terms"]
     rejection, correction = sections.pop("rejection"), sections["correction"]
     older = {new: kind for kind, new in MOVED.items()}.get((rejection["kind"], rejection["over"]))
     if rejection["kind"] == "none":

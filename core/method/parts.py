@@ -77,27 +77,36 @@ ROUTER_FLOOR = Part(
     needs="router_shift",
 )
 
+MEAN_ONE = Part(
+    formula="the correction over its mean over the batch",
+    source="verl rollout_is_batch_normalize",
+    scope="batch",
+    compares="of",
+)
+
 CORRECTIONS: Table = {
     "none": Part(formula="1"),
-    "ratio": Part(formula="k", source="decoupled PPO, arXiv 2505.24298", compares="of", keys=("of", "span")),
+    "ratio": Part(
+        formula="k", source="decoupled PPO, arXiv 2505.24298", compares="of", keys=("of", "span", "mean_one")
+    ),
     "truncate": Part(
         formula="max(low, min(k, high))",
         source="TIS, Yao et al. 2025; with low, TRL vllm_importance_sampling_clip_min",
         compares="of",
-        keys=("of", "span", "low", "high"),
+        keys=("of", "span", "low", "high", "mean_one"),
     ),
     "mask": Part(
         formula="k if low ≤ k ≤ high, else 0",
         source="IcePop, arXiv 2510.18855",
         compares="of",
-        keys=("of", "span", "low", "high"),
+        keys=("of", "span", "low", "high", "mean_one"),
     ),
     "vespo": Part(
         formula="W^c1 · exp(c2 (1 - W)), W = Π k",
         source="VESPO, arXiv 2602.10693",
         scope="sequence",
         compares="of",
-        keys=("of", "positive", "negative"),
+        keys=("of", "positive", "negative", "mean_one"),
     ),
 }
 

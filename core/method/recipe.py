@@ -25,6 +25,7 @@ from .parts import (
     BASELINES,
     CLIPS,
     CORRECTIONS,
+    MEAN_ONE,
     OVERS,
     RATIOS,
     REJECTIONS,
@@ -104,6 +105,8 @@ class Recipe(Section):
         }
         if "span" in named["correction.kind"].keys:
             named["correction.span"] = SPANS[self.correction.span]
+        if self.correction.mean_one:
+            named["correction.mean_one"] = MEAN_ONE
         if self.rejection.kind != "none":
             named["rejection.over"] = OVERS[self.rejection.over]
         if self.ratio.router_floor is not None:
@@ -119,8 +122,8 @@ class Recipe(Section):
             return None
         if part.compares != "of":
             return part.compares
-        sections = {"correction.kind": self.correction.of, "rejection.kind": self.rejection.of}
-        return sections.get(key, self.ratio.of)
+        sections = {"correction": self.correction.of, "rejection": self.rejection.of}
+        return sections.get(key.split(".")[0], self.ratio.of)
 
     @property
     def has_critic(self) -> bool:
@@ -214,7 +217,5 @@ def fingerprint(recipe: Recipe) -> str:
         True
     """
     tree = as_before(recipe.model_dump(mode="json", exclude={"about", "schedule", "optimizer", "critic"}))
-    if not recipe.terms.active:
-        del tree["terms"]
     tree["minibatches"] = recipe.schedule.minibatches
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

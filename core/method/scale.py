@@ -19,6 +19,7 @@ from .advantage import STD_EPSILON
 from .sections import Advantage
 
 VAR_EPSILON = 1e-8  # added to the variance of what is whitened, as verl does
+ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a root mean square: a smaller mean is what rounding leaves of 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,17 @@ def whiten(a: Tensor, rewards: Tensor, mask: Tensor) -> Affine:
     (REINFORCE++, arXiv 2501.03262, as verl and OpenRLHF have it)."""
     each = (a if a.ndim == mask.ndim else a[..., None]).double()
     tokens = mask.sum((-2, -1))
-    mean = torch.where(mask, each, 0.0).sum((-2, -1)) / tokens.clamp(min=1)
+    on = torch.where(mask, each, 0.0)
+    mean, square = (x.sum((-2, -1)) / tokens.clamp(min=1) for x in (on, on.square()))
+    mean = settled(mean, square)
     apart = torch.where(mask, each - mean[..., None, None], 0.0)
     return Affine(shift=mean, spread=of_tokens(apart.square().sum((-2, -1)) / (tokens - 1).clamp(min=1)))
+
+
+def settled(mean: Tensor, square: Tensor) -> Tensor:
+    """A mean of advantages beside the mean of their squares, 0 where it is no more than rounding: a response whose
+    advantage is 0 would take a sign from it."""
+    return torch.where(mean.abs() <= ROUNDING * square.sqrt(), 0.0, mean)
 
 
 def of_tokens(variance: Tensor) -> Tensor:

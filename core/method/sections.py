@@ -129,6 +129,16 @@ class Correction(Section):
     negative: tuple[Exponent, Exponent] = within(
         (3.0, 2.0), "[0, 100]", "they are exponents of a weight", "(c1, c2) of `vespo` for A ≤ 0"
     )
+    mean_one: bool = Field(
+        False,
+        description="divide by the mean of the factor over the batch: over response tokens, or over responses where it "
+        "is one a response",
+    )
+
+    @property
+    def of_response(self) -> bool:
+        """Whether all tokens of a response have one factor."""
+        return CORRECTIONS[self.kind].scope == "sequence" or self.span in ("sequence", "geometric")
 
 
 class Rejection(Section):

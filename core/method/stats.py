@@ -246,8 +246,8 @@ def check_layout(s: TokenStats) -> None:
     whole = tuple(s.logp_theta.shape)
     if len(whole) < 2 or 0 in whole:
         raise DataError(f"`logp_theta` must be [..., batch, token] with at least one of each, got {list(whole)}")
-    same = ("logp_old", "logp_mu", "logp_ref", "mask", "kl_mu", "router_shift", "turn", "entropy")
-    expected = dict.fromkeys(same, whole)
+    named = ("logp_old", "logp_mu", "logp_ref", "mask", "kl_mu", "router_shift", "entropy", "turn")
+    expected = dict.fromkeys(named, whole)
     expected |= dict.fromkeys(("measure", "rewards"), whole[:-1])
     for name, shape in expected.items():
         tensor = getattr(s, name)

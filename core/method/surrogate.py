@@ -20,7 +20,7 @@ from firstorder.core.quantities import Quantity
 
 from .aggregation import normaliser
 from .clip import clip
-from .correction import correction
+from .correction import batch_mean, correction
 from .ratio import BOUND, LOG_BOUND, ratio, saturated
 from .recipe import Recipe
 from .rejection import kept
@@ -33,7 +33,7 @@ class TokenWeights:
     """The weight of every token and the factors that it was made of, all `[..., B, T]`.
 
     `weight = token_advantage · min(clipped · correction, BOUND) · kept / norm` on the mask and 0 off it; `kept` is 0
-    where a rejection leaves a token out, else 1.
+    where a rejection leaves a token out, else 1. The mean of a correction that has mean 1 is a part of `norm`.
     """
 
     weight: Tensor
@@ -66,7 +66,7 @@ def token_weights(stats: TokenStats, recipe: Recipe) -> TokenWeights:
     r = rescale(stats, r, recipe.ratio.router_floor)
     clipped = clip(stats, r, recipe)
     factor = correction(stats, recipe.correction)
-    norm = normaliser(stats, recipe.aggregation)
+    norm = normaliser(stats, recipe.aggregation) * batch_mean(stats, recipe.correction, factor)
     held = kept(stats, recipe.rejection)
     made = TokenWeights(weight=r, ratio=r, clipped=clipped, correction=factor, kept=held, norm=norm)
     weight = stats.token_advantage * clipped * made.factor / norm
@@ -133,12 +133,12 @@ def receipts(stats: TokenStats, factors: TokenWeights, recipe: Recipe) -> dict[s
     merged = recipe.parts["clip.kind"].scope == "sequence"
     clipped = factors.clipped == 0 if merged else factors.clipped != factors.ratio
     rule, factor = recipe.correction, factors.correction
-    bounds = (rule.low, rule.high) if rule.low > 0 else (rule.high,)
     truncates = torch.full_like(stats.mask, rule.kind == "truncate")
+    held = (factor == rule.high) | ((factor == rule.low) & (rule.low > 0))
     acted = {
         "clip_upper": clipped & (stats.token_advantage > 0),
         "clip_lower": clipped & (stats.token_advantage < 0),
-        "truncated": truncates & torch.isin(factor, factor.new_tensor(bounds)),
+        "truncated": truncates & held,
         "masked": factor * factors.kept == 0,
         "corrected": factor * factors.kept != 1,
         "ratio_not_one": factors.ratio != 1,

@@ -92,7 +92,7 @@ class Scored:
         replay: experts `[..., B, L, layers, K]` that the update must use, -1 where live, and by what rule; None for all
             live.
         logp_ref: `[..., B, L]` nats under the reference policy with the same replay; None where no recipe has
-            `terms.reference_kl`, and 0 for members whose recipe has none.
+            `terms.reference_kl`.
         values: `[..., B, L]`, the critic's V(c_t) at the context of each response token, in units of reward; NaN for
             members whose recipe has no critic, None where no recipe has one.
         advantage: `[..., B]`, or `[..., B, L]` where a recipe has a critic; set by the loop.

@@ -124,7 +124,9 @@ class Method:
         self.recipe = recipe
         self.token_mean = recipe.aggregation.kind == "token_mean"
         # all that a weight reads of a batch but its length can be had from a part of it
-        self.indivisible = recipe.clip.kind if recipe.parts["clip.kind"].scope == "batch" else None
+        of_batch = [f"clip.kind = {recipe.clip.kind}"] if recipe.parts["clip.kind"].scope == "batch" else []
+        of_batch += ["correction.mean_one"] * recipe.correction.mean_one
+        self.indivisible = " and ".join(of_batch) or None
 
     def __call__(self, stats: TokenStats, whole: Whole | None = None) -> Outcome:
         """Loss, weights, metrics and receipts of a batch.
@@ -140,7 +142,7 @@ class Method:
         if stats.logp_theta.ndim != 2:
             raise DataError(f"`logp_theta` must be [batch, token], got {list(stats.logp_theta.shape)}")
         if whole is not None and self.indivisible is not None:
-            raise ConfigError(f"clip.kind = {self.indivisible} reads the whole batch; give it whole, without `whole`")
+            raise ConfigError(f"{self.indivisible} reads the whole batch; give it whole, without `whole`")
         factors = token_weights(stats, self.recipe)
         bonus = entropy_weights(stats, self.recipe) if self.recipe.terms.entropy else None
         loss = total_loss(stats, with_terms(factors.weight, stats, self.recipe), bonus)

@@ -54,16 +54,17 @@ def totals(scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(scores: Tensor, kept: Tensor) -> Tensor:
-    """Entropy of the distribution over the kept tokens, nats `[...]`, without gradient; arguments as of `totals`."""
-    with torch.no_grad():
-        logp, there = scores.log_softmax(-1), kept >= 0
-        inside = torch.where(there, logp.gather(-1, kept.clamp(min=0).long()), -torch.inf)
-        inside = torch.where(there.any(-1, keepdim=True), inside, 0.0).log_softmax(-1)
-        return torch.where(there.any(-1), -_plogp(inside), -_plogp(logp))
+    """Entropy of the distribution over the kept tokens, nats `[...]`; arguments as of `totals`."""
+    logp, there = scores.log_softmax(-1), kept >= 0
+    inside = torch.where(there, logp.gather(-1, kept.clamp(min=0).long()), -torch.inf)
+    inside = torch.where(there.any(-1, keepdim=True), inside, 0.0).log_softmax(-1)
+    return torch.where(there.any(-1), -_plogp(inside), -_plogp(logp))
 
 
 def _plogp(logp: Tensor) -> Tensor:
-    return torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
+    there = logp > -torch.inf
+    finite = torch.where(there, logp, 0.0)  # before it is multiplied, so that no gradient is NaN
+    return torch.where(there, finite.exp() * finite, 0.0).sum(-1)
 
 
 def check_kept(kept: Tensor, tokens: Tensor, mask: Tensor) -> None:

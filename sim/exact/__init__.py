@@ -9,4 +9,7 @@ one fits.
 scene: weighed by edge where its weight has a form (`forms`), else response by response. `variance` is that of
 enumerated responses and `edge_variance` that of any number; `observed` is what training logs of a batch, of all
 responses.
+
+`hybrids` are the policies between μ_old and a target, `split` shares out among their parts (`game`) what an update is
+off by, and `steps` does it for many recipes and minibatches at once.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.method.scale import Affine, of_rewards, of_tokens
+from firstorder.core.method.scale import Affine, of_rewards, of_tokens, settled
 from firstorder.core.method.value import gae
 
 from .groups import expected_moments, expected_parts, sign_chances
@@ -114,7 +114,7 @@ def _scale(scene: Scene, recipe: Recipe, critic: CriticTable | None) -> Affine |
         variance = (chance * (levels - mean[:, None]).square()).sum(-1)
         return Affine(shift=torch.zeros_like(mean), spread=of_rewards(variance.sqrt()))
     mean, square = _of_groups(scene, recipe) if critic is None else _of_tokens(scene, critic)
-    return Affine(shift=mean, spread=of_tokens((square - mean.square()).clamp(min=0)))
+    return Affine(shift=settled(mean, square), spread=of_tokens((square - mean.square()).clamp(min=0)))
 
 
 def _of_groups(scene: Scene, recipe: Recipe) -> tuple[Tensor, Tensor]:

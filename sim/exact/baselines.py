@@ -93,7 +93,8 @@ def parabola(scene: Scene, mode: Mode, x: Tensor) -> Parabola:
     """E‖g_b‖² over the responses of μ_old, of the token ratio of a target.
 
     Args:
-        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from.
+        scene: of one member, on a graph whose prompts share no context, whose μ_old records what it sampled from, and
+            samples every token that π can say.
         mode: the target's replay.
         x: `[S, V, D]`, from `scores.directions` of it.
     """
@@ -101,13 +102,15 @@ def parabola(scene: Scene, mode: Mode, x: Tensor) -> Parabola:
     assert isinstance(world, Graph)
     assert world.owner is not None
     assert scene.readings is None
-    mu, pi = scene.mu_old.logp[0].exp(), scene.target[mode].logp[0].detach().exp()
-    norms = torch.stack([x.square().sum(-1), 1 - 2 * pi + pi.square().sum(-1, keepdim=True)]) * (pi * pi / mu)
+    target = scene.target[mode].logp.detach()
+    mu, pi, said = scene.mu_old.logp[0].exp(), scene.met(target)[0].exp(), target[0].exp()
+    energies = torch.where(mu > 0, pi * pi / mu, 0.0)  # μ leaves out what has no probability
+    norms = torch.stack([x.square().sum(-1), 1 - 2 * said + said.square().sum(-1, keepdim=True)]) * energies
     walk = _walk(world, mu, pi, x)
     came, (value, ahead) = _came(walk), _ahead(walk)
     energy = came * norms.sum(-1)[:, None]
     earned = came * (world.branches.collapse(norms)[:, None] * ahead).sum(-1)
-    every = Factors(hh=mu[None], bh=mu[None], bb=mu[None], wh=pi[None], wb=pi[None], ww=(pi * pi / mu)[None])
+    every = Factors(hh=mu[None], bh=mu[None], bb=mu[None], wh=pi[None], wb=pi[None], ww=energies[None])
     worth = world.levels.square()[None, :, None].expand(-1, -1, world.prompts)
     return Parabola(
         none=second_moment(world, every, x, worth).sum() / world.prompts,

@@ -80,12 +80,12 @@ def classical(of: Expansion) -> Tensor:
 def pinsker_marginal(of: Expansion) -> Tensor:
     """2 min(1, √(δ/2)) Σ_t min(1, √((t-1) δ/2)); arXiv 2512.23075."""
     delta = of.apart.most_kl
-    return 2 * _capped((delta / 2).sqrt()) * _capped(((of.steps - 1) * delta[:, None] / 2).sqrt()).sum(-1)
+    return 2 * _capped(root(delta / 2)) * _capped(root((of.steps - 1) * delta[:, None] / 2)).sum(-1)
 
 
 def mixed(of: Expansion) -> Tensor:
     """2 T min(1, √(δ/2)) min(1, √(K/2)), K = Σ_t K_t; arXiv 2512.23075."""
-    most, whole = (_capped((kl / 2).sqrt()) for kl in (of.apart.most_kl, of.apart.kl.sum(-1)))
+    most, whole = (_capped(root(kl / 2)) for kl in (of.apart.most_kl, of.apart.kl.sum(-1)))
     return 2 * of.apart.horizon * most * whole
 
 
@@ -99,7 +99,7 @@ def adaptive(of: Expansion) -> Tensor:
     """2 Σ_t D_t min(1, (T-t) ε, √((T-t) δ/2)); arXiv 2512.23075."""
     left = of.apart.horizon - of.steps
     eps, delta = of.apart.most_tv[:, None], of.apart.most_kl[:, None]
-    return 2 * (of.apart.tv * _capped(torch.minimum(left * eps, (left * delta / 2).sqrt()))).sum(-1)
+    return 2 * (of.apart.tv * _capped(torch.minimum(left * eps, root(left * delta / 2)))).sum(-1)
 
 
 def linear(of: Expansion) -> Tensor:
@@ -178,6 +178,12 @@ def apart(p: Tensor, q: Tensor, world: World) -> Apart:
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
     """TV of two arrays of log-probs over the last axis."""
     return 0.5 * (p.exp() - q.exp()).abs().sum(-1)
+
+
+def root(x: Tensor) -> Tensor:
+    """√x, whose slope at 0 is 0 and not infinite."""
+    some = x > 0
+    return torch.where(some, x, 1.0).sqrt() * some
 
 
 def _capped(x: Tensor) -> Tensor:

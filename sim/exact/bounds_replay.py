@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bounds import Apart, apart
+from .bounds import Apart, apart, root
 from .sampled import Interval, blocks, jackknife
 from .scene import Mode, Scene
 from .world import World, chunks, gather
@@ -73,8 +73,8 @@ def relaxations(of: Moved) -> dict[str, Tensor]:
     return {
         "hellinger": hellinger(of.hellinger),
         **{f"linear_{side}": each.tv.sum(-1) for side, each in sides.items()},
-        **{f"pinsker_{side}": (each.kl.sum(-1) / 2).sqrt() for side, each in sides.items()},
-        **{f"bretagnolle_huber_{side}": (-torch.expm1(-each.kl.sum(-1))).sqrt() for side, each in sides.items()},
+        **{f"pinsker_{side}": root(each.kl.sum(-1) / 2) for side, each in sides.items()},
+        **{f"bretagnolle_huber_{side}": root(-torch.expm1(-each.kl.sum(-1))) for side, each in sides.items()},
         **{f"adaptive_{side}": adaptive(each) for side, each in sides.items()},
         "coupling": 1 - (1 - most) ** horizon,
     }
@@ -82,7 +82,7 @@ def relaxations(of: Moved) -> dict[str, Tensor]:
 
 def hellinger(squared: Tensor) -> Tensor:
     """√(1 - BC²) from H² = 1 - BC, Le Cam; TV is at least H²."""
-    return (squared * (2 - squared)).clamp(min=0).sqrt()
+    return root(squared * (2 - squared))
 
 
 def adaptive(of: Apart) -> Tensor:
@@ -93,7 +93,7 @@ def adaptive(of: Apart) -> Tensor:
     none = torch.zeros_like(of.tv[:, :1])
     tv, divergence = (torch.cat([none, x.cumsum(-1)], dim=-1) for x in (of.tv, of.kl))
     later_tv, later_kl = (x[:, -1:] - x for x in (tv, divergence))
-    first, second = tv + (later_kl / 2).clamp(min=0).sqrt(), (divergence / 2).sqrt() + later_tv
+    first, second = tv + root(later_kl / 2), root(divergence / 2) + later_tv
     return torch.minimum(first, second).amin(-1)
 
 

@@ -11,7 +11,8 @@ Shapes: M members, N contexts, V vocabulary, T horizon, Y responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +27,9 @@ from .levels import Levels
 Sum = Callable[[Free], Tensor]
 
 DRAWS, STEPS = 1024, 250
-RATE = 0.15  # of Adam, in nats of a logit, at the first step; it falls to 0
+RATE = 0.15  # of Adam, of the size of a logit, at the first step; it falls to 0
 LEAST = 1e-3  # bounds below it are not looked at: a divergence's rounding would be as large as what is left to 1
+KEEP = 3.0  # times the logarithm by which a bound is below twice `LEAST`
 TINY = 1e-30  # under a logarithm
 EDGE = 0.05  # of a reward that is climbed from
 SLACK = 1e-12  # of a ratio, for rounding
@@ -53,8 +55,14 @@ class Target:
 
     def ratio(self, of: Free) -> Tensor:
         """|bounded| / bound, `[M]`; 0 where the bound is below `LEAST`."""
-        limit = self.bound(of)
-        return torch.where(limit > LEAST, self.bounded(of).abs() / limit.clamp(min=LEAST), 0.0)
+        return self.climbed(of)[0]
+
+    def climbed(self, of: Free) -> tuple[Tensor, Tensor]:
+        """The ratio, and what is climbed: its logarithm, less what keeps the bound above `LEAST`; `[M]` each."""
+        size, limit = self.bounded(of).abs(), self.bound(of)
+        log = limit.clamp(min=TINY).log()
+        height = size.clamp(min=TINY).log() - log - KEEP * (math.log(2 * LEAST) - log).clamp(min=0)
+        return torch.where(limit > LEAST, size / limit.clamp(min=LEAST), 0.0).detach(), height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,48 +115,43 @@ def search(target: Target, vocab: int, horizon: int, seed: int, *, draws: int = 
         draws: random pairs of policies.
         steps: of the ascent.
     """
-    drawn = _rewarded(target, _drawn(full(vocab, horizon), draws, torch.Generator().manual_seed(seed)))
+    shape, kinds = full(vocab, horizon), torch.arange(draws) % KINDS
+    units = _units(shape, draws, torch.Generator().manual_seed(seed))
+    drawn = _rewarded(target, _policies(shape, units, kinds))
     ratios = target.ratio(drawn)
-    kind = torch.arange(draws) % KINDS
-    best = _members(drawn, torch.stack([torch.where(kind == k, ratios, -1.0).argmax() for k in range(KINDS)]))
-    most = target.ratio(best)
-    logits = [x.clone().requires_grad_() for x in (best.pi, best.mu, _log_odds(best.rewards))]
-    climbed = logits if target.reads else logits[:2]
+    picks = torch.stack([torch.where(kinds == k, ratios, -1.0).argmax() for k in range(KINDS)])
+    most, best, kinds = ratios[picks], _members(drawn, picks), kinds[picks]
+    leaves = [x.clone().requires_grad_() for x in (units[0][picks], units[1][picks], _log_odds(best.rewards))]
+    climbed = leaves if target.reads else leaves[:2]
     optimiser = torch.optim.Adam(climbed, lr=RATE)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * (1 - step / steps)
-        here = _at(best.shape, logits)
+        here = _policies(shape, [*leaves[:2], leaves[2].sigmoid()], kinds)
         here = here if target.reads else _rewarded(target, here)
-        ratio = target.ratio(here)
+        ratio, height = target.climbed(here)
         better = ratio > most
-        most, best = torch.where(better, ratio.detach(), most), _chosen(better, here, best)
-        slopes = torch.autograd.grad(-ratio.clamp(min=TINY).log().sum(), climbed)
+        most, best = torch.where(better, ratio, most), _chosen(better, here, best)
+        slopes = torch.autograd.grad(-height.sum(), climbed)
         for leaf, slope in zip(climbed, slopes, strict=True):
             leaf.grad = slope
         optimiser.step()
     return Broken(ratio=float(most.max()), at=_members(best, most.argmax()[None]))
 
 
-def _drawn(shape: Levels, draws: int, generator: torch.Generator) -> Free:
-    """Pairs of policies of `KINDS` kinds in turn, from nearly uniform to nearly deterministic, and from close to far
-    apart."""
+def _units(shape: Levels, draws: int, generator: torch.Generator) -> list[Tensor]:
+    """What policies are made of, standard normal `[draws, N, V]` twice, and rewards `[draws, Y]`."""
     size = (draws, *shape.terminal.shape)
-    mu, change = (torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
-    wide = len(SPREADS)
-    kind = torch.arange(draws)[:, None, None]
-    spread, distance = (
-        torch.tensor(SPREADS).double()[kind % wide],
-        torch.tensor(DISTANCES).double()[kind // wide % wide],
-    )
-    mu = spread * mu
-    rewards = torch.rand(draws, shape.widths[-1] * size[-1], generator=generator, dtype=torch.float64)
-    pi = mu + distance * change
-    return Free(shape=shape, pi=pi.log_softmax(-1), mu=mu.log_softmax(-1), rewards=rewards)
+    both = [torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return [*both, torch.rand(draws, shape.widths[-1] * size[-1], generator=generator, dtype=torch.float64)]
 
 
-def _at(shape: Levels, logits: list[Tensor]) -> Free:
-    pi, mu, rewards = logits
-    return Free(shape=shape, pi=pi.log_softmax(-1), mu=mu.log_softmax(-1), rewards=rewards.sigmoid())
+def _policies(shape: Levels, units: Sequence[Tensor], kinds: Tensor) -> Free:
+    """Pairs of policies of `KINDS` kinds, int64 `[M]`, from nearly uniform to nearly deterministic, from close to far
+    apart; their units are climbed in, so that a step is as small as what it moves."""
+    spread, distance = (torch.tensor(each).double()[:, None, None] for each in (SPREADS, DISTANCES))
+    mu = spread[kinds % len(SPREADS)] * units[0]
+    pi = mu + distance[kinds // len(SPREADS)] * units[1]
+    return Free(shape=shape, pi=pi.log_softmax(-1), mu=mu.log_softmax(-1), rewards=units[2])
 
 
 def _rewarded(target: Target, of: Free) -> Free:
@@ -160,8 +163,12 @@ def _rewarded(target: Target, of: Free) -> Free:
 
 def _chosen(which: Tensor, these: Free, others: Free) -> Free:
     """Of some members these, of the rest the others."""
-    pairs = ((name, getattr(these, name).detach(), getattr(others, name)) for name in PARTS)
-    return replace(others, **{n: torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b) for n, a, b in pairs})
+
+    def each(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(which.view(-1, *[1] * (a.ndim - 1)), a.detach(), b)
+
+    pairs = [each(getattr(these, name), getattr(others, name)) for name in PARTS]
+    return Free(shape=others.shape, pi=pairs[0], mu=pairs[1], rewards=pairs[2])
 
 
 def _members(of: Free, which: Tensor) -> Free:

@@ -90,10 +90,10 @@ class Shared:
         return self._directions[mode]
 
     def of(self, recipe: Recipe, made: Measurement | None = None) -> Compared | None:
-        """How good a recipe is here; None where no variance can be formed: with terms, above 20,000 responses of a
-        tree, or where too few were drawn. `made` is its measurement where there is one."""
+        """How good a recipe is here; None where no variance can be formed: above 20,000 responses of a tree, or where
+        too few were drawn, or for a recipe with terms. `made` is its measurement where there is one."""
         if recipe.terms.active:
-            return None  # a term's part of an update's variance has no such sums
+            return None  # a term holds no advantage, and the variance of a group is made of its advantages' moments
         measurement = made or Measurement(scene=self.scene, recipe=recipe)
         step = _step(measurement)
         targets = self.gradients[measurement.mode], self.gradients["disabled"]
@@ -123,6 +123,8 @@ class Shared:
         target = self.scene.target["disabled"]
         mu = replace(target, logp=target.logp.detach())
         scene = replace(self.scene, mu_old=mu, mu=mu, old=dict.fromkeys(self.scene.old, mu), readings=None, part=None)
+        if scene.over is None:  # what it samples it covers
+            scene = replace(scene, mask=None)
         shared = Shared(scene=scene)
         if "disabled" in self._directions:
             shared._directions["disabled"] = self._directions["disabled"]

@@ -55,7 +55,7 @@ def form(recipe: Recipe) -> Form | None:
         spans["correction"] = correction.span
     elif recipe.parts["correction.kind"].scope != "token":
         return None
-    if not _by_token(rejection):
+    if not _by_token(rejection) or (correction.mean_one and correction.span != "token"):
         return None
     if any(span not in ("token", "prefix", "sequence", "forward") for span in spans.values()):
         return None

@@ -14,12 +14,11 @@ not choose are what it makes of them where they are given to it. None swapped is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import RouterReplay
@@ -29,12 +28,12 @@ from firstorder.sim.model.policy import Model, Weights, leaves, load
 from .edges import Given, Pass, Routes
 from .game import Swapped
 from .pruning import pruned
+from .rollout import rollout
 from .scene import Engines, Mode, Scene, build, given
 from .world import World
 
 PARTS = NUMERICS, GATES, FLIPS, STALENESS = "numerics", "gates", "flips", "staleness"
 """The parts, in the order in which they are swapped where one order is told."""
-Run = Callable[[Model, Given | None], Pass]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,31 +62,41 @@ class Start:
         """The training engine at θ_old."""
         return load(self.theta_old, self.engines.pi, self.sim)
 
-    @cached_property
-    def keep(self) -> Tensor | None:
-        """The tokens that pruning leaves, `[M, N, V]`; None where all are."""
-        return None if self.scene.mask is None else self.scene.mask.keep
+    def of_mu(self, model: Model, replay: Given) -> Pass:
+        """An inference engine on the world of the scene, which leaves out what μ_old does."""
+        mask = self.scene.mask
+        return pruned(self.scene.world.run(model, replay), None if mask is None else mask.keep)
 
-    def run(self, model: Model, replay: Given | None) -> Pass:
-        """An engine on the world of the scene, pruned as the others."""
-        return pruned(self.scene.world.run(model, replay), self.keep)
+    def of_pi(self, model: Model, replay: Given | None) -> Pass:
+        """A training engine there, which does too if the mask is replayed."""
+        return pruned(self.scene.world.run(model, replay), self.scene.over)
 
     def at(self, theta: Weights) -> Scene:
-        """The scene at other weights θ: targets anew, the rest as it was."""
+        """The scene at other weights θ: targets and the deployed policy anew, the rest as it was."""
         weights, was = leaves(theta), self.scene
         trainer, live, mu = load(weights, self.engines.pi, self.sim), was.old["disabled"], was.mu_old
+        whole = None if was.mask is None else was.world.run(trainer)
         with torch.no_grad():
-            deployed = self.run(load(weights, self.engines.mu, self.sim), None)
-        targets = {mode: self.run(trainer, given(mode, live, mu, was.sent)) for mode in was.target}
-        return replace(was, weights=weights, mu=deployed, target=targets, stale=True)
+            deployed, _ = rollout(self.sim, was.world, weights, self.engines.mu)
+        return replace(
+            was,
+            weights=weights,
+            mu=deployed,
+            target={mode: self.of_pi(trainer, given(mode, live, mu, was.sent)) for mode in was.target},
+            stale=True,
+            mask=None if was.mask is None or whole is None else replace(was.mask, whole=whole),
+        )
 
 
 def start(sim: Sim, world: World, engines: Engines, theta_old: Weights, modes: Iterable[Mode]) -> Start:
     """Both engines at the weights of the rollout.
 
     Raises:
-        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped.
+        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped; or it leaves tokens
+            out that π keeps, which is no part of a split.
     """
+    if sim.truncates and sim.sampling_mask == "ignored":
+        raise ConfigError("a split has no part for tokens that mu leaves out and pi keeps; replay sim.sampling_mask")
     if sim.numerics.drawn:
         raise ConfigError("a split swaps the routes of mu, which sim.numerics.fresh draws at every token; unset it")
     return Start(
@@ -99,8 +108,8 @@ def start(sim: Sim, world: World, engines: Engines, theta_old: Weights, modes: I
 def hybrids_at_start(of: Start, mode: Mode) -> dict[Swapped, Pass]:
     """Every hybrid at θ_old on the way to the target of a mode, without gradient."""
     mu_old, own = of.scene.mu_old, of.scene.old[mode].frozen()
-    asked = mu_old if own.routes.equal(mu_old.routes) else of.run(of.mu, Given(routes=own.routes))
-    found = _at(of.run, of.mu, of.pi, mu_old, own, asked.gates, _replayed_gates(mode, mu_old, None))
+    asked = mu_old if own.routes.equal(mu_old.routes) else of.of_mu(of.mu, Given(routes=own.routes))
+    found = _at(of, of.mu, of.pi, mu_old, own, asked.gates, _replayed_gates(mode, mu_old, None))
     return found | {frozenset(): mu_old, frozenset({FLIPS}): asked}
 
 
@@ -118,9 +127,9 @@ def hybrids(of: Start, scene: Scene, mode: Mode, before: Mapping[Swapped, Pass])
         return dict(before) | {swapped | {STALENESS}: one for swapped, one in before.items()}
     mu_old, own = scene.mu_old, scene.target[mode].frozen()
     mu, pi = (load(scene.weights, arithmetic, of.sim) for arithmetic in (of.engines.mu, of.engines.pi))
-    asked = mu_old if own.routes.equal(mu_old.routes) else of.run(of.mu, Given(routes=own.routes))
+    asked = mu_old if own.routes.equal(mu_old.routes) else of.of_mu(of.mu, Given(routes=own.routes))
     constant = _replayed_gates(mode, mu_old, before[frozenset({NUMERICS, GATES})])
-    moved = _at(of.run, mu, pi, mu_old, own, asked.gates, constant)
+    moved = _at(of, mu, pi, mu_old, own, asked.gates, constant)
     return dict(before) | {swapped | {STALENESS}: one for swapped, one in moved.items()}
 
 
@@ -137,12 +146,12 @@ def _replayed_gates(mode: Mode, mu_old: Pass, old: Pass | None) -> Routes | None
 
 
 def _at(
-    run: Run, mu: Model, pi: Model, recorded: Pass, own: Pass, asked: Routes, constant: Routes | None
+    of: Start, mu: Model, pi: Model, recorded: Pass, own: Pass, asked: Routes, constant: Routes | None
 ) -> dict[Swapped, Pass]:
     """The eight hybrids of two engines at the same weights, by what is swapped of numerics, gates and flips.
 
     Args:
-        run: an engine on the world.
+        of: the engines at θ_old.
         mu, pi: the engines.
         recorded: μ_old, whose experts and gates are given where they are not swapped.
         own: the target at these weights.
@@ -150,20 +159,20 @@ def _at(
         constant: gates of the target on the experts of μ_old; None: live.
     """
     same = own.routes.equal(recorded.routes)  # no expert is another: nothing to swap
-    theirs = own if same and constant is None else run(pi, Given(routes=recorded.routes, gates=constant))
+    theirs = own if same and constant is None else of.of_pi(pi, Given(routes=recorded.routes, gates=constant))
     of_mu, of_both = Given(routes=recorded.routes, gates=recorded.gates), Given(routes=own.routes, gates=asked)
     found = {
         (NUMERICS, GATES, FLIPS): own,
         (NUMERICS, GATES): theirs,
-        (NUMERICS,): run(pi, of_mu),
-        (GATES,): run(mu, Given(routes=recorded.routes, gates=theirs.gates)),
-        (): run(mu, of_mu),
+        (NUMERICS,): of.of_pi(pi, of_mu),
+        (GATES,): of.of_mu(mu, Given(routes=recorded.routes, gates=theirs.gates)),
+        (): of.of_mu(mu, of_mu),
     }
     if same:
         found[(NUMERICS, FLIPS)], found[(FLIPS,)] = found[(NUMERICS,)], found[()]
         found[(GATES, FLIPS)] = found[(GATES,)]
     else:
-        found[(NUMERICS, FLIPS)] = run(pi, of_both)
-        found[(FLIPS,)] = run(mu, of_both)
-        found[(GATES, FLIPS)] = run(mu, Given(routes=own.routes, gates=own.gates))
+        found[(NUMERICS, FLIPS)] = of.of_pi(pi, of_both)
+        found[(FLIPS,)] = of.of_mu(mu, of_both)
+        found[(GATES, FLIPS)] = of.of_mu(mu, Given(routes=own.routes, gates=own.gates))
     return {frozenset(swapped): one.frozen() for swapped, one in found.items()}

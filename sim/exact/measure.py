@@ -226,7 +226,7 @@ def _notes(recipe: Recipe, sim: Sim, result: dict[str, Any]) -> list[str]:
     if result["variance"] is None:
         notes.append(
             "variance and mse are not formed for several draws, above 20,000 responses of a tree, of fewer than 3 "
-            "sampled responses a prompt, of an update with terms, where a gradient is 0, or beyond the range of float64"
+            "sampled responses a prompt, where a gradient is 0, beyond the range of float64, or of a recipe with terms"
         )
     if recipe.terms.active:
         notes.append(

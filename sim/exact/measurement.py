@@ -247,7 +247,7 @@ def update(scene: Scene, recipe: Recipe, values: Tensor | None = None) -> Tensor
 def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """The exhaustive batch as a recipe sees it: `[M, B, T]`, with measure μ_old(y) and advantage 1."""
     paths, (kl_mu, shift), mode = scene.responses, distances(scene, recipe), str(recipe.router_replay)
-    target, old = (scene.met(policy[mode].logp.detach()) for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[mode].logp.detach()) for p in (scene.target, scene.old))
     logp_mu = gather(scene.mu_old.logp, paths) if scene.readings is None else recorded(scene.readings, paths)
     return TokenStats(
         logp_theta=gather(target, paths),
@@ -258,8 +258,8 @@ def token_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         measure=scene.measure,
         kl_mu=None if kl_mu is None else gather_contexts(kl_mu, paths),
         router_shift=None if shift is None else gather_contexts(shift, paths),
-        logp_ref=gather(scene.logp_ref(mode), paths) if recipe.terms.reference_kl else None,
-        entropy=gather_contexts(entropy(target), paths) if recipe.terms.entropy else None,
+        logp_ref=gather(scene.met(scene.logp_ref(mode)), paths) if recipe.terms.reference_kl else None,
+        entropy=gather_contexts(_entropy(scene, mode), paths) if recipe.terms.entropy else None,
         rewards=paths.rewards.expand(logp_mu.shape[:-1]),
         turn=scene.world.task.layout.turns.expand(logp_mu.shape),
     )
@@ -282,17 +282,18 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
     """
     mu, vocab = scene.mu_old.logp, scene.world.vocab
     mode = str(recipe.router_replay)
-    target, old = (scene.met(policy[mode].logp.detach()) for policy in (scene.target, scene.old))
+    target, old = (scene.met(p[mode].logp.detach()) for p in (scene.target, scene.old))
     logp_theta, logp_old = (_every(scene, x)[..., None] for x in (target, old))
     logp_mu = (mu.flatten(1) if scene.readings is None else scene.readings.flat())[..., None]
     measure = (scene.reached[..., None] * mu.exp()).flatten(1)
     kl_mu, shift = (
         None if x is None else _every(scene, x.repeat_interleave(vocab, 1))[..., None] for x in distances(scene, recipe)
     )
-    spread = _every(scene, entropy(target).repeat_interleave(vocab, 1))[..., None] if recipe.terms.entropy else None
+    section = recipe.terms
+    spread = _entropy(scene, mode).repeat_interleave(vocab, 1) if section.entropy else None
     return TokenStats(
-        logp_ref=_every(scene, scene.logp_ref(mode))[..., None] if recipe.terms.reference_kl else None,
-        entropy=spread,
+        logp_ref=_every(scene, scene.met(scene.logp_ref(mode)))[..., None] if section.reference_kl else None,
+        entropy=None if spread is None else _every(scene, spread)[..., None],
         logp_theta=logp_theta,
         logp_old=logp_old,
         logp_mu=logp_mu,
@@ -302,6 +303,11 @@ def edge_stats(scene: Scene, recipe: Recipe) -> TokenStats:
         kl_mu=kl_mu,
         router_shift=shift,
     )
+
+
+def _entropy(scene: Scene, mode: Mode) -> Tensor:
+    """Of π_θ at every context, `[M, N]` nats."""
+    return entropy(scene.target[mode].logp.detach())
 
 
 def edge_weights(

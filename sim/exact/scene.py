@@ -134,6 +134,11 @@ class Scene:
         parts = list(chunks(self.responses, len(self.mu_old.logp)))
         return [self] if len(parts) == 1 else [replace(self, part=part) for part in parts]
 
+    @property
+    def over(self) -> Tensor | None:
+        """The tokens that π is renormalised over, bool `[M, N, V]`; None for all."""
+        return self.mask.keep if self.mask is not None and self.mask.replayed else None
+
     def met(self, logp: Tensor) -> Tensor:
         """Log-probs `[M, N, V]` of π as samples of μ_old meet them: the same, but for a mask that is ignored."""
         return logp if self.mask is None else self.mask.met(logp)
@@ -246,8 +251,12 @@ def build(
                 old[mode] = old_live  # its own experts, all of which stay
             else:
                 old[mode] = run(trainer_old, replayed) if stale else target[mode].frozen()
-            if trainer_ref is not None:
-                of_reference[mode] = run(trainer_ref, replayed).logp
+    of_reference = {}
+    if reference is not None:
+        with torch.no_grad():
+            trainer_ref = load(reference, arithmetics.pi, sim)
+            found = {mode: run(trainer_ref, given(mode, old_live, mu_old, sent)).logp for mode in target}
+        of_reference = found
     return Scene(
         world=world,
         weights=weights,

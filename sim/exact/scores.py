@@ -40,8 +40,7 @@ def edge_scores(scene: Scene, mode: Mode, contexts: Tensor) -> Tensor:
     replay = None if given is None else given.at(lambda routes: routes.contexts[0, contexts][:, None])
     features, keys = _rows(scene, contexts)
     found = step(model, None, features[:, None], keys[:, None], replay)
-    mask = scene.mask
-    keep = mask.keep[0, contexts][:, None] if mask is not None and mask.replayed else None
+    keep = None if scene.over is None else scene.over[0, contexts][:, None]
     logp, parameters = restricted(found.logp, keep)[:, 0], list(trainable(copies).values())
     slopes = [torch.autograd.grad(one.sum(), parameters, retain_graph=True, materialize_grads=True) for one in logp.T]
     return torch.stack([torch.cat([s.flatten(1) for s in of_token], dim=1) for of_token in slopes], dim=1)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from firstorder.core.method.recipe import Recipe
 from firstorder.sim.model.readings import of_errors
+from firstorder.sim.model.truncation import FLOOR
 
 from . import objectives
 from .edges import Pass, Routes, kl, vjp
@@ -130,7 +131,9 @@ class Way:
         """What the first-order expansion around μ_old misses of J of every hybrid, `[H]`."""
         mu, ahead = self.scene.mu_old.logp, self.scene.worth
         linear = [
-            ((ahead * mu.exp()) * (each.mu_old.logp.view(-1, *mu.shape) - mu).expm1()).sum((-2, -1)).flatten()
+            ((ahead * mu.exp()) * (self.scene.met(each.mu_old.logp.view(-1, *mu.shape)) - mu).expm1())
+            .sum((-2, -1))
+            .flatten()
             for each in self.scenes
         ]
         return self.value - objectives.value(mu, self.scene.world).mean() - self._means(linear)
@@ -164,13 +167,14 @@ class Way:
     def _swapped(self, chosen: Sequence[Swapped]) -> Scene:
         sim, own = self.start.sim, self.scene.target[self.mode].frozen()
         old = self.scene.old[self.mode].frozen()
-        mu = _together([self.passes[swapped] for swapped in chosen])
+        mu, mask = _together([self.passes[swapped] for swapped in chosen]), self.scene.mask
         return replace(
             self.scene,
             mu_old=mu,
             mu=mu,
             old={self.mode: _together([own if STALENESS in swapped else old for swapped in chosen])},
             target={self.mode: _together([own] * len(chosen))},
+            mask=None if mask is None else replace(mask, keep=mu.logp > FLOOR),
             readings=of_errors(mu.logp, sim.reading_noise, sim.draws) if sim.reading_noise else None,
         )
 

@@ -7,21 +7,24 @@ target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError
+from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe, check_runs
 from firstorder.core.threads import sized
-from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.checks import check_replay
+from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.model.chunks import numbers
 
 from .edges import Pass
 from .game import Swapped
 from .hybrids import Start, hybrids, hybrids_at_start, start
+from .measure import SATURATED
 from .memory import check_memory
 from .scene import Mode, Scene, engines, grow
 from .size import check_size, count
@@ -53,6 +56,7 @@ def splits(recipes: Sequence[Recipe], sim: Sim, staleness: Sequence[int] = (0,))
     Raises:
         ConfigError: a recipe cannot be run or contradicts the simulator, or several are to move θ.
         SizeError: the world does not fit in memory.
+        NotFiniteError: a part is NaN or infinite.
     """
     _check(recipes, sim, max(staleness))
     members = sim.draws if sim.numerics.kind == "batch" else 1
@@ -64,7 +68,9 @@ def splits(recipes: Sequence[Recipe], sim: Sim, staleness: Sequence[int] = (0,))
     for number, theta in enumerate(path(sim, pair, theta_old, max(staleness), mover)):
         if number in staleness:
             ways = _ways(first, first.at(theta) if number else first.scene, before)
-            rows.append([split(ways[str(each.router_replay)], ways[LIVE], each, number) for each in recipes])
+            row = [split(ways[str(each.router_replay)], ways[LIVE], each, number) for each in recipes]
+            check_finite({"split": [asdict(each) for each in row]}, SATURATED)
+            rows.append(row)
     return rows
 
 
@@ -74,16 +80,6 @@ def _check(recipes: Sequence[Recipe], sim: Sim, stalest: int) -> None:
         check_replay(recipe, sim)
     if sim.direction == "recipe" and stalest and len(recipes) > 1:
         raise ConfigError("sim.direction = recipe moves theta by one recipe's update, got several; use natural")
-    if sim.truncates and sim.sampling_mask == "ignored":
-        raise ConfigError(
-            "a split compares policies over the same tokens, but sim.sampling_mask = ignored gives pi more than mu; "
-            "use sim.sampling_mask = replayed"
-        )
-    if sim.missing or sim.missing_prefix:
-        raise ConfigError(
-            "a split swaps the experts of mu at every token, but sim.missing and sim.missing_prefix keep some from "
-            "arriving; unset them"
-        )
     held = HELD * (sim.draws if sim.numerics.kind == "batch" else 1) * sim.passes
     check_memory(sim, held, memory.available())
     check_size(sim, held, memory.available())

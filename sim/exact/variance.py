@@ -162,9 +162,9 @@ def _responses(measurement: Measurement, copies: Weights, cut: slice) -> Tensor:
 
 def _kept(scene: Scene, part: Responses, tokens: Tensor) -> Tensor | None:
     """The tokens that π is renormalised over at each of `tokens` `[C, 1, L]`, `[C, 1, L, K]`; None for all."""
-    if scene.mask is None or not scene.mask.replayed:
+    if scene.over is None:
         return None
-    tree, ids = scene.world, named(scene.mask.keep[0])
+    tree, ids = scene.world, named(scene.over[0])
     assert ids is not None
     rows = torch.full((*tokens.shape, ids.shape[-1]), -1, dtype=ids.dtype)
     rows[:, 0, tree.task.layout.places] = torch.where(part.mask[..., None], ids[part.contexts], -1)

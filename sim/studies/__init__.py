@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import advice, bounds, causes, frontier, regimes, samples, warnings
+from . import advice, bounds, causes, frontier, regimes, replayed, samples, warnings
 from .study import Answer, Plan, Study, plan
 
 STUDIES: tuple[Study, ...] = (
@@ -13,6 +13,7 @@ STUDIES: tuple[Study, ...] = (
     advice.STUDY,
     frontier.STUDY,
     bounds.STUDY,
+    replayed.STUDY,
 )
 
 __all__ = ["STUDIES", "Answer", "Plan", "Study", "plan"]

@@ -21,18 +21,20 @@ from .margins import SCALES, WIDTHS, margins
 from .study import Answer, Plan, Study
 from .tightness import ROLLOUT, ROUTERS, Found, lengths, policies, training
 
-ROUNDING = 1e-11  # of reward: an error beyond its bound by less is rounding
+ROUNDING = 1e-14  # of reward: an error beyond its bound by less is rounding
 SEEN = 1e-9  # of reward: the share of a smaller error in its bound is not read
 SHARP = 0.99  # of a bound: a search that comes so near shows that its constant cannot be lowered
 LINEAR = (0.9, 1.1)  # of a slope of logarithms
 LAW = (0.8, 1.25)  # of flips over what margins predict
 HIGH = 0.95  # quantile
+STATES = ("alone", "start", "trained")  # of the policies whose margins are read
+VALUES = ("vocab", "error", "limit", "ratio", "low", "high", "largest", "policies")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What is spent: routers; T and number of random policies; T and noise of long responses; updates of a training run;
+    """What is spent: routers; T and number of random policies; T and noise of long responses; updates of a training;
     V and T of the searches, their draws and steps; policies of margins, alone, at the start and trained, and updates.
     """
 
@@ -47,7 +49,7 @@ class Size:
     replay: Sequence[tuple[int, int]] = ((2, 2), (3, 3))
     draws: int = 1000
     steps: int = 250
-    margins: tuple[int, int, int] = (256, 256, 96)
+    margins: tuple[int, int, int] = (1024, 256, 96)
     trained: int = 12
 
 
@@ -78,8 +80,7 @@ def parts(size: Size, seeds: range) -> dict[str, Part]:
             for stale in (False, True):
                 name = f"policies-t{horizon}-{router}-{'stale' if stale else 'fresh'}"
                 found[name] = partial(policies, router, horizon, members, stale=stale)
-        of = dict(zip(("alone", "start", "trained"), size.margins, strict=True))
-        for state, count in of.items():
+        for state, count in zip(STATES, size.margins, strict=True):
             drawn, updates = range(first, first + count), size.trained if state == "trained" else 0
             found[f"margins-{router}-{state}"] = partial(margins, router, drawn, updates, alone=state == "alone")
     for horizon in size.lengths:
@@ -109,10 +110,32 @@ def _searched(of: str, name: str, vocab: int, horizon: int, seed: int, draws: in
 def _answer(plan: Plan) -> Answer:
     size = QUICK if plan.quick else WHOLE
     found = kept(plan.folder / "bounds", parts(size, plan.seeds))
-    rows = [*_tight(size, found), *_searches(size, found), *_margins(size, found)]
-    judged, laws = verdicts(rows), [_law(row, found) for row in _states(size)]
-    measured = {"bounds": judged, "margins": laws, "longest": longest(rows), "excess": _excess(found)}
+    tight, searched, margins = list(_tight(size, found)), list(_searches(size, found)), list(_margins(size, found))
+    judged, laws = verdicts([*tight, *searched]), [_law(state, found) for state in _states(size)]
+    shown = [row for row in tight if _pictured(row, size)]
+    measured = {
+        "bounds": judged,
+        "margins": laws,
+        "policies": [row for row in tight if row["part"] == "policies"],
+        "training": _thinned([row for row in tight if row["part"] == "training"]),
+        "longest": longest(tight),
+        "j_pi": [float(np.mean(each["j_pi"])) for each in found["training"]["rollouts"]],
+        "excess": _excess(found),
+    }
+    rows = [*shown, *searched, *(row for row in margins if row["target"] == "start")]
     return Answer(headline=headline(judged, laws), rows=rows, measured=measured)
+
+
+def _pictured(row: Row, size: Size) -> bool:
+    """Whether a row is of responses of growing length at the larger noise, natural for the error and R3 for replay."""
+    noisiest = f"length, noise {max(size.noise):g}"
+    return row["part"] == noisiest and (row["of"], row["target"]) in (("error", "disabled"), ("replay", "R3"))
+
+
+def _thinned(rows: Sequence[Row]) -> list[Row]:
+    """Those of the first rollout and of each that comes twice as late as the one before."""
+    first = min(row["at"] for row in rows)
+    return [row for row in rows if (row["at"] // first).bit_count() == 1]
 
 
 def _tight(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
@@ -135,8 +158,8 @@ def _rows(part: str, at: float, found: Iterable[Found]) -> Iterator[Row]:
         of, target = key.split()
         for name in mine[0]["bounds"]:
             limit = np.concatenate([cell["bounds"][name] for cell in mine])
-            ratio = bounded[bounded > SEEN] / limit[bounded > SEEN]
-            yield _row(part, of, target, name, at) | _spread(bounded, limit, ratio)
+            ratio = (bounded / (limit + ROUNDING))[bounded > SEEN]
+            yield _row(part, of, target, name, at, _spread(bounded, limit, ratio))
 
 
 def _spread(bounded: Any, limit: Any, ratio: Any) -> Row:
@@ -151,8 +174,9 @@ def _spread(bounded: Any, limit: Any, ratio: Any) -> Row:
     }
 
 
-def _row(part: str, of: str, target: str, name: str, at: float) -> Row:
-    return {"part": part, "of": of, "target": target, "name": name, "at": at, "vocab": None, "low": None}
+def _row(part: str, of: str, target: str, name: str, at: float, values: Row) -> Row:
+    """All keys in one order; those without a value None."""
+    return {"part": part, "of": of, "target": target, "name": name, "at": at} | {key: values.get(key) for key in VALUES}
 
 
 def _searches(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
@@ -160,23 +184,22 @@ def _searches(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
         for name in TARGETS[of]:
             for vocab, horizon in sizes:
                 ratio = found[f"search-{of}-{name}-v{vocab}-t{horizon}"]["ratio"]
-                none = {"error": None, "limit": None, "ratio": ratio, "high": None, "largest": ratio}
-                yield _row("search", of, "free", name, horizon) | none | {"policies": size.draws, "vocab": vocab}
+                values = {"largest": ratio, "policies": size.draws, "vocab": vocab}
+                yield _row("search", of, "free", name, horizon, values)
 
 
 def _states(size: Size) -> list[tuple[str, str]]:
-    return [(router, state) for router in size.routers for state in ("alone", "start", "trained")]
+    return [(router, state) for router in size.routers for state in STATES]
 
 
 def _margins(size: Size, found: Mapping[str, Found]) -> Iterator[Row]:
     """P(margin < ε) and the flips at noise s of every router and state."""
-    counts = dict(zip(("alone", "start", "trained"), size.margins, strict=True))
+    counts = dict(zip(STATES, size.margins, strict=True))
     for router, state in _states(size):
         for part, places, key in (("margins", WIDTHS, "thin"), ("flips", SCALES, "flips")):
             for at, each in zip(places, found[f"margins-{router}-{state}"][key], strict=True):
-                ends = {"ratio": each["value"], "low": each["low"], "high": each["high"], "largest": None}
-                none = {"error": None, "limit": None, "policies": counts[state]}
-                yield _row(part, "routes", state, router, at) | none | ends
+                values = {"ratio": each["value"], "low": each["low"], "high": each["high"], "policies": counts[state]}
+                yield _row(part, "routes", state, router, at, values)
 
 
 def _law(state: tuple[str, str], found: Mapping[str, Found]) -> Row:
@@ -259,7 +282,8 @@ STUDY = Study(
     source="arXiv 2512.23075, 2602.04879, 1502.05477, 1705.10528; arXiv 2605.02124 for margins",
     rule=f"a bound holds if no exact error above {SEEN:g} of reward, over random policies of five routers, responses "
     f"of up to {WHOLE.lengths[-1]:,} tokens, a training run and a search over free policies and rewards, exceeds it by "
-    f"more than {SLACK:g} of it; it is sharp if a share of {SHARP} is found; the mass of thin margins, and flips in "
+    f"more than {SLACK:g} of it and {ROUNDING:g} of reward, which is rounding; it is sharp if a share of {SHARP} is "
+    "found; the mass of thin margins, and flips in "
     f"the noise, are linear if the interval of the slope of their logarithms over the four smallest lies in {LINEAR}, "
     f"and not if it lies outside; flips are what margins predict if their ratio at a noise of 0.01 has its interval in "
     f"{LAW}, and not if it lies outside; else open",

@@ -147,8 +147,7 @@ class SimBackend:
         more = ({} if self.critic is None else value.QUANTITIES) | (halves.QUANTITIES if self.comparable else {})
         layers = shared.layer_flips(self.sim.layers) | replays.quantities(self.sim.layers)
         scaled = shared.SCALED if bool(self.scaled.any()) else {}
-        mask = kept.QUANTITIES if self.sim.truncates else {}
-        terms = quantities(arm.recipe for arm in self.arms)
+        terms, mask = quantities(arm.recipe for arm in self.arms), kept.QUANTITIES if self.sim.truncates else {}
         return shared.QUANTITIES | layers | EXACT | more | scaled | mask | terms
 
     @property
@@ -210,8 +209,10 @@ class SimBackend:
             replay = self._replay(own, live, batch)
             foreign = any(of.mode == "R3" for of in self.replays)
             used = self.reader.score(trainer, batch.tokens, replay, batch.kept) if foreign else live
-            reference = None if self.reference is None else load(self.reference, self.engines.pi, self.sim)
-            of_reference = None if reference is None else self.reader.score(reference, batch.tokens, replay, batch.kept)
+            of_reference = None
+            if self.reference is not None:
+                reference = load(self.reference, self.engines.pi, self.sim)
+                of_reference = self.reader.score(reference, batch.tokens, replay, batch.kept)
         logp_old = torch.where(batch.mask, used.logp, 0.0)
         values = None if self.critic is None else critic.values(self.critic, used)
         differs = replays.differing(batch, live.routes)
@@ -246,10 +247,10 @@ class SimBackend:
         theta = leaves(self.weights)
         with torch.set_grad_enabled(self.expectation is None):
             trainer = load(theta, self.engines.pi, self.sim)
-            tokens, kept_ids = minibatch.batch.tokens, minibatch.batch.kept
-            scores = self.reader.score(trainer, tokens, minibatch.replay, kept_ids, spread=self.bonus)
+            batch = minibatch.batch
+            scores = self.reader.score(trainer, batch.tokens, minibatch.replay, batch.kept, spread=self.bonus)
             entropy = scores.entropy if self.bonus else None
-            stats = minibatch.stats(torch.where(minibatch.batch.mask, scores.logp, 0.0), entropy)
+            stats = minibatch.stats(torch.where(batch.mask, scores.logp, 0.0), entropy)
             weight, bonus = weight_fn(stats), bonus_weights(stats, self.arms)
             loss = total_loss(stats, weight, bonus)
         if self.expectation is None:

@@ -101,8 +101,8 @@ def check_update(recipe: Recipe, sim: Sim) -> None:
 
     Raises:
         ConfigError: the recipe learns a critic, or has no exact form in the graph; or every batch has its own engine;
-            or an engine that is drawn at every token has no one tail to leave out; or samples have no such term; or no
-            context is off a chain.
+            or an engine that is drawn at every token has no one tail to leave out; or a sampled update has no such
+            term; or no context is off a chain.
     """
     if sim.update_contexts == "on_chain" and (sim.update, sim.task, sim.world) != ("expected", "chain", "graph"):
         raise ConfigError(

@@ -32,6 +32,11 @@ def small():
             titan = Torchtitan(activation_checkpoint=recompute, pack_length=length, microbatch_rows=1)
             estimate = dryrun.dry_run(dryrun.SMALL, titan, recipe, 1, gpu=False).memory.peak
             found[f"{recompute} {length}"] = [estimate, dryrun.measure(dryrun.SMALL, titan, recipe)]
+    titan = Torchtitan(pack_length=256, microbatch_rows=1)
+    for rule in ("total-recall", "minirl-r3-margin", "minirl-r3-condition"):
+        of = build(Recipe, read(rule))
+        estimate = dryrun.dry_run(dryrun.SMALL, titan, of, 1, gpu=False).memory.peak
+        found[rule] = [estimate, dryrun.measure(dryrun.SMALL, titan, of)]
     titan = Torchtitan(pack_length=256, microbatch_rows=1, expert=2)
     return found | {"two ranks": asdict(dryrun.dry_run(dryrun.SMALL, titan, recipe, 2))}
 

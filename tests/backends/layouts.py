@@ -16,16 +16,15 @@ from firstorder.core.training.backend import Scored
 from firstorder.core.training.batch import RolloutBatch
 from firstorder.core.training.replay import rules
 
-CONDITION = "minirl-r3-condition"
-ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION)}
+CONDITION = "minirl-r3-condition optimizer.lr=1e-6"  # a step of 0.01 has rounding decide which experts stay
+ALONE = {name: [name] for name in ("minirl-r3", "gspo", "total-recall", CONDITION, "minirl-r3+terms")}
 TWO = {
     "fsdp": ["minirl-r3"],
     "expert-parallel": ["minirl-r3", "expert=2", "loss_chunks=4", "activation_checkpoint=full"],
     "sequence-scope": ["gspo", "expert=2"],
     "tensor-parallel": ["minirl-r3", "tensor=2", "expert=2", "loss_chunks=3", "activation_checkpoint=full"],
-    "tensor-parallel-live": ["gspo", "tensor=2", "expert=2", "loss_chunks=3"],
-    "tensor-parallel-gates": ["total-recall", "tensor=2", "expert=2"],
-    "tensor-parallel-condition": [CONDITION, "tensor=2", "expert=2", "activation_checkpoint=full"],
+    "tensor-parallel-live": ["gspo", "tensor=2", "expert=2"],
+    "terms": ["minirl-r3+terms", "tensor=2", "expert=2", "loss_chunks=3"],
 }
 """Recipe and settings of each layout, by name; those of gspo on a batch that was sampled from some tokens only."""
 
@@ -66,7 +65,11 @@ def one(folder, out, recipe, *changes):
     settings = toml.override(
         {"model": str(folder), "dtype": "float32", "pack_length": 32, "microbatch_rows": 1}, changes
     )
-    recipe = toml.build(Recipe, toml.override(toml.read(recipe), ["optimizer.lr=0.01"]))
+    plain, _, tag = recipe.partition("+")
+    name, *more = plain.split()
+    kl = ["terms.reference_kl=0.5", "terms.reference_estimator=unbiased"]
+    more += [*kl, "terms.entropy=0.2", "terms.squared_log_ratio=0.001"] if tag else []
+    recipe = toml.build(Recipe, toml.override(toml.read(name), ["optimizer.lr=0.01", *more]))
     made = Torchtitan(**settings), recipe, 1.0, out
     trainer = Trainer(*made)
     batch, arms = batch_of(8, truncated=recipe.about.name == "gspo"), (Arm(recipe=recipe),)
@@ -76,7 +79,8 @@ def one(folder, out, recipe, *changes):
     replay = None if ids is None else Replay(ids=ids, gates=gates, **rules([recipe.router_replay]))
     old = trainer.score(batch, replay)
     logp_old = old.logp.where(batch.mask, 0.0)
-    scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, 5)
+    logp_ref = trainer.score_reference(batch, replay).where(batch.mask, 0.0) if terms else None
+    scored = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay, logp_ref=logp_ref), arms, 5)
     weight_fn = RecipeWeights(arms)
     steps = [trainer.update(scored, weight_fn)]
     grads = gradients(trainer)

@@ -12,6 +12,7 @@ from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.routing import Replay
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
 from firstorder.core.training.batch import RolloutBatch
@@ -115,7 +116,7 @@ def test_three_steps_log_each_term_and_the_reference_stays_where_the_run_started
     recipe = recipe_of("minirl-r2", *ALL)
     trainer, logs = trainer_of(folder, tmp_path / "run", recipe), []
     pair, home = pair_of(trainer, recipe), trainer.score(batch_of()).logp.where(batch_of().mask, 0.0)
-    routes = trainer.score(batch_of()).routes
+    routes = Replay(ids=trainer.score(batch_of()).routes)
     assert torch.equal(trainer.score_reference(batch_of(), routes).where(batch_of().mask, 0.0), home)
     train((Arm(recipe=recipe),), pair, on_step=logs.append)
     names = ["terms/reference_kl", "terms/entropy", "terms/squared_log_ratio"]

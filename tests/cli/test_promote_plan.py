@@ -44,6 +44,7 @@ def test_bytes_of_a_token(shape):
     assert memory.route_bytes(shape, 1) == 384
     assert memory.wire_bytes(shape) == 512  # base64
     assert memory.host_bytes(shape) == 3 * 768 + 48 * 8
+    assert memory.host_bytes(shape, gates=True) == 3 * 768 + 48 * 8 + 4 * 384
 
 
 def test_quantised_weights_keep_what_decides_the_route(shape):

@@ -209,12 +209,29 @@ def judged(y, s):
 
 def norm(y, batch, s):
     kind, tokens = s["aggregation.kind"], sum(len(each["at"]) for each in batch)
-    return {
-        "token_sum": 1.0,
-        "length": max(len(y["at"]), 1) ** s["aggregation.alpha"],
-        "token_mean": tokens / len(batch),
-        "constant": s["aggregation.constant"],
-    }[kind]
+    return (
+        mean_factor(batch, s)
+        * {
+            "token_sum": 1.0,
+            "length": max(len(y["at"]), 1) ** s["aggregation.alpha"],
+            "token_mean": tokens / len(batch),
+            "constant": s["aggregation.constant"],
+        }[kind]
+    )
+
+
+def mean_factor(batch, s):
+    """The mean of the correction over tokens, or over responses where each has one; 1 if it is not divided by."""
+    if not s["correction.mean_one"]:
+        return 1.0
+    rows = [correction(y, s) for y in batch if y["at"]]
+    each = (
+        [row[0] for row in rows]
+        if s["correction.span"] in ("sequence", "geometric")
+        else [k for row in rows for k in row]
+    )
+    found = math.fsum(each) / len(each)
+    return found if found > 1e-8 else 1.0
 
 
 def outputs(inputs, s):

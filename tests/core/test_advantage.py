@@ -119,6 +119,12 @@ def test_a_batch_that_agrees_has_no_advantage_left_to_scale(scale):
     assert single.tolist() == [0.0]
 
 
+def test_a_group_that_agrees_takes_no_sign_from_the_rounding_of_a_mean():
+    rewards = [0.1, 0.7, 0.3, 0.1, 0.7, 0.9, 0.2, 0.2]
+    a, found = scale_of(rewards, [3] * 8, baseline="group_mean", scale="whiten")
+    assert a[-2:] == found[-2:] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("scale", ["batch_std", "whiten"])
 def test_batches_do_not_scale_each_other(same, scale):
     g = torch.Generator().manual_seed(3)

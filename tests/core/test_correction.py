@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from firstorder.core.method.correction import correction
 from firstorder.core.method.parts import CORRECTIONS
 from firstorder.core.method.ratio import BOUND, LOG_BOUND
-from firstorder.core.method.recipe import Correction
+from firstorder.core.method.recipe import Correction, Recipe
 from firstorder.core.method.stats import TokenStats
+from firstorder.core.method.surrogate import token_weights
 
 
 def responses(stats, of):
@@ -84,6 +85,23 @@ def test_a_truncation_without_a_lower_bound_leaves_small_ratios(make_stats, same
     stats = make_stats()
     k = correction(stats, Correction(kind="ratio", span="sequence"))
     same(correction(stats, Correction(kind="truncate", span="sequence", high=1.1)), k.clamp(max=1.1))
+
+
+@pytest.mark.parametrize("span", ["token", "prefix", "turn", "sequence", "geometric"])
+def test_a_correction_of_mean_one_has_it_over_tokens_or_over_responses(make_stats, same, span):
+    stats = make_stats(3, size=12, spread=0.6)
+    stats = replace(stats, mask=stats.mask & (torch.arange(12) > 0)[:, None])  # the first has no token
+    rule = {"kind": "truncate", "span": span, "high": 1.2}
+    plain, divided = (Recipe.model_validate({"correction": rule | keys}) for keys in ({}, {"mean_one": True}))
+    k = [row[on] for row, on in zip(correction(stats, plain.correction), stats.mask, strict=True) if on.any()]
+    one_each = torch.stack([row[0] for row in k]) if span in ("sequence", "geometric") else torch.cat(k)
+    same(token_weights(stats, divided).weight * one_each.mean(), token_weights(stats, plain).weight)
+
+
+def test_a_batch_whose_corrections_are_all_0_is_not_divided_by_their_mean(make_stats):
+    stats = make_stats()
+    rule = {"kind": "mask", "low": 1e4, "high": 1e5, "mean_one": True}
+    assert (token_weights(stats, Recipe.model_validate({"correction": rule})).weight == 0).all()
 
 
 def test_vespo_is_one_where_the_policies_agree_and_survives_where_they_do_not(make_stats):

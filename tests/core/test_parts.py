@@ -68,6 +68,7 @@ OTHER = {  # other values of a setting, one of which a kind that reads it feels
     "steps": (2,),
     "of": ("theta/old",),
     "span": ("prefix",),
+    "mean_one": (True,),
     "over": ("mean",),
     "where": ("negative",),
     "cap": (1.05,),

@@ -9,7 +9,7 @@ from firstorder.core.method.parts import SCOPES
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import receipts, token_weights
 from firstorder.core.settings import toml
-from firstorder.core.training.inert import inert_parts
+from firstorder.core.training.inert import inert_parts, notes
 
 NAMES = toml.shipped()
 UNSUPPORTED = {"pr2"}
@@ -76,6 +76,7 @@ def test_the_grid_is_minirl_at_a_fixed_minibatch(mode, updates):
         (["rejection.kind=k3", "rejection.high=0.1"], "token", "group"),
         (["rejection.kind=k3", "rejection.over=max", "rejection.high=0.1"], "sequence", "group"),
         (["advantage.scale=whiten"], "token", "batch"),
+        (["correction.kind=ratio", "correction.mean_one=true"], "batch", "batch"),
         (["ratio.span=turn"], "sequence", "group"),
         (["clip.kind=gmpo", 'advantage.baseline="none"'], "sequence", "sequence"),
         (["clip.kind=ctpo", "ratio.span=prefix"], "sequence", "group"),
@@ -113,6 +114,7 @@ CONTRADICTIONS = [
     (["clip.kind=minirl", "clip.low=1.5"], "clip.low must be at most 1"),
     (["correction.kind=mask", "correction.low=5", "correction.high=2"], "correction.low must be below"),
     (["correction.kind=truncate"], "truncate without a bound does nothing"),
+    (["correction.mean_one=true"], "correction.mean_one has no correction to divide"),
     (["rejection.kind=k3"], "rejection.kind = k3 without a bound does nothing"),
     (["rejection.kind=k1", "rejection.low=1", "rejection.high=-1"], "rejection.low must be below rejection.high"),
     (["rejection.kind=k3", "rejection.high=1", "correction.high=4"], "are not read by correction.kind = none"),
@@ -195,6 +197,13 @@ def test_a_recipe_cannot_be_changed():
         ("m2po", False, False, ["ratio.of = theta/mu", "clip.kind = m2po"]),
         ("ctpo", False, True, []),
         ("reinforce", False, False, []),
+        (
+            "minirl-r3-margin",
+            False,
+            False,
+            ["ratio.of = theta/mu", "clip.kind = minirl", "router_replay.mode = R3 margin=0.05"],
+        ),
+        ("total-recall", False, False, ["ratio.of = theta/mu", "clip.kind = minirl"]),
     ],
 )
 def test_parts_that_cannot_act_are_named(name, stale, mismatch, parts):
@@ -218,6 +227,16 @@ def test_a_ratio_clip_or_correction_called_inert_changes_no_weight(name, mismatc
         assert acted["ratio_not_one"] == 0
     if "correction.kind" in found:
         assert acted["corrected"] == 0
+
+
+def test_a_rule_of_replay_is_inert_with_its_mode_and_constant_gates_never_are():
+    rules = {"margin=0.1": True, "condition=0.5": True, "gates=replayed": False}
+    for rule, idle in rules.items():
+        recipe = make("router_replay.mode=R2", f"router_replay.{rule}", "ratio.of=theta/mu")
+        found = [line for line in inert_parts(recipe, stale=False) if line.startswith("router_replay")]
+        assert found == [f"router_replay.mode = R2 {rule}: theta equals theta_old, its own experts"] * idle
+        assert bool(notes(recipe)) != idle
+        assert not any(line.startswith("router_replay") for line in inert_parts(recipe, stale=True))
 
 
 def test_a_mask_by_divergence_is_not_called_inert_for_the_policies_it_does_not_read():

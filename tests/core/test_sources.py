@@ -114,7 +114,12 @@ EXPECTED |= {
     ),
     # PPO's, times old/mu = 8, 1, 0.6, 2.5, 1 held at 2; none is below 0.5
     "tis-two-sided": ([[0, 0.36], [-0.264, 0, 0]], [[-4.8, -0.36], [0.264, 0.4704, 0.26]]),
-    # the same without both responses, √8 and 1.5^(1/3)
+    # over the mean of 2, 1, 0.6, 2, 1
+    "tis-mean-one": (
+        [[0, 0.36 / 1.32], [-0.2, 0, 0]],
+        [[-4.8 / 1.32, -0.36 / 1.32], [0.2, 0.4704 / 1.32, 0.26 / 1.32]],
+    ),
+    # without the mean, and without both responses, √8 and 1.5^(1/3)
     "tis-rejection-geometric": ([[0, 0], [0, 0, 0]], [[0, 0], [0, 0, 0]]),
     # and without those of a mean of old/mu - 1 - log(old/mu) above 0.01: (7 - log 8) / 2, (1.1 - log 1.5) / 3
     "tis-rejection-k3": ([[0, 0], [0, 0, 0]], [[0, 0], [0, 0, 0]]),
@@ -133,8 +138,9 @@ READ = {
     "trm-avg": {"kl_mu": [[0.0012, 0.0004], [0.003, 0.0004, 0.0004]]},  # means 0.0008 and 0.00127 against 0.001
 }
 # group-standardised rewards: GRPO's, and those of the methods laid over it
-SPREAD = {"tis-two-sided", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm", "grpo-kl", "grpo-entropy"}
+SPREAD = {"tis-two-sided", "tis-mean-one", "tis-rejection-geometric", "tis-rejection-k3", "sapo", "opsm"}
 SPREAD |= {"grpo", "dapo", "gspo", "cispo", "tis", "icepop", "decoupled-ppo", "m2po", "ctpo", "gmpo", "rspo", "vespo"}
+SPREAD |= {"grpo-kl", "grpo-entropy"}
 
 
 def padded(rows):

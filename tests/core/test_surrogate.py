@@ -279,7 +279,7 @@ def test_any_batch_gives_finite_weights_a_finite_loss_and_a_finite_gradient(reci
     stats = odd_batch(seed, size, length, filled, dtype)
     found = outcome(stats, recipe)
     assert all(x.isfinite().all() and x.dtype is dtype for x in found)
-    norm = normaliser(stats, recipe.aggregation)
+    norm = token_weights(stats, recipe).norm
     assert ((found[0] * norm).abs() <= stats.advantage[:, None].abs() * BOUND * (1 + 1e-5)).all()
     counts = receipts(stats, token_weights(stats, recipe), recipe)
     assert all(0 <= above <= below == stats.mask.sum() for above, below in counts.values())

@@ -43,6 +43,7 @@ BOUNDS = {
     "tis": ["correction.high=1.05"],
     "minirl-tis": ["correction.high=1.05"],
     "icepop": ["correction.low=0.9", "correction.high=1.1"],
+    "tis-mean-one": ["correction.high=1.05"],
     "tis-two-sided": ["correction.low=0.95", "correction.high=1.05"],
     "tis-rejection-geometric": ["correction.high=1.05", "rejection.low=0.95", "rejection.high=1.05"],
     "tis-rejection-k3": ["correction.high=1.05", "rejection.high=0.005"],

@@ -52,11 +52,11 @@ def best(values, count):
 
 class Engine:
     """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
-    gate weights, which are constants then."""
+    gate weights, which are constants then; `margin` and `condition` are the rule by which experts are used."""
 
-    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None):
+    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None, margin=None, condition=0.0):
         self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
-        self.constant = gates
+        self.constant, self.margin, self.condition = gates, margin, condition
         noisy = numerics.kind == "noise"
         pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
         self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
@@ -132,11 +132,28 @@ class Engine:
             totals = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(sim.groups)]
             allowed = best(totals, sim.limited_groups)
             choice = [c if i // size in allowed else -math.inf for i, c in enumerate(choice)]
-        ids = best(choice, sim.top_k) if given is None else given
+        ids = best(choice, sim.top_k) if given is None else self._ruled(given, choice)
         picked = [scores[i] for i in ids]
         if kind == "topk_softmax":
             return ids, softmax(picked)
         return ids, picked if kind == "top1" else [p / sum(picked) for p in picked]
+
+    def _ruled(self, given, choice):
+        """The experts that are used where some are given, by the scores of the live choice."""
+        ranked = best(choice, len(choice))
+        live, first_out = ranked[: self.sim.top_k], ranked[self.sim.top_k]
+        if self.margin is not None and choice[live[-1]] - choice[first_out] >= self.margin:
+            return live
+        if not self.condition:
+            return given
+        strength = choice
+        if self.sim.router == "topk_softmax":
+            strength = [v.item() for v in softmax([torch.tensor(c, dtype=torch.float64) for c in choice])]
+        weakest = strength[live[-1]]
+        least = self.condition * weakest if weakest > 0 else weakest
+        stay = [i for i in given if strength[i] >= least]
+        others = [i for i in ranked if i not in stay]
+        return given if len(stay) == len(given) else stay + others[: len(given) - len(stay)]
 
 
 def responses(sim):
@@ -476,10 +493,23 @@ class Lab:
                 whole = spanned(c.of, "sequence")[t]
                 one, two = c.positive if a > 0 else c.negative
                 w *= whole**one * math.exp(two * (1 - whole))
+            if c.mean_one:
+                w /= self.mean_factor(c, mode)
             if judge.kind != "none" and (a < 0 or judge.where == "always"):
                 w *= judge.low <= self.judged(judge, pair, mode, logs, t) <= judge.high
             factors.append(w / self.norm(recipe, length))
         return factors
+
+    def mean_factor(self, c, mode):
+        """E of a truncated token ratio over response tokens."""
+        above, below = c.of.split("/")
+        engines = {"theta": self.target[mode], "old": self.old[mode], "mu": self.mu}
+
+        def total(pair):
+            pairs = zip(engines[above].plain(pair), engines[below].plain(pair), strict=True)
+            return sum(max(c.low, min(math.exp(u - v), c.high)) for u, v in pairs)
+
+        return self.expect(total) / self.length
 
     def judged(self, judge, pair, mode, logs, t):
         """What a rejection compares with its bounds at token t."""

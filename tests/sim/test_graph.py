@@ -111,7 +111,7 @@ def test_the_expected_update_of_a_product_by_length(pair, product, make_recipe):
     close(graph.update, tree.update)
 
 
-@pytest.mark.parametrize("name", ["minirl-r3", "minirl-length-norm", "grpo", "reinforce"])
+@pytest.mark.parametrize("name", ["minirl-r3", "minirl-length-norm", "grpo", "reinforce-plus-plus-baseline"])
 @pytest.mark.parametrize("kind", ["horizon", "graded", "feedback"])
 def test_variance_and_what_training_logs(kind, name, make_recipe):
     tree, graph = (

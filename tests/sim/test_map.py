@@ -120,7 +120,9 @@ def test_draws_have_the_mean_and_the_variance_of_a_minibatch(stale):
     spread = sum(float((draw.root[0, x].T @ scores[x]).square().sum()) for x in range(world.prompts))
     each = torch.einsum("xe,xep->xp", draw.mean[0], scores) * world.prompts
     prompts = float((each - each.mean(0)).square().sum(1).mean())  # which prompt a group has is not drawn
-    assert spread * course.BATCH == pytest.approx(float(edge_variance(one, directions(scene, one.mode))) - prompts, rel=1e-8)
+    assert spread * course.BATCH == pytest.approx(
+        float(edge_variance(one, directions(scene, one.mode))) - prompts, rel=1e-8
+    )
     assert not torch.equal(draw(0), draw(1))
     assert torch.equal(draw(1), course.Draw.of(world, scene.mu_old.logp, seeds)(1))
 

@@ -81,7 +81,7 @@ def test_sampled_batches_estimate_the_remainder_and_the_reward_of_pi(mode, small
 def test_the_moment_of_two_parts_adds_up_to_the_whole(small, make_scene, make_recipe):
     scene, recipe = make_scene(small()), make_recipe("minirl", "schedule.group_size=4")
     picks = sample_responses(scene, 8, 4, 1, torch.Generator().manual_seed(3))
-    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "rewards")
+    names = ("logp_theta", "logp_old", "logp_mu", "mask", "advantage", "rewards", "turn")
     whole = sampled_stats(Measurement(scene=scene, recipe=recipe), picks)
     parts = [replace(whole, **{n: getattr(whole, n)[:, cut] for n in names}) for cut in (slice(0, 12), slice(12, 32))]
     sums = [remainder_moment(part, part.logp_old) for part in parts]

@@ -1,9 +1,15 @@
 """What each way to replay brings and costs, as a user has it printed."""
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+
+from firstorder.core.routing import flips
+from firstorder.sim.exact.compare import scene_of
+from firstorder.sim.exact.edges import kl
+from firstorder.sim.studies import replayed
 
 SCRIPT = Path(__file__).parents[2] / "docs/examples/replay.py"
 
@@ -16,9 +22,9 @@ def script():
 def test_the_example_says_where_the_bias_of_every_replay_comes_from(script, capsys):
     first, later = script["main"]("tree", 0, (0, 2))
     printed = capsys.readouterr().out.splitlines()
-    rules = script["rules"]("tree")
-    assert len(printed) == 2 + 2 * len(rules)
-    assert printed[2].startswith("| disabled | 0 | ")
+    rules = replayed.rules("tree")
+    assert len(printed) == 4 + 2 * len(rules)
+    assert printed[4].startswith("| disabled | 0 | ")
     none, r2, r3, margin, condition, constant = first
     assert none.gradient == r2.gradient  # R2 is inert at the first minibatch
     assert r2.value.parts["target"].value == 0 != later[1].value.parts["target"].value
@@ -32,9 +38,28 @@ def test_the_example_says_where_the_bias_of_every_replay_comes_from(script, caps
     assert r3.value.parts["target"].value == pytest.approx(none.value.parts["flips"].value, abs=1e-14)
 
 
-def test_the_long_world_of_the_example_is_near_the_mismatch_that_is_published(script, capsys):
+def test_the_study_reads_what_the_example_prints(script, tmp_path):
+    """One policy of the tree, and its rows; kept cells are found again."""
+    cells = [replayed.cell("tree", seed, (0, 2)) for seed in (0, 501)]
+    rows = replayed.read_rows("tree", cells, (0, 2))
+    assert len(rows) == 2 * len(replayed.rules("tree"))
+    assert rows[2]["replay"] == "R3"
+    assert rows[2]["target"] == pytest.approx(sum(c["0"]["R3"]["target"] for c in cells) / 2)
+    assert rows[2]["whole_low"] <= rows[2]["whole"] <= rows[2]["whole_high"]
+    first = replayed._kept(tmp_path, "tree", 0, (0, 2))
+    stamp = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+    assert replayed._kept(tmp_path, "tree", 0, (0, 2)) == first
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == stamp
+    assert json.loads(json.dumps(cells[0])) == first
+
+
+def test_the_long_world_is_near_the_mismatch_that_is_published():
     """Two knobs meet both numbers as nearly as flips, which are steps, let them."""
-    assert script["world"]("long", 3).horizon == 512
-    nats, _, _, _, share, *_ = capsys.readouterr().out.split()
-    assert float(nats) == pytest.approx(1.5e-3, rel=0.15)
-    assert float(share.rstrip("%")) == pytest.approx(10, rel=0.15)
+    sim = replayed.world("long", 3)
+    scene = scene_of(sim, ["disabled"])
+    old = scene.old["disabled"]
+    nats = float((scene.share * kl(scene.mu_old.logp, old.logp)).sum())
+    apart = flips(old.routes.contexts, scene.mu_old.routes.contexts).double().mean(-1)
+    assert sim.horizon == 512
+    assert nats == pytest.approx(1.5e-3, rel=0.15)
+    assert float((scene.share * apart).sum()) == pytest.approx(0.10, rel=0.15)

@@ -21,7 +21,7 @@ def numbers(result, prefix=""):
 
 @pytest.mark.parametrize("name", ["minirl-r3", "gspo", "dapo", "m2po", "trm", "trm-avg", "rspo"])
 def test_responses_in_chunks_add_up_to_all_of_them(name, small, make_recipe, monkeypatch):
-    recipe, sim = make_recipe(name, "correction.high=0.3") if "trm" in name else make_recipe(name), small(staleness=1)
+    recipe, sim = make_recipe(name, "rejection.high=0.3") if "trm" in name else make_recipe(name), small(staleness=1)
     whole = numbers(measure(recipe, sim))
     monkeypatch.setattr(world, "CHUNK_TOKENS", 20)
     assert numbers(measure(recipe, sim)) == pytest.approx(whole, rel=1e-9, abs=1e-14)

@@ -154,7 +154,13 @@ def test_a_step_has_a_split_for_each_of_its_minibatches_and_for_the_staleness_th
 
 
 def test_the_rollout_of_a_split_may_be_pruned_misread_or_drawn_by_batch():
-    for more in ({"min_p": 0.2}, {"reading_noise": 0.1, "draws": 4}):
+    cases = (
+        {"min_p": 0.2},
+        {"top_p": 0.8},
+        {"top_p": 0.8, "sampling_mask": "ignored"},
+        {"reading_noise": 0.1, "draws": 4},
+    )
+    for more in (*cases, {"missing": 0.3}):
         sim, method = tree(seed=75, staleness=1, **more), recipe("minirl", "R3")
         check_adds_up(splits([method], sim, [1])[0][0], method, sim)
     sim = tree(seed=75, numerics={"kind": "batch"}, draws=3)

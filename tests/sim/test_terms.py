@@ -346,3 +346,28 @@ def test_every_edge_of_a_sample_of_responses_is_added_up_once(stale, make_recipe
         weight = terms.term_weights(measurement.batch.stats, measurement.recipe)["reference_kl"]
         edges = scatter(scene.measure[..., None] * weight, scene.responses, scene.world.contexts)
         same(measurement.term_coefficients["reference_kl"], edges, RTOL)
+
+
+@pytest.mark.parametrize("mask", ["replayed", "ignored"])
+def test_terms_of_a_policy_whose_samples_are_truncated(mask, make_recipe, make_scene, small, same):
+    scene = make_scene(small(staleness=2, lr=1.0, vocab=4, top_p=0.8, sampling_mask=mask))
+    assert (scene.mu_old.logp < -100).any()
+    for section in SECTIONS.values():
+        measurement = Measurement(scene=scene, recipe=make_recipe("minirl-r3", *section))
+        weights = terms.term_weights(measurement.batch.stats, measurement.recipe)
+        for name, weight in weights.items():
+            edges = scatter(scene.measure[..., None] * weight, scene.responses, scene.world.contexts)
+            same(measurement.term_coefficients[name], edges, RTOL)
+        assert measurement.update.isfinite().all()
+        assert part(measurement).any()
+
+
+@pytest.mark.parametrize("sim", [TRAINED, GRAPH], ids=["sequences", "table"])
+def test_training_with_terms_on_truncated_samples_and_by_rules_of_replay(sim):
+    truncated = sim.model_copy(update={"top_p": 0.8})
+    recipe = recipe_of("minirl-r3", *ALL, "schedule.minibatches=1", "router_replay.margin=0.1")
+    (first, *others) = trained((Arm(recipe=recipe, members=1),), truncated)[1]
+    assert float(first.metrics["terms/reference_kl"]) == 0.0  # the reference goes by the same rule
+    assert all(float(log.metrics["terms/reference_kl"]) > 0 for log in others)
+    gated = recipe_of("minirl-r3", *ALL, "schedule.minibatches=1", "router_replay.gates=replayed")
+    assert float(trained((Arm(recipe=gated, members=1),), truncated)[1][0].metrics["terms/reference_kl"]) == 0.0

@@ -478,7 +478,7 @@ def test_a_weight_that_rollouts_cannot_feed_is_refused_before_the_run(name, caps
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in toml.shipped() if n not in (*WIDE, "total-recall", "pr2")])
+@pytest.mark.parametrize("name", [n for n in toml.shipped() if n not in (*WIDE, "pr2")])
 def test_every_other_shipped_recipe_trains(name):
     _, logs = trained((Arm(recipe=recipe(name, "schedule.steps=1"), members=1),), [5])
     assert all(torch.isfinite(value).all() for value in logs[-1].metrics.values())

@@ -1,0 +1,154 @@
+"""What each way to replay brings and what it costs: the parts of what an update is off by, at every mini-batch.
+
+Nothing is trained. A policy and its two engines are fixed, θ takes steps of plain gradient ascent, and the update of
+MiniRL without a clip is split by hybrid policies (`sim.exact.split`). Three ways are ruled (`router_replay.margin`,
+`condition`), and one replays gate weights too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.core import progress
+from firstorder.core.method.recipe import Recipe
+from firstorder.core.runs.files import to_json, write_whole
+from firstorder.core.settings.toml import build, read
+from firstorder.sim.config import Sim
+from firstorder.sim.exact.hybrids import PARTS
+from firstorder.sim.exact.split import TARGET, Splits
+from firstorder.sim.exact.steps import splits
+from firstorder.sim.trials.calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, calibrate
+from firstorder.sim.trials.long import BASE
+
+from .study import Answer, Plan, Study
+
+MARGIN = {"tree": 0.02, "long": 0.0003}  # probabilities of 8 experts, and of 32
+LR = 0.01  # of the steps between mini-batches: plain gradient ascent
+UPDATES, QUICK_UPDATES = (0, 1, 3, 7, 63), (0, 3)
+KEYS = (*PARTS, TARGET)
+
+
+def world(name: str, seed: int) -> Sim:
+    """The `[sim]` section of either world: its defaults, or 512 tokens and engines fitted to the published pair."""
+    if name == "tree":
+        return Sim(seed=seed, lr=LR)
+    more = (("experts", 32), ("top_k", 8), ("lr", LR))  # of fewer experts 10% of the routes cost more nats
+    sim = BASE.but(problems=4, sim=more).world(range(seed, seed + 1))
+    found = calibrate(sim, torch.tensor([seed]), wanted_kl=PUBLISHED_KL, wanted_flips=PUBLISHED_FLIPS)
+    return sim.model_copy(update={"numerics": found.numerics})
+
+
+def rules(name: str) -> tuple[str, ...]:
+    """The ways to replay, as a recipe spells them."""
+    return "disabled", "R2", "R3", f"R3 margin={MARGIN[name]}", "R3 condition=0.9", "R3 gates=replayed"
+
+
+def recipe(rule: str) -> Recipe:
+    """MiniRL under a replay, without a clip: what is dropped would be a part of its own."""
+    tree = {**read("minirl"), "router_replay": rule, "clip": {"kind": "none"}}
+    return build(Recipe, tree)
+
+
+def split(name: str, seed: int, updates: Sequence[int]) -> list[list[Splits]]:
+    """The splits of every way to replay at each mini-batch, counted from 0: the updates that came before it."""
+    return splits([recipe(rule) for rule in rules(name)], world(name, seed), sorted(updates))
+
+
+def numbers(one: Splits) -> dict[str, float]:
+    """Of one way at one mini-batch: J(target) - J(natural), the KL to the target, and the lengths of the parts of the
+    gradient and of all together, relative to the natural gradient."""
+    assert one.gradient is not None
+    assert one.gradient.norm is not None
+    found = {part: float(one.gradient.parts[part].norm or 0.0) for part in KEYS}
+    kl_target = one.kl.total - one.kl.parts[TARGET].value
+    return {"bias": -one.value.parts[TARGET].value, "kl_target": kl_target, **found, "whole": one.gradient.norm}
+
+
+def cell(name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
+    """One policy: every way to replay at each mini-batch."""
+    found = split(name, seed, updates)
+    named = zip(sorted(updates), found, strict=True)
+    return {str(s): {rule: numbers(one) for rule, one in zip(rules(name), row, strict=True)} for s, row in named} | {
+        "kl": found[0][0].kl.total
+    }
+
+
+def _kept(folder: Path, name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
+    path = folder / f"{name}-s{seed}-{'-'.join(map(str, updates))}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_json(cell(name, seed, updates)))
+    kept: dict[str, Any] = json.loads(path.read_text())
+    return kept
+
+
+def _answer(plan: Plan) -> Answer:
+    """Split what is not known yet, and read it."""
+    updates = QUICK_UPDATES if plan.quick else UPDATES
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in MARGIN}
+    for name, seed in progress.steps("policies", [(name, seed) for name in MARGIN for seed in plan.seeds]):
+        found[name].append(_kept(plan.folder, name, seed, updates))
+    rows = [row for name, cells in found.items() for row in read_rows(name, cells, updates)]
+    return Answer(headline=headline(rows), rows=rows, measured={"lr": LR, "margin": MARGIN})
+
+
+def read_rows(name: str, cells: Sequence[Mapping[str, Any]], updates: Sequence[int]) -> list[dict[str, Any]]:
+    """Every way at every mini-batch, one a row: medians over policies, and the least and largest of the whole."""
+    rows = []
+    for s in updates:
+        for rule in rules(name):
+            of = {key: _values(cells, str(s), rule, key) for key in cells[0][str(s)][rule]}
+            row: dict[str, Any] = {"world": name, "updates": s, "replay": rule, "policies": len(cells)}
+            row |= {"kl": _median(torch.tensor([each["kl"] for each in cells], dtype=torch.float64))}
+            row |= {key: _median(values) for key, values in of.items()}
+            row |= {"size": _median(of["bias"].abs())}
+            rows.append(row | {"whole_low": float(of["whole"].min()), "whole_high": float(of["whole"].max())})
+    return rows
+
+
+def _values(cells: Sequence[Mapping[str, Any]], *keys: str) -> Tensor:
+    """A number of every policy, `[S]`."""
+    found = []
+    for each in cells:
+        value: Any = each
+        for key in keys:
+            value = value[key]
+        found.append(value)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _median(values: Tensor) -> float:
+    """The middle of sorted values, the mean of two."""
+    return float(values.quantile(0.5))
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What R3 takes away and what it adds, world by world, and from which mini-batch on it is less off."""
+    parts = []
+    for name in MARGIN:
+        at = {(row["replay"], row["updates"]): row for row in rows if row["world"] == name}
+        first = min(s for _, s in at)
+        none, replayed = at["disabled", first], at["R3", first]
+        later = sorted(s for rule, s in at if rule == "R3" and at["R3", s]["whole"] < at["disabled", s]["whole"])
+        less = f"less off than no replay after {', '.join(map(str, later))} updates" if later else "never less off"
+        parts.append(
+            f"{name}: flips are {none['flips']:.2g} of the gradient and R3's target {replayed['target']:.2g}; R3 {less}"
+        )
+    return "; ".join(parts)
+
+
+STUDY = Study(
+    id="replay",
+    question="What does each way to replay bring, and what does it cost?",
+    source="arXiv 2512.01374 sec. 3.3, table 1; arXiv 2510.11370",
+    rule="no run: the update of MiniRL without a clip, split by hybrid policies, on 8 policies at each mini-batch; a "
+    "way brings what it takes from the part of the flips and costs the part of its altered target, both as shares of "
+    "the natural gradient, medians over policies; it is less off where its whole error is",
+    answer=_answer,
+)
