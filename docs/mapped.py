@@ -15,7 +15,8 @@ from firstorder.sim.trials.atlas import GROUP, UPDATES, Point, choose
 from firstorder.sim.trials.ruled import allowed
 
 PUBLISHED = {1: "none", 2: "R2", 4: "R3", 8: "R3"}  # arXiv 2512.01374 sec. 5
-PAPER: Any = {"kl": 1.5e-3, "flips": 0.10, "horizon": 8192, "group": 16, "entropy": 0.7, "step": 1e-4}
+LENGTHS = (8192, 32768)  # tokens; the paper's is the second
+PAPER: Any = {"kl": 1.5e-3, "flips": 0.10, "group": 16, "entropy": 0.7, "step": 1e-4}
 SHOWN = {"horizon": 8192, "right": 2, "step": 1e-4}  # the part of the map on the page
 PROBE = "our probe of the small model, bfloat16"
 ENGINES: Sequence[tuple[str, float, float, float, int]] = (  # KL live, KL under R3, flips, T
@@ -71,8 +72,8 @@ def paper() -> str:
     """Beside the paper, at its own engines: the replays with θ/μ, and with MiniRL's clip where it acts."""
     atlas = maps.read()
 
-    def row(n: int, replay: str) -> list[str]:
-        point = Point(updates=n, **PAPER)
+    def row(horizon: int, n: int, replay: str) -> list[str]:
+        point = Point(updates=n, horizon=horizon, **PAPER)
         found = atlas.numbers(point)
         choice = choose(allowed(found, point))
         clip = "no clip" if n == 1 else "clip"
@@ -80,10 +81,10 @@ def paper() -> str:
         own = str(choice.chosen.option.replay)
         ties = {str(each.option.replay) for each in choice.tied} - {own}
         said = own if not ties & {replay} or own == replay else f"{own}, tied with {replay}"
-        return [str(n), replay, said, *(f"{each.error:.3g} ({each.score:.3g})" for each in cells)]
+        return [f"{horizon:,}", str(n), replay, said, *(f"{each.error:.3g} ({each.score:.3g})" for each in cells)]
 
-    heads = ("N", "the paper", "here", "no replay", "R2", "R3")
-    return tables.rows(heads, (row(n, replay) for n, replay in PUBLISHED.items()))
+    heads = ("T", "N", "the paper", "here", "no replay", "R2", "R3")
+    return tables.rows(heads, (row(t, n, replay) for t in LENGTHS for n, replay in PUBLISHED.items()))
 
 
 def columns() -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mapped
 import pictures
 from firstorder.core.runs import alarm_table
 from firstorder.sim.studies import STUDIES
@@ -58,3 +59,10 @@ def test_a_run_that_becomes_its_own_reference_is_no_evidence():
     assert told
     assert all(row["share"] == 1.0 and row["share_low"] == row["share_high"] for row in told)
     assert not any(row["verdict"] and row["share_low"] == row["share_high"] == 1.0 for row in rows)
+
+
+def test_all_of_the_map_is_a_table_of_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "map.parquet"
+    mapped.main(str(file))
+    assert parquet.read_table(file).to_pylist() == atlas.read().rows()

@@ -21,7 +21,7 @@ from torch import Tensor
 from firstorder.core import progress
 from firstorder.core.runs.files import to_json, write_whole
 from firstorder.sim.config import Numerics
-from firstorder.sim.trials.atlas import BATCH, GROUP, GROUPS, LARGE, UPDATES, parse
+from firstorder.sim.trials.atlas import BATCH, GROUP, GROUPS, UPDATES, parse
 from firstorder.sim.trials.course import step_sizes
 from firstorder.sim.trials.options import OPTIONS
 from firstorder.sim.trials.regime import Regime, fits, fitted, measured
@@ -66,7 +66,7 @@ def cell(regime: Regime, seeds: range) -> dict[str, Any]:
 
 def numbers(regime: Regime, numerics: Numerics, seeds: range, steps: int) -> dict[str, Any]:
     """What is measured in a regime: lists over N up to `steps`, then over options, `score` of each seed and the others
-    means; `score_large` is for a mini-batch of `LARGE` groups, `score_4` and `score_64` for groups of these sizes."""
+    means; `score_4` and `score_64` are for groups of these sizes."""
     recipes = [each.recipe(GROUP) for each in OPTIONS.values()]
     found = measured(regime, numerics, seeds, recipes, GROUPS, steps)
     rated, place = found.rated, GROUPS.index(GROUP)
@@ -76,9 +76,9 @@ def numbers(regime: Regime, numerics: Numerics, seeds: range, steps: int) -> dic
         """Means over the mini-batches of a rollout, of N of them, and over members."""
         return [_plain(x[:n].mean((0, -1))) for n in counts]
 
-    def score(group: int, batch: float) -> Tensor:
+    def score(group: int) -> Tensor:
         at = GROUPS.index(group)
-        return rated.cosine[:, at] / (1 + rated.noise[:, at] / batch).sqrt()
+        return rated.cosine[:, at] / (1 + rated.noise[:, at] / BATCH).sqrt()
 
     return {
         "kl_replayed": found.kl_replayed,
@@ -91,9 +91,8 @@ def numbers(regime: Regime, numerics: Numerics, seeds: range, steps: int) -> dic
         "cosine": means(rated.cosine[:, place]),
         "ess": means(rated.ess),
         "sequence_ess": means(rated.sequence_ess),
-        "score": [_plain(score(GROUP, BATCH)[:n].mean(0)) for n in counts],
-        "score_large": means(score(GROUP, LARGE)),
-        **{f"score_{group}": means(score(group, BATCH)) for group in GROUPS if group != GROUP},
+        "score": [_plain(score(GROUP)[:n].mean(0)) for n in counts],
+        **{f"score_{group}": means(score(group)) for group in GROUPS if group != GROUP},
     }
 
 

@@ -25,7 +25,7 @@ from .options import OPTIONS, Option
 SHIPPED = Path(__file__).with_name("atlas.json")
 UPDATES = (1, 2, 4, 8)
 GROUPS, GROUP = (4, 16, 64), 16
-BATCH, LARGE = 64, 1024  # groups of a mini-batch: arXiv 2512.01374's, and many
+BATCH = 64  # groups of a mini-batch: arXiv 2512.01374's
 ERRORS = 1.0  # standard errors within which options are tied
 WORTH = 0.01  # of a score, which a mini-batch larger by 2% gives as well; a smaller lead is none
 Key = tuple[int, int, float, float, float]  # right, horizon, kl, flips, step
