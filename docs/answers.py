@@ -109,6 +109,23 @@ FRONTIER = ("minirl", "minirl-r3", "minirl-no-clip", "minirl-r3-no-clip", "minir
 BASELINES = ("b published", "b best of a position", "b = E[R | context]", "b best of a context")
 
 
+def replayed() -> str:
+    """What each way to replay brings and costs in the long world, at the first mini-batch and at the eighth."""
+    found = _record("replay")
+    if found is None:
+        return _missing("replay")
+    return _rows(
+        (row for row in found["rows"] if row["world"] == "long" and row["updates"] in (0, 7)),
+        ("updates before", lambda row: str(row["updates"])),
+        ("replay", lambda row: "none" if row["replay"] == "disabled" else f"`{row['replay']}`"),
+        ("KL to the target", lambda row: _short(row["kl_target"])),
+        ("bias of J", lambda row: _short(row["size"])),
+        *((f"{key}", lambda row, key=key: _short(row[key])) for key in ("numerics", "gates", "flips", "staleness")),
+        ("altered target", lambda row: _short(row["target"])),
+        ("in all", lambda row: f"{_short(row['whole'])} [{_short(row['whole_low'])}, {_short(row['whole_high'])}]"),
+    )
+
+
 def frontier() -> str:
     """The progress of some recipes in every condition, as a share of that on policy."""
     return _by_condition(FRONTIER, ("on policy", lambda rows: _short(rows["minirl"]["on_policy"])))

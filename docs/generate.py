@@ -46,6 +46,7 @@ TABLES = {
     "deployed": answers.deployed,
     "warnings": answers.warnings,
     "regimes": answers.regimes,
+    "replayed": answers.replayed,
     "frontier": answers.frontier,
     "baselines": answers.baselines,
     "findings": answers.findings,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 import mapped
 import pictures
@@ -62,7 +63,6 @@ def test_a_run_that_becomes_its_own_reference_is_no_evidence():
 
 
 def test_all_of_the_map_is_a_table_of_parquet(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "map.parquet"
     mapped.main(str(file))
     assert parquet.read_table(file).to_pylist() == atlas.read().rows()

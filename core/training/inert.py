@@ -10,8 +10,6 @@ from torch import Tensor
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.method.term_kinds import TERMS
-from firstorder.core.method.terms import active
 from firstorder.core.quantities import Quantity
 
 from .arms import Arm
@@ -94,8 +92,8 @@ def receipts(arms: Sequence[Arm], mismatch: bool) -> dict[str, Tensor]:
     """
     idle_parts = [inert_by_part(a.recipe, stale=a.recipe.schedule.minibatches > 1, mismatch=mismatch) for a in arms]
     single = arms[0].members is None
-    logged, terms = {}, active(arm.recipe for arm in arms)
-    for part in (name for name in PARTS if name not in TERMS or name in terms):
+    logged = {}
+    for part in PARTS:
         flags = [
             float(part in idle) for arm, idle in zip(arms, idle_parts, strict=True) for _ in range(arm.members or 1)
         ]

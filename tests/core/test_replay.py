@@ -251,6 +251,8 @@ def test_what_cannot_act_is_a_receipt():
         "inert/clip": 1.0,
         "inert/correction": 0.0,
         "inert/rejection": 0.0,
+        "inert/reference_kl": 0.0,
+        "inert/squared_log_ratio": 0.0,
         "inert/router_replay": 1.0,
     }
     assert all(value.shape == () for value in one.values())

@@ -119,6 +119,8 @@ def test_tokens_of_an_environment_enter_no_ratio_and_no_denominator(recipe, coun
     if exhaustive:
         plain = replace(plain, measure=torch.tensor([0.1, 0.2, 0.05, 0.3, 0.15, 0.2], dtype=torch.float64))
     stats, places = interrupted(plain, count)
+    # an environment that speaks ends a turn; here one turn goes on around its tokens
+    plain, stats = (replace(each, turn=torch.ones(each.mask.shape, dtype=torch.int64)) for each in (plain, stats))
     parts, expected = token_weights(stats, recipe), token_weights(plain, recipe)
     same(parts.weight[:, places], expected.weight)
     assert (parts.weight[~stats.mask] == 0).all()

@@ -7,6 +7,7 @@ import torch
 
 from firstorder.sim.exact import measurement as module
 from firstorder.sim.exact import world
+from firstorder.sim.exact.compare import Shared
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
 
@@ -17,6 +18,7 @@ def test_everything_that_is_reported_reads_one_batch(name, small, make_recipe, m
     for part in ("advantage_table", "token_stats", "signed_weights"):
         original = getattr(module, part)
         monkeypatch.setattr(module, part, lambda *a, part=part, original=original: made.update([part]) or original(*a))
+    monkeypatch.setattr(Shared, "on_policy", lambda self, schedule: None)  # another recipe on another scene
     measure(make_recipe(name), small())
     assert made == {"advantage_table": 1, "token_stats": 1, "signed_weights": 1}
 

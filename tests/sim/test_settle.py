@@ -30,7 +30,7 @@ def test_theorems_share_a_process_and_can_be_told_apart():
     assert [job.ids for job in alone] == [(claim.id,) for claim in CLAIMS if claim.kind == "empirical"]
     assert [part.ids for part in together.split()] == [(each,) for each in together.ids]
     assert alone[0].split() == []
-    assert together.title == "claim value-identity and 12 more"
+    assert together.title == "claim value-identity and 13 more"
 
 
 def test_a_claim_that_fails_to_be_settled_is_named():

@@ -112,9 +112,11 @@ def test_replay_takes_place_and_changes_rows(kind):
 def test_routes_that_do_not_arrive_stop_the_run(monkeypatch):
     arms = arms_of(["minirl-r3"])
     backend = SimBackend(sim_of(), arms, torch.tensor([5]))
-    gathered = type(backend.reader)._gathered
+    gathering = type(backend.reader)._gathering
     monkeypatch.setattr(
-        type(backend.reader), "_gathered", lambda self, replay, contexts: gathered(self, replay, contexts) * 0 - 1
+        type(backend.reader),
+        "_gathering",
+        lambda self, replay, contexts: lambda x: gathering(self, replay, contexts)(x) * 0 - 1,
     )
     with pytest.raises(ReplayError, match="0 were replayed"):
         train(arms, backend)

@@ -43,7 +43,7 @@ def test_counts_are_those_of_the_tree(size):
     vocab, horizon, prompts = size
     tree = tree_of(*size)
     assert tree.widths == tuple(prompts * (vocab - 1) ** t for t in range(horizon))
-    assert tree.contexts == sum(tree.widths) == len(words(tree)) == sum(keys.shape[1] for keys in tree.keys)
+    assert tree.contexts == sum(tree.widths) == len(words(tree)) == sum(keys.shape[1] for keys in tree.hashes)
     ended = sum(tree.widths)
     assert len(tree.path) == ended + tree.widths[-1] * (vocab - 1)
     assert int(tree.cut.sum()) == tree.widths[-1] * (vocab - 1)
@@ -78,7 +78,7 @@ def test_a_path_walks_through_the_contexts_of_its_own_tokens(size):
 
 def test_a_context_s_key_is_the_hash_of_its_prompt_and_tokens():
     tree = tree_of(4, 3, 2)
-    keys = torch.cat([keys[-1] for keys in tree.keys])
+    keys = torch.cat([keys[-1] for keys in tree.hashes])
     owners = torch.cat([torch.arange(n) // 3**t for t, n in enumerate(tree.widths)])
     for key, word, owner in zip(keys, words(tree), owners, strict=True):
         expected = noise.mix(tree.opening[owner, 0])
