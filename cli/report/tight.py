@@ -63,7 +63,9 @@ def _named(ax: Axes, ends: Sequence[tuple[float, str, str]], line: float) -> Non
     last = 0.0
     for value, name, colour in sorted(ends):
         last = max(value, last * line)
-        ax.plot([1, 1 + LEAD], [value, last], color=colour, linewidth=0.5, transform=ax.get_yaxis_transform(), clip_on=False)
+        ax.plot(
+            [1, 1 + LEAD], [value, last], color=colour, linewidth=0.5, transform=ax.get_yaxis_transform(), clip_on=False
+        )
         ax.text(1 + 1.2 * LEAD, last, name, color=colour, fontsize=7, va="center", transform=ax.get_yaxis_transform())
 
 

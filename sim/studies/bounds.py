@@ -282,13 +282,13 @@ STUDY = Study(
     question="How tight are the published bounds on the error, and how often does a thin margin flip?",
     source="arXiv 2512.23075, 2602.04879, 1502.05477, 1705.10528; arXiv 2605.02124 for margins",
     rule=f"a bound holds if no exact error above {SEEN:g} of reward, over random policies of five routers, responses "
-    f"of up to {WHOLE.lengths[-1]:,} tokens and a training run, exceeds it by more than {SLACK:g} of it and {ROUNDING:g} "
-    f"of reward, and none in a search over free policies and rewards, of bounds above {LEAST:g}, by more than {SLACK:g} "
-    f"of it: rounding; it is sharp if a share of {SHARP} is found; the mass of thin margins, and flips in the noise, are "
-    f"linear if the interval of the slope of their logarithms over the four smallest lies in {LINEAR}, and not if it "
-    "lies outside; flips are what margins predict if their ratio at a noise of 0.01 has its interval in "
-    f"{LAW}, and not if it lies outside; else open; on seeds from {SEEDS_FROM}, since those from {FIRST} were looked at "
-    "while the tolerance was made",
+    f"of up to {WHOLE.lengths[-1]:,} tokens and a training run, exceeds it by more than {SLACK:g} of it and "
+    f"{ROUNDING:g} of reward, and none in a search over free policies and rewards, of bounds above {LEAST:g}, by more "
+    f"than {SLACK:g} of it: rounding; it is sharp if a share of {SHARP} is found; the mass of thin margins, and flips "
+    "in the noise, are linear if the interval of the slope of their logarithms over the four smallest lies in "
+    f"{LINEAR}, and not if it lies outside; flips are what margins predict if their ratio at a noise of 0.01 has its "
+    f"interval in {LAW}, and not if it lies outside; else open; on seeds from {SEEDS_FROM}, since those from {FIRST} "
+    "were looked at while the tolerance was made",
     answer=_answer,
     first=SEEDS_FROM,
 )

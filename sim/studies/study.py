@@ -1,7 +1,7 @@
 """What a study is: an open question, the rule by which it is answered, and the runs that answer it.
 
-A rule and its settings are chosen on seeds below 1000; answers are reported on seeds that nobody looked at before. Where
-a rule was changed after a look at its answer, the study starts at other seeds.
+A rule and its settings are chosen on seeds below 1000; answers are reported on seeds that nobody looked at before.
+Where a rule was changed after a look at its answer, the study starts at other seeds.
 """
 
 from __future__ import annotations
