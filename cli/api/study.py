@@ -119,7 +119,7 @@ def study(name: str, *, quick: bool = False, out: str | os.PathLike[str] | None 
     chosen = _chosen(name)
     started = time.perf_counter()
     with ExitStack() as stack:
-        budget = plan(_folder(stack, out), quick=quick)
+        budget = plan(_folder(stack, out), first=chosen.first, quick=quick)
         _reserve(stack, chosen, budget)
         answer = chosen.answer(budget)
     seconds = time.perf_counter() - started

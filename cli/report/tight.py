@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from .figures import COLOURS, DASHES, MARKERS
 
 Rows = Sequence[Mapping[str, Any]]
-SIZE = (10.5, 9.5)  # inches
-HEADROOM = 1.6  # of the axis of lengths, for the names of the lines
-NEAR = 1.5  # times: names closer than that are moved apart
+SIZE = (13, 9.5)  # inches
+WIDTHS = (1, 1, 0.9)  # of the columns
+LEAD = 0.06  # of the width of an axes, between the end of a line and its name
+LINES = 34  # names that the height of an axes has room for
 
 
 def bounds(rows: Rows) -> Figure:
     """Bounds and the exact error over T, the largest share that a search found of each, thin margins and flips."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1.1, 1))
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.1, 1), width_ratios=WIDTHS)
     over = [row for row in rows if row["part"].startswith("length")]
     for place, (of, title) in enumerate(
         (("error", "|error| and bounds on it"), ("replay", "|replay bias| of R3 and bounds on it"))
@@ -51,19 +52,21 @@ def _lengths(ax: Axes, title: str, rows: Rows) -> None:
     first = [row for row in rows if row["name"] == names[0]]
     ax.plot([row["at"] for row in first], [row["error"] for row in first], color="black", linewidth=2.2, marker="o")
     ends.append((first[-1]["error"], "exact", "black"))
-    _named(ax, first[-1]["at"], ends)
-    low = min(row["error"] for row in first)
-    ax.set(ylim=(low / 5, 30 * max(row["limit"] for row in rows)), xlabel="T, tokens")
+    low, high = min(row["error"] for row in first) / 5, 30 * max(row["limit"] for row in rows)
+    ax.set(ylim=(low, high), xlabel="T, tokens")
+    ax.set_xlim(right=first[-1]["at"])  # where names begin
+    _named(ax, ends, (high / low) ** (1 / LINES))
 
 
-def _named(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the ends of lines, moved apart where they would lie on one another."""
+def _named(ax: Axes, ends: Sequence[tuple[float, str, str]], line: float) -> None:
+    """Names at the ends of lines, which lead to them, a factor `line` apart where they would lie on one another."""
     last = 0.0
     for value, name, colour in sorted(ends):
-        last = max(value, last * NEAR)
-        ax.annotate(
-            name, (x, value), xytext=(x * HEADROOM, last), color=colour, fontsize=7, va="center", annotation_clip=False
+        last = max(value, last * line)
+        ax.plot(
+            [1, 1 + LEAD], [value, last], color=colour, linewidth=0.5, transform=ax.get_yaxis_transform(), clip_on=False
         )
+        ax.text(1 + 1.2 * LEAD, last, name, color=colour, fontsize=7, va="center", transform=ax.get_yaxis_transform())
 
 
 def _searched(ax: Axes, rows: Rows) -> None:
@@ -83,7 +86,7 @@ def _searched(ax: Axes, rows: Rows) -> None:
         )
     ax.set_yticks(range(len(names)), [name for _, name in names])
     ax.set(xlim=(0, 1.05), ylim=(len(names) - 0.4, -0.6))
-    ax.set_title("largest share of a bound that a search found", loc="left")
+    ax.set_title("largest share that a search found", loc="left")
     ax.legend(loc="lower left", fontsize=7)
 
 

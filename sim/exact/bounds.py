@@ -170,7 +170,7 @@ def expansion(scene: Scene, mode: Mode, found: Values) -> Expansion:
 
 def apart(p: Tensor, q: Tensor, world: World) -> Apart:
     """How far apart two policies with edge log-probs `[M, N, V]` are."""
-    each = torch.stack([total_variation(p, q), kl(p, q).clamp(min=0)])
+    each = torch.stack([total_variation(p, q), kl(p, q)])
     most, (tv, divergence) = each.amax(-1), world.by_step(p.exp(), each)
     return Apart(horizon=world.horizon, most_tv=most[0], most_kl=most[1], tv=tv, kl=divergence)
 

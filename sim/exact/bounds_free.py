@@ -111,7 +111,7 @@ def moved(of: Free) -> Moved:
 
 def apart(p: Tensor, q: Tensor, shape: Levels) -> Apart:
     """How far apart two tables are."""
-    tv, divergence = total_variation(p, q), kl(p, q).clamp(min=0)
+    tv, divergence = total_variation(p, q), kl(p, q)
     came = levels.came(shape, p.exp())
     by_step = (
         torch.stack([(d * part).sum(-1) for d, part in zip(came, shape.split(x, -1), strict=True)], dim=-1)

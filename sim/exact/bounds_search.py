@@ -28,11 +28,11 @@ Sum = Callable[[Free], Tensor]
 
 DRAWS, STEPS = 1024, 250
 RATE = 0.15  # of Adam, of the size of a logit, at the first step; it falls to 0
-LEAST = 1e-3  # bounds below it are not looked at: a divergence's rounding would be as large as what is left to 1
+LEAST = 1e-3  # bounds below it are not looked at: `SLACK` of one is no more than what probabilities are rounded by
 KEEP = 3.0  # times the logarithm by which a bound is below twice `LEAST`
 TINY = 1e-30  # under a logarithm
 EDGE = 0.05  # of a reward that is climbed from
-SLACK = 1e-12  # of a ratio, for rounding
+SLACK = 1e-12  # of a ratio: 1e-15 of reward at `LEAST`, some units of rounding of a sum of probabilities
 PARTS = ("pi", "mu", "rewards")
 SPREADS = (0.02, 0.5, 1.5, 3.0, 6.0)  # of logits
 DISTANCES = (0.1, 0.3, 1.0, 3.0, 6.0)  # of the logits of two policies

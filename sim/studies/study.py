@@ -1,6 +1,7 @@
 """What a study is: an open question, the rule by which it is answered, and the runs that answer it.
 
 A rule and its settings are chosen on seeds below 1000; answers are reported on seeds that nobody looked at before.
+Where a rule was changed after a look at its answer, the study starts at other seeds.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Plan:
     quick: bool = False
 
 
-def plan(folder: Path, *, quick: bool = False) -> Plan:
-    """What an answer takes, or a first look, on seeds of its own."""
-    first, count = (QUICK_FIRST, QUICK_SEEDS) if quick else (FIRST, SEEDS)
+def plan(folder: Path, *, first: int = FIRST, quick: bool = False) -> Plan:
+    """What an answer takes, on seeds from `first`, or a first look, on seeds of its own."""
+    first, count = (QUICK_FIRST, QUICK_SEEDS) if quick else (first, SEEDS)
     return Plan(folder=folder, seeds=range(first, first + count), quick=quick)
 
 
@@ -60,6 +61,7 @@ class Study:
         source: who asks, or claims an answer.
         rule: how runs become an answer, fixed beforehand.
         answer: train what is missing, and read it.
+        first: the first seed of its answer.
     """
 
     id: str
@@ -67,3 +69,4 @@ class Study:
     source: str
     rule: str
     answer: Callable[[Plan], Answer]
+    first: int = FIRST
