@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.method.stored import resolved
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.inert import inert_parts
 from firstorder.core.training.interrupt import Interrupted
@@ -87,7 +88,10 @@ class EngineRun:
                 from .vllm.replicas import check_servers
 
                 broadcast_from_rank0(lambda: check_servers(self.vllm, self.torchtitan.model))
-            with opened(out, config, resume=resume, changeable=changeable, ranks=ranks) as (folder, checkpoint):
+            with opened(out, config, resume=resume, changeable=changeable, resolved=resolved_run, ranks=ranks) as (
+                folder,
+                checkpoint,
+            ):
                 pair = open_pair(self.recipe, self.torchtitan, self.vllm, tasks, out / "checkpoints")
                 broadcast_from_rank0(lambda: folder.describe(logged_quantities(pair)))
                 if checkpoint is None:
@@ -110,6 +114,11 @@ class EngineRun:
         tasks = check(self.recipe, self.torchtitan, self.vllm, self.task)
         check_ranks(self.torchtitan, self.vllm, launched_ranks())
         return tasks
+
+
+def resolved_run(stored: dict[str, Any]) -> dict[str, Any]:
+    """What a run folder was reserved for, with the keys of today."""
+    return resolved(stored, {"torchtitan": Torchtitan, "vllm": Vllm, "task": TaskSettings})
 
 
 @contextmanager

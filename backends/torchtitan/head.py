@@ -114,14 +114,20 @@ def _score(
 
     torchtitan's entropy has no gradient; with `spread` it has one, and the logits are gathered before both are made.
     """
-    logits = F.linear(hidden, weight) / temperature
     if kept is not None:
-        return _score_kept(whole_vocabulary(logits).float(), labels, entropy or spread, kept)
+        return _score_kept(
+            whole_vocabulary(_logits(hidden, weight, temperature)).float(), labels, entropy or spread, kept
+        )
     if spread:
-        logits = whole_vocabulary(logits)
+        logits = whole_vocabulary(_logits(hidden, weight, temperature))
         return compute_logprobs(logits, labels), _entropy(logits)
-    scores = compute_logprobs(logits, labels, return_entropy=entropy)
+    # without a name here they are let go as soon as they are float32
+    scores = compute_logprobs(_logits(hidden, weight, temperature), labels, return_entropy=entropy)
     return scores if entropy else (scores,)
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    return F.linear(hidden, weight) / temperature
 
 
 def _score_kept(logits: Tensor, labels: Tensor, entropy: bool, kept: Tensor) -> tuple[Tensor, ...]:

@@ -151,7 +151,7 @@ def sweep(
     if strict:
         _check_strict(cells)
     folder = Path(out or f"sweeps/{named(recipe)}").resolve()
-    with reserve(folder / GRID, _config(recipe, axes, cells), resume=resume):
+    with reserve(folder / GRID, _config(recipe, axes, cells), resume=resume, resolved=_resolved):
         _tell_inert(cells)
         missing = [cell for cell in cells if not cell.finished(folder)]
         try:
@@ -175,6 +175,14 @@ def _config(recipe: Source, axes: Axes, cells: Sequence[Cell]) -> dict[str, Any]
     base = recipe if isinstance(recipe, str) else named(recipe)
     first = {cell.point.get(RECIPE, base): cell.settings() for cell in reversed(cells)}
     return {"grid": dict(axes), "first": dict(reversed(first.items()))}
+
+
+def _resolved(stored: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep's folder belongs to, with the keys of today."""
+    from firstorder.core.method.stored import resolved_each
+    from firstorder.sim.training.session import resolved_run
+
+    return stored | {"first": resolved_each(stored.get("first", {}), resolved_run)}
 
 
 def _tell_inert(cells: Sequence[Cell]) -> None:

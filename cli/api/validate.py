@@ -154,8 +154,16 @@ def _budget(stack: ExitStack, out: str | os.PathLike[str] | None, *, training: b
     owned = folder / "claims.toml"
     wanted = cells(budget, publish(budget).numerics).values()
     config = {cell.name: cell.settings() for cell in wanted}
-    stack.enter_context(reserve(owned, config, resume=owned.is_file()))
+    stack.enter_context(reserve(owned, config, resume=owned.is_file(), resolved=_resolved))
     return replace(budget, folder=folder)
+
+
+def _resolved(stored: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a folder with the keys of today."""
+    from firstorder.core.method.stored import resolved_each
+    from firstorder.sim.training.session import resolved_run
+
+    return resolved_each(stored, resolved_run)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ MOVED = {
 }
 """Kinds that `[correction]` had, and `kind` and `over` of `[rejection]` that do the same."""
 SHARED = ("of", "low", "high")  # their keys
+NO_BOUND = ("low", 0.0)  # nothing that they judge is below it; `as_before` writes it for the -inf of today
 ADDED = {
     "advantage": (Advantage(), ("scale",)),
     "clip": (Clip(), ("cap", "temperature")),
@@ -49,7 +50,8 @@ def moved(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     rest = {key: value for key, value in old.items() if key not in ("kind", *SHARED)}
     kept = {**given, "correction": rest} if rest else {key: given[key] for key in given if key != "correction"}
-    return kept | {"rejection": new | {key: old[key] for key in SHARED if key in old}}
+    bounds = {key: old[key] for key in SHARED if key in old and (key, old[key]) != NO_BOUND}
+    return kept | {"rejection": new | bounds}
 
 
 def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from .lock import Lock
 from .logs import LOGS, Line, StepLog, cut, described, history, lines, read
 
 log = logging.getLogger("firstorder")
+Resolved = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes of a stored configuration one with the keys that came later, at their defaults."""
 
 
 class RunFolder:
@@ -37,14 +39,23 @@ class RunFolder:
         config: the resolved configuration, nested tables.
         resume: go on in a folder that holds the same configuration; else the folder must be new or empty.
         changeable: dotted keys that may have other values on resuming; they are written down anew.
+        resolved: what a stored configuration says today, as of `reserve`.
 
     Raises:
         ConfigError: the folder cannot be used, with the remedy.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        resume: bool,
+        changeable: Collection[str] = (),
+        resolved: Resolved = dict,
+    ) -> None:
         self.path, self.config = path, config
-        self._lock = reserve(path / "config.toml", config, resume=resume, changeable=changeable)
+        self._lock = reserve(path / "config.toml", config, resume=resume, changeable=changeable, resolved=resolved)
         try:
             (path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
@@ -134,7 +145,14 @@ class RunFolder:
         return NotFiniteError(f"step {step}: {error}; {where}")
 
 
-def reserve(file: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = ()) -> Lock:
+def reserve(
+    file: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    changeable: Collection[str] = (),
+    resolved: Resolved = dict,
+) -> Lock:
     """Make a folder that belongs to one configuration, or go back to it, and keep other processes out of it.
 
     Args:
@@ -142,6 +160,7 @@ def reserve(file: Path, config: dict[str, Any], *, resume: bool, changeable: Col
         config: nested tables.
         resume: the folder must hold this configuration; else it must be new or empty.
         changeable: dotted keys that may have other values on resuming; they are written down anew.
+        resolved: what a stored configuration says today, its missing keys at their defaults; as it stands unless given.
 
     Returns:
         What holds the folder until it is released.
@@ -151,7 +170,7 @@ def reserve(file: Path, config: dict[str, Any], *, resume: bool, changeable: Col
     """
     path, text = file.parent, dump(config)
     if resume:
-        _check_same(file, text, changeable)
+        _check_same(file, text, changeable, resolved)
     else:
         _check_new(path)
         try:
@@ -180,22 +199,30 @@ def _check_new(path: Path) -> None:
         raise ConfigError(f"{path} exists and is not an empty folder; give a new --out, or --resume to go on")
 
 
-def _check_same(file: Path, text: str, changeable: Collection[str]) -> None:
+def _check_same(file: Path, text: str, changeable: Collection[str], resolved: Resolved) -> None:
     """Refuse to resume where another configuration ran, naming the first key that differs and must not."""
     path = file.parent
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
-    try:
-        before = flat(parse(file))
-    except ConfigError as error:
-        raise ConfigError(f"{error}; mend it, or give a new --out") from None
-    now = flat(tomllib.loads(text))
+    before, now = flat(_stored(file, resolved)), flat(tomllib.loads(text))
     for key in sorted((before.keys() | now.keys()) - set(changeable)):
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"{path} was run with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
                 "resume with the same recipe and settings, or give a new --out"
             )
+
+
+def _stored(file: Path, resolved: Resolved) -> dict[str, Any]:
+    """What a folder was reserved for, with the keys of today where they are all known, else as it stands."""
+    try:
+        tables = parse(file)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; mend it, or give a new --out") from None
+    try:
+        return tomllib.loads(dump(resolved(tables)))
+    except ConfigError:
+        return tables
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

@@ -19,7 +19,7 @@ from firstorder.core.errors import NotFiniteError
 from firstorder.core.finite import check_finite
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs.checkpoint import Checkpoint
-from firstorder.core.runs.folder import RunFolder
+from firstorder.core.runs.folder import Resolved, RunFolder
 from firstorder.core.runs.logs import StepLog
 
 from .arms import Arm
@@ -153,7 +153,13 @@ class Session:
 
 @contextmanager
 def opened(
-    out: Path, config: dict[str, Any], *, resume: bool, changeable: Collection[str] = (), ranks: Ranks = ALONE
+    out: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    changeable: Collection[str] = (),
+    resolved: Resolved = dict,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """The run folder and its newest checkpoint, while the engines start; a start that fails leaves no new folder.
 
@@ -162,13 +168,16 @@ def opened(
         config: the resolved configuration, nested tables.
         resume: go on in a folder of the same configuration; else it must be new or empty.
         changeable: dotted keys that may have other values on resuming.
+        resolved: what a stored configuration says today, as of `core.runs.folder.reserve`.
         ranks: the processes that take part.
 
     Raises:
         ConfigError: the folder cannot be used, with the remedy.
         DataError: it has checkpoints, and none is whole.
     """
-    folder = ranks.broadcast_from_rank0(lambda: RunFolder(out, config, resume=resume, changeable=changeable))
+    folder = ranks.broadcast_from_rank0(
+        lambda: RunFolder(out, config, resume=resume, changeable=changeable, resolved=resolved)
+    )
     try:
         yield folder, ranks.broadcast_from_rank0(folder.latest)
     except BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from firstorder.core import memory
 from firstorder.core.errors import ConfigError, SizeError
 from firstorder.core.method.recipe import Recipe, check_runs
+from firstorder.core.method.stored import resolved, resolved_each
 from firstorder.core.threads import sized, threads
 from firstorder.core.training.arms import Arm
 from firstorder.core.training.loop import check_trainable, logged_quantities
@@ -88,6 +89,14 @@ class SimRun:
         return start((self.recipe,), self.sim, out, self.settings(), resume=resume)
 
 
+def resolved_run(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder of a run, or of an ensemble of cells, was reserved for, with the keys of today."""
+    whole = resolved({key: stored[key] for key in stored if key != "cells"}, {"sim": Sim})
+    if "cells" not in stored:
+        return whole
+    return {"sim": whole["sim"], "cells": resolved_each(stored["cells"], partial(resolved, sections={}))}
+
+
 @sized(lambda recipes, sim, *_, **__: _numbers(recipes, sim))
 def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any], *, resume: bool) -> Session:
     """Recipes that share a schedule as the arms of one ensemble, at the newest checkpoint of their folder.
@@ -100,7 +109,7 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
         resume: go on in a folder of this configuration.
     """
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
-    with opened(out, config, resume=resume) as (folder, checkpoint):
+    with opened(out, config, resume=resume, resolved=resolved_run) as (folder, checkpoint):
         backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
         folder.describe(logged_quantities(backend))
         if checkpoint is not None:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer, learning_rate, optimizer
 from firstorder.backends.weights import open_weights
-from firstorder.core.method.recipe import Optimizer, Recipe
-from firstorder.core.method.surrogate import surrogate_loss
+from firstorder.core.method.recipe import Optimizer, Recipe, Terms
+from firstorder.core.method.terms import entropy_weights, total_loss
 from firstorder.core.routing import Replay, replay_of
 from firstorder.core.settings import toml
 from firstorder.core.training.arms import Arm, RecipeWeights, with_advantages
@@ -78,7 +78,8 @@ def batch(references, shape):
 @pytest.fixture(scope="module")
 def trainer(folders, tmp_path_factory):
     settings = Torchtitan(model=str(folders[0]), dtype="float32", pack_length=32, microbatch_rows=2)
-    return Trainer(settings, Recipe(), TEMPERATURE, tmp_path_factory.mktemp("checkpoints"))
+    holds_a_reference = Recipe(terms=Terms(reference_kl=1.0))
+    return Trainer(settings, holds_a_reference, TEMPERATURE, tmp_path_factory.mktemp("checkpoints"))
 
 
 def test_the_recipes_that_cannot_be_trained_are_known():
@@ -137,27 +138,29 @@ def test_weights_loss_and_direction_are_those_of_core(name, trainer, references,
     replay = given(recipe, replay_of(mode, own, batch.routes), batch)
     with torch.no_grad():
         logp_old = references[0].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
+    logp_ref = logp_old if recipe.terms.reference_kl else None  # the run started from π_old
 
     # core, on transformers at the new weights
-    minibatch = with_advantages(Scored(batch=batch, logp_old=logp_old, replay=replay), arms, GROUP)
+    scored = Scored(batch=batch, logp_old=logp_old, replay=replay, logp_ref=logp_ref)
+    minibatch = with_advantages(scored, arms, GROUP)
     references[1].model.zero_grad()
-    logp = references[1].score(batch.tokens, TEMPERATURE, replay)[0].where(batch.mask, 0.0)
-    stats = minibatch.stats(logp)
+    logp, entropy, _ = references[1].score(batch.tokens, TEMPERATURE, replay)
+    stats = minibatch.stats(logp.where(batch.mask, 0.0), entropy if recipe.terms.entropy else None)
     weight = RecipeWeights(arms)(stats)
-    loss = surrogate_loss(stats, weight)
+    loss = total_loss(stats, weight, entropy_weights(stats, recipe) if recipe.terms.entropy else None)
     loss.backward()
 
     # torchtitan, from its own scores at the old weights to one update at the new ones
     trainer.recipe = recipe.model_copy(update={"optimizer": PLAIN})
     trainer.names.read(open_weights(folders[0], trainer.shape))
-    scored = trainer.score(batch)
-    used = given(recipe, replay_of(mode, scored.routes, batch.routes), batch)
+    used = given(recipe, replay_of(mode, trainer.score(batch).routes, batch.routes), batch)
     own_old = trainer.score(batch, used).logp.where(batch.mask, 0.0)
+    own_ref = None if logp_ref is None else trainer.score_reference(batch, used).where(batch.mask, 0.0)
     trainer.names.read(open_weights(folders[1], trainer.shape))
     trainer.optimizer = optimizer(PLAIN, trainer.model)
     trainer.rate = learning_rate(0, 1, trainer.optimizer)
     kept = Kept(arms)
-    done = trainer.update(dataclasses.replace(minibatch, logp_old=own_old, replay=used), kept)
+    done = trainer.update(dataclasses.replace(minibatch, logp_old=own_old, replay=used, logp_ref=own_ref), kept)
 
     same(torch.cat(kept.weights), weight, 1e-4)
     same(torch.tensor(done.loss), loss.detach(), 1e-4)

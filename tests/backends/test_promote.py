@@ -147,7 +147,7 @@ def test_memory_follows_the_length_of_a_row(monkeypatch):
     titan = models.engines([("task.kind", "reasoning-gym")])[0].model_copy(update={"pack_length": 1024})
     half = dry.DryRun(memory=dict.fromkeys(dry.PARTS, 100), shardings=[], error=0.0, seconds=0.0, resident=0)
     monkeypatch.setattr(dry, "dry_run", lambda shape, settings, *rest: half if settings.pack_length == 512 else None)
-    assert dry.per_position(None, titan, None, 1, 600 + 512) == 1.0
+    assert dry.per_position(None, titan, None, 1, 100 * len(dry.PARTS) + 512) == 1.0
 
 
 def test_a_dry_run_that_cannot_be_is_one_line():

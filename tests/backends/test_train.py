@@ -190,8 +190,8 @@ def test_a_step_that_fails_is_named_and_the_run_goes_on_bit_for_bit(command, who
     out, forward, taken = tmp_path / "run", Trainer._forward, []
     broken = {5: lambda logp: logp + torch.empty(2**50), 9: lambda logp: logp * float("nan")}
 
-    def failing(self, packed, tokens, **wanted):
-        logp, *rest = forward(self, packed, tokens, **wanted)
+    def failing(self, packed, tokens, *kept, **wanted):
+        logp, *rest = forward(self, packed, tokens, *kept, **wanted)
         taken.append(logp.requires_grad)
         return broken.pop(sum(taken))(logp) if sum(taken) in broken and logp.requires_grad else logp, *rest
 
@@ -223,7 +223,7 @@ def test_a_finished_run_holds_a_model_that_transformers_loads_with_the_trainers_
     lengths, g = torch.tensor([30, 12, 21]), torch.Generator().manual_seed(0)
     tokens = torch.where(torch.arange(30) < lengths[:, None], torch.randint(2, 30, (3, 30), generator=g), 0)
     expected = Reference(whole / "model").score(tokens, 1.0)[0]
-    batch = SimpleNamespace(tokens=tokens, lengths=lengths)
+    batch = SimpleNamespace(tokens=tokens, lengths=lengths, kept=None)
     found = trained(folder, whole).score(batch)
     run = torch.arange(30) < lengths[:, None]
     torch.testing.assert_close(found.logp[run], expected[run], rtol=0, atol=2e-5)
@@ -303,7 +303,7 @@ WRONG = {
     "no model": (["torchtitan.model=/nowhere"], "cannot read /nowhere/config.json"),
     "model not set": (["torchtitan.model="], "torchtitan.model is not set; give a model folder"),
     "unknown key": (["vllm.temprature=1"], "did you mean 'temperature'?"),
-    "top-p": (["vllm.top_p=0.9"], "unknown key 'vllm.top_p'"),
+    "top-p": (["vllm.top_p=1.5"], "vllm.top_p: must lie in (0, 1], got 1.5"),
     "not an optimizer of torchtitan": (["optimizer.kind=sgd"], "set optimizer.kind = adamw"),
     "rows too short": (["torchtitan.pack_length=32"], "do not fit into torchtitan.pack_length = 32"),
     "experts that do not divide": (["torchtitan.expert=3"], "torchtitan.expert = 3 must divide num_experts = 8"),
