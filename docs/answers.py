@@ -123,6 +123,9 @@ def replayed() -> str:
         *((f"{key}", lambda row, key=key: _short(row[key])) for key in ("numerics", "gates", "flips", "staleness")),
         ("altered target", lambda row: _short(row["target"])),
         ("in all", lambda row: f"{_short(row['whole'])} [{_short(row['whole_low'])}, {_short(row['whole_high'])}]"),
+        ("variance", lambda row: _short(row["variance"])),
+        ("mean squared error", lambda row: _short(row["mse"])),
+        ("progress", lambda row: _short(row["progress"])),
     )
 
 

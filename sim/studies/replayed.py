@@ -20,6 +20,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.runs.files import to_json, write_whole
 from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Sim
+from firstorder.sim.exact.compare import Shared, scene_of
 from firstorder.sim.exact.hybrids import PARTS
 from firstorder.sim.exact.split import TARGET, Splits
 from firstorder.sim.exact.steps import splits
@@ -31,6 +32,8 @@ from .study import Answer, Plan, Study
 MARGIN = {"tree": 0.02, "long": 0.0003}  # probabilities of 8 experts, and of 32
 LR = 0.01  # of the steps between mini-batches: plain gradient ascent
 UPDATES, QUICK_UPDATES = (0, 1, 3, 7, 63), (0, 3)
+SCHEDULE = {"prompts": 64, "group_size": 16, "minibatches": 1}  # of the mini-batch whose variance is told
+SAMPLED = (0, 7)  # mini-batches at which it is, of `long`: a tree forms the gradient of every response for it
 KEYS = (*PARTS, TARGET)
 
 
@@ -52,7 +55,7 @@ def rules(name: str) -> tuple[str, ...]:
 
 def recipe(rule: str) -> Recipe:
     """MiniRL under a replay, without a clip: what is dropped would be a part of its own."""
-    tree = {**read("minirl"), "router_replay": rule, "clip": {"kind": "none"}}
+    tree = {**read("minirl"), "router_replay": rule, "clip": {"kind": "none"}, "schedule": SCHEDULE}
     return build(Recipe, tree)
 
 
@@ -71,13 +74,33 @@ def numbers(one: Splits) -> dict[str, float]:
     return {"bias": -one.value.parts[TARGET].value, "kl_target": kl_target, **found, "whole": one.gradient.norm}
 
 
+def accuracy(sim: Sim, updates: int) -> dict[str, dict[str, float]]:
+    """Of every way, the variance and the mean squared error of a sampled mini-batch, as shares of ‖g‖² with g natural,
+    and its progress as a share of that of as many responses from the target itself."""
+    recipes = {rule: recipe(rule) for rule in rules("long")}
+    shared = Shared(scene=scene_of(sim.model_copy(update={"staleness": updates}), list(recipes)))
+    reference = shared.on_policy(recipes["disabled"].schedule)
+    assert reference is not None
+    found = {}
+    for rule, one in recipes.items():
+        of = shared.of(one)
+        assert of is not None
+        assert not of.sampled
+        near = of.natural
+        found[rule] = {"variance": near.variance / near.target, "mse": near.mse / near.target}
+        found[rule]["progress"] = near.progress / reference.progress
+    return found
+
+
 def cell(name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
     """One policy: every way to replay at each mini-batch."""
-    found = split(name, seed, updates)
-    named = zip(sorted(updates), found, strict=True)
-    return {str(s): {rule: numbers(one) for rule, one in zip(rules(name), row, strict=True)} for s, row in named} | {
-        "kl": found[0][0].kl.total
-    }
+    sim = world(name, seed)
+    found = splits([recipe(rule) for rule in rules(name)], sim, sorted(updates))
+    told: dict[str, Any] = {"kl": found[0][0].kl.total}
+    for s, row in zip(sorted(updates), found, strict=True):
+        more = accuracy(sim, s) if name == "long" and s in SAMPLED else {}
+        told[str(s)] = {rule: numbers(one) | more.get(rule, {}) for rule, one in zip(rules(name), row, strict=True)}
+    return told
 
 
 def _kept(folder: Path, name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
@@ -150,6 +173,7 @@ STUDY = Study(
     source="arXiv 2512.01374 sec. 3.3, table 1; arXiv 2510.11370",
     rule="no run: the update of MiniRL without a clip, split by hybrid policies, on 8 policies at each mini-batch; a "
     "way brings what it takes from the part of the flips and costs the part of its altered target, both as shares of "
-    "the natural gradient, medians over policies; it is less off where its whole error is",
+    "the natural gradient, medians over policies; it is less off where its whole error is. The variance is that of a "
+    "mini-batch of 64 groups of 16 responses",
     answer=_answer,
 )
