@@ -94,8 +94,8 @@ def scaled(a: Tensor, rewards: Tensor, mask: Tensor, rule: Advantage) -> Tensor:
     Example:
         >>> a, mask = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[True, True], [True, False], [True, False]])
         >>> found = scaled(a, a, mask, Advantage(baseline="none", scale="whiten"))
-        >>> [round(x, 3) for x in found.tolist()]
-        [0.866, -0.866, -0.866]
+        >>> tuple(round(x, 3) for x in found.tolist())
+        (0.866, -0.866, -0.866)
     """
     if rule.scale == "none":
         return a
