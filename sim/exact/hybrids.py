@@ -92,11 +92,8 @@ def start(sim: Sim, world: World, engines: Engines, theta_old: Weights, modes: I
     """Both engines at the weights of the rollout.
 
     Raises:
-        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped; or it leaves tokens
-            out that π keeps, which is no part of a split.
+        ConfigError: μ draws its routes anew at every token, so that it leaves none to be swapped.
     """
-    if sim.truncates and sim.sampling_mask == "ignored":
-        raise ConfigError("a split has no part for tokens that mu leaves out and pi keeps; replay sim.sampling_mask")
     if sim.numerics.drawn:
         raise ConfigError("a split swaps the routes of mu, which sim.numerics.fresh draws at every token; unset it")
     return Start(

@@ -7,9 +7,11 @@ import torch
 
 from firstorder.core.errors import SizeError
 from firstorder.core.method.advantage import advantage
+from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import token_weights
-from firstorder.core.settings.toml import shipped
+from firstorder.core.settings.toml import build as build_recipe
+from firstorder.core.settings.toml import read, shipped
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import bounds, objectives, replay
@@ -48,12 +50,15 @@ SIZES = ["schedule.group_size=4"]
 LONG = {"world": "graph", "task": "chain", "prompts": 64, "positions": 8, "vocab": 16, "horizon": 32_768}
 
 
+SPELLINGS = {str(build_recipe(Recipe, read(name)).router_replay) for name in shipped()} | set(MODES)
+
+
 def settled(sim, members=2):
     """The scene of some policies that have moved, with the targets of all modes."""
     seeds = torch.arange(members)
     generator, pair, theta_old = torch.Generator().manual_seed(3), engines(sim, seeds), starting_weights(sim, seeds)
     theta = {k: w + 0.05 * torch.randn(w.shape, generator=generator, dtype=w.dtype) for k, w in theta_old.items()}
-    return build(sim, grow(sim), pair, theta_old, theta)
+    return build(sim, grow(sim), pair, theta_old, theta, SPELLINGS)
 
 
 def both(kind, members=2, **changes):
@@ -86,7 +91,11 @@ def test_values_expansion_gradients_and_bounds(pair, mode):
         close(objectives.terms(graph, mode)[:, order], expected)
     close(objectives.gradient(graph, mode), objectives.gradient(tree, mode))
     for name, expected in bounds.bounds(tree, mode).items():
-        close(bounds.bounds(graph, mode)[name], expected)
+        found = bounds.bounds(graph, mode)[name]
+        if name in ("trpo", "cpo"):  # their maxima are over a context's steps together where contexts merge
+            assert (found >= expected * (1 - 1e-12)).all()
+        else:
+            close(found, expected)
     for name, (above, below) in replay.moments(tree, mode).items():
         found = replay.moments(graph, mode)[name]
         close(found[0], above)
@@ -189,7 +198,7 @@ def test_the_mean_of_a_sample_is_the_expected_update_of_every_recipe_of_tokens(f
     place = drawn.path.long().view(GROUPS, -1)
     for recipe in tokens:
         a = advantage(rewards, recipe.advantage).flatten()
-        logp = {name: gather(x, drawn)[0] for name, x in policies(scene, recipe.router_replay.mode).items()}
+        logp = {name: gather(x, drawn)[0] for name, x in policies(scene, str(recipe.router_replay)).items()}
         stats = TokenStats(**logp, mask=drawn.mask, advantage=a)
         weight = torch.where(drawn.mask, token_weights(stats, recipe).weight, 0.0).view(GROUPS, -1) / GROUP
         edges = torch.zeros(GROUPS, size, dtype=torch.float64).scatter_add_(1, place, weight)

@@ -63,7 +63,7 @@ def slow(reference):
             live, gates = super()._route(logits, bias, None)
             layer = len(self.formed[self.at])
             if given is not None:
-                ids = self._ruled(logits, bias, given, live)
+                ids = self._used(logits, bias, given, live)
                 constant = ids == given and self.gates is not None and self._narrow(logits, bias, live)
                 live, gates = super()._route(logits, bias, ids)
                 gates = [g.detach() for g in self.gates(self.at)[layer]] if constant else gates
@@ -88,7 +88,7 @@ def slow(reference):
             others = max((c for e, c in enumerate(choice) if e not in live), default=-math.inf)
             return self.rule.margin is None or min(choice[e] for e in live) - others < self.rule.margin
 
-        def _ruled(self, logits, bias, given, live):
+        def _used(self, logits, bias, given, live):
             if not self._narrow(logits, bias, live):
                 return live
             _, share = self._choice(logits, bias)

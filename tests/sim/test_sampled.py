@@ -10,12 +10,13 @@ from firstorder.sim.exact.measurement import Measurement, update
 from firstorder.sim.exact.sampled import jackknife, sample_responses, sampled_edges, sampled_fits, sampled_stats
 from firstorder.sim.exact.world import scatter
 
+SPELLINGS = {str(toml.build(Recipe, toml.read(n)).router_replay) for n in toml.shipped()}
 RUNNABLE = [n for n in toml.shipped() if not toml.build(Recipe, toml.read(n)).about.unsupported]
 
 
 @pytest.fixture(scope="module")
 def stale(small, make_scene):
-    return make_scene(small(staleness=2, lr=1.0))
+    return make_scene(small(staleness=2, lr=1.0), SPELLINGS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_exact_update_is_what_sampling_converges_to(name, stale, projections
     recipe = acting(name, "schedule.group_size=4")
     # a weight that reads its batch has its limit where batches are large; the others are unbiased at any size
     groups, batches = (800, 30) if recipe.scope == "batch" else (4, 3000)
-    along = projections[recipe.router_replay.mode]
+    along = projections[str(recipe.router_replay)]
     measurement = Measurement(scene=stale, recipe=recipe)
     edges = scatter(measurement.batch.expected, stale.responses, stale.world.contexts)
     limit = sum(measurement.term_coefficients.values(), edges).flatten() @ along

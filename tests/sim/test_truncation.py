@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.training.loop import logged_quantities
-from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import objectives, variance
 from firstorder.sim.exact.baselines import parabola, squares
-from firstorder.sim.exact.hybrids import start
 from firstorder.sim.exact.measure import measure
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.quantities import MASK
-from firstorder.sim.exact.scene import MODES, build, engines, grow
+from firstorder.sim.exact.scene import MODES, build
 from firstorder.sim.exact.scores import directions
 from firstorder.sim.model import noise
 from firstorder.sim.model.truncation import FLOOR, edges, keeps, named, restricted
@@ -263,10 +261,3 @@ def test_the_best_baselines_of_a_mask_are_finite_and_no_worse_than_none(small, m
         found = squares(parabola(scene, "disabled", directions(scene, "disabled")))
         assert all(bool(x.isfinite().all()) for x in found.values())
         assert float(found["b best of a context"]) <= float(found["b best of a prompt"]) <= float(found["b = 0"])
-
-
-def test_a_split_knows_no_part_for_a_mask_that_is_ignored(small):
-    sim = small(**GRAPH, top_p=0.7, sampling_mask="ignored")
-    weights = starting_weights(sim, torch.tensor([0]))
-    with pytest.raises(ConfigError, match="a split has no part for tokens that mu leaves out and pi keeps"):
-        start(sim, grow(sim), engines(sim, torch.arange(1)), weights, ["R3"])
