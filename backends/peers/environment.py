@@ -98,7 +98,7 @@ def answers(peer: str, python: Path, vectors: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "vectors.json", Path(folder) / "answers.json"
         given.write_text(vectors, encoding="utf-8")
-        command = [str(python), "-c", BOOT, str(place), peer, str(given), str(out)]
+        command = [str(python.absolute()), "-c", BOOT, str(place), peer, str(given), str(out)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=LONGEST, cwd=folder, env=_variables()

@@ -17,11 +17,14 @@ WORDS = {"inf": float("inf"), "-inf": float("-inf")}
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One case, with names as in `core.method.stats.TokenStats`; `theta` is a leaf that takes a gradient."""
+    """One case, with names as in `core.method.stats.TokenStats`; `theta` and
+    `entropy` are leaves that take a gradient."""
 
     theta: Tensor
     old: Tensor
     mu: Tensor
+    ref: Tensor
+    entropy: Tensor
     mask: Tensor
     advantage: Tensor
 
@@ -48,6 +51,8 @@ def _batch(inputs: Mapping[str, Any]) -> Batch:
         theta=named["logp_theta"].requires_grad_(),
         old=named["logp_old"],
         mu=named["logp_mu"],
+        ref=named["logp_ref"],
+        entropy=named["entropy"].requires_grad_(),
         mask=named["mask"].bool(),
         advantage=named["advantage"],
     )
@@ -59,9 +64,10 @@ def _numbers(values: Any) -> Any:
     return WORDS[values] if isinstance(values, str) else values
 
 
-def gradient(loss: Callable[[Batch], Tensor], batch: Batch) -> list[list[float]]:
-    """The gradient of a peer's loss by log π_θ, `[B, T]`, 0 off the mask, where no program is asked for one."""
-    (found,) = torch.autograd.grad(loss(batch), batch.theta, allow_unused=True)
+def gradient(loss: Callable[[Batch], Tensor], batch: Batch, by: str = "theta") -> list[list[float]]:
+    """The gradient of a peer's loss by log π_θ, or by another leaf, `[B, T]`, 0 off the mask, where no program is asked
+    for one."""
+    (found,) = torch.autograd.grad(loss(batch), getattr(batch, by), allow_unused=True)
     rows: list[list[float]] = torch.where(
         batch.mask, torch.zeros_like(batch.theta) if found is None else found, 0.0
     ).tolist()

@@ -66,9 +66,23 @@ SPREAD = _on(
     "the gradient of a response's ratio reaches its tokens alike; here each counts by its own advantage",
     "token_advantages",
 )
+NOT_HELD = _on("log-ratios are not held; here within 20", "extremes") | _on(
+    "a token with log-prob -inf has no finite gradient; here none", "impossible_token"
+)
+UNSCORED = _on("a token with log-prob -inf has the gradient 1; here none", "impossible_token")
+TEN = _on("a value above 10 is cut there and has no gradient, that is where pi is below pi_ref / 13", "extremes")
+SIGN = _on(
+    "the gradient of |d| is the sign of d; that of k1 is 1",
+    *("rationals", "masks", "identical", "empty_response", "impossible_token", "extremes", "long", "token_advantages"),
+)
+OWN_MEAN = _on(
+    "the bonus is a mean over response tokens whatever divides the loss; here both are divided alike",
+    *("rationals", "masks", "identical", "empty_response", "impossible_token", "extremes", "long"),
+)
 LAMBDAS = ("1", "0.95", "0.5", "0")
 
 _LOSS, _CORRECTION = "compute_policy_loss_", "compute_rollout_correction_weights"
+_KL, _BONUS = "kl_penalty and agg_loss", "agg_loss of the entropy"
 _OFF, _DEBUG = "compute_offpolicy_metrics", "calculate_debug_metrics"
 
 
@@ -86,9 +100,9 @@ def _rows(peer: str, *given: _Given) -> tuple[Row, ...]:
     )
 
 
-def _gradients(peer: str, *given: _Given) -> tuple[Row, ...]:
+def _gradients(peer: str, *given: _Given, section: str = "methods") -> tuple[Row, ...]:
     return tuple(
-        Row(peer=row.peer, name=row.name, ours=f"methods/{row.ours}/gradient", calls=row.calls, differs=row.differs)
+        Row(peer=row.peer, name=row.name, ours=f"{section}/{row.ours}/gradient", calls=row.calls, differs=row.differs)
         for row in _rows(peer, *given)
     )
 
@@ -150,6 +164,21 @@ VERL = (
             "compute_rollout_rejection_mask, seq_sum_k1, at most 2",
             _on(RECIPROCAL, "rationals", "extremes", "long"),
         ),
+    ),
+    *_gradients(
+        "verl",
+        ("kl_loss, kl", "reference-k1", f"{_KL}, kl_loss_type kl", UNSCORED),
+        ("kl_loss, abs", "reference-k1", f"{_KL}, kl_loss_type abs", SIGN),
+        ("kl_loss, mse", "reference-k2", f"{_KL}, kl_loss_type mse", NOT_HELD),
+        ("kl_loss, low_var_kl", "reference-k3", f"{_KL}, kl_loss_type low_var_kl", TEN),
+        ("kl_loss, low_var_kl, mean of means", "reference-k3-length", f"{_KL}, seq-mean-token-mean", TEN),
+        ("kl_loss, low_var_kl, token mean", "reference-k3-token-mean", f"{_KL}, token-mean", TEN),
+        ("kl_loss, k1+", "reference-k2", f"{_KL}, kl_loss_type k1+", NOT_HELD),
+        ("kl_loss, k3+", "reference-k2", f"{_KL}, kl_loss_type k3+", NOT_HELD),
+        ("entropy_coeff, sum", "entropy", f"{_BONUS}, seq-mean-token-sum"),
+        ("entropy_coeff, mean of means", "entropy-length", f"{_BONUS}, seq-mean-token-mean"),
+        ("entropy_coeff, token mean", "entropy-token-mean", f"{_BONUS}, token-mean"),
+        section="terms",
     ),
     *_rows(
         "verl",
@@ -217,6 +246,22 @@ TRL = (
         ("grpo, token_mask", "icepop", "vllm_importance_sampling_mode token_mask, 0.5 to 5"),
         ("luspo, sequence_truncate", "tis-sequence", "vllm_importance_sampling_mode sequence_truncate, at most 2"),
         ("luspo, sequence_mask", "mask-sequence", "vllm_importance_sampling_mode sequence_mask, 0.6 to 3"),
+    ),
+    *_gradients(
+        "trl",
+        ("grpo, beta", "reference-k3-length", "_compute_loss, loss_type grpo, beta 1", NOT_HELD),
+        ("bnpo, beta", "reference-k3-token-mean", "_compute_loss, loss_type bnpo, beta 1", NOT_HELD),
+        ("dr_grpo, beta", "reference-k3-constant", "_compute_loss, loss_type dr_grpo, beta 1", NOT_HELD),
+        ("luspo, beta", "reference-k3", "_compute_loss, loss_type luspo, beta 1", NOT_HELD),
+        (
+            "luspo, beta, use_bias_correction_kl",
+            "reference-unbiased",
+            "_compute_loss, loss_type luspo against mu, beta 1",
+            NOT_HELD,
+        ),
+        ("bnpo, entropy_coef", "entropy-token-mean", "_compute_loss, loss_type bnpo, entropy_coef 1"),
+        ("grpo, entropy_coef", "entropy-length", "_compute_loss, loss_type grpo, entropy_coef 1", OWN_MEAN),
+        section="terms",
     ),
     *_rows(
         "trl",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +37,16 @@ def answers() -> dict[str, Answer]:
         "luspo, sequence_truncate": _free("sequence_truncate", (None, 2.0)),
         "luspo, sequence_mask": _free("sequence_mask", (0.6, 3.0)),
     }
+    penalties = {
+        "grpo, beta": _penalty("grpo"),
+        "bnpo, beta": _penalty("bnpo"),
+        "dr_grpo, beta": _penalty("dr_grpo"),
+        "luspo, beta": _penalty("luspo"),
+        "luspo, beta, use_bias_correction_kl": _penalty("luspo", corrected=True),
+    }
+    bonuses = {f"{kind}, entropy_coef": _bonus(kind) for kind in ("grpo", "bnpo")}
     counts = {f"clip_ratio/{side}_mean": _clipped(side) for side in ("high", "low")}
-    return {name: _graded(loss) for name, loss in losses.items()} | counts
+    return {name: _graded(loss) for name, loss in (losses | penalties).items()} | bonuses | counts
 
 
 def of_rewards() -> dict[str, Callable[[list[list[float]]], Any]]:
@@ -48,6 +57,30 @@ def of_rewards() -> dict[str, Callable[[list[list[float]]], Any]]:
 def of_values() -> dict[str, Callable[[dict[str, Any], float], Any]]:
     """None: the trainer has no critic."""
     return {}
+
+
+def _penalty(kind: str, *, corrected: bool = False) -> Callable[[Batch], Tensor]:
+    """The loss where every advantage is 0 and `beta` is 1; corrected by π_θ / μ."""
+
+    def loss(batch: Batch) -> Tensor:
+        trainer = _trainer(kind, 0.2, 0.2, corrected=False, beta=1.0)
+        trainer.args.use_bias_correction_kl = corrected
+        return _computed(trainer, _worthless(batch), to="mu")
+
+    return loss
+
+
+def _bonus(kind: str) -> Answer:
+    """The gradient by the entropy of the loss where `entropy_coef` is 1."""
+    keys = {"_entropy_bonus_enabled": True, "use_adaptive_entropy": False, "entropy_coef": 1.0}
+    return lambda batch: gradient(
+        lambda given: _computed(_trainer(kind, 0.2, 0.2, corrected=False, **keys), given), batch, by="entropy"
+    )
+
+
+def _worthless(batch: Batch) -> Batch:
+    """The same with every advantage 0, so that what is left of a loss is its terms."""
+    return replace(batch, advantage=torch.zeros_like(batch.advantage))
 
 
 def _graded(loss: Callable[[Batch], Tensor]) -> Answer:
@@ -93,11 +126,11 @@ def _computed(
         "old_per_token_logps": getattr(batch, to),
         "num_items_in_batch": mask.sum(),
         "sampling_per_token_logps": batch.mu,
+        "ref_per_token_logps": batch.ref,
     }
     if mode is not None:
         inputs["importance_sampling_ratio"] = _scored(batch, mode, bounds)["importance_sampling_ratio"]
-    entropies = torch.zeros_like(batch.theta)
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (batch.theta, entropies, None)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (batch.theta, batch.entropy, None)
     loss: Tensor = _class()._compute_loss(trainer, None, inputs)
     return loss
 

@@ -18,7 +18,7 @@ FREE = 1e9  # a bound that nothing meets
 
 def answers() -> dict[str, Answer]:
     """By row, what this peer makes of a batch."""
-    return {name: _graded(loss) for name, loss in _losses().items()} | _metrics()
+    return {name: _graded(loss) for name, loss in (_losses() | _penalties()).items()} | _bonuses() | _metrics()
 
 
 def _graded(loss: Callable[[Batch], Tensor]) -> Answer:
@@ -218,6 +218,36 @@ def _losses() -> dict[str, Callable[[Batch], Tensor]]:
             _weights("token", FREE, "theta"), ("seq_mean_k1", f"{1 / 1.12}_{1 / 0.96}", "old")
         ),
     }
+
+
+KL_TYPES = ("kl", "abs", "mse", "low_var_kl", "k1+", "k3+")
+
+
+def _penalties() -> dict[str, Callable[[Batch], Tensor]]:
+    """`kl_penalty` of every `kl_loss_type`, aggregated as `ppo_loss` does."""
+    divided = {"mean of means": MEAN, "token mean": TOKENS}
+    return {f"kl_loss, {kind}": _penalty(kind, SUM) for kind in KL_TYPES} | {
+        f"kl_loss, low_var_kl, {name}": _penalty("low_var_kl", how) for name, how in divided.items()
+    }
+
+
+def _penalty(kind: str, how: str) -> Callable[[Batch], Tensor]:
+    return lambda batch: _aggregated(_algos().kl_penalty(batch.theta, batch.ref, kind), batch, how)
+
+
+def _bonuses() -> dict[str, Answer]:
+    """The gradient by the entropy of what `ppo_loss` subtracts."""
+    divided = {"sum": SUM, "mean of means": MEAN, "token mean": TOKENS}
+    return {f"entropy_coeff, {name}": _bonus(how) for name, how in divided.items()}
+
+
+def _bonus(how: str) -> Answer:
+    return lambda batch: gradient(lambda given: -_aggregated(given.entropy, given, how), batch, by="entropy")
+
+
+def _aggregated(values: Tensor, batch: Batch, how: str) -> Tensor:
+    found: Tensor = _algos().agg_loss(values, batch.mask.double(), how, global_batch_size=batch.size)
+    return found
 
 
 def _metrics() -> dict[str, Answer]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from firstorder.core.conformance.check import Compared, Difference
 
 SCHEMA = "firstorder.conformance-check/1"
-SUBJECTS = {"methods": "method", "metrics": "metric", "advantages": "baseline"}
-OUTPUTS = ("weight", "gradient", "loss", "receipts", "advantage", "metric")
+SUBJECTS = {"methods": "method", "terms": "term", "metrics": "metric", "advantages": "baseline"}
+OUTPUTS = ("value", "weight", "gradient", "loss", "receipts", "advantage", "metric")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -48,6 +48,11 @@ class VectorsResult(Printed):
         """By name, the shipped recipes that make the same weights."""
         return {name: method["recipes"] for name, method in self.document["methods"].items()}
 
+    @property
+    def terms(self) -> dict[str, dict[str, float]]:
+        """By name, the shipped recipes that have a term beside their weights, with its coefficient."""
+        return {name: dict(term["recipes"]) for name, term in self.document["terms"].items()}
+
     def blocks(self) -> Iterator[Table | Text]:
         """The cases, and how much there is."""
         from rich.table import Table
@@ -59,9 +64,8 @@ class VectorsResult(Printed):
         for name, about in self.cases.items():
             table.add_row(name, about)
         yield table
-        yield Text(
-            f"{len(self.methods)} methods, {len(self.cases)} cases, version {self.version}; --json FILE writes them"
-        )
+        counts = f"{len(self.methods)} methods, {len(self.terms)} terms, {len(self.cases)} cases"
+        yield Text(f"{counts}, version {self.version}; --json FILE writes them")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -93,7 +97,7 @@ class ConformanceResult(Result):
         return self.largest is None
 
     def blocks(self) -> Iterator[Table | Text]:
-        """How many cases agree, by method, metric and rule; the largest difference."""
+        """How many cases agree, by method, term, metric and rule; the largest difference."""
         from rich.text import Text
 
         for section in SUBJECTS:
@@ -113,7 +117,7 @@ class ConformanceResult(Result):
         return [dict(row) for row in self.document["rows"]]
 
     def plot(self) -> Figure:
-        """The share of outputs that agree, of every method, metric and rule."""
+        """The share of outputs that agree, of every method, term, metric and rule."""
         require_matplotlib()
         from firstorder.cli.report.bars import Bar, bars
 
@@ -125,7 +129,7 @@ class ConformanceResult(Result):
 
 
 def conformance_vectors() -> VectorsResult:
-    """The golden vectors: small batches, and what every method, metric and baseline makes of them."""
+    """The golden vectors: small batches, and what every method, term, metric and baseline makes of them."""
     from firstorder.core.conformance.shipped import shipped
 
     return VectorsResult(document=shipped())
@@ -172,7 +176,7 @@ def conformance(answers: str | os.PathLike[str]) -> ConformanceResult:
 
 
 def _agreement(section: str, compared: Sequence[Compared]) -> Table:
-    """How many cases of each method, metric or rule agree, by output."""
+    """How many cases of each method, term, metric or rule agree, by output."""
     from rich.table import Table
 
     columns = [one for one in OUTPUTS if any(row.output == one for row in compared)]
@@ -188,7 +192,7 @@ def _agreement(section: str, compared: Sequence[Compared]) -> Table:
 
 
 def by_subject(compared: Sequence[Compared]) -> dict[str, list[Compared]]:
-    """Outputs by the method, metric or rule that they are of, in their order."""
+    """Outputs by the method, term, metric or rule that they are of, in their order."""
     found: dict[str, list[Compared]] = {}
     for row in compared:
         found.setdefault(row.subject, []).append(row)

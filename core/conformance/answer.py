@@ -1,6 +1,6 @@
 """Answers: what another program makes of the golden vectors, read from a file that nobody vouches for.
 
-    {"schema", "version", "framework", "answers": {"methods": ..., "metrics": ..., "advantages": ...}}
+    {"schema", "version", "framework", "answers": {"methods": ..., "terms": ..., "metrics": ..., "advantages": ...}}
 
 `answers` has the names and shapes of `expected` in the vectors; whatever a program does not answer it leaves out.
 """
@@ -17,10 +17,11 @@ from typing import Any
 from firstorder.core.errors import DataError
 from firstorder.core.settings.toml import nearest, shown
 
-LARGEST = 16 * 2**20  # bytes: twenty times what the vectors take
+LARGEST = 16 * 2**20  # bytes: sixteen times what the vectors take
 WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 SECTIONS = {
     "methods": ("method", "case", "output"),
+    "terms": ("term", "case", "output"),
     "metrics": ("case", "metric"),
     "advantages": ("rule", "group", "output"),
 }

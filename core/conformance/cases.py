@@ -22,7 +22,8 @@ class Row:
 
     Args:
         mask: `[T]`, 1 on response tokens.
-        mu, old, theta: `[T]` probabilities under μ, π_old and π_θ.
+        mu, old, theta, ref: `[T]` probabilities under μ, π_old, π_θ and π_ref.
+        entropy: `[T]` nats, of π_θ(.|c_t).
         kl: `[T]` nats, KL(μ(.|c_t) ‖ π_θ(.|c_t)).
         shift: `[T]` nats, mean |log router_θ - log router_old|.
         advantage: in units of reward; of `[T]` where every token has its own.
@@ -33,6 +34,8 @@ class Row:
     mu: str
     old: str
     theta: str
+    ref: str
+    entropy: str
     kl: str
     shift: str
     advantage: str
@@ -56,6 +59,8 @@ class Case:
             "logp_theta": tuple(_logs(row.theta, width) for row in self.rows),
             "logp_old": tuple(_logs(row.old, width) for row in self.rows),
             "logp_mu": tuple(_logs(row.mu, width) for row in self.rows),
+            "logp_ref": tuple(_logs(row.ref, width) for row in self.rows),
+            "entropy": tuple(_padded(_numbers(row.entropy), width) for row in self.rows),
             "mask": tuple(tuple(map(int, row.mask.ljust(width, "0"))) for row in self.rows),
             "advantage": _firsts(advantages) if of_response else tuple(_padded(each, width) for each in advantages),
             "kl_mu": tuple(_padded(_numbers(row.kl), width) for row in self.rows),

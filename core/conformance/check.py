@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .answer import Answers, Path_, Place, expected_leaves, numbers
+from .answer import SECTIONS, Answers, Path_, Place, expected_leaves, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Difference:
 
     def __str__(self) -> str:
         section, *names = self.path
-        of = {"methods": ("method", "case"), "metrics": ("case",), "advantages": ("rule", "group")}[section]
+        of = SECTIONS[section][:-1]
         at = [f"{word} {name}" for word, name in zip(of, names, strict=False)]
         indices = ("group", "response") if section == "advantages" else ("response", "token")
         at += [f"{word} {index}" for word, index in zip(indices, self.place, strict=False) if "receipts" not in names]
@@ -57,13 +57,13 @@ class Compared:
 
     @property
     def subject(self) -> str:
-        """The method, metric or rule that it is about."""
+        """The method, term, metric or rule that it is about."""
         section, *names = self.path
         return names[-1] if section == "metrics" else names[0]
 
     @property
     def output(self) -> str:
-        """What of it: weight, gradient, loss, receipts, advantage or metric."""
+        """What of it: value, weight, gradient, loss, receipts, advantage or metric."""
         return "metric" if self.path[0] == "metrics" else self.path[3]
 
     @property

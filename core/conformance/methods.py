@@ -128,11 +128,12 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """Every method, by name; recipes that do not fit the form are left out, and those whose loss has more terms."""
+    """Every method, by name; recipes that do not fit the form are left out. What terms add to a recipe's weights is
+    in `additive`."""
     alike: dict[str, list[Recipe]] = {}
     for name in shipped():
         recipe = build(Recipe, read(name))
-        if not recipe.about.unsupported and not recipe.terms.active:
+        if not recipe.about.unsupported:
             alike.setdefault(_key(recipe), []).append(recipe)
     found = []
     for recipes in alike.values():

@@ -153,6 +153,37 @@ TERMS: tuple[Term, ...] = (
         },
     ),
     Term(
+        name="KL to a reference in the loss",
+        here="`terms.reference_estimator`, k3 unless set; log-ratios are held within ±20",
+        elsewhere={
+            "trl": _m("`beta`, k3; log-ratios are not held", "grpo, beta"),
+            "verl": _m(
+                "`kl_loss_type`: `kl` is k1, `mse` k2, `low_var_kl` k3, whose gradient ends where its value reaches 10",
+                "kl_loss, low_var_kl",
+            ),
+        },
+    ),
+    Term(
+        name="that KL, unbiased off policy",
+        here='`reference_estimator = "unbiased"`, π_θ/μ times k3',
+        elsewhere={
+            "trl": _m("`use_bias_correction_kl`, k3 times the ratio of the loss", "luspo, beta, use_bias_correction_kl")
+        },
+    ),
+    Term(
+        name="k1+, k3+",
+        here="none; `k2` has their gradient",
+        elsewhere={"verl": _m("`kl_loss_type`, the gradient of k2", "kl_loss, k3+")},
+    ),
+    Term(
+        name="entropy bonus",
+        here="`terms.entropy`, divided as weights are",
+        elsewhere={
+            "trl": _m("`entropy_coef`, a mean over response tokens whatever the loss type", "grpo, entropy_coef"),
+            "verl": _m("`entropy_coeff`, divided as the loss is", "entropy_coeff, mean of means"),
+        },
+    ),
+    Term(
         name="GAE",
         here='`baseline = "value"`, as it is unless `scale = "whiten"`; tokens off the mask are stepped over',
         elsewhere={

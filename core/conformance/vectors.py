@@ -5,6 +5,7 @@
 `expected` is a tree of entries, each with a tolerance and numbers, and so are the answers of another program:
 
     methods/METHOD/CASE   weight [B, T], gradient [B, T], loss, receipts by name
+    terms/TERM/CASE       value [B, T], weight [B, T], gradient [B, T], each of the coefficient 1
     metrics/CASE          quantities by name
     advantages/RULE/GROUP advantage [groups, G], or [B, T] of a critic's values
 
@@ -28,10 +29,12 @@ from firstorder.core.method.scale import scaled
 from firstorder.core.method.sections import Advantage
 from firstorder.core.method.stats import TokenStats
 from firstorder.core.method.surrogate import receipts, surrogate_loss, token_weights
+from firstorder.core.method.terms import bonus_loss, entropy_weights, term_weights, values
 from firstorder.core.method.value import gae
 from firstorder.core.runs.files import write_whole
 from firstorder.core.training import diagnostics, strata
 
+from .additive import Term, terms
 from .batches import CASES
 from .cases import Case
 from .groups import GROUPS, LAMBDAS, RULES, VALUED, Valued
@@ -48,6 +51,10 @@ CONVENTIONS = {
     "tokens counts in that mean",
     "loss": "-mean over responses of sum_t w_t log pi(y_t); a token with log-prob -inf is left out",
     "gradient": "of the loss by logp_theta: -w_t / B. A loss of another form agrees where its gradient does",
+    "value": "of a term at each token, before its coefficient and what divides it, 0 off the mask; log-ratios are held "
+    "within 20",
+    "terms": "weight and gradient as above, of a term with the coefficient 1; of the entropy bonus by `entropy`, which "
+    "a token with log-prob -inf has as well",
     "receipts": "[acted on, of how many] of each part, in tokens; in responses for `truncated` of a whole response",
     "metrics": "of logp_old and logp_mu over response tokens; those without a value on a case are left out",
 }
@@ -74,6 +81,21 @@ def outputs(case: Case, method: Method) -> dict[str, Any]:
         "loss": loss.item(),
         "receipts": {name: [hit.item(), of.item()] for name, (hit, of) in acted.items()},
     }
+
+
+def added(case: Case, term: Term) -> dict[str, Any]:
+    """Value, weight and gradient of one term on one case, unrounded."""
+    stats = stats_of(case)
+    leaf = getattr(stats, term.by).requires_grad_()
+    value = torch.where(stats.mask, values(stats, term.recipe)[term.kind], 0.0)
+    if term.kind == "entropy":
+        weight = entropy_weights(stats, term.recipe)
+        loss = bonus_loss(stats, weight)
+    else:
+        weight = term_weights(stats, term.recipe)[term.kind]
+        loss = surrogate_loss(stats, weight)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return {"value": value.tolist(), "weight": weight.tolist(), "gradient": gradient.tolist()}
 
 
 def metrics(case: Case) -> dict[str, float]:
@@ -114,13 +136,14 @@ def _of_values(valued: Valued, rule: Advantage) -> Any:
 
 def document() -> dict[str, Any]:
     """The vectors as this package makes them now."""
-    every = methods()
+    every, more = methods(), terms()
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "conventions": CONVENTIONS,
         "cases": {case.name: {"about": case.about, "inputs": case.inputs()} for case in CASES},
         "methods": {one.name: {"recipes": list(one.recipes), "settings": one.settings} for one in every},
+        "terms": {one.name: {"recipes": one.recipes, "by": one.by, "settings": one.settings} for one in more},
         "groups": {
             "rewards": GROUPS,
             "rules": {**RULES, **_learned()},
@@ -128,6 +151,7 @@ def document() -> dict[str, Any]:
         },
         "expected": {
             "methods": {one.name: {case.name: _entry(outputs(case, one)) for case in CASES} for one in every},
+            "terms": {one.name: {case.name: _entry(added(case, one)) for case in CASES} for one in more},
             "metrics": {case.name: _entry(metrics(case)) for case in CASES},
             "advantages": {
                 rule: {name: _entry({"advantage": found}) for name, found in groups.items()}
