@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from firstorder.core.conformance.additive import Term
+from firstorder.core.conformance.additive import terms as terms_of_vectors
 from firstorder.core.conformance.batches import CASES
 from firstorder.core.conformance.terms import FRAMEWORKS, TERMS
 from firstorder.core.conformance.vectors import CONVENTIONS
@@ -18,6 +20,30 @@ def cases() -> str:
     """The batches of the vectors."""
     shown = ((f"`{case.name}`", f"{len(case.rows)} x {len(case.rows[0].mask)}", case.about) for case in CASES)
     return rows(("case", "responses x tokens", "about"), shown)
+
+
+def added() -> str:
+    """The terms of the vectors."""
+    shown = (
+        (
+            f"`{term.name}`",
+            f"`{term.kind}`",
+            ", ".join(f"`{key} = {_toml(value)}`" for key, value in term.settings.items() if _matters(term, key)),
+            ", ".join(f"`{name}` ({coefficient:g})" for name, coefficient in term.recipes.items()),
+        )
+        for term in terms_of_vectors()
+    )
+    return rows(("term", "key of `[terms]`", "settings", "recipes (coefficient)"), shown)
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
+
+
+def _matters(term: Term, key: str) -> bool:
+    """Whether a key of a divisor is read by that divisor."""
+    reads = {"aggregation.alpha": "length", "aggregation.constant": "constant"}
+    return key not in reads or reads[key] == term.settings["aggregation.kind"]
 
 
 def conventions() -> str:

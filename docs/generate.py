@@ -61,6 +61,7 @@ TABLES = {
     "caught": auditing.caught,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
+    "added": agreement.added,
     "terms": agreement.terms,
     "peers": agreement.peers,
 }

@@ -104,7 +104,7 @@ def test_every_table_that_can_be_made_stands_on_a_page():
         *("verdicts validate", "verdicts training", "conditions training", "leads training"),
         *("symptoms", "mismatch", "drift", "causes", "claims", "deployed", "warnings", "regimes", "findings", "alarms"),
         *("map", "anchors", "paper", "frontier", "baselines", "bounded", "thin", "replayed"),
-        *("cases", "conventions", "terms", "peers"),
+        *("cases", "conventions", "added", "terms", "peers"),
         *("formats", "detectors", "caught"),
         *(f"rooms {name}" for name in rooms.FOLDERS),
     }

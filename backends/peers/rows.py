@@ -70,7 +70,7 @@ NOT_HELD = _on("log-ratios are not held; here within 20", "extremes") | _on(
     "a token with log-prob -inf has no finite gradient; here none", "impossible_token"
 )
 UNSCORED = _on("a token with log-prob -inf has the gradient 1; here none", "impossible_token")
-TEN = _on("a value above 10 is cut there and has no gradient, that is where pi is below pi_ref / 13", "extremes")
+TEN = _on("a value above 10 is cut and has no gradient: pi below pi_ref / 14 or above 6e4 pi_ref", "masks", "extremes")
 SIGN = _on(
     "the gradient of |d| is the sign of d; that of k1 is 1",
     *("rationals", "masks", "identical", "empty_response", "impossible_token", "extremes", "long", "token_advantages"),

@@ -56,7 +56,7 @@ def wrong(tree):
 def test_export_writes_the_shipped_vectors_byte_for_byte(tmp_path, capsys):
     assert run(["conformance", "export", "--json", str(tmp_path / "v.json")]) == 0
     assert (tmp_path / "v.json").read_text() == source()
-    assert "methods, 9 cases, version" in capsys.readouterr().out.replace("\n", " ")
+    assert "methods, 12 terms, 9 cases, version" in capsys.readouterr().out.replace("\n", " ")
     assert run(["conformance", "export", "--json", "-"]) == 0
     assert capsys.readouterr().out == source()
 
@@ -305,6 +305,13 @@ def test_what_does_not_belong_to_a_run_is_kept_from_it(monkeypatch):
     variables = environment._variables()
     assert "PYTHONPATH" not in variables
     assert variables["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_an_interpreter_named_from_here_is_found_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="verl does not run in python: "):
+        environment.answers("verl", Path("python"), source())
 
 
 def test_the_cache_is_where_the_system_says(monkeypatch, tmp_path):

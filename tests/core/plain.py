@@ -18,7 +18,7 @@ def responses(inputs):
     for b, mask in enumerate(inputs["mask"]):
         at = [t for t, on in enumerate(mask) if on]
         a = inputs["advantage"][b]
-        names = ("logp_theta", "logp_old", "logp_mu", "kl_mu", "router_shift")
+        names = ("logp_theta", "logp_old", "logp_mu", "logp_ref", "entropy", "kl_mu", "router_shift")
         yield {
             "at": at,
             "runs": runs(mask),
