@@ -1,235 +1,21 @@
 """The simulator a second time: slow, plain, one member, one response, one token, one expert at a time.
 
-It shares the initial weights and the prompts with the package and nothing else: tasks, forward, noise, routing, token
-weights, group baselines and expectations are written from their formulas, and gradients are autograd's own.
+It shares the initial weights, the prompts and the reading of settings with the package and nothing else: token weights,
+group baselines and expectations are written from their formulas here, engines and tasks in `slow_engine`, and gradients
+are autograd's own.
 """
 
 import itertools
 import math
 
 import torch
-from scipy.special import ndtri
+from slow_engine import Engine, combine, context, prefix_key, responses, reward, uniform
+from slow_engine import common as common
+from slow_engine import hidden as hidden
+
+from firstorder.core.method.recipe import RouterReplay
 
 NAMES = ("embed", "mix_x", "mix_s", "router", "up", "down", "head")
-WORD = (1 << 64) - 1
-
-
-def mix(x):
-    z = (x + 0x9E3779B97F4A7C15) & WORD
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
-    return z ^ (z >> 31)
-
-
-def combine(key, part):
-    return mix((3 * key + part) & WORD)
-
-
-def normal(key):
-    return float(ndtri(((mix(key) >> 11) + 0.5) / 2**53))
-
-
-def prefix_key(tokens):
-    key = mix(tokens[0])
-    for token in tokens[1:]:
-        key = combine(key, token)
-    return key
-
-
-def unit(x):
-    return x / (sum(v * v for v in x) / len(x) + 1e-6).sqrt()
-
-
-def softmax(values):
-    top = max(v.item() for v in values)
-    grown = [(v - top).exp() for v in values]
-    return [g / sum(grown) for g in grown]
-
-
-def best(values, count):
-    return sorted(range(len(values)), key=lambda i: -values[i])[:count]
-
-
-class Engine:
-    """One policy. `replay` maps a tuple of tokens to the experts of every layer at its last token, and `gates` to their
-    gate weights, which are constants then; `margin` and `condition` are the rule by which experts are used."""
-
-    def __init__(self, sim, weights, numerics, member=0, replay=None, gates=None, margin=None, condition=0.0):
-        self.sim, self.weights, self.replay, self.known, self.said = sim, weights, replay, {}, {}
-        self.constant, self.margin, self.condition = gates, margin, condition
-        noisy = numerics.kind == "noise"
-        pick = [numerics.scale if s is None else s for s in (numerics.router_scale, numerics.expert_scale)]
-        self.router_noise, self.expert_noise, self.head_noise = [*pick, numerics.head_scale] if noisy else [0.0] * 3
-        self.seed = combine(mix(member), numerics.seed)
-
-    def run(self, tokens):
-        """(state of every layer, log-probs of the next token, experts, router log-probs, gates) after `tokens`."""
-        if tokens not in self.known:
-            self.known[tokens] = self._step(tokens)
-        return self.known[tokens]
-
-    def logps(self, prompt, response):
-        return [self.run(context(self.sim, prompt, response[:t]))[1][token] for t, token in enumerate(response)]
-
-    def plain(self, pair):
-        """The log-probs of a (prompt, response) as Python numbers."""
-        if pair not in self.said:
-            self.said[pair] = [v.item() for v in self.logps(*pair)]
-        return self.said[pair]
-
-    def experts(self, tokens):
-        return self.run(tokens)[2]
-
-    def gates(self, tokens):
-        return self.run(tokens)[4]
-
-    def _step(self, tokens):
-        w, sim = self.weights, self.sim
-        x = w["embed"][tokens[-1]]
-        zero = [torch.zeros(sim.width, dtype=torch.float64)] * sim.layers
-        before = zero if len(tokens) == 1 else self.run(tokens[:-1])[0]
-        states, experts, router_logps, weighed = [], [], [], []
-        for layer in range(sim.layers):
-            h = x + torch.tanh(x @ w["mix_x"][layer] + before[layer] @ w["mix_s"][layer])
-            seen = unit(h)
-            logits = self._noisy(seen @ w["router"][layer], tokens, layer, 0, self.router_noise)
-            bias = w["bias"][layer] if "bias" in w else None
-            given = None if self.replay is None else self.replay(tokens)[layer]
-            ids, gates = self._route(list(logits), bias, given)
-            if self.constant is not None:
-                gates = self.constant(tokens)[layer]
-            out = torch.zeros(sim.width, dtype=torch.float64)
-            for expert, gate in zip(ids, gates, strict=True):
-                inner = seen @ w["up"][layer, expert]
-                out = out + gate * ((inner / (1 + (-inner).exp())) @ w["down"][layer, expert])
-            x = h + self._noisy(out, tokens, layer, 3, self.expert_noise)
-            states.append(unit(x))
-            experts.append(ids)
-            weighed.append([gate if isinstance(gate, float) else gate.item() for gate in gates])
-            router_logps.append([p.log().item() for p in softmax(list(logits))])
-        logits = self._noisy(unit(x) @ w["head"], tokens, sim.layers, 4, self.head_noise) / sim.temperature
-        logp = logits - max(logits.tolist())
-        return states, logp - logp.exp().sum().log(), experts, router_logps, weighed
-
-    def _noisy(self, x, tokens, layer, site, scale):
-        if not scale:
-            return x
-        key = combine(combine(self.seed, prefix_key(tokens)), layer * 16 + site)
-        size = (sum(v * v for v in x) / len(x)).sqrt()
-        draws = torch.tensor([normal(combine(key, channel)) for channel in range(len(x))], dtype=torch.float64)
-        return x + scale * size * draws
-
-    def _route(self, logits, bias, given):
-        sim, kind = self.sim, self.sim.router
-        if kind in ("sigmoid_bias", "group_limited"):
-            scores = [1 / (1 + (-v).exp()) for v in logits]
-            choice = [s.item() + b.item() for s, b in zip(scores, bias, strict=True)]
-        else:
-            scores = logits if kind == "topk_softmax" else softmax(logits)
-            choice = [s.item() for s in scores]
-        if kind == "group_limited":
-            size = sim.experts // sim.groups
-            totals = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(sim.groups)]
-            allowed = best(totals, sim.limited_groups)
-            choice = [c if i // size in allowed else -math.inf for i, c in enumerate(choice)]
-        ids = best(choice, sim.top_k) if given is None else self._ruled(given, choice)
-        picked = [scores[i] for i in ids]
-        if kind == "topk_softmax":
-            return ids, softmax(picked)
-        return ids, picked if kind == "top1" else [p / sum(picked) for p in picked]
-
-    def _ruled(self, given, choice):
-        """The experts that are used where some are given, by the scores of the live choice."""
-        ranked = best(choice, len(choice))
-        live, first_out = ranked[: self.sim.top_k], ranked[self.sim.top_k]
-        if self.margin is not None and choice[live[-1]] - choice[first_out] >= self.margin:
-            return live
-        if not self.condition:
-            return given
-        strength = choice
-        if self.sim.router == "topk_softmax":
-            strength = [v.item() for v in softmax([torch.tensor(c, dtype=torch.float64) for c in choice])]
-        weakest = strength[live[-1]]
-        least = self.condition * weakest if weakest > 0 else weakest
-        stay = [i for i in given if strength[i] >= least]
-        others = [i for i in ranked if i not in stay]
-        return given if len(stay) == len(given) else stay + others[: len(given) - len(stay)]
-
-
-def responses(sim):
-    """Every response: token 0 ends it, the horizon cuts it."""
-    found = []
-    for length in range(1, sim.horizon + 1):
-        for body in itertools.product(range(1, sim.vocab), repeat=length - 1):
-            last = range(sim.vocab) if length == sim.horizon else [0]
-            found += [(*body, token) for token in last]
-    return found
-
-
-def reward(sim, prompt, response):
-    if sim.truncated == "zero" and response[-1] != 0:
-        return 0.0
-    graded = sim.reward == "graded" or (sim.reward is None and sim.task != "sum")
-    return TASKS[sim.task](sim, prompt, [token for token in response if token], graded)
-
-
-def sum_reward(sim, prompt, words, graded):
-    gap = (sum(words) - sum(prompt)) % sim.vocab
-    return 1.0 - min(gap, sim.vocab - gap) / (sim.vocab // 2) if graded else float(gap == 0)
-
-
-def program_reward(sim, prompt, words, graded):
-    passed = 0
-    for x in range(sim.vocab):
-        register = x
-        for word in words:
-            register = register + 1 if word == 1 else register * word
-        passed += (register - prompt[0] * x - sum(prompt[1:])) % sim.vocab == 0
-    return passed / sim.vocab if graded else float(passed == sim.vocab)
-
-
-def text_reward(sim, prompt, words, graded):
-    reference = [1 if token == sim.vocab - 1 else token + 1 for token in prompt]
-    f1 = 2 * common(words, reference) / (len(words) + len(reference))
-    return f1 if graded else float(f1 == 1)
-
-
-def common(a, b):
-    """Length of the longest common subsequence, by trying every subsequence of `a`."""
-    best = 0
-    for keep in itertools.product([False, True], repeat=len(a)):
-        left, place = [x for x, kept in zip(a, keep, strict=True) if kept], 0
-        for x in b:
-            place += place < len(left) and left[place] == x
-        best = max(best, place if place == len(left) else 0)
-    return best
-
-
-def guess_reward(sim, prompt, words, graded):
-    size, turns = sim.turn_length, sim.horizon // sim.turn_length
-    for turn in range(turns):
-        if words[turn * size : (turn + 1) * size] == hidden(sim, prompt):
-            return 1 - turn / turns if graded else 1.0
-    return 0.0
-
-
-def hidden(sim, prompt):
-    key = prefix_key(prompt)
-    return [1 + int(((mix(combine(key, i)) >> 12) + 0.5) / 2**52 * (sim.vocab - 1)) for i in range(sim.turn_length)]
-
-
-TASKS = {"sum": sum_reward, "program": program_reward, "text": text_reward, "guess": guess_reward}
-
-
-def context(sim, prompt, said):
-    """The tokens that the next one is sampled after: the prompt, what was said, and what the environment said to it."""
-    tokens = tuple(prompt)
-    for count, token in enumerate(said, start=1):
-        tokens += (token,)
-        if sim.task == "guess" and count % sim.turn_length == 0 and count < sim.horizon:
-            guessed, number = list(said[count - sim.turn_length : count]), hidden(sim, prompt)
-            tokens += (1 if number < guessed else 2 if number == guessed else 3,)
-    return tokens
 
 
 def leaves(weights):
@@ -267,6 +53,17 @@ def moved(sim, weights, others):
     return weights
 
 
+class Targets(dict):
+    """Engines by the spelling of their replay, made when they are asked for."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __missing__(self, spelling):
+        self[spelling] = self.make(RouterReplay.model_validate(spelling))
+        return self[spelling]
+
+
 class Lab:
     """Both engines at θ_old and at θ under every replay mode, and every expectation over their responses."""
 
@@ -276,13 +73,26 @@ class Lab:
         self.mu = Engine(sim, weights, sim.numerics)
         self.mu_theta = Engine(sim, self.weights, sim.numerics)
         live = Engine(sim, weights, sim.training_numerics)
-        recorded = {"disabled": None, "R2": live.experts, "R3": self.mu.experts}
-        self.old = {m: Engine(sim, weights, sim.training_numerics, replay=r) for m, r in recorded.items()}
-        self.target = {m: Engine(sim, self.weights, sim.training_numerics, replay=r) for m, r in recorded.items()}
+        self.old = Targets(lambda rule: live if rule.mode == "R2" else self.replaying(rule, weights, live))
+        self.target = Targets(lambda rule: self.replaying(rule, self.weights, live))
         self.pairs = [(x, y) for x in prompts for y in self.responses]
         self.reward = {(x, y): reward(sim, x, y) for x, y in self.pairs}
         self.chance = {p: math.exp(sum(self.mu.plain(p))) / len(prompts) for p in self.pairs}
         self.length = self.expect(lambda p: len(p[1]))
+
+    def replaying(self, rule, weights, live):
+        """The training engine at some weights under a replay; `live` is π_old."""
+        source = {"disabled": None, "R2": live, "R3": self.mu}[rule.mode]
+        given = {"margin": rule.margin, "condition": rule.condition}
+        if source is not None:
+            given["replay"] = source.experts if rule.mode == "R2" else self.sent
+            given["gates"] = source.gates if rule.gates == "replayed" else None
+        return Engine(self.sim, weights, self.sim.training_numerics, **given)
+
+    def sent(self, tokens):
+        """The experts of μ_old that arrive, None in every layer where they are missing."""
+        lost = len(tokens) <= self.sim.missing_prefix or uniform(combine(prefix_key(tokens), 5)) < self.sim.missing
+        return [None] * self.sim.layers if lost else self.mu.experts(tokens)
 
     def expect(self, function):
         return sum(self.chance[p] * function(p) for p in self.pairs)
@@ -391,7 +201,7 @@ class Lab:
 
     def update(self, recipe, advantages):
         """E[Σ_t w_t ∇ log π_θ(y_t)], advantages from the method of that name."""
-        target = self.target[recipe.router_replay.mode]
+        target = self.target[str(recipe.router_replay)]
         total = 0.0
         for (prompt, response, a), chance in advantages.items():
             weight = self.token_weights(recipe, (prompt, response), a)
@@ -402,7 +212,7 @@ class Lab:
 
     def penalty(self, recipe):
         """E_μ of the loss of `[terms]` over whole responses, as it is published, for autograd to differentiate."""
-        terms, mode, total = recipe.terms, recipe.router_replay.mode, torch.zeros((), dtype=torch.float64)
+        terms, mode, total = recipe.terms, str(recipe.router_replay), torch.zeros((), dtype=torch.float64)
         for pair, chance in self.chance.items():
             theta, spread = self.target[mode].logps(*pair), []
             old, mu = self.old[mode].plain(pair), self.mu.plain(pair)
@@ -433,7 +243,7 @@ class Lab:
         }[rule.kind]
 
     def _factors(self, recipe, pair, each):
-        mode, clip, c, judge = recipe.router_replay.mode, recipe.clip, recipe.correction, recipe.rejection
+        mode, clip, c, judge = str(recipe.router_replay), recipe.clip, recipe.correction, recipe.rejection
         theta, old, mu = (e.plain(pair) for e in (self.target[mode], self.old[mode], self.mu))
         logs = {"theta": theta, "old": old, "mu": mu}
         length = len(theta)
@@ -537,7 +347,7 @@ class Lab:
         return self.caps[key]
 
     def _cap(self, recipe):
-        mode, (above, below) = recipe.router_replay.mode, recipe.ratio.of.split("/")
+        mode, (above, below) = str(recipe.router_replay), recipe.ratio.of.split("/")
         harmful = []
         for (prompt, response, a), chance in self.advantages(recipe.advantage, recipe.schedule.group_size).items():
             each = a if isinstance(a, tuple) else (a,) * len(response)

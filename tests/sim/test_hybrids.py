@@ -37,24 +37,10 @@ def make_way():
     return make
 
 
-def slow_targets(reference, lab, mode):
-    """π_old and π_θ under a replay of any rule."""
-    rule, sim = RouterReplay.model_validate(mode), lab.sim
-    if mode in lab.old:
-        return lab.old[mode], lab.target[mode]
-    source = lab.mu if rule.mode == "R3" else lab.old["disabled"]
-    given = {"replay": source.experts, "margin": rule.margin, "condition": rule.condition}
-    given["gates"] = source.gates if rule.gates == "replayed" else None
-    target = reference.Engine(sim, lab.weights, sim.training_numerics, **given)
-    if rule.mode == "R2":
-        return lab.old["disabled"], target
-    return reference.Engine(sim, lab.mu.weights, sim.training_numerics, **given), target
-
-
 def slow_hybrids(reference, lab, mode):
     """Every hybrid by the slow engine: an arithmetic at some weights with experts and gates given at every token."""
     sim, theta_old, rule = lab.sim, lab.mu.weights, RouterReplay.model_validate(mode)
-    at_old, at_theta = slow_targets(reference, lab, mode)
+    at_old, at_theta = lab.old[mode], lab.target[mode]
 
     def source(swapped, own, weights, experts):
         """The engine whose gates are given."""

@@ -12,9 +12,8 @@ from firstorder.sim.exact.world import gather
 
 RTOL = 1e-10
 RECIPES = {name: toml.build(Recipe, toml.read(name)) for name in toml.shipped()}
-# those whose replay has a rule or gates are held against a second implementation in test_replay_rules
-PLAIN = [name for name, each in RECIPES.items() if str(each.router_replay) == each.router_replay.mode]
-RUNNABLE = [name for name in PLAIN if not RECIPES[name].about.unsupported]
+RUNNABLE = [name for name, recipe in RECIPES.items() if not recipe.about.unsupported]
+SPELLINGS = {str(recipe.router_replay) for recipe in RECIPES.values()} | set(MODES)
 BY_MODE = {"disabled": "minirl", "R2": "minirl-r2", "R3": "minirl-r3"}
 SETTINGS = {
     "stale": {"staleness": 2, "lr": 1.0},
@@ -46,7 +45,7 @@ def both(request, small, make_lab, make_scene):
 @pytest.fixture(scope="module")
 def stale(small, make_lab, make_scene):
     sim = small(**SETTINGS["stale"])
-    return make_lab(sim), make_scene(sim)
+    return make_lab(sim), make_scene(sim, SPELLINGS)
 
 
 def test_every_response_is_enumerated_once(both, pairs_of):

@@ -1,7 +1,5 @@
 """Every way to replay, against a slow second implementation, and what is sampled against what is expected of it."""
 
-import math
-
 import pytest
 import torch
 
@@ -43,142 +41,24 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module")
-def slow(reference):
-    """The reference engine, whose replay has a rule, and which keeps the gates that it formed."""
-
-    class Ruled(reference.Engine):
-        def __init__(self, *args, rule=None, gates=None, **more):
-            super().__init__(*args, **more)
-            self.rule, self.gates, self.formed, self.at = rule, gates, {}, None
-
-        def run(self, tokens):
-            if tokens not in self.known:
-                if len(tokens) > 1:
-                    self.run(tokens[:-1])
-                self.at, self.formed[tokens] = tokens, []
-            return super().run(tokens)
-
-        def _route(self, logits, bias, given):
-            live, gates = super()._route(logits, bias, None)
-            layer = len(self.formed[self.at])
-            if given is not None:
-                ids = self._used(logits, bias, given, live)
-                constant = ids == given and self.gates is not None and self._narrow(logits, bias, live)
-                live, gates = super()._route(logits, bias, ids)
-                gates = [g.detach() for g in self.gates(self.at)[layer]] if constant else gates
-            self.formed[self.at].append(gates)
-            return live, gates
-
-        def _choice(self, logits, bias):
-            kind = self.sim.router
-            if kind in ("sigmoid_bias", "group_limited"):
-                choice = [(1 / (1 + (-v).exp()) + b).item() for v, b in zip(logits, bias, strict=True)]
-                if kind == "group_limited":
-                    size = len(choice) // self.sim.groups
-                    worth = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(self.sim.groups)]
-                    open_groups = reference.best(worth, self.sim.limited_groups)
-                    choice = [c if e // size in open_groups else -math.inf for e, c in enumerate(choice)]
-                return choice, choice
-            shares = [s.item() for s in reference.softmax(logits)]
-            return ([v.item() for v in logits] if kind == "topk_softmax" else shares), shares
-
-        def _narrow(self, logits, bias, live):
-            choice, _ = self._choice(logits, bias)
-            others = max((c for e, c in enumerate(choice) if e not in live), default=-math.inf)
-            return self.rule.margin is None or min(choice[e] for e in live) - others < self.rule.margin
-
-        def _used(self, logits, bias, given, live):
-            if not self._narrow(logits, bias, live):
-                return live
-            _, share = self._choice(logits, bias)
-            weakest, c = min(share[e] for e in live), self.rule.condition
-            stay = [e for e in given if c == 0 or share[e] >= (c * weakest if weakest > 0 else weakest)]
-            if len(stay) == len(given):
-                return given
-            others = [e for e in reference.best(share, len(share)) if e not in stay]
-            return stay + others[: len(given) - len(stay)]
-
-    return Ruled
-
-
 def replaying(spelling, name="minirl-no-clip", *changes):
     tree = toml.override(toml.read(name), changes)
     return toml.build(Recipe, tree | {"router_replay": spelling})
 
 
-def laid(slow, lab, scene, recipe, make):
-    """π_old and π_θ of a replay by the reference: `(old, target)`."""
-    rule, world = recipe.router_replay, scene.world
-    live = slow(lab.sim, make["old"], lab.sim.training_numerics)
-    mu = slow(lab.sim, make["old"], lab.sim.numerics)
-    source = {"R2": live, "R3": mu}[rule.mode]
-    sent = {}
-    for pair, row in zip(make["pairs"], range(len(make["pairs"])), strict=True):
-        for t in range(len(pair[1])):
-            prefix = make["context"](lab.sim, pair[0], pair[1][:t])
-            sent[prefix] = int(scene.responses.contexts[row, t])
-    arrived = scene.sent if rule.mode == "R3" else None
-
-    def given(tokens):
-        experts = source.experts(tokens)
-        if arrived is None:
-            return experts
-        lost = _lost(arrived, tokens, sent, world)
-        return [None if lost else ids for ids in experts]
-
-    def gates(tokens):
-        source.run(tokens)
-        return source.formed[tokens]
-
-    kept = gates if rule.gates == "replayed" else None
-    more = {"replay": given, "rule": rule, "gates": kept}
-    old = slow(lab.sim, make["old"], lab.sim.training_numerics, **more)
-    return old, slow(lab.sim, lab.weights, lab.sim.training_numerics, **more)
-
-
-def _lost(arrived, tokens, sent, world):
-    """Whether the routes of a prefix are missing, as the scene says."""
-    if tokens in sent:
-        return bool((arrived.contexts[0, sent[tokens]] < 0).all())
-    opening = world.opening.tolist()
-    prompt = next(i for i, p in enumerate(opening) if tuple(p[: len(tokens)]) == tokens)
-    return bool((arrived.leads[0][0, len(tokens) - 1, prompt] < 0).all())
-
-
-@pytest.fixture
-def setting(small, make_lab, make_scene, reference, pairs_of):
-    def make(spelling, **changes):
-        recipe = replaying(spelling)
-        sim = small(**changes)
-        scene = make_scene(sim, [str(recipe.router_replay)])
-        lab = make_lab(sim)
-        old = {n: w[0] for n, w in starting(sim).items()}
-        return recipe, scene, lab, {"old": old, "pairs": pairs_of(scene.world), "context": reference.context}
-
-    return make
-
-
-def starting(sim):
-    from firstorder.sim.coldstart import starting_weights
-
-    return starting_weights(sim, torch.tensor([sim.seed]))
-
-
 @pytest.mark.parametrize("spelling", RULES)
-def test_every_replay_is_the_policy_of_a_second_implementation(spelling, setting, slow, same):
-    recipe, scene, lab, make = setting(spelling, **RULES[spelling])
+def test_every_replay_is_the_policy_of_a_second_implementation(spelling, small, make_scene, make_lab, pairs_of, same):
+    recipe, sim = replaying(spelling), small(**RULES[spelling])
     mode = str(recipe.router_replay)
-    old, target = laid(slow, lab, scene, recipe, make)
-    for done, engine in ((scene.old[mode], old), (scene.target[mode], target)):
+    scene, lab = make_scene(sim, [mode]), make_lab(sim)
+    for done, engine in ((scene.old[mode], lab.old[mode]), (scene.target[mode], lab.target[mode])):
         found = gather(done.logp.detach(), scene.responses)[0]
         expected = torch.zeros_like(found)
-        for row, pair in enumerate(make["pairs"]):
+        for row, pair in enumerate(pairs_of(scene.world)):
             expected[row, : len(pair[1])] = torch.tensor(engine.plain(pair), dtype=torch.float64)
         same(found, expected, RTOL)
     plain = scene.target["disabled"].logp.detach()
     assert not torch.allclose(scene.target[mode].logp.detach(), plain)
-    lab.target[mode] = target
     same(objectives.gradient(scene, mode)[0], lab.gradient(mode), RTOL)
 
 

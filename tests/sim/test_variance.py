@@ -54,7 +54,7 @@ def both(request, small, make_lab, make_scene):
 
 def enumerated(lab, reference, recipe, size):
     """E‖mean update of a group‖² - ‖E‖² over all groups of all prompts."""
-    target, known = lab.target[recipe.router_replay.mode], {}
+    target, known = lab.target[str(recipe.router_replay)], {}
     scaled = lab.scale(recipe.advantage, size)
 
     def one(prompt, response, a):
