@@ -200,8 +200,11 @@ def _check_rows(routes: Tensor, lengths: Tensor) -> None:
             "`routes` must be -1 in the row of the last token and beyond (it is never run); the rows are shifted by one"
         )
     last, before = (lengths - 2).clamp(min=0)[..., None], (lengths - 3).clamp(min=0)[..., None]
-    early, long = rows.gather(-1, before) & ~rows.gather(-1, last), lengths[..., None] >= 3
-    if long.any() and early[long].all():  # of one response alone it is a row that did not arrive
+    long = lengths[..., None] >= 3
+    early = (long & rows.gather(-1, before) & ~rows.gather(-1, last)).any()
+    # where rows are missing elsewhere too, the last of a response may be one of them; of all responses it is none
+    elsewhere = (~rows & (position < (lengths - 2).clamp(min=0)[..., None])).any()
+    if early and not (elsewhere and rows.gather(-1, last)[long].any()):
         raise DataError(
             "`routes` end one row early: the row that produced the last token is -1; the rows are shifted by one"
         )

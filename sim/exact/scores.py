@@ -7,7 +7,7 @@ products of scores within a prompt. With K the matrix of these,
 
 and x has as many numbers as a prompt has independent scores, contexts · (V - 1) at most, where θ has thousands.
 
-Shapes: N contexts, V vocabulary, X prompts, D directions, P parameters; one member.
+Shapes: N contexts, V vocabulary, X prompts, D directions, P parameters, M members.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ ROUNDING = 1e-14  # of the largest eigenvalue of K, below which one is what roun
 
 
 def edge_scores(scene: Scene, mode: Mode, contexts: Tensor) -> Tensor:
-    """∇ log π_θ(a|c) of every token of some contexts, `[C, V, P]`, of a policy that carries no state.
+    """∇ log π_θ(a|c) of every token of some contexts, `[M, C, V, P]`, of policies that carry no state.
 
     Each context is run on its own copy of the weights, so that one backward pass is one token of all of them.
 
     Args:
-        scene: of one member.
+        scene: of M members.
         mode: the target's replay.
         contexts: int64 `[C]`.
     """
-    sim, count = scene.world.task.sim, len(contexts)
-    copies = leaves({name: w.expand(count, *w.shape[1:]) for name, w in scene.weights.items()})
-    model, given = load(copies, scene.pi.repeat(count), sim), scene.replay(mode)
-    replay = None if given is None else given.at(lambda routes: routes.contexts[0, contexts][:, None])
-    features, keys = _rows(scene, contexts)
-    found = step(model, None, features[:, None], keys[:, None], replay)
-    keep = None if scene.over is None else scene.over[0, contexts][:, None]
+    sim, members, count = scene.world.task.sim, len(scene.mu_old.logp), len(contexts)
+    copies = leaves({name: w.repeat_interleave(count, 0) for name, w in scene.weights.items()})
+    model, given = load(copies, scene.pi.copies(count), sim), scene.replay(mode)
+    replay = None if given is None else given.at(lambda routes: routes.contexts[:, contexts].flatten(0, 1)[:, None])
+    features, keys = (x[:, None].repeat(members, *[1] * x.ndim) for x in _rows(scene, contexts))
+    found = step(model, None, features, keys, replay)
+    keep = None if scene.over is None else scene.over[:, contexts].flatten(0, 1)[:, None]
     logp, parameters = restricted(found.logp, keep)[:, 0], list(trainable(copies).values())
-    slopes = [torch.autograd.grad(one.sum(), parameters, retain_graph=True, materialize_grads=True) for one in logp.T]
-    return torch.stack([torch.cat([s.flatten(1) for s in of_token], dim=1) for of_token in slopes], dim=1)
+    scores = logp.new_empty(*logp.shape, sum(w[0].numel() for w in parameters))  # filled, for there are many
+    for token, one in enumerate(logp.T):
+        slopes = torch.autograd.grad(one.sum(), parameters, retain_graph=True, materialize_grads=True)
+        torch.cat([slope.flatten(1) for slope in slopes], dim=1, out=scores[:, token])
+    return scores.view(members, count, *scores.shape[1:])
 
 
 def _rows(scene: Scene, contexts: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +68,7 @@ def directions(scene: Scene, mode: Mode) -> Tensor:
     found = []
     for reached in progress.steps("scores", list(world.reachable)):
         contexts = reached.nonzero()[:, 0]
-        scores = edge_scores(scene, mode, contexts).flatten(0, 1)
+        scores = edge_scores(scene, mode, contexts)[0].flatten(0, 1)
         found.append((contexts, square_root(scores @ scores.T).view(len(contexts), world.vocab, -1)))
     x = torch.zeros(world.contexts, world.vocab, max(part.shape[-1] for _, part in found), dtype=torch.float64)
     for contexts, part in found:

@@ -137,7 +137,7 @@ def _looked_up(measurement: Measurement, weights: Tensor) -> Tensor:
         contexts = reached.nonzero()[:, 0]
         rows, place = torch.unique(tree.place[contexts], return_inverse=True)
         first = torch.full_like(rows, len(contexts)).scatter_reduce(0, place, torch.arange(len(contexts)), "amin")
-        scores = edge_scores(scene, measurement.mode, contexts[first]).flatten(0, 1)
+        scores = edge_scores(scene, measurement.mode, contexts[first])[0].flatten(0, 1)
         x = square_root(scores @ scores.T)
         at = torch.zeros(tree.contexts, dtype=torch.int64).scatter(0, contexts, place)
         mine = (paths.prompt == prompt).nonzero()[:, 0]

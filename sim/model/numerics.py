@@ -71,17 +71,19 @@ class Arithmetic:
         parts = {name: getattr(self, name)[cut] for name in ("router_scale", "expert_scale", "seed")}
         return replace(self, **parts, draw=None if self.draw is None else self.draw[cut])
 
+    def copies(self, count: int) -> Arithmetic:
+        """Every member so many times, the copies of a member one after the other."""
+        names = ("router_scale", "expert_scale", "seed")
+        copies = {name: getattr(self, name).repeat_interleave(count) for name in names}
+        return replace(self, **copies, draw=None if self.draw is None else self.draw.repeat_interleave(count))
+
     def repeat(self, count: int) -> Arithmetic:
         """The arithmetic of the first member, for an ensemble of copies of it."""
-        first = self.members(slice(0, 1))
-        copies = {name: getattr(first, name).expand(count) for name in ("router_scale", "expert_scale", "seed")}
-        return replace(first, **copies)
+        return self.members(slice(0, 1)).copies(count)
 
     def each(self, draws: int) -> Arithmetic:
         """Every member once for each of its engine's noises, the draws of a member one after the other."""
-        names = ("router_scale", "expert_scale", "seed")
-        copies = {name: getattr(self, name).repeat_interleave(draws) for name in names}
-        return replace(self, **copies, draw=torch.arange(draws).repeat(len(self.seed)))
+        return replace(self.copies(draws), draw=torch.arange(draws).repeat(len(self.seed)))
 
     def weight(self, w: Tensor, name: str) -> Tensor:
         """A weight as the engine stores it: `[M, ..., D, F]`, the router and head spared from 8 bits."""

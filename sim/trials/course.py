@@ -21,6 +21,7 @@ from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.edges import kl, vjp
 from firstorder.sim.exact.graph import Graph
+from firstorder.sim.exact.pairs import moments
 from firstorder.sim.exact.rollout import rollout
 from firstorder.sim.exact.scene import Engines, engines, grow
 from firstorder.sim.exact.staleness import advance
@@ -28,7 +29,6 @@ from firstorder.sim.exact.world import World
 from firstorder.sim.model import noise
 from firstorder.sim.model.policy import Weights, flatten, leaves, load, unflatten
 
-from .moments import moments
 from .rated import advantages
 
 HALVINGS = 40  # of a factor of 1e9 in which a step size is looked for: 1e-3 of it is left

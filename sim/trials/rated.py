@@ -21,13 +21,11 @@ import torch
 from torch import Tensor
 
 from firstorder.core.method.recipe import Advantage, Recipe
-from firstorder.sim.exact.graph import Graph
 from firstorder.sim.exact.groups import expected_parts, expected_products
 from firstorder.sim.exact.measurement import Measurement
+from firstorder.sim.exact.pairs import Moments
 from firstorder.sim.exact.scene import Mode, Scene
-from firstorder.sim.model.policy import leaves, load, step, trainable
-
-from .moments import Moments
+from firstorder.sim.exact.scores import edge_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,27 +114,9 @@ def rated(scene: Scene, recipes: Sequence[Recipe], of_mu: Moments, of_groups: Gr
 
 
 def _products(scene: Scene, mode: Mode) -> Products:
-    scores = _scores(scene, mode)
+    scores = edge_scores(scene, mode, torch.arange(scene.world.contexts)).flatten(1, 2)
     apart = scores.view(len(scores), scene.world.prompts, -1, scores.shape[-1])
     return Products(scores=scores, gram=apart @ apart.transpose(-1, -2))
-
-
-def _scores(scene: Scene, mode: Mode) -> Tensor:
-    """∇ log π_θ of every edge, `[M, D, P]`: each context on a copy of the weights, so that a token takes one pass."""
-    world, replay = scene.world, scene.replay(mode)
-    assert isinstance(world, Graph)
-    members, contexts, vocab = scene.mu_old.logp.shape
-    copies = leaves({name: w.repeat_interleave(contexts, 0) for name, w in scene.weights.items()})
-    parameters = list(trainable(copies).values())
-    model = load(copies, scene.pi.repeat(contexts), world.task.sim)
-    features, keys = (x[:, None].repeat(members, *[1] * x.ndim) for x in (world.table.features, world.table.keys))
-    given = None if replay is None else replay.at(lambda routes: routes.contexts.flatten(0, 1)[:, None])
-    logp = step(model, None, features, keys, given).logp[:, 0]
-    each = torch.empty(len(logp), vocab, sum(w[0].numel() for w in parameters), dtype=torch.float64)
-    for token in range(vocab):
-        slopes = torch.autograd.grad(logp[:, token].sum(), parameters, retain_graph=True)
-        torch.cat([slope.flatten(1) for slope in slopes], dim=1, out=each[:, token])
-    return each.view(members, contexts * vocab, -1)
 
 
 def _rate(

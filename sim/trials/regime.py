@@ -29,12 +29,12 @@ from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.edges import Pass, entropy, kl
 from firstorder.sim.exact.graph import Graph
 from firstorder.sim.exact.objectives import value
+from firstorder.sim.exact.pairs import moments
 from firstorder.sim.exact.scene import build, engines, grow
 
 from .calibrate import Calibration, calibrate
 from .course import course
 from .long import LongCondition
-from .moments import moments
 from .rated import Rated, groups, rated
 
 WORLD = (

@@ -86,7 +86,7 @@ def test_directions_have_the_inner_products_of_scores(make_scene, same):
         x = directions(scene, mode)
         for reached in scene.world.reachable:
             contexts = reached.nonzero()[:, 0]
-            scores = edge_scores(scene, mode, contexts).flatten(0, 1)
+            scores = edge_scores(scene, mode, contexts)[0].flatten(0, 1)
             inside = x[contexts].flatten(0, 1)
             same(inside @ inside.T, scores @ scores.T, 1e-12)
             edges = torch.zeros(1, *x.shape[:2], dtype=torch.float64)

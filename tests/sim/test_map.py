@@ -13,6 +13,7 @@ from firstorder.sim.exact.edge_variance import edge_variance
 from firstorder.sim.exact.edges import kl
 from firstorder.sim.exact.fit import compare
 from firstorder.sim.exact.measurement import Measurement
+from firstorder.sim.exact.pairs import moments
 from firstorder.sim.exact.scene import build, engines, grow
 from firstorder.sim.exact.scores import directions
 from firstorder.sim.studies import advice
@@ -20,7 +21,6 @@ from firstorder.sim.studies.study import Plan
 from firstorder.sim.trials import atlas as maps
 from firstorder.sim.trials import course, ruled
 from firstorder.sim.trials.atlas import UPDATES, Point, between, choose
-from firstorder.sim.trials.moments import moments
 from firstorder.sim.trials.options import OPTIONS, REPLAYS
 from firstorder.sim.trials.rated import groups, rated
 from firstorder.sim.trials.regime import Regime

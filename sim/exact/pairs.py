@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstorder.sim.exact.graph import Graph
+from .graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
