@@ -8,24 +8,24 @@ left out. Cells that are there are found again.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from firstorder.core import progress
-from firstorder.core.runs.files import to_json, write_whole
+from firstorder.core.runs.files import to_json
 from firstorder.sim.config import Numerics
 from firstorder.sim.trials.atlas import BATCH, GROUP, GROUPS, UPDATES, parse
 from firstorder.sim.trials.course import step_sizes
 from firstorder.sim.trials.options import OPTIONS
 from firstorder.sim.trials.regime import Regime, fits, fitted, measured
 
+from .kept import kept
 from .study import Answer, Plan, Study
 
 KLS = (3e-4, 1.5e-3, 5e-3, 2e-2)  # nats a token; 1.5e-3 is published
@@ -103,15 +103,8 @@ def _plain(x: Tensor) -> Any:
 def _answer(plan: Plan) -> Answer:
     """Measure the cells that are missing, and choose in each."""
     seeds = range(plan.seeds.start, plan.seeds.start + min(SEEDS, len(plan.seeds)))
-    folder = plan.folder / "cells"
-    folder.mkdir(exist_ok=True)
-    cells = []
-    for regime in progress.steps("cells", regimes(plan.quick)):
-        file = folder / f"{regime}.json"
-        if not file.is_file():
-            write_whole(file, to_json(cell(regime, seeds)))
-        cells.append(json.loads(file.read_text(encoding="utf-8")))
-    found = answer(cells, seeds)
+    cells = kept(plan.folder / "cells", {str(regime): partial(cell, regime, seeds) for regime in regimes(plan.quick)})
+    found = answer(list(cells.values()), seeds)
     return replace(found, measured=found.measured | {"steps": _sizes(seeds)})
 
 

@@ -6,20 +6,14 @@ the same ones, exactly, and its progress is compared with that of as many respon
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from firstorder.core import progress
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.routing import flips
-from firstorder.core.runs.files import to_json, write_whole
 from firstorder.core.settings.toml import build, override, read
 from firstorder.sim.config import Numerics, Sim
 from firstorder.sim.exact.accuracy import Accuracy, accuracy
@@ -31,6 +25,7 @@ from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.trials.compare import interquartile_mean
 from firstorder.sim.trials.long import LongCondition
 
+from .kept import kept, median, over
 from .study import Answer, Plan, Study
 
 WORTH = 0.05  # of the progress on policy: a lead below it saves one response in twenty
@@ -116,24 +111,17 @@ QUICK = ("base", "engines further apart", "T = 5, staleness 4")
 def _answer(plan: Plan) -> Answer:
     """Measure every recipe in every condition and policy that is not known yet, and read them."""
     names = QUICK if plan.quick else tuple(PLACES)
-    cells = [(name, seed) for name in names for seed in plan.seeds]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for name, seed in progress.steps("conditions", cells):
-        found[name].append(_kept(plan.folder, name, seed))
+    cells = {_file(name, seed): (name, seed) for name in names for seed in plan.seeds}
+    known = kept(plan.folder, {file: partial(cell, PLACES[name], seed) for file, (name, seed) in cells.items()})
+    found = {name: [known[_file(name, seed)] for seed in plan.seeds] for name in names}
     rows = [row for name in names for row in read_rows(name, found[name])]
     steps = {name: _steps(of) for name, of in found.items()}
     settings = {name: {"sim": _plain(PLACES[name].sim), "group": PLACES[name].group} for name in names}
     return Answer(headline=headline(rows), rows=rows, measured={"settings": settings, "step by ESS": steps})
 
 
-def _kept(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """One policy in one condition: read where it was measured before."""
-    path = folder / f"{name.replace(' ', '-').replace(',', '').replace('=', '')}-s{seed}.json"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_json(cell(PLACES[name], seed)))
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return kept
+def _file(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-').replace(',', '').replace('=', '')}-s{seed}"
 
 
 def cell(place: Place, seed: int) -> dict[str, Any]:
@@ -204,14 +192,14 @@ def read_rows(name: str, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     ahead of MiniRL."""
     recipes, every = (
         list(cells[0]["recipes"]),
-        {key: _over(cells, key) for key in ("kl", "flips", "kl_stale", "on_policy")},
+        {key: over(cells, key) for key in ("kl", "flips", "kl_stale", "on_policy")},
     )
-    shared: dict[str, Any] = {"condition": name} | {key: _median(of) for key, of in every.items()}
+    shared: dict[str, Any] = {"condition": name} | {key: median(of) for key, of in every.items()}
     values = {
-        recipe: {key: _over([each["recipes"] for each in cells], recipe, key) for key in cells[0]["recipes"][recipe]}
+        recipe: {key: over([each["recipes"] for each in cells], recipe, key) for key in cells[0]["recipes"][recipe]}
         for recipe in recipes
     }
-    medians = {recipe: {key: _median(of) for key, of in values[recipe].items()} for recipe in recipes}
+    medians = {recipe: {key: median(of) for key, of in values[recipe].items()} for recipe in recipes}
     rows = []
     for recipe in recipes:
         relative = interquartile_mean(values[recipe]["relative"])
@@ -240,27 +228,9 @@ def _undominated(recipe: str, medians: Mapping[str, Mapping[str, float | None]])
     return not any(all(a < b for a, b in zip(other, mine, strict=True)) for other in others)
 
 
-def _over(cells: Sequence[Mapping[str, Any]], *keys: str) -> Tensor:
-    """A number of every policy, `[S]`; null is infinite."""
-    found = []
-    for each in cells:
-        value: Any = each
-        for key in keys:
-            value = value[key]
-        found.append(math.inf if value is None else value)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _median(values: Tensor) -> float | None:
-    """The middle of sorted values, the mean of two; None where it is infinite."""
-    ordered, size = values.sort().values, len(values)
-    middle = float(ordered[(size - 1) // 2 : size // 2 + 1].mean())
-    return middle if math.isfinite(middle) else None
-
-
 def _steps(cells: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Medians of what a step scaled by the effective sample size is, beside the best step."""
-    return {key: _median(_over(cells, "step", key)) for key in cells[0]["step"]}
+    return {key: median(over(cells, "step", key)) for key in cells[0]["step"]}
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:

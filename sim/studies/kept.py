@@ -1,11 +1,15 @@
-"""Parts of a study that are computed once and found again: one JSON file each in its folder."""
+"""Parts of a study that are computed once and found again, one JSON file each in its folder; and numbers of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from firstorder.core import progress
 from firstorder.core.runs.files import to_json, write_whole
@@ -29,3 +33,21 @@ def _one(place: Path, part: Part) -> dict[str, Any]:
         write_whole(place, to_json(part(), indent=None))
     found: dict[str, Any] = json.loads(place.read_text())
     return found
+
+
+def over(parts: Sequence[Mapping[str, Any]], *keys: str) -> Tensor:
+    """A number of every part, `[S]`, by the keys that lead to it; null is infinite."""
+    found = []
+    for each in parts:
+        value: Any = each
+        for key in keys:
+            value = value[key]
+        found.append(math.inf if value is None else value)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def median(values: Tensor) -> float | None:
+    """The middle of sorted values, the mean of two; None where it is infinite."""
+    ordered, size = values.sort().values, len(values)
+    middle = float(ordered[(size - 1) // 2 : size // 2 + 1].mean())
+    return middle if math.isfinite(middle) else None

@@ -7,17 +7,13 @@ MiniRL without a clip is split by hybrid policies (`sim.exact.split`). Three way
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from firstorder.core import progress
 from firstorder.core.method.recipe import Recipe
-from firstorder.core.runs.files import to_json, write_whole
 from firstorder.core.settings.toml import build, read
 from firstorder.sim.config import Sim
 from firstorder.sim.exact.compare import Shared, scene_of
@@ -27,6 +23,7 @@ from firstorder.sim.exact.steps import splits
 from firstorder.sim.trials.calibrate import PUBLISHED_FLIPS, PUBLISHED_KL, calibrate
 from firstorder.sim.trials.long import BASE
 
+from .kept import kept, median, over
 from .study import Answer, Plan, Study
 
 MARGIN = {"tree": 0.02, "long": 0.0003}  # probabilities of 8 experts, and of 32
@@ -103,22 +100,12 @@ def cell(name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
     return told
 
 
-def _kept(folder: Path, name: str, seed: int, updates: Sequence[int]) -> dict[str, Any]:
-    path = folder / f"{name}-s{seed}-{'-'.join(map(str, updates))}.json"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_json(cell(name, seed, updates)))
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return kept
-
-
 def _answer(plan: Plan) -> Answer:
     """Split what is not known yet, and read it."""
     updates = QUICK_UPDATES if plan.quick else UPDATES
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in MARGIN}
-    for name, seed in progress.steps("policies", [(name, seed) for name in MARGIN for seed in plan.seeds]):
-        found[name].append(_kept(plan.folder, name, seed, updates))
-    rows = [row for name, cells in found.items() for row in read_rows(name, cells, updates)]
+    files = {(name, seed): f"{name}-s{seed}-{'-'.join(map(str, updates))}" for name in MARGIN for seed in plan.seeds}
+    found = kept(plan.folder, {file: partial(cell, *which, updates) for which, file in files.items()})
+    rows = [row for name in MARGIN for row in read_rows(name, [found[files[name, s]] for s in plan.seeds], updates)]
     return Answer(headline=headline(rows), rows=rows, measured={"lr": LR, "margin": MARGIN})
 
 
@@ -127,29 +114,13 @@ def read_rows(name: str, cells: Sequence[Mapping[str, Any]], updates: Sequence[i
     rows = []
     for s in updates:
         for rule in rules(name):
-            of = {key: _values(cells, str(s), rule, key) for key in cells[0][str(s)][rule]}
+            of = {key: over(cells, str(s), rule, key) for key in cells[0][str(s)][rule]}
             row: dict[str, Any] = {"world": name, "updates": s, "replay": rule, "policies": len(cells)}
-            row |= {"kl": _median(torch.tensor([each["kl"] for each in cells], dtype=torch.float64))}
-            row |= {key: _median(values) for key, values in of.items()}
-            row |= {"size": _median(of["bias"].abs())}
+            row |= {"kl": median(over(cells, "kl"))}
+            row |= {key: median(values) for key, values in of.items()}
+            row |= {"size": median(of["bias"].abs())}
             rows.append(row | {"whole_low": float(of["whole"].min()), "whole_high": float(of["whole"].max())})
     return rows
-
-
-def _values(cells: Sequence[Mapping[str, Any]], *keys: str) -> Tensor:
-    """A number of every policy, `[S]`."""
-    found = []
-    for each in cells:
-        value: Any = each
-        for key in keys:
-            value = value[key]
-        found.append(value)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _median(values: Tensor) -> float:
-    """The middle of sorted values, the mean of two."""
-    return float(values.quantile(0.5))
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from firstorder.sim.exact.compare import compare
 from firstorder.sim.studies import frontier
 from firstorder.sim.studies.frontier import PLACES, RECIPES, STUDY, WHOLE, Place, cell, read_rows, verdict
+from firstorder.sim.studies.kept import median, over
 from firstorder.sim.studies.study import Plan
 
 TINY = {"positions": 2, "width": 8, "coldstart_steps": 60, "vocab": 4, "right": 1, "prompts": 2, "horizon": 5}
@@ -98,9 +99,9 @@ def test_a_lead_is_worth_a_change_of_recipe(low, high, said):
 
 
 def test_a_median_may_be_infinite():
-    assert frontier._median(frontier._over([{"a": 1.0}, {"a": None}, {"a": 3.0}], "a")) == 3.0
-    assert frontier._median(frontier._over([{"a": 1.0}, {"a": None}], "a")) is None
-    assert math.isinf(frontier._over([{"a": None}], "a")[0])
+    assert median(over([{"a": 1.0}, {"a": None}, {"a": 3.0}], "a")) == 3.0
+    assert median(over([{"a": 1.0}, {"a": None}], "a")) is None
+    assert math.isinf(over([{"a": None}], "a")[0])
 
 
 def test_every_condition_is_a_world_of_its_own_with_minibatches_of_one_size():

@@ -1,6 +1,5 @@
 """What each way to replay brings and costs, as a user has it printed."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -38,19 +37,14 @@ def test_the_example_says_where_the_bias_of_every_replay_comes_from(script, caps
     assert r3.value.parts["target"].value == pytest.approx(none.value.parts["flips"].value, abs=1e-14)
 
 
-def test_the_study_reads_what_the_example_prints(script, tmp_path):
-    """One policy of the tree, and its rows; kept cells are found again."""
+def test_the_study_reads_what_the_example_prints(script):
+    """Two policies of the tree, and their rows."""
     cells = [replayed.cell("tree", seed, (0, 2)) for seed in (0, 501)]
     rows = replayed.read_rows("tree", cells, (0, 2))
     assert len(rows) == 2 * len(replayed.rules("tree"))
     assert rows[2]["replay"] == "R3"
     assert rows[2]["target"] == pytest.approx(sum(c["0"]["R3"]["target"] for c in cells) / 2)
     assert rows[2]["whole_low"] <= rows[2]["whole"] <= rows[2]["whole_high"]
-    first = replayed._kept(tmp_path, "tree", 0, (0, 2))
-    stamp = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
-    assert replayed._kept(tmp_path, "tree", 0, (0, 2)) == first
-    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == stamp
-    assert json.loads(json.dumps(cells[0])) == first
 
 
 def test_the_long_world_is_near_the_mismatch_that_is_published():
