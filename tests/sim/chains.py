@@ -31,6 +31,35 @@ TASKS = {
     "feedback": {"feedback": True, "turn_length": 2, "recovery": 1, "vocab": 6},
     "tree": {"world": "tree", "horizon": 3},
 }
+# a world that is small enough for its tree, its policy taught and then moved; and ways that its responses end
+TAUGHT = {
+    "task": "chain",
+    "prompts": 2,
+    "positions": 3,
+    "vocab": 4,
+    "right": 1,
+    "horizon": 4,
+    "layers": 2,
+    "experts": 4,
+    "width": 6,
+    "expert_width": 4,
+    "numerics": {"kind": "noise", "scale": 0.3},
+    "staleness": 2,
+    "lr": 0.3,
+    "coldstart": "calibrated",
+    "coldstart_value": 0.3,
+}
+ENDINGS = {
+    "horizon": {},
+    "answer": {"ending": "answer", "thinking": 1, "vocab": 5},
+    "graded": {"ending": "answer", "reward": "graded"},
+    "feedback": {"feedback": True, "turn_length": 2, "recovery": 1, "vocab": 5},
+    "pruned": {"min_p": 0.05},
+}
+
+
+def taught(kind="horizon", world="graph", **changes):
+    return Sim(world=world, **TAUGHT | ENDINGS[kind] | changes)
 
 
 def sim_of(kind="horizon", **changes):

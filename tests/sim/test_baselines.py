@@ -2,45 +2,23 @@
 
 import pytest
 import torch
+from chains import taught
 
-from firstorder.sim.config import Sim
 from firstorder.sim.exact.baselines import parabola
 from firstorder.sim.exact.edge_variance import edge_variance
 from firstorder.sim.exact.measurement import Measurement
 from firstorder.sim.exact.scores import directions
 from firstorder.sim.exact.variance import group_variance
 
-CHAIN = {
-    "task": "chain",
-    "prompts": 2,
-    "positions": 3,
-    "vocab": 4,
-    "right": 1,
-    "horizon": 4,
-    "layers": 2,
-    "experts": 4,
-    "width": 6,
-    "expert_width": 4,
-    "numerics": {"kind": "noise", "scale": 0.3},
-    "staleness": 2,
-    "lr": 0.3,
-    "coldstart": "calibrated",
-    "coldstart_value": 0.3,
-}
-KINDS = {
-    "horizon": ("disabled", {}),
-    "answer": ("R3", {"ending": "answer", "thinking": 1, "vocab": 5}),
-    "graded": ("R2", {"ending": "answer", "reward": "graded"}),
-    "feedback": ("R3", {"feedback": True, "turn_length": 2, "recovery": 1, "vocab": 5}),
-}
+MODES = {"horizon": "disabled", "answer": "R3", "graded": "R2", "feedback": "R3"}
 CLASSES = {"prompt": ("position", "context"), "position": ("time",), "context": ("time",), "time": ()}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=MODES)
 def found(request, make_scene):
     """The parabola of a graph, and the responses of the tree: their chance, reward and ρ s token by token."""
-    mode, changes = KINDS[request.param]
-    graph, tree = (make_scene(Sim(world=world, **CHAIN | changes)) for world in ("graph", "tree"))
+    mode = MODES[request.param]
+    graph, tree = (make_scene(taught(request.param, world)) for world in ("graph", "tree"))
     x, paths = directions(graph, mode), tree.responses
     ratio = (tree.target[mode].logp.detach() - tree.mu_old.logp).exp()[0].flatten()
     context = tree.world.place[paths.contexts]
@@ -105,7 +83,7 @@ def test_means_over_all_responses(found, same):
 @pytest.mark.parametrize("of", ["context", "prompt"])
 def test_the_variance_of_an_update_with_a_baseline_is_that_of_a_critic(of, make_scene, make_recipe):
     """A critic that says the baseline of every context, on a tree of the same policy."""
-    graph, tree = (make_scene(Sim(world=world, **CHAIN)) for world in ("graph", "tree"))
+    graph, tree = (make_scene(taught(world=world)) for world in ("graph", "tree"))
     x = directions(graph, "disabled")
     curve = parabola(graph, "disabled", x)
     none = make_recipe("minirl-no-clip", "advantage.baseline=none", "about.scope=token", "schedule.group_size=1")

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chains import ENDINGS, taught
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstorder.core.errors import ConfigError
 from firstorder.core.settings import toml
-from firstorder.sim.config import Sim
 from firstorder.sim.exact.accuracy import Accuracy, accuracy
 from firstorder.sim.exact.compare import ON_POLICY, Shared, compare, scene_of
 from firstorder.sim.exact.edge_variance import edge_variance, exact
@@ -22,30 +22,6 @@ from firstorder.sim.exact.sampled_variance import accuracy_of, sampled
 from firstorder.sim.exact.scores import directions, edge_scores
 from firstorder.sim.exact.variance import group_variance
 
-CHAIN = {
-    "task": "chain",
-    "prompts": 2,
-    "positions": 3,
-    "vocab": 4,
-    "right": 1,
-    "horizon": 4,
-    "layers": 2,
-    "experts": 4,
-    "width": 6,
-    "expert_width": 4,
-    "numerics": {"kind": "noise", "scale": 0.3},
-    "staleness": 2,
-    "lr": 0.3,
-    "coldstart": "calibrated",
-    "coldstart_value": 0.3,
-}
-KINDS = {
-    "horizon": {},
-    "answer": {"ending": "answer", "thinking": 1, "vocab": 5},
-    "graded": {"ending": "answer", "reward": "graded"},
-    "feedback": {"feedback": True, "turn_length": 2, "recovery": 1, "vocab": 5},
-    "pruned": {"min_p": 0.05},
-}
 PRODUCTS = [
     ["reinforce-is", "ratio.span=prefix"],
     ["minirl", "correction.kind=ratio", "correction.of=old/mu", "correction.span=prefix", "ratio.of=theta/old"],
@@ -56,17 +32,13 @@ SCOPES = ["reinforce", "reinforce-is", "minirl", "minirl-r3", "minirl-critic", "
 Z = 4.5  # standard errors; one test in 150,000 fails by chance at each of about 60 comparisons
 
 
-def chain(kind="horizon", world="graph", **changes):
-    return Sim(world=world, **CHAIN | KINDS[kind] | changes)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDINGS)
 def test_the_variance_of_every_recipe_is_that_of_the_tree(kind, make_scene, acting):
     names = [[name] for name in toml.shipped() if not name.startswith("qwen") and name[-3:-1] != "-n"]
     recipes = [acting(name, "schedule.group_size=3", *changes) for name, *changes in names + PRODUCTS]
     recipes = [recipe for recipe in recipes if not recipe.about.unsupported]
     modes = {str(recipe.router_replay) for recipe in recipes}
-    graph, tree = (make_scene(chain(kind, world), modes) for world in ("graph", "tree"))
+    graph, tree = (make_scene(taught(kind, world), modes) for world in ("graph", "tree"))
     shared, seen = Shared(scene=graph), 0
     for recipe in recipes:
         measurement = Measurement(scene=graph, recipe=recipe)
@@ -81,7 +53,7 @@ def test_the_variance_of_every_recipe_is_that_of_the_tree(kind, make_scene, acti
 
 def test_directions_have_the_inner_products_of_scores(make_scene, same):
     modes = ("disabled", "R3", "R2 gates=replayed", "R3 condition=0.5")
-    scene = make_scene(chain(), modes)
+    scene = make_scene(taught(), modes)
     for mode in modes:
         x = directions(scene, mode)
         for reached in scene.world.reachable:
@@ -95,7 +67,7 @@ def test_directions_have_the_inner_products_of_scores(make_scene, same):
 
 
 def test_a_sample_is_right_on_average_however_small(make_scene, make_recipe):
-    scene = make_scene(chain("answer", samples=6000, prompts=1))
+    scene = make_scene(taught("answer", samples=6000, prompts=1))
     for recipe in (make_recipe("minirl-r3", "schedule.group_size=3"), make_recipe("minirl", "advantage.std=true")):
         measurement = Measurement(scene=scene, recipe=recipe)
         x, groups = directions(scene, measurement.mode), recipe.schedule.prompts
@@ -127,8 +99,8 @@ def assert_mean(values, expected):
 @pytest.mark.parametrize("name", ["gspo", "minirl-critic", "mis", "nfpo"])
 def test_what_is_sampled_on_a_graph_is_what_a_tree_makes_exact(name, make_scene, acting):
     recipe = acting(name, "schedule.group_size=3", "schedule.prompts=1", *["ratio.steps=2"] * (name == "nfpo"))
-    exact_one = Shared(scene=make_scene(chain("answer", "tree"))).of(recipe)
-    sampled_one = Shared(scene=make_scene(chain("answer", samples=16_000))).of(recipe)
+    exact_one = Shared(scene=make_scene(taught("answer", "tree"))).of(recipe)
+    sampled_one = Shared(scene=make_scene(taught("answer", samples=16_000))).of(recipe)
     assert not exact_one.sampled
     assert sampled_one.sampled
     assert exact_one.interval(lambda of: of.own.mse) is None
@@ -209,14 +181,14 @@ def test_the_scale_of_an_update_changes_neither_error_nor_progress():
 def test_without_mismatch_a_recipe_needs_as_many_responses_as_are_drawn_on_policy(make_recipe):
     recipe = make_recipe("minirl", "advantage.baseline=leave_one_out")
     for world in ("tree", "graph"):
-        result = measure(recipe, chain(world=world, staleness=0, numerics={"kind": "exact"}))
+        result = measure(recipe, taught(world=world, staleness=0, numerics={"kind": "exact"}))
         assert result["responses_for_equal_progress"] == pytest.approx(1024, rel=1e-9)
         assert result["progress_ceiling"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("world", ["tree", "graph"])
 def test_measure_splits_the_error_of_a_minibatch_into_bias_and_variance(world, make_recipe):
-    result = measure(make_recipe("minirl-r3", "clip.low=0.05", "clip.high=0.05"), chain(world=world))
+    result = measure(make_recipe("minirl-r3", "clip.low=0.05", "clip.high=0.05"), taught(world=world))
     norm = result["gradient_norm"]
     assert result["mse_bias"] == pytest.approx((result["gradient_error"] * norm) ** 2, rel=1e-9)
     assert result["mse_variance"] == pytest.approx(result["update_scale"] ** 2 * result["variance"], rel=1e-9)
@@ -229,16 +201,16 @@ def test_measure_splits_the_error_of_a_minibatch_into_bias_and_variance(world, m
 
 
 def test_what_can_only_be_sampled_says_so(make_recipe):
-    result = measure(make_recipe("gspo"), chain(samples=400))
+    result = measure(make_recipe("gspo"), taught(samples=400))
     for name in ("variance", "mse", "mse_natural", "progress", "progress_ceiling"):
         assert result["intervals"][name]["low"] < result["intervals"][name]["high"]
-    assert measure(make_recipe("gspo"), chain(samples=4))["mse"] is None
+    assert measure(make_recipe("gspo"), taught(samples=4))["mse"] is None
 
 
 @pytest.mark.parametrize("world", ["tree", "graph"])
 def test_recipes_compared_together_are_those_measured_alone(world, make_recipe):
     recipes = {name: make_recipe(name, "schedule.group_size=4") for name in ("minirl", "minirl-r3", "gspo")}
-    sim = chain(world=world, samples=64)
+    sim = taught(world=world, samples=64)
     found = compare(recipes, sim)
     assert list(found) == list(recipes)
     for name, recipe in recipes.items():
@@ -253,7 +225,7 @@ def test_recipes_compared_together_are_those_measured_alone(world, make_recipe):
 
 def test_a_step_scaled_by_the_effective_sample_size_is_a_scale_of_the_step_alone(make_recipe):
     plain, scaled = (make_recipe("minirl", *how) for how in ([], ["optimizer.step_scale=ess"]))
-    found = compare({"plain": plain, "scaled": scaled}, chain())
+    found = compare({"plain": plain, "scaled": scaled}, taught())
     assert found["plain"].step == 1
     assert 0 < found["scaled"].step < 1
     assert found["plain"].natural == found["scaled"].natural
@@ -265,10 +237,10 @@ def test_a_step_scaled_by_the_effective_sample_size_is_a_scale_of_the_step_alone
 )
 def test_recipes_that_have_no_scene_in_common_are_refused(changes, said, make_recipe):
     with pytest.raises(ConfigError, match=said):
-        compare({"minirl": make_recipe("minirl")}, chain(world="tree", **changes))
+        compare({"minirl": make_recipe("minirl")}, taught(world="tree", **changes))
 
 
 def test_the_reference_has_no_bias(make_scene):
-    found = Shared(scene=make_scene(chain())).on_policy(ON_POLICY.schedule)
+    found = Shared(scene=make_scene(taught())).on_policy(ON_POLICY.schedule)
     assert found.bias < 1e-20 * found.target
     assert found.ceiling == pytest.approx(1, abs=1e-12)
