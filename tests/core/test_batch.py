@@ -87,6 +87,29 @@ def test_a_batch_that_breaks_the_contract_is_refused(change, message):
         RolloutBatch(**(fields() | change))
 
 
+def early(routes, *responses):
+    """Routes whose last row is missing in some responses."""
+    routes, lengths = routes.clone(), fields()["lengths"]
+    for response in responses:
+        routes[response, lengths[response] - 2] = -1
+    return routes
+
+
+def test_routes_one_row_early_are_refused_if_of_one_response_alone_they_are():
+    routes = fields()["routes"]
+    for responses in ((0,), (1,), (0, 1, 2)):
+        with pytest.raises(DataError, match="end one row early"):
+            RolloutBatch(**(fields() | {"routes": early(routes, *responses)}))
+
+
+def test_the_last_row_may_be_missing_where_others_are():
+    routes = fields()["routes"].clone()
+    routes[1, 0] = -1  # of a prompt that a prefix cache held
+    RolloutBatch(**(fields() | {"routes": early(routes, 0)}))
+    with pytest.raises(DataError, match="end one row early"):  # of every response it is a shift, whatever is missing
+        RolloutBatch(**(fields() | {"routes": early(routes, 0, 1, 2)}))
+
+
 def test_routes_one_row_late_are_refused():
     late = torch.roll(fields()["routes"], 1, dims=1)
     with pytest.raises(DataError, match="the rows are shifted by one"):
