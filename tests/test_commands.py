@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SYNOPSIS, MADE, REFUSED = "a synopsis", "names what the page makes before it", "shows how a mistake is refused"
 EXCEPTIONS = {
-    "firstorder measure RECIPE [--set A.B=V ...] [--json FILE] [--strict]": SYNOPSIS,
+    "firstorder measure RECIPE [--set A.B=V ...] [--split] [--json FILE] [--strict]": SYNOPSIS,
     "firstorder validate [--training] [--quick] [--only ID ...] [--expect FILE] [--json FILE]": SYNOPSIS,
     "firstorder measure minirl --set clip.hihg=0.3": REFUSED,
     "firstorder measure mine.toml --set ratio.span=prefix": MADE,

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from firstorder.core.routing import Replay
 from firstorder.sim.coldstart import starting_weights
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import objectives
-from firstorder.sim.exact.edges import Routes, kl
+from firstorder.sim.exact.edges import Given, Routes, kl
 from firstorder.sim.exact.forward import run
 from firstorder.sim.exact.scene import engines, grow
 from firstorder.sim.exact.tree import Tree
@@ -28,14 +29,14 @@ HORIZONS = (2, 3, 4, 5)
 def own(model: Model, tree: Tree, replay: Routes) -> torch.Tensor:
     """Log-probs `[M, N, V]` with replay at the last token of each context alone, every state from the live pass."""
     state, found, start = initial_state(model, tree.prompts), [], 0
-    for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.keys, strict=True)):
+    for depth, (tokens, keys) in enumerate(zip(tree.leads, tree.hashes, strict=True)):
         if depth:
             state = state.repeat_interleave(tree.widths[depth] // tree.widths[depth - 1], dim=1)
         *lead, last = range(len(tokens))
         for place in lead:
             state = chunked_step(model, state, tokens[place], keys[place], None).state
         ids = replay.contexts[:, start : start + tree.widths[depth]]
-        found.append(chunked_step(model, state, tokens[last], keys[last], ids).logp)
+        found.append(chunked_step(model, state, tokens[last], keys[last], Replay(ids=ids)).logp)
         state = chunked_step(model, state, tokens[last], keys[last], None).state
         start += tree.widths[depth]
     return torch.cat(found, dim=1)
@@ -51,7 +52,7 @@ def figures(horizon: int, policies: int) -> dict[str, dict[str, list[float]]]:
         said = {
             "live": run(trainer, tree).logp,
             "own": own(trainer, tree, mu.routes),
-            "whole": run(trainer, tree, mu.routes).logp,
+            "whole": run(trainer, tree, Given(routes=mu.routes)).logp,
         }
     reached = tree.visits(mu.logp.exp())
     natural = objectives.value(said["live"], tree)

@@ -18,6 +18,8 @@ from firstorder.sim.sweep.plan import PROCESS, bytes_of
 SEEDS = (1, 4)
 SETTINGS = ["schedule.prompts=4", "schedule.group_size=8", "optimizer.lr=0.003"]
 PEAK = """
+from math import inf
+
 import torch
 from firstorder.core import memory
 from firstorder.core.training.arms import Arm
@@ -70,7 +72,7 @@ def test_a_grid_as_one_ensemble_beside_cell_after_cell(members, in_turns, benchm
 def test_the_estimated_memory_of_an_ensemble_is_what_it_takes():
     """Of an update, 4 members of 64 x 16 responses; that of an exact evaluation is measured elsewhere."""
     recipe = toml.build(Recipe, toml.override(toml.read("minirl-r3"), ["schedule.steps=1"]))
-    script = PEAK.format(recipe=recipe.model_dump(), members=4).replace(": inf", ": float('inf')")
+    script = PEAK.format(recipe=recipe.model_dump(), members=4)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded, peak = map(int, done.stdout.split())
     estimate = bytes_of(Sim(evaluate_every=0, members=4), recipe.schedule, 1)

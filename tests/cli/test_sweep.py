@@ -278,7 +278,7 @@ WRONG = {
         {"grid": ("advantage.baseline=group_mean,none", "advantage.std=false,true")},
         "cell 3 (advantage.baseline = none, advantage.std = True): advantage.std needs a group baseline",
     ),
-    "a cell that cannot be trained": ({"grid": ("recipe=minirl,trm",)}, "cell 1 (recipe = trm): correction.kind"),
+    "a cell that cannot be trained": ({"grid": ("recipe=minirl,trm",)}, "cell 1 (recipe = trm): rejection.kind"),
     "a cell too large": (
         {"grid": ("sim.members=2,999999999",), "settings": ()},
         "cell 1 (sim.members = 999999999): sim.members: must lie in",
