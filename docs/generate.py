@@ -83,4 +83,5 @@ if __name__ == "__main__":
     rooms.PICTURE.write_text(rooms.picture())
     walks.write()
     decision.write()
+    mapped.write()
     pictures.write()

@@ -1,12 +1,9 @@
-"""The map of `firstorder recommend`: its tables on the page, and all of it as a Parquet file.
-
-python docs/mapped.py map.parquet
-"""
+"""The map of `firstorder recommend`: its tables on the page, and all of it as a Parquet file beside the page."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tables
@@ -14,6 +11,7 @@ from firstorder.sim.trials import atlas as maps
 from firstorder.sim.trials.atlas import GROUP, UPDATES, Point, choose
 from firstorder.sim.trials.ruled import allowed
 
+PARQUET = Path(__file__).parent / "map.parquet"
 PUBLISHED = {1: "none", 2: "R2", 4: "R3", 8: "R3"}  # arXiv 2512.01374 sec. 5
 LENGTHS = (8192, 32768)  # tokens; the paper's is the second
 PAPER: Any = {"kl": 1.5e-3, "flips": 0.10, "group": 16, "entropy": 0.7, "step": 1e-4}
@@ -93,13 +91,9 @@ def columns() -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def main(file: str) -> None:
-    """Write all of the map."""
+def write(file: Path = PARQUET) -> None:
+    """All of the map."""
     import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(columns()), file)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -62,7 +62,7 @@ def test_a_run_that_becomes_its_own_reference_is_no_evidence():
     assert not any(row["verdict"] and row["share_low"] == row["share_high"] == 1.0 for row in rows)
 
 
-def test_all_of_the_map_is_a_table_of_parquet(tmp_path):
-    file = tmp_path / "map.parquet"
-    mapped.main(str(file))
-    assert parquet.read_table(file).to_pylist() == atlas.read().rows()
+def test_all_of_the_map_is_a_table_of_parquet_beside_its_page(tmp_path):
+    mapped.write(tmp_path / "map.parquet")
+    for file in (tmp_path / "map.parquet", mapped.PARQUET):
+        assert parquet.read_table(file).to_pylist() == atlas.read().rows()

@@ -273,10 +273,22 @@ def _explain(model: type[BaseModel], error: ValidationError, section: str) -> st
     if first["type"] in OUTSIDE and "interval" in notes:
         message = f"must lie in {notes['interval']}"
     elif first["type"] in QUOTED and isinstance(first["input"], (str, bool)):
-        remedy = "write it without quotes" if isinstance(first["input"], str) else "a bool is no number"
-        return f"{dotted}: {message[0].lower()}{message[1:]}, got {got}; {remedy}"
+        remedy = _as_number(first["input"]) if isinstance(first["input"], str) else "; a bool is no number"
+        return f"{dotted}: {message[0].lower()}{message[1:]}, got {got}{remedy}"
     why = f"; {notes['why']}" if "why" in notes and first["type"] in REASONED else ""
     return f"{dotted}: {message[0].lower()}{message[1:]}, got {got}{why}"
+
+
+def _as_number(text: str) -> str:
+    """How a number that came as text is written; nothing for a text that is none."""
+    try:
+        tomllib.loads(f"number = {text}")
+        return "; write it without quotes"
+    except tomllib.TOMLDecodeError:  # .1, 1. and 01 are numbers to people
+        try:
+            return f"; write {literal(float(text))}"
+        except ValueError:
+            return ""
 
 
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
