@@ -1,27 +1,20 @@
 """The page of a run that collapsed: its table of symptoms, and the picture that leads from one to the others.
 
-Both are made from the same list, in which every step names what backs it. The picture is an SVG in docs/images beside
-its data, a JSON of the same name, and holds the digest of that and of this file.
+Both are made from the same list, in which every step names what backs it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import tables
-from walks import COLOURS, IMAGES, STYLE
-
-NAME = "collapse-decision"
+from drawn import COLOURS, Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,21 +246,4 @@ def _box(axes: Axes, left: float, width: float, y: float, words: str, colour: st
     axes.text(left + width / 2, y, words, ha="center", va="center", fontsize=9, weight="bold")
 
 
-def digest() -> str:
-    """Of the data of the picture and of what draws it."""
-    return hashlib.sha256((IMAGES / f"{NAME}.json").read_bytes() + Path(__file__).read_bytes()).hexdigest()
-
-
-def write() -> None:
-    """The picture, data first."""
-    (IMAGES / f"{NAME}.json").write_text(json.dumps(data(), indent=1, ensure_ascii=False) + "\n")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        draw(json.loads((IMAGES / f"{NAME}.json").read_text())).savefig(
-            IMAGES / f"{NAME}.svg", metadata={"Date": None, "Description": digest()}
-        )
-
-
-if __name__ == "__main__":
-    write()
+PICTURE = Picture(name="collapse-decision", data=data, draw=draw)

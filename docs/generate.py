@@ -15,8 +15,10 @@ import agreement
 import answers
 import auditing
 import decision
+import landing
 import mapped
 import pictures
+import plots
 import results
 import rooms
 import tables
@@ -65,6 +67,7 @@ TABLES = {
     "terms": agreement.terms,
     "peers": agreement.peers,
 }
+PICTURES = (landing.PICTURE, decision.PICTURE, *walks.PICTURES, *plots.PICTURES)
 
 
 def filled(page: str) -> str:
@@ -81,7 +84,7 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
-    walks.write()
-    decision.write()
     mapped.write()
+    for picture in PICTURES:
+        picture.write()
     pictures.write()
