@@ -163,6 +163,12 @@ def test_the_nodes_are_made_anew_as_they_are_stored(data, noise, stale):
             assert values == pytest.approx(stored["logp"][name], **ANEW)
 
 
+def test_the_experts_of_the_policy_flip_from_the_third_noise_on(data):
+    flips = [sum(sum(node["flipped"]) for node in nodes) for nodes in data["policy"]["nodes"]]
+    assert flips[:4] == [0] * 4
+    assert all(flips[4:])
+
+
 @pytest.mark.parametrize(
     ("noise", "stale", "method", "replay"),
     [(0.4, 0, "minirl", "R3"), (0.8, 3, "gspo", "R2"), (0.05, 3, "minirl-no-is", "disabled")],
