@@ -25,6 +25,7 @@ AXES: Mapping[str, Sequence[float]] = {
 }
 """The grid, the last axis the fastest. Its outermost KL and flips lie beyond what was measured, and say so."""
 NUMBERS = ("error", "cosine", "score", "ess", "sequence_ess")  # of an option, in this order
+NEAREST = ("kl_found", "kl_replayed", "flips_found", "horizon", "step", "entropy")  # of the nearest cell, in this order
 DIGITS = 5  # significant ones
 SMALLEST = 1e-12  # what is smaller is what rounding leaves of 0
 FIXED = ("group", "entropy")
@@ -109,7 +110,7 @@ def _sure(sure: Mapping[str, Any], place: Mapping[str, int]) -> Row:
     lead = sure["lead"]
     return {
         "outside": {axis: rounded(edge) for axis, edge in sure["outside"].items()},
-        "nearest": [rounded(sure["nearest"][name]) for name in ("kl_found", "flips_found", "horizon", "kl_replayed")],
+        "nearest": [rounded(sure["nearest"][name]) for name in NEAREST],
         "agree": rounded(sure["agree"]),
         "lead": None if lead is None else [place[lead["over"]], rounded(lead["value"]), rounded(lead["error"])],
     }

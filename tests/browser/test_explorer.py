@@ -116,8 +116,21 @@ def test_the_map_is_chosen_from_with_the_pointer_and_with_the_arrow_keys(browser
     press(browser, Keys.ARROW_RIGHT, Keys.ARROW_UP, Keys.ARROW_RIGHT)
     assert (one(browser, "#kl-said").text, one(browser, "#flips-said").text) == ("0.04", "0.1")
     assert one(browser, "#answer-where").text.startswith("Outside what was measured, which ends at KL 0.02")
+    assert "No measured cell" not in one(browser, "#answer-where").text
     assert read(browser, "document.activeElement.getAttribute('aria-pressed')") == "true"
     assert len(all_of(browser, "#map [tabindex='0']")) == 1
+
+
+def test_a_regime_that_nothing_was_measured_around_says_so_beside_its_nearest_cell(browser, page):
+    opened(browser, page, "#kl=0.04&flips=0.3&n=8&horizon=512&step=0.001")
+    said = one(browser, "#answer-where").text
+    assert said.startswith("Outside what was measured, which ends at KL 0.02")
+    assert said.endswith("No measured cell lies around this regime: the nearest stands in.")
+    answer = fo.recommend(kl=0.04, flips=0.3, n=8, horizon=512, step=1e-3)
+    (line,) = [each.text for each in all_of(browser, "#sure li") if each.text.startswith("Nearest")]
+    nearest = answer.sure["nearest"]
+    for name, of in (("T", "horizon"), ("step", "step"), ("flips", "flips_found"), ("entropy", "entropy")):
+        assert number(line.split(f" {name} ")[1].split(",")[0].rstrip(".")) == pytest.approx(nearest[of], rel=6e-3)
 
 
 def test_the_address_holds_what_is_shown_and_shows_what_it_holds(browser, page):

@@ -125,6 +125,7 @@ def test_a_regime_of_the_grid_is_what_recommend_answers(data, at):
     sure = shown(data, "sure", where)
     assert sure["outside"] == pytest.approx(found.sure["outside"], **DIGITS)
     assert sure["agree"] == pytest.approx(found.sure["agree"], **DIGITS)
+    assert sure["nearest"] == pytest.approx([found.sure["nearest"][name] for name in gridded.NEAREST], **DIGITS)
     assert sure["around"] != any("no cell around it" in line for line in found.sure["said"])
     changes = {
         axis: {side: (pytest.approx(there["at"], **DIGITS), there["advice"]) for side, there in sides.items()}

@@ -12,7 +12,7 @@
     ["cosine", "cosine of the expected update", "with the natural gradient; larger is better", false],
     ["score", "cosine of a sampled update", "of 64 groups: bias and variance in one; the advice goes by it", false],
     ["ess", "effective share of the tokens", "of token weights; larger is better", false],
-    ["sequence_ess", "effective share of responses", "of whole responses' weights; larger is better", false],
+    ["sequence_ess", "effective share of responses", "of whole responses' weights; larger is better", true],
   ];
   const CORRECTIONS = { "theta/mu": "θ/μ", truncated: "θ/μ truncated at 5", "theta/old": "no importance sampling" };
 
@@ -43,11 +43,11 @@
     $("answer").className = family(one);
     $("answer-said").textContent = get("said", chosen).replace("theta/mu", "θ/μ");
     const edges = Object.entries(sure.outside).map(([axis, edge]) => `${WORDS[axis]} ${said(edge)}`);
-    $("answer-where").textContent = edges.length
-      ? `Outside what was measured, which ends at ${edges.join(" and ")}: the answer there stands in.`
-      : sure.around
-        ? "Within what was measured."
-        : "No measured cell lies around this regime; the nearest stands in.";
+    const where = [
+      edges.length && `Outside what was measured, which ends at ${edges.join(" and ")}: the answer there stands in.`,
+      !sure.around && "No measured cell lies around this regime: the nearest stands in.",
+    ].filter(Boolean);
+    $("answer-where").textContent = where.length ? where.join(" ") : "Within what was measured.";
     $("answer-where").className = known(chosen) ? "" : "beyond";
     $("command").textContent = get("command", chosen);
     $("paper").hidden = paper === null;
@@ -58,7 +58,7 @@
     const { agree, lead, nearest } = get("sure", chosen);
     const mine = get("chosen", chosen);
     const tied = get("tied", chosen).filter((i) => i !== mine);
-    const [kl, flips, horizon, left] = nearest.map((x) => said(x));
+    const [kl, left, flips, horizon, step, entropy] = nearest.map((x) => said(x));
     const lines = [
       tied.length
         ? `Tied with ${tied.map((i) => whole(options[i])).join("; ")}: of those within one standard error or 1%, the simplest is taken.`
@@ -71,7 +71,8 @@
       lines.push(`${side} ${whole(options[over])} by ${said(Math.abs(by), 2)} ± ${said(error, 2)} in the cosine of a sampled ` +
         `update (one standard error over ${data.decision.policies} policies).`);
     }
-    lines.push(`Nearest measured cell: KL ${kl}, of which R3 leaves ${left}, flips ${flips}, T ${horizon}.`);
+    lines.push(`Nearest measured cell: KL ${kl}, of which R3 leaves ${left}, flips ${flips}, T ${horizon}, step ${step}, ` +
+      `entropy ${entropy}.`);
     const alone = get("alone", chosen);
     if (alone !== mine) {
       lines.push(`A single update alone asks for ${whole(options[alone])}; what training found goes before it.`);

@@ -50,7 +50,7 @@
 
   function flag(node) {
     const layers = node.flipped.flatMap((flipped, layer) => (flipped ? [layer + 1] : []));
-    return layers.length ? make("span", { class: "flip" }, `flip: layer ${layers.join(" and ")}`) : make("span", { class: "noflip" }, "same experts");
+    return layers.length ? make("span", { class: "flip" }, `flip: ${layers.length > 1 ? "layers" : "layer"} ${layers.join(", ")}`) : make("span", { class: "noflip" }, "same experts");
   }
 
   function pair(node, token) {
