@@ -16,6 +16,7 @@ from .commands import (
     audit,
     coldstart,
     conformance,
+    explore,
     measure,
     probe,
     promote,
@@ -46,6 +47,7 @@ app.command("conformance")(conformance.conformance)
 app.command("study")(study.study)
 app.command("promote")(promote.promote)
 app.command("recommend")(recommend.recommend)
+app.command("explore")(explore.explore)
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
