@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import tables
-from firstorder.cli.api.remedies import SYMPTOMS, Symptom
+from firstorder.cli.report.remedies import SYMPTOMS, Symptom
 from walks import COLOURS, IMAGES, STYLE
 
 NAME = "collapse-decision"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from firstorder.cli.api import remedies
-from firstorder.cli.api.outcome import run_outcome
+from firstorder.cli.report import remedies
+from firstorder.cli.report.outcome import run_outcome
 from firstorder.core.runs.events import Event
 from firstorder.core.runs.windows import trailing
 from firstorder.sim.studies.regimes import WORTH
