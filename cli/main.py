@@ -22,6 +22,7 @@ from .commands import (
     recipes,
     recommend,
     report,
+    resume,
     study,
     sweep,
     train,
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("validate")(validate.validate)
 app.command("measure")(measure.measure)
 app.command("train")(train.train)
+app.command("resume")(resume.resume)
 app.command("sweep")(sweep.sweep)
 app.command("coldstart")(coldstart.coldstart)
 app.command("probe")(probe.probe)

@@ -36,6 +36,7 @@ class RunOutcome:
         first, last, best: means over members: of the first evaluation, the last one, and the one with the largest mean.
         steps_done: global steps done at these three.
         since: global steps done at the first evaluation of the first member's collapse; None where none collapsed.
+        collapsed: the places of the members that collapsed.
         judged: whether there are enough evaluations to see a collapse.
         alarm: the first alarm that started, None where none was watched, or none did.
         remedies: what is to be changed, and why: what the table of alarms names, then the page on collapse.
@@ -50,6 +51,7 @@ class RunOutcome:
     best: float
     steps_done: tuple[int, int, int]
     since: int | None
+    collapsed: tuple[int, ...]
     judged: bool
     alarm: Event | None
     remedies: tuple[tuple[str, str], ...]
@@ -121,6 +123,7 @@ def run_outcome(lines: Sequence[Line], config: Mapping[str, Any], alarms: Sequen
         best=float(mean[best]),
         steps_done=(done[0], done[-1], done[best]),
         since=min((done[k] for k in onsets.tolist() if k >= 0), default=None),
+        collapsed=tuple((onsets >= 0).nonzero()[:, 0].tolist()),
         judged=j.shape[-1] >= PATIENCE,
         alarm=alarm,
         remedies=_remedies(state, lines, config, alarm),
