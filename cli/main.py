@@ -23,6 +23,7 @@ from .commands import (
     recipes,
     recommend,
     report,
+    resume,
     study,
     sweep,
     train,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("validate")(validate.validate)
 app.command("measure")(measure.measure)
 app.command("train")(train.train)
+app.command("resume")(resume.resume)
 app.command("sweep")(sweep.sweep)
 app.command("coldstart")(coldstart.coldstart)
 app.command("probe")(probe.probe)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
     from firstorder.cli.api.recommend import RecommendResult, recommend
     from firstorder.cli.api.report import ReportResult, report
+    from firstorder.cli.api.resume import resume
     from firstorder.cli.api.study import StudiesResult, StudyResult, studies, study
     from firstorder.cli.api.sweep import SweepResult, sweep
     from firstorder.cli.api.train import TrainResult, train
@@ -89,6 +90,7 @@ __all__ = [
     "recipes",
     "recommend",
     "report",
+    "resume",
     "studies",
     "study",
     "sweep",
@@ -109,6 +111,7 @@ _HOMES = {
     "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],
     "cli.api.recommend": ["RecommendResult", "recommend"],
     "cli.api.report": ["ReportResult", "report"],
+    "cli.api.resume": ["resume"],
     "cli.api.study": ["StudiesResult", "StudyResult", "studies", "study"],
     "cli.api.sweep": ["SweepResult", "sweep"],
     "cli.api.train": ["TrainResult", "train"],
