@@ -199,6 +199,34 @@ def test_the_update_of_one_engine_without_staleness_is_the_gradient_of_j(rollout
 
 
 @pytest.mark.parametrize("replay", ["none", "R2", "R3"])
+def test_a_step_replays_in_every_policy_of_the_trainer_what_it_says(replay, monkeypatch):
+    seen, weighed = [], []
+
+    def logp(theta, tokens, routes=None, true=scratch.logp):
+        seen.append((routes, *true(theta, tokens, routes)))
+        return seen[-1][1:]
+
+    def token_weights(theta, old, mu, advantage, true=scratch.token_weights):
+        weighed.append((theta, old, mu))
+        return true(theta, old, mu, advantage)
+
+    for each in (logp, token_weights):
+        monkeypatch.setitem(scratch.train.__globals__, each.__name__, each)
+    list(scratch.train(replay, steps=1))
+    _, of_mu, of_old, old, *minibatches, _ = seen  # first and last is J
+    expected = {"none": None, "R2": of_old[2], "R3": of_mu[2]}[replay]
+    assert not torch.equal(of_mu[2], of_old[2])
+    assert len(minibatches) == len(weighed) == scratch.N
+    rows = torch.arange(len(of_mu[1])).chunk(scratch.N)
+    for at, one, (theta, of_rollout, of_engine) in zip(rows, minibatches, weighed, strict=True):
+        assert one[0] is None if expected is None else torch.equal(one[0], expected[at])
+        assert theta is one[1]
+        assert torch.equal(of_rollout, old[1][at])
+        assert torch.equal(of_engine, of_mu[1][at])
+    assert old[0] is expected
+
+
+@pytest.mark.parametrize("replay", ["none", "R2", "R3"])
 def test_it_learns(replay):
     j = list(scratch.train(replay, steps=12))
     assert len(j) == 13
