@@ -86,6 +86,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "train" | "measure":
             assert given.get("backend", "sim") == "sim"
             compose(given["recipe"], set_, given.get("settings"))
+        case "resume":
+            assert {word.partition("=")[0] for word in set_} <= {"schedule.steps"}
         case "sweep":
             grid(given["recipe"], set_, given["grid_"])
         case "probe":
