@@ -16,6 +16,7 @@ from .commands import (
     audit,
     coldstart,
     conformance,
+    doctor,
     explore,
     measure,
     probe,
@@ -53,6 +54,7 @@ app.command("explore")(explore.explore)
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

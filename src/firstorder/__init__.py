@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.audit import AuditResult, audit
     from firstorder.cli.api.coldstart import coldstart
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
+    from firstorder.cli.api.doctor import DoctorResult, doctor
     from firstorder.cli.api.explore import ExploreResult, explore
     from firstorder.cli.api.measure import MeasureResult, measure
     from firstorder.cli.api.pair import PairResult
@@ -54,6 +55,7 @@ __all__ = [
     "ConformanceResult",
     "DataError",
     "DiskError",
+    "DoctorResult",
     "ExploreResult",
     "FirstOrderError",
     "Interrupted",
@@ -81,6 +83,7 @@ __all__ = [
     "conformance",
     "conformance_peers",
     "conformance_vectors",
+    "doctor",
     "explore",
     "measure",
     "probe",
@@ -103,6 +106,7 @@ _HOMES = {
     "cli.api.coldstart": ["coldstart"],
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
     "cli.api.explore": ["ExploreResult", "explore"],
+    "cli.api.doctor": ["DoctorResult", "doctor"],
     "cli.api.measure": ["MeasureResult", "measure"],
     "cli.api.pair": ["PairResult"],
     "cli.api.peers": ["PeersResult", "conformance_peers"],
