@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from firstorder.backends import pair
 from firstorder.core.method import value
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.quantities import Quantity
@@ -14,6 +15,7 @@ from firstorder.sim.training.backend import EXACT
 from .runs import Run
 
 LAYER = "route/flip_rate_layer_"
+HELD_OUT = "eval/reward"
 KNOWN = (diagnostics, strata, loop, backend, halves, replay, value)
 QUANTITIES = {name: q for module in KNOWN for name, q in module.QUANTITIES.items()} | RECEIPTS | EXACT
 
@@ -41,6 +43,11 @@ class Panel:
     alarm: float | None = None
     after: int = 0
     heavy: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is an evaluation, of all responses or all held-out prompts; else it is of one sampled batch."""
+        return self.key in EXACT or self.key == HELD_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +87,7 @@ REWARD = (
     _panel("reward", "sampled reward"),
     _panel("exact/j_pi", "exact J of π", after=1),
     _panel("exact/j_mu", "exact J of μ", after=1),
+    _panel(HELD_OUT, "reward on held-out prompts", after=1, known=pair.QUANTITIES[HELD_OUT]),
 )
 ERRORS = (
     _panel("exact/gradient_error", "gradient error, own target", after=1, heavy=True),

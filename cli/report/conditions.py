@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from firstorder.core.errors import ConfigError
 from firstorder.sim.trials.runs import OFF_POLICY, ON_POLICY
 
-from .catalogue import Plot, plots
+from . import catalogue
+from .catalogue import Plot
 from .curves import Curve
 from .figures import COLUMNS, dress, images, line, name_lines, scale
 from .runs import Run, read_run
@@ -51,10 +52,10 @@ def read_conditions(folder: Path) -> dict[str, list[Run]]:
     return conditions
 
 
-def shown(conditions: Conditions) -> list[Plot]:
+def plots(conditions: Conditions) -> list[Plot]:
     """One figure a quantity, of those that tell the runs apart."""
     runs = [run for group in conditions.values() for run in group]
-    panels = {panel.key: panel for plot in plots(runs) for panel in plot.panels}
+    panels = {panel.key: panel for plot in catalogue.plots(runs) for panel in plot.panels}
     return [
         Plot(name=key.replace("/", "-"), title=panels[key].title, panels=(panels[key],), shared=True)
         for key in SHOWN
