@@ -11,7 +11,8 @@ import numpy as np
 from firstorder.core.runs.files import whole_folder
 
 from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots
-from .conditions import Conditions
+from .claimed import Settled
+from .conditions import Conditions, of_claim
 from .conditions import draw as draw_conditions
 from .conditions import plots as condition_plots
 from .curves import Curve, curve
@@ -51,12 +52,34 @@ def run_report(runs: list[Run]) -> dict[str, bytes]:
     return files | {name: csv_of(rows) for name, rows in tables.items() if rows}
 
 
-def claims_report(conditions: Conditions) -> dict[str, bytes]:
-    """The files of a report of the runs of training claims."""
+def claims_report(conditions: Conditions, claims: Sequence[Settled]) -> dict[str, bytes]:
+    """The files of a report of training claims: a figure for each that was settled condition by condition, then the
+    quantities of all runs."""
     runs = [run for group in conditions.values() for run in group]
-    return _over_steps(
-        runs, condition_plots(conditions), lambda plot, curves: draw_conditions(plot, conditions, curves), claims_page
+    plotted = condition_plots(conditions)
+    files: dict[str, bytes] = {}
+    own: list[tuple[Settled, dict[str, bytes]]] = []
+    objective = next((plot for plot in plotted if plot.panels[0] is REWARD[1]), None)
+    for claim in claims if objective is not None else ():
+        assert objective is not None
+        mine = of_claim(claim, conditions)
+        curves = _curves(objective, [run for group in mine.values() for run in group])
+        if not curves:
+            continue
+        titles = {condition: f"{condition}: {claim.conditions[condition][0]}" for condition in mine}
+        images = draw_conditions(objective, mine, curves, titles)
+        files |= _figure(claim.id, images, COLUMNS, (row for each in curves for row in _rows(each)))
+        own.append((claim, images))
+    return files | _over_steps(
+        runs,
+        plotted,
+        lambda plot, curves: draw_conditions(plot, conditions, curves),
+        lambda runs, table, drawn: claims_page(runs, table, drawn, claims, own),
     )
+
+
+def _curves(plot: Plot, runs: Sequence[Run]) -> list[Curve]:
+    return [line for panel in plot.panels for run in runs if (line := curve(run, panel)) is not None]
 
 
 def _over_steps(
@@ -70,7 +93,7 @@ def _over_steps(
     drawn: list[tuple[Plot, dict[str, bytes]]] = []
     known: list[Curve] = []
     for plot in plotted:
-        curves = [line for panel in plot.panels for run in runs if (line := curve(run, panel)) is not None]
+        curves = _curves(plot, runs)
         images = drawing(plot, curves)
         files |= _figure(plot.name, images, COLUMNS, (row for each in curves for row in _rows(each)))
         drawn.append((plot, images))

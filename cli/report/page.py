@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from firstorder.core.runs.windows import width
 from firstorder.sim.trials.statistics import LEVEL, RESAMPLES
 
-from . import kit, top
+from . import claimed, kit, top
 from .catalogue import Panel, Plot
+from .claimed import Settled
 from .layers import idle_parts, layer_table
 from .rows import shown
 from .runs import Run
@@ -40,12 +41,34 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Drawn) -> s
     return kit.document(f"Training report: {named}", [*before, *figures, _layers(runs), top.remedies()])
 
 
-def claims_page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Drawn) -> str:
-    """The report of the runs of training claims; arguments as `page`."""
-    figures = [_figure(plot, images, f"{plot.title} over global steps in every condition") for plot, images in drawn]
+def claims_page(
+    runs: list[Run],
+    table: Sequence[Mapping[str, str]],
+    drawn: Drawn,
+    claims: Sequence[Settled],
+    own: Sequence[tuple[Settled, Mapping[str, bytes]]],
+) -> str:
+    """The report of training claims; arguments as `page`, the claims, and the figures of those that have their own."""
+    sections = [_claim(claim, images) for claim, images in own]
+    figures = [
+        _figure(
+            plot,
+            images,
+            f"{plot.title} over global steps in every condition",
+            claimed.read_here(claims, plot.panels[0].key),
+        )
+        for plot, images in drawn
+    ]
     members = max(run.members for run in runs)
     words = kit.note(f"Every run has {members} seeds: {ESTIMATE}, for each step on its own.")
-    return kit.document("Training claims", [_summary(table), words, *figures])
+    last = kit.section("summary", "Last values", _summary(table))
+    above = claimed.verdicts(claims, [claim.id for claim, _ in own])
+    return kit.document("Training claims", [above, words, *sections, *figures, last])
+
+
+def _claim(claim: Settled, images: Mapping[str, bytes]) -> str:
+    shown = f"Exact J over global steps in the conditions of {claim.id}: {claim.verdict}"
+    return kit.figure(claim.id, claim.id, images, shown, "", claimed.beside(claim))
 
 
 def sweep_page(sweep: Sweep, table: Sequence[Mapping[str, str]], drawn: Drawn) -> str:
@@ -120,10 +143,10 @@ def _cells(members: int) -> str:
     return text + " Each finished cell is a run folder, cells/NUMBER, of which firstorder report shows the steps."
 
 
-def _figure(plot: Plot, images: Mapping[str, bytes], shown: str) -> str:
+def _figure(plot: Plot, images: Mapping[str, bytes], shown: str, before: str = "") -> str:
     note = kit.note(plot.note) + "\n" if plot.note else ""
     meanings = kit.terms((panel.title, panel.key, _meaning(panel)) for panel in plot.panels)
-    return kit.figure(plot.name, plot.title, images, shown, note + meanings)
+    return kit.figure(plot.name, plot.title, images, shown, note + meanings, before)
 
 
 def _meaning(panel: Panel) -> str:

@@ -112,7 +112,7 @@ def _counted(runs: Sequence[Run]) -> str:
     """How many runs did what; those that did not learn by name."""
     counts = Counter("unknown" if run.outcome is None else run.outcome.state for run in runs)
     parts = []
-    for state in (*reversed(STATES), "unknown"):
+    for state in (*STATES, "unknown"):
         names = [run.label for run in runs if (run.outcome.state if run.outcome else "unknown") == state]
         if names:
             parts.append(f"{counts[state]} of {len(runs)} {state}" + (f" ({', '.join(names)})" if state in BAD else ""))
