@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from firstorder.backends import pair
 from firstorder.core.method import value
@@ -177,6 +179,18 @@ def plots(runs: list[Run]) -> list[Plot]:
         for name, title, panels, shared in shown
         if panels
     ]
+
+
+def varied(shown: list[Plot], runs: list[Run]) -> list[Plot]:
+    """Without the quantities that are one number in all runs throughout."""
+    kept = [replace(plot, panels=tuple(p for p in plot.panels if _varies(p, runs))) for plot in shown]
+    return [plot for plot in kept if plot.panels]
+
+
+def _varies(panel: Panel, runs: list[Run]) -> bool:
+    values = np.concatenate([run.logged[panel.key].values.ravel() for run in runs if panel.key in run.logged])
+    known = values[np.isfinite(values)]
+    return bool((known != known[:1]).any())
 
 
 def _layer(index: int) -> Panel:

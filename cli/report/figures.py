@@ -62,8 +62,9 @@ def images(make: Callable[[], Figure], suffixes: Iterable[str] = METADATA) -> di
     """A figure, made in the house style, as PNG and SVG, by suffix; the same figure gives the same bytes."""
     with house_style():
         figure = make()
-        figure.draw_without_rendering()  # laid out once, not for each suffix
-        figure.set_layout_engine("none")
+        if figure.get_layout_engine() is not None:  # laid out once, not for each suffix
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         return {suffix: _encoded(figure, suffix) for suffix in suffixes}
 
 

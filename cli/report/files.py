@@ -10,7 +10,7 @@ import numpy as np
 
 from firstorder.core.runs.files import whole_folder
 
-from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots
+from .catalogue import FLIPS, KL, REWARD, Panel, Plot, plots, varied
 from .claimed import Settled
 from .conditions import Conditions, of_claim
 from .conditions import draw as draw_conditions
@@ -19,7 +19,7 @@ from .curves import Curve, curve
 from .figures import METADATA
 from .layers import layer_table
 from .page import claims_page, page, sweep_page
-from .panels import draw
+from .panels import TOGETHER, draw
 from .phase import Estimate, diagram, estimates
 from .rows import Cell, Number, Row, csv_of, digits, shown, written
 from .runs import Array, Run
@@ -47,7 +47,9 @@ def write_report(out: Path, contents: Callable[[], dict[str, bytes]]) -> None:
 
 def run_report(runs: list[Run]) -> dict[str, bytes]:
     """The files of a report of runs."""
-    files = _over_steps(runs, plots(runs), lambda plot, curves: draw(plot, runs, curves), page)
+    every = plots(runs)
+    plotted = every if len(runs) <= TOGETHER else varied(every, runs)
+    files = _over_steps(runs, plotted, lambda plot, curves: draw(plot, runs, curves), page)
     tables: dict[str, Sequence[Row]] = {"layers.csv": layer_table(runs), "alarms.csv": alarm_table(runs)}
     return files | {name: csv_of(rows) for name, rows in tables.items() if rows}
 

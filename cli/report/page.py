@@ -11,6 +11,7 @@ from . import claimed, kit, top
 from .catalogue import Panel, Plot
 from .claimed import Settled
 from .layers import idle_parts, layer_table
+from .panels import TOGETHER
 from .rows import shown
 from .runs import Run
 from .sweeps import Sweep
@@ -21,6 +22,7 @@ ESTIMATE = (
     f"{LEVEL:.0%} percentile bootstrap interval over members ({RESAMPLES} resamples, fixed seed)"
 )
 Drawn = Sequence[tuple[Plot, Mapping[str, bytes]]]
+CONSTANT = "A quantity that is the same number in all runs throughout has no figure."
 NAMED = 4  # runs that a title names
 NARROW = "With few members such an interval is too narrow."
 
@@ -36,7 +38,8 @@ def page(runs: list[Run], table: Sequence[Mapping[str, str]], drawn: Drawn) -> s
     lines = ", ".join(f"{run.label} ({run.recipe})" for run in runs)
     figures = [_figure(plot, images, f"{plot.title} over global steps, runs {lines}") for plot, images in drawn]
     named = ", ".join(run.label for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
-    last = kit.section("summary", "Last values", _summary(table), kit.note(_intervals(runs)), _idle(runs))
+    constant = kit.note(CONSTANT) if len(runs) > TOGETHER else ""
+    last = kit.section("summary", "Last values", _summary(table), kit.note(_intervals(runs)), _idle(runs), constant)
     before = [top.verdict(runs), top.settings(runs), last, _alarms(runs)]
     return kit.document(f"Training report: {named}", [*before, *figures, _layers(runs), top.remedies()])
 

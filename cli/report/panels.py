@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from .catalogue import Panel, Plot
 from .curves import Curve, windows
@@ -23,7 +24,7 @@ SMALL = 1.9  # inches that an axes is high where each run has its own
 HEAD = 0.6  # inches above them, for what they show
 PHONE_WIDTH = 3.9  # inches of a figure for a phone
 SHORT = 26  # characters of a run's name above an axes of its own
-GREY = "0.75"  # of the runs behind
+GREY, BEHIND = "0.75", 60  # of the runs behind: their colour, and how many points of each
 
 
 def draw(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> dict[str, bytes]:
@@ -92,13 +93,20 @@ def _one(ax: Axes, panel: Panel, run: Run, curves: Sequence[Curve]) -> None:
     """A run in colour before all others in grey."""
     dress(ax, _name(run, SHORT))
     mine = _of(curves, panel, run)
-    behind = [np.column_stack([c.steps_done, c.mean]) for c in curves if c.panel is panel and c.run is not run]
+    behind = [_thinned(c) for c in curves if c.panel is panel and c.run is not run]
     ax.add_collection(LineCollection(behind, colors=GREY, linewidths=0.6, zorder=1, gid="others"))
     line(ax, mine, 0, 1)
     mark(ax, mine, COLOURS[0], 0)
     _alarm(ax, panel)
     if not mine:
         ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.4")
+
+
+def _thinned(curve: Curve) -> NDArray[np.float64]:
+    """The points of a curve behind others, `[P, 2]`: all of a short one, so many of a long one."""
+    count = len(curve.steps)
+    places = np.linspace(0, count - 1, min(count, BEHIND)).round().astype(int)
+    return np.column_stack([curve.steps_done, curve.mean])[places]
 
 
 def _of(curves: Sequence[Curve], panel: Panel, run: Run) -> list[Curve]:

@@ -123,11 +123,13 @@ def test_what_is_exact_is_drawn_as_it_is(noisy):
 
 def test_of_many_runs_each_has_an_axes_with_the_others_grey_behind(tmp_path):
     count = TOGETHER + 1
-    folders = [made(tmp_path / f"run{i}", LEARNS if i else COLLAPSES) for i in range(count)]
+    folders = [made(tmp_path / f"run{i}", LEARNS if i else COLLAPSES, kl=[0.1] * 6) for i in range(count)]
     page = reported(tmp_path / "out", *folders)
     assert "<h1>Training report: 7 runs</h1>" in page
     svg = (tmp_path / "out/reward.svg").read_text()
     assert svg.count('id="others"') == 2 * count
+    assert not (tmp_path / "out/kl.svg").exists()
+    assert "the same number in all runs throughout has no figure" in page
     assert svg.count('id="collapse run0"') == 2
     assert COLOURS[0].lower() in svg
     assert not any(colour.lower() in svg for colour in COLOURS[1:-1])
