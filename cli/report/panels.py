@@ -106,7 +106,7 @@ def _thinned(curve: Curve) -> NDArray[np.float64]:
     """The points of a curve behind others, `[P, 2]`: all of a short one, so many of a long one."""
     count = len(curve.steps)
     places = np.linspace(0, count - 1, min(count, BEHIND)).round().astype(int)
-    return np.column_stack([curve.steps_done, curve.mean])[places]
+    return np.column_stack([curve.steps_done[places], curve.mean[places]])
 
 
 def _of(curves: Sequence[Curve], panel: Panel, run: Run) -> list[Curve]:
