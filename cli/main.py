@@ -16,6 +16,7 @@ from .commands import (
     audit,
     coldstart,
     conformance,
+    keys,
     measure,
     probe,
     promote,
@@ -49,6 +50,7 @@ app.command("recommend")(recommend.recommend)
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
+app.command("keys")(keys.keys)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ import typer.main
 from firstorder.backends.promote import models
 from firstorder.cli.api.compose import compose, compose_engines, grid
 from firstorder.cli.api.evidence import read_source
+from firstorder.cli.api.keys import keys
 from firstorder.cli.api.overrides import laid
 from firstorder.cli.api.recipes import resolve
 from firstorder.cli.main import app
@@ -98,6 +99,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "recipes":
             for each in (given["name"], given["other"]):
                 assert each is None or resolve(each)
+        case "keys":
+            assert keys(given["prefix"])
         case "study":
             assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:

@@ -13,7 +13,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, or print one as TOML with its bases and defaults filled in."""
     from firstorder.core.errors import ConfigError
-    from firstorder.core.settings.toml import dump, literal
+    from firstorder.core.settings.toml import dump
 
     if name is None:
         if other is not None:
@@ -22,6 +22,4 @@ def recipes(
     elif other is None:
         typer.echo(dump(api.resolve(name)), nl=False)
     else:
-        for key, pair in api.diff(name, other).items():
-            before, after = ("unset" if value is None else literal(value) for value in pair)
-            typer.echo(f"{key}: {before} -> {after}")
+        api.compared(name, other).print()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.audit import AuditResult, audit
     from firstorder.cli.api.coldstart import coldstart
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
+    from firstorder.cli.api.keys import KeysResult, keys
     from firstorder.cli.api.measure import MeasureResult, measure
     from firstorder.cli.api.pair import PairResult
     from firstorder.cli.api.peers import PeersResult, conformance_peers
@@ -54,6 +55,7 @@ __all__ = [
     "DiskError",
     "FirstOrderError",
     "Interrupted",
+    "KeysResult",
     "MeasureResult",
     "NotFiniteError",
     "PairResult",
@@ -78,6 +80,7 @@ __all__ = [
     "conformance",
     "conformance_peers",
     "conformance_vectors",
+    "keys",
     "measure",
     "probe",
     "progress",
@@ -97,6 +100,7 @@ _HOMES = {
     "cli.api.audit": ["AuditResult", "audit"],
     "cli.api.coldstart": ["coldstart"],
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
+    "cli.api.keys": ["KeysResult", "keys"],
     "cli.api.measure": ["MeasureResult", "measure"],
     "cli.api.pair": ["PairResult"],
     "cli.api.peers": ["PeersResult", "conformance_peers"],
