@@ -14,6 +14,7 @@ from firstorder.cli.api.evidence import read_source
 from firstorder.cli.api.keys import keys
 from firstorder.cli.api.overrides import laid
 from firstorder.cli.api.recipes import resolve
+from firstorder.cli.examples import EXAMPLES
 from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
 from firstorder.sim.claims import CLAIMS
@@ -130,6 +131,13 @@ def check(words: tuple[str, ...]) -> None:
 def test_every_command_on_a_page_can_be_run(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     check(words)
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_every_example_of_a_help_can_be_run(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in parsed("help", line).commands:
+        check(words)
 
 
 def test_every_exception_is_still_on_a_page():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import keys as api
 
 
 def keys(
-    prefix: str = typer.Argument("", help="A section, such as clip; or one key, such as clip.high; all unless given."),
+    prefix: str = typer.Argument(
+        "",
+        autocompletion=complete.prefixes,
+        help="A section, such as clip; or one key, such as clip.high; all unless given.",
+    ),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
 ) -> None:
     """List what --set takes: every key with its default, its values and what it means; of one key, all about it."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import typer
 
+from firstorder.cli import complete
 from firstorder.cli.api import recipes as api
 
 
 def recipes(
-    name: str | None = typer.Argument(None, help="Print this recipe, shipped or a file, in full as TOML."),
-    other: str | None = typer.Option(None, "--diff", help="Print where the recipe and this one differ instead."),
+    name: str | None = typer.Argument(
+        None, autocompletion=complete.recipes, help="Print this recipe, shipped or a file, in full as TOML."
+    ),
+    other: str | None = typer.Option(
+        None, "--diff", autocompletion=complete.recipes, help="Print where the recipe and this one differ instead."
+    ),
 ) -> None:
     """List the shipped recipes, or print one as TOML with its bases and defaults filled in."""
     from firstorder.core.errors import ConfigError
