@@ -1,8 +1,8 @@
 """Formulas of the pages as MathML, made when the site is built: nothing is fetched or run when a page is read.
 
-A hook of MkDocs. `pymdownx.arithmatex` marks what is TeX (`$...$`, and fences named `math`, which GitHub shows too);
-this turns it into MathML. latex2mathml lets much pass that it does not know, so what it makes is checked: a formula
-that TeX would refuse ends the build.
+A hook of MkDocs. `pymdownx.arithmatex` marks what is TeX, written as GitHub has it: a fence named `math`, `$...$` in a
+line, and $`...`$ where Markdown would read a sign of the formula itself. This turns it into MathML. latex2mathml lets
+much pass that it does not know, so what it makes is checked: a formula that TeX would refuse ends the build.
 """
 
 import html
@@ -15,11 +15,17 @@ from mkdocs.exceptions import PluginError
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", NAMESPACE)
 FORMULA = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', flags=re.DOTALL)
+GUARDED = re.compile(r"\$`([^`\n]+)`\$")
 ENVIRONMENTS = {"aligned", "array", "cases"}
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
 SCRIPTS = ("msub", "msup", "msubsup", "munder")
 FENCE = re.compile(r"\\(l|r)[vV]ert(?![a-zA-Z])")
 SIDES = {"l": r"\left", "r": r"\right"}
+
+
+def on_page_markdown(markdown, **_):
+    """The text of a page with GitHub's second way to write a formula in a line as the first."""
+    return GUARDED.sub(r"$\1$", markdown)
 
 
 def on_page_content(content, page, **_):

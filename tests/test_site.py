@@ -43,10 +43,11 @@ def build(folder, text):
 
 
 def test_a_site_without_a_fault_is_built(tmp_path):
-    done = build(tmp_path, f"[itself](theory.md) $x_t$\n\n{DISPLAYED.format('x^2')}")
+    done = build(tmp_path, f"[itself](theory.md) $x_t$ and $`y_{{*}}, *`$\n\n{DISPLAYED.format('x^2')}")
     assert done.returncode == 0, done.stderr
     made = (tmp_path / "site/theory.html").read_text()
     assert "<msub><mi>x</mi><mi>t</mi></msub>" in made
+    assert "<msub><mi>y</mi><mrow><mo>*</mo></mrow></msub>" in made
     assert "<msup><mi>x</mi><mn>2</mn></msup>" in made
 
 
@@ -96,7 +97,8 @@ def markdown():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_formula_of_a_page_is_mathml(path, markdown):
     page = SimpleNamespace(file=SimpleNamespace(src_uri=path.name))
-    made = mathml.on_page_content(markdown.reset().convert(path.read_text()), page)
+    source = mathml.on_page_markdown(path.read_text())
+    made = mathml.on_page_content(markdown.reset().convert(source), page)
     assert made.count('display="block"') == path.read_text().count("```math\n")
     text = re.sub(r"<(pre|code|math)\b.*?</\1>", "", made, flags=re.DOTALL)
     assert not re.search(r"\$|\\[a-zA-Z\[(]|arithmatex", text)
