@@ -109,7 +109,7 @@ def test_what_is_sampled_is_drawn_as_the_mean_of_a_window_before_its_own_values(
             assert float(row["value"]) == pytest.approx(values[i].mean(), rel=1e-12)
         svg = (out / f"{name}.svg").read_text()
         assert f'id="each step {quantity}"' in svg
-        assert f", mean of {window} steps -->" in svg
+        assert f"<!-- mean of {window} steps -->" in svg
     (last,) = table(out / "summary.csv")
     assert float(last["final kl (k1) [nats/token]"]) == pytest.approx(values[-window:].mean(), rel=1e-12)
 
