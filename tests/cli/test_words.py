@@ -17,7 +17,15 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {word for each in command.params for word in each.opts} for name, command in COMMANDS.items()}
 EVERYWHERE = set.union(*OPTIONS.values(), {"--help", "--version"})
-OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus", "--no-install-recommends"} | {
+OTHERS = {
+    "--nproc-per-node",
+    "--no-python",
+    "--flags",
+    "--any-model",
+    "--gpus",
+    "--no-install-recommends",
+    "--query-gpu",
+} | {
     *("--save-debug-rollout-data", "--save-debug-train-data", "--dump-details"),  # slime and miles
 }  # of other programs
 NAMED = {"report": {"--training"}, "keys": {"--set"}}  # options of other commands that a command speaks of
