@@ -7,7 +7,7 @@ import re
 METHOD = "docs/recipes.md"
 SECTIONS = {
     **dict.fromkeys(
-        ("about", "advantage", "ratio", "correction", "rejection", "clip", "aggregation", "terms", "router_replay"),
+        ("advantage", "ratio", "correction", "rejection", "clip", "aggregation", "terms", "router_replay"),
         METHOD,
     ),
     **dict.fromkeys(("schedule", "optimizer", "critic"), METHOD),

@@ -107,7 +107,7 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "study":
             assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:
-            assert name in ("audit", "coldstart", "recommend", "report", "conformance", "explore")
+            assert name in ("audit", "coldstart", "doctor", "recommend", "report", "conformance", "explore")
 
 
 def check(words: tuple[str, ...]) -> None:

@@ -28,7 +28,7 @@ OTHERS = {
 } | {
     *("--save-debug-rollout-data", "--save-debug-train-data", "--dump-details"),  # slime and miles
 }  # of other programs
-NAMED = {"report": {"--training"}, "keys": {"--set"}}  # options of other commands that a command speaks of
+NAMED = {"report": {"--training"}, "keys": {"--set", "--backend"}}  # options of other commands that a command speaks of
 # modules whose words are heard under some commands alone; every other advice must hold under one command at least
 HEARD = {
     "core/runs/folder.py": ("train", "sweep"),
