@@ -9,11 +9,12 @@ from typing import Any
 
 import results
 import tables
+from wording import estimate as _estimate
+from wording import short as _short
 
 FOLDER = results.RECORDS / "studies"
 FIRST = 12  # rows of a long table that are shown
 NOISE = "0.1"  # of the responses whose bounds are shown
-TINY = 1e-9  # what is smaller is rounding
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -292,18 +293,3 @@ def _interval(row: Row, name: str) -> str:
     """A value with its interval; nothing where there is none."""
     value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return "" if value is None else _estimate({"value": value, "low": low, "high": high})
-
-
-def _estimate(of: Row) -> str:
-    """A value, with its interval if it has one."""
-    if of["low"] is None or of["high"] is None:
-        return _short(of["value"])
-    return f"{_short(of['value'])} [{_short(of['low'])}, {_short(of['high'])}]"
-
-
-def _short(value: float) -> str:
-    """Two decimals of a share, two digits of what is smaller, three of what is larger."""
-    size = abs(value)
-    if size < TINY:
-        return "0"
-    return f"{value:.2f}" if 0.1 <= size < 1 else f"{value:.3g}" if size >= 1 else f"{value:.2g}"

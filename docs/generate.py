@@ -14,8 +14,10 @@ from pathlib import Path
 import agreement
 import answers
 import auditing
+import claimed
 import decision
 import mapped
+import orders
 import pictures
 import results
 import rooms
@@ -23,8 +25,8 @@ import tables
 import walks
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *claimed.pages()]
+MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w./-]+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 TABLES = {
     "keys": tables.keys,
     "quantities": tables.quantities,
@@ -37,7 +39,9 @@ TABLES = {
     "rooms": rooms.table,
     "verdicts": results.verdicts,
     "conditions": results.conditions,
-    "leads": results.leads,
+    "claim": claimed.claim,
+    "measured": claimed.measured,
+    "logged": claimed.logged,
     "symptoms": decision.table,
     "mismatch": answers.mismatch,
     "drift": answers.drift,
@@ -85,3 +89,4 @@ if __name__ == "__main__":
     decision.write()
     mapped.write()
     pictures.write()
+    orders.write()

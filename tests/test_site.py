@@ -10,9 +10,11 @@ BROKEN = ("[cross-reference][firstorder.nothing.at_all]", "[link](nowhere.md)", 
 
 
 def build(folder, text):
-    for page in (ROOT / "docs").glob("*.md"):
-        (folder / "docs").mkdir(exist_ok=True)
-        (folder / "docs" / page.name).write_text(f"# {page.stem}\n")
+    for page in (ROOT / "docs").rglob("*.md"):
+        place = folder / page.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"# {page.stem}\n")
+    shutil.copy(ROOT / "docs/nav.py", folder / "docs")
     (folder / "docs/theory.md").write_text(f"# Theory\n\n{text}\n")
     for name in ("Makefile", "mkdocs.yml"):
         shutil.copy(ROOT / name, folder)
