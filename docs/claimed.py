@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,32 +23,56 @@ MODULES = (*ONCE, order, discrepancy, findings, long_findings, predictors)
 Row = Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What numbers come from: a link, the command that makes them again, seeds, a file of tests/records, a version."""
+
+    name: str
+    command: str
+    seeds: str
+    record: str
+    version: str
+
+
+def source(name: str) -> Source:
+    """Where the numbers of a claim come from."""
+    of = recorded(name)[1]
+    flag = " --training" if of == "training" else ""
+    return Source(
+        name=f"[`{name}`](claims/{name}.md)",
+        command=f"firstorder validate{flag} --only {name}",
+        seeds=_seeds(*_known(name)),
+        record=f"{of}.json",
+        version=_document(of)["version"],
+    )
+
+
 def claim(name: str) -> str:
     """What it states, by whom, and what it came to."""
-    found, of = _recorded(name)
+    found, _ = recorded(name)
     known, module = _known(name)
-    flag = " --training" if of == "training" else ""
+    made = source(name)
     head, *cells = (
         ("verdict", f"**{found['verdict']}**: {found['headline']}"),
         ("kind", known.kind),
         ("source", known.source),
         ("rule", known.rule),
-        ("command", f"`firstorder validate{flag} --only {name}`"),
-        ("seeds", _seeds(known, module)),
+        ("command", f"`{made.command}`"),
+        ("seeds", made.seeds),
         ("code", f"`{_file(module)}`"),
-        ("record", f"`tests/records/{of}.json`, firstorder {_document(of)['version']}"),
+        ("record", f"`tests/records/{made.record}`, firstorder {made.version}"),
     )
-    return f"> {_sentence(known.statement)}\n\n" + tables.rows(head, cells)
+    return f"> {sentence(known.statement, known.kind)}\n\n" + tables.rows(head, cells)
 
 
-def _sentence(statement: str) -> str:
+def sentence(statement: str, kind: str) -> str:
     """A statement as it stands on a page: an equation in code, words with a capital."""
-    return f"`{statement}`" if " = " in statement else statement[:1].upper() + statement[1:]
+    return f"`{statement}`" if kind == "theorem" and " = " in statement else statement[:1].upper() + statement[1:]
 
 
 def measured(name: str) -> str:
     """Everything in the record of a claim."""
-    found = _recorded(name)[0]["measured"]
+    found = recorded(name)[0]["measured"]
     if "conditions" in found:
         return _conditions(found["conditions"])
     columns = {key: value for key, value in found.items() if isinstance(value, list) and len(value) > 2}
@@ -68,7 +93,8 @@ def pages() -> list[Path]:
     return sorted(FOLDER.glob("*.md"))
 
 
-def _recorded(name: str) -> tuple[dict[str, Any], str]:
+def recorded(name: str) -> tuple[dict[str, Any], str]:
+    """What the record holds of a claim, and which record that is."""
     of = "training" if name.startswith("training-") else "validate"
     return next(one for one in results.record(of) if one["id"] == name), of
 

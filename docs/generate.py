@@ -16,6 +16,7 @@ import answers
 import auditing
 import claimed
 import decision
+import found
 import mapped
 import orders
 import pictures
@@ -39,6 +40,10 @@ TABLES = {
     "rooms": rooms.table,
     "verdicts": results.verdicts,
     "conditions": results.conditions,
+    "every": found.every,
+    "found": found.found,
+    "unsettled": found.unsettled,
+    "bibtex": found.bibtex,
     "claim": claimed.claim,
     "measured": claimed.measured,
     "logged": claimed.logged,
