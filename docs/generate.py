@@ -18,6 +18,7 @@ import claimed
 import decision
 import found
 import mapped
+import naming
 import orders
 import pictures
 import results
@@ -68,6 +69,8 @@ TABLES = {
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,
+    "named": naming.named,
+    "sources": naming.sources,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
     "added": agreement.added,
