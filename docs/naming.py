@@ -110,14 +110,14 @@ NAMES: Mapping[str, Name] = {
         },
     ),
     "rejected": Name(
-        here="`rejection.kind`, `over = sum` or `mean`: a response is dropped by its product or its geometric mean (MIS)",
+        here="`rejection.kind`, `over = sum` or `mean`: a response is dropped by product or by geometric mean (MIS)",
         terms=("bounds of a rejected response",),
         read={
             **_both(
                 "none built in; `--custom-tis-function-path`, as in their `mis.py`. `--use-opsm` drops by A and KL"
             ),
-            "NeMo-RL": "`truncated_importance_sampling_type = seq-mask-tis`: by the geometric mean; what stays keeps its "
-            "token weights, not truncated",
+            "NeMo-RL": "`truncated_importance_sampling_type = seq-mask-tis`: by the geometric mean; what stays keeps "
+            "its token weights, not truncated",
             "SkyRL": "`off_policy_correction.sequence_mask_metric = product` or `geometric`; "
             "`outlier_token_is_threshold_low`, `high` drop a response by one token",
             "ms-swift": "`rollout_importance_sampling_mode = sequence_mask`: by the geometric mean",
@@ -169,7 +169,7 @@ NAMES: Mapping[str, Name] = {
         },
     ),
     "spread": Name(
-        here='`advantage.scale = "std"`: A over the sample standard deviation of the group + 1e-6; "none" leaves it out',
+        here='`advantage.scale = "std"`: A over the sample standard deviation of the group + 1e-6; "none": not',
         terms=("spread of a group",),
         read={
             **_both("divides unless `--disable-grpo-std-normalization`; `--normalize-advantages` whitens"),
