@@ -169,7 +169,7 @@ NAMES: Mapping[str, Name] = {
         },
     ),
     "spread": Name(
-        here='`advantage.scale = "std"`: A over the sample standard deviation of the group + 1e-6; "none": not',
+        here="`advantage.std`: A over the sample deviation of its group + 1e-6; `advantage.scale` of the batch",
         terms=("spread of a group",),
         read={
             **_both("divides unless `--disable-grpo-std-normalization`; `--normalize-advantages` whitens"),

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import typer.main
 import yaml
+from packaging.requirements import Requirement
 
 import claimed
 import generate
@@ -148,6 +149,18 @@ def test_every_number_of_a_measurement_is_in_a_table(tmp_path):
     nested |= {"seconds", "terms"}
     assert sorted(set(result) - nested) == sorted(quantities.QUANTITIES)
     assert sorted(result["diagnostics"]) == sorted(diagnostics.QUANTITIES)
+
+
+def test_every_extra_can_be_resolved_from_an_index_alone_and_the_sdist_names_what_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for needs in (*extras.values(), project["project"]["dependencies"]):
+        for need in map(Requirement, needs):
+            assert need.url is None
+            assert need.name != "firstorder" or need.extras <= set(extras)
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]
+    assert all((ROOT / path).exists() for path in included)
+    assert {"tests", "docs", "CITATION.cff"} <= set(included)
 
 
 @pytest.mark.parametrize("sink", SINKS)

@@ -34,5 +34,7 @@ def test_the_keys_of_this_package_are_keys(name):
     here = naming.NAMES[name].here
     keys = [word.split(".") for word in re.findall(r"`(\w+\.\w+)", here)]
     assert all(key in tables.SECTIONS[section].model_fields for section, key in keys)
+    for section, key, value in re.findall(r'`(\w+)\.(\w+) = "(\w+)"`', here):
+        assert f"`{value}`" in tables.takes(tables.SECTIONS[section].model_fields[key])
     logged = [word for word in re.findall(r"`(\w+)`", here) if word in diagnostics.QUANTITIES]
     assert keys or logged or name == "logs"
