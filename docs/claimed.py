@@ -13,10 +13,11 @@ import results
 import tables
 from firstorder.sim.claims import FULL, Claim, ablations, crossover, drift, identities, order, parts, targets, worlds
 from firstorder.sim.claims.training import TRAINING_FULL, discrepancy, findings, long, long_findings, predictors
-from wording import estimate, short
+from wording import TINY, estimate, short
 
 FOLDER = Path(__file__).parent / "claims"
 MANY = 6  # deviations: of more the largest is told
+SEVERAL = 3  # things with the same numbers: from so many on a table
 FEW = (identities, targets, parts, worlds, drift)  # modules that settle a claim on POLICIES policies
 ONCE = (*FEW, crossover, ablations)  # with one draw of the noise each
 MODULES = (*ONCE, order, discrepancy, findings, long_findings, predictors)
@@ -159,11 +160,33 @@ def _counts(judged: Row) -> str:
 
 
 def _single(found: Row, columns: Row) -> str:
-    """Numbers that stand alone, by their path in the record."""
+    """Numbers by their path in the record; those of several things side by side, a row a thing."""
     rest = {key: value for key, value in found.items() if key not in columns}
-    deviations = rest.pop("deviation", {})
-    cells = [*_largest(deviations), *_flat(rest)]
-    return tables.rows(("quantity", "value"), cells) if cells else ""
+    alone, tabled = _grouped({key: value for key, value in rest.items() if key != "deviation"})
+    cells = [*_largest(rest.get("deviation", {})), *_flat(alone)]
+    return "\n\n".join(([tables.rows(("quantity", "value"), cells)] if cells else []) + tabled)
+
+
+def _grouped(found: Row) -> tuple[Row, list[str]]:
+    """What stands alone, and a table for those that have the same numbers as others; groups inside a group as well."""
+    alike: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for key, value in found.items():
+        if isinstance(value, Mapping) and len(cells := dict(_flat(value))) > 1 and not _is_estimate(value):
+            alike.setdefault(tuple(cells), {})[key] = cells
+    shown = {heads: rows for heads, rows in alike.items() if len(rows) >= SEVERAL}
+    made = [
+        tables.rows(("", *heads), ([f"`{k}`", *c.values()] for k, c in rows.items())) for heads, rows in shown.items()
+    ]
+    alone = {key: value for key, value in found.items() if not any(key in rows for rows in shown.values())}
+    for key, value in list(alone.items()):
+        if isinstance(value, Mapping) and not _is_estimate(value):
+            alone[key], inner = _grouped(value)
+            made += [f"`{key}`:\n\n{table}" for table in inner]
+    return alone, made
+
+
+def _is_estimate(value: Row) -> bool:
+    return {"value", "low"} <= set(value)
 
 
 def _largest(deviations: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -178,7 +201,7 @@ def _largest(deviations: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 def _flat(found: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     for key, value in found.items():
         here = (*path, f"`{key}`")
-        if isinstance(value, Mapping) and not {"value", "low"} <= set(value):
+        if isinstance(value, Mapping) and not _is_estimate(value):
             yield from _flat(value, here)
         else:
             yield " ".join(here), _written(value)
@@ -189,7 +212,9 @@ def _written(value: Any) -> str:
         return estimate(value)
     if isinstance(value, list):
         return ", ".join(map(_written, value))
-    return str(value) if isinstance(value, str | bool | int) else short(value)
+    if isinstance(value, str | bool | int):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < TINY else short(value)  # rounding, and limits on it
 
 
 def _series(columns: Mapping[str, list[float]]) -> str:

@@ -64,7 +64,7 @@ def orders() -> Cells:
 def orders_main() -> str:
     """The orders of the value error."""
     with_r3, without = (estimate(measured(name)[ORDERS[name]]) for name in ("r3-value-order", "flips-value-order"))
-    return f"order {with_r3} with R3, {without} without"
+    return f"the value error is of order {with_r3} with R3, of {without} without, where a route flips"
 
 
 PARTS = ("numerics", "gates", "flips", "staleness", "target")

@@ -56,6 +56,13 @@ FINDINGS: Mapping[str, Finding] = {
         main=findings.last_crossover,
         claims=("r2-r3-crossover",),
     ),
+    "disagreement": Finding(
+        title="Disagreement with the paper",
+        heads=("T", "N", "the paper", "cosine, R2", "cosine, R3", "R2 - R3", "in standard errors"),
+        cells=findings.paper,
+        main=findings.paper_main,
+        studies=("map",),
+    ),
     "bounds": Finding(
         title="Tightness of the bounds",
         heads=("bounds on", "hold", "sharp", "largest median share, T = 5", "smallest median, T = 32,768"),
@@ -119,13 +126,6 @@ FINDINGS: Mapping[str, Finding] = {
         cells=findings.samples,
         main=lambda: (answers.record("samples") or {})["headline"],
         studies=("samples",),
-    ),
-    "disagreement": Finding(
-        title="Disagreement with the paper",
-        heads=("T", "N", "the paper", "cosine, R2", "cosine, R3", "R2 - R3", "in standard errors"),
-        cells=findings.paper,
-        main=findings.paper_main,
-        studies=("map",),
     ),
 }
 
