@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 export PYTHONHASHSEED ?= 0
 
-.PHONY: venv engines guests check format lint types test test-browser test-engines test-guests test-gpu docs docs-tables alarms borders map vectors peers bench bench-engines bench-gpu
+.PHONY: venv engines guests check format lint types test test-browser test-engines test-guests test-gpu docs docs-tables alarms borders map explorer vectors peers bench bench-engines bench-gpu
 
 venv: ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -59,6 +59,9 @@ borders: ## the borders in the package, ANSWER=what `firstorder study regimes --
 
 map: ## the map in the package, ANSWER=what `firstorder study map --json` wrote
 	$(PYTHON) docs/shipped.py map $(ANSWER)
+
+explorer: ## the data of `firstorder explore` in the package, from the map and the simulator; two minutes
+	$(PYTHON) docs/explorer.py
 
 vectors: ## the golden vectors in the package, from the code; numbers that change need another VERSION
 	$(PYTHON) -m firstorder.core.conformance.vectors core/conformance/vectors.json

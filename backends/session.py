@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -70,8 +70,13 @@ class EngineRun:
         """
         self._tasks()
 
-    def prepare(self, out: Path, *, resume: bool = False) -> Session:
+    def prepare(self, out: Path, *, resume: bool = False, longer: Collection[str] = ()) -> Session:
         """Check everything, open the run folder, start both engines and restore the newest checkpoint.
+
+        Args:
+            out: the folder.
+            resume: go on in it.
+            longer: dotted keys that may have other values on resuming, besides those that always may.
 
         Raises:
             ConfigError: the recipe cannot be trained here, or the folder cannot be used.
@@ -82,7 +87,7 @@ class EngineRun:
 
         start_process_group(self.torchtitan.timeout)
         config = self.settings()
-        changeable = [f"torchtitan.{key}" for key in CHANGEABLE] + [f"vllm.{key}" for key in REACHED]
+        changeable = [*longer, *(f"torchtitan.{key}" for key in CHANGEABLE), *(f"vllm.{key}" for key in REACHED)]
         with detect_lost_rank():
             if self.vllm.servers:
                 from .vllm.replicas import check_servers

@@ -16,12 +16,15 @@ from .commands import (
     audit,
     coldstart,
     conformance,
+    doctor,
+    explore,
     measure,
     probe,
     promote,
     recipes,
     recommend,
     report,
+    resume,
     study,
     sweep,
     train,
@@ -39,6 +42,7 @@ app = typer.Typer(
 app.command("validate")(validate.validate)
 app.command("measure")(measure.measure)
 app.command("train")(train.train)
+app.command("resume")(resume.resume)
 app.command("sweep")(sweep.sweep)
 app.command("coldstart")(coldstart.coldstart)
 app.command("probe")(probe.probe)
@@ -46,9 +50,11 @@ app.command("conformance")(conformance.conformance)
 app.command("study")(study.study)
 app.command("promote")(promote.promote)
 app.command("recommend")(recommend.recommend)
+app.command("explore")(explore.explore)
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

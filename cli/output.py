@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from firstorder.cli.api.results import Result
+    from firstorder.cli.api.results import Documented
 
 
 def check_target(target: str | None) -> None:
@@ -35,7 +35,7 @@ def check_target(target: str | None) -> None:
         raise ConfigError(f"--json {target} cannot be written: {error.strerror}; give another file") from None
 
 
-def show(result: Result, target: str | None) -> None:
+def show(result: Documented, target: str | None) -> None:
     """Print a result, and write its document where `--json` says; `-` is standard output, which then holds no more."""
     if target != "-":
         result.print()  # first, so that a file that cannot be written takes no result with it

@@ -1,178 +1,21 @@
 """The page of a run that collapsed: its table of symptoms, and the picture that leads from one to the others.
 
-Both are made from the same list, in which every step names what backs it. The picture is an SVG in docs/images beside
-its data, a JSON of the same name, and holds the digest of that and of this file.
+Both are made from the list of the package, in which every step names what backs it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict
 from textwrap import fill
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import tables
-from walks import COLOURS, IMAGES, STYLE
-
-NAME = "collapse-decision"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One way from a symptom to a remedy.
-
-    Args:
-        reading: what the numbers say on this way.
-        cause: what that points to.
-        remedy: what to change, in the words of a recipe.
-        evidence: the studies, claims and examples behind it.
-        command: what shows it.
-    """
-
-    reading: str
-    cause: str
-    remedy: str
-    evidence: tuple[str, ...]
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Symptom:
-    """What is seen, the three numbers to look at, and where they lead."""
-
-    seen: str
-    numbers: tuple[str, str, str]
-    branches: tuple[Branch, ...]
-
-
-DRIFT = Branch(
-    reading="no ratio between θ and μ in the weight, and a large norm from the first update on",
-    cause="drift: the train-infer ratio is left out",
-    remedy="ratio.of=theta/mu",
-    evidence=("claim drift", "study causes", "study regimes"),
-    command="firstorder train docs/examples/mismatch.toml",
-)
-UNBOUNDED = Branch(
-    reading="N > 1, the ratio leaves 1, and nothing is clipped",
-    cause="stale updates without a bound",
-    remedy="clip.kind=minirl",
-    evidence=("claim training-stale",),
-    command="firstorder train docs/examples/collapse.toml",
-)
-SYMPTOMS = (
-    Symptom(
-        seen="reward falls while KL rises",
-        numbers=("update/grad_norm", "inert/ratio", "route/flip_rate"),
-        branches=(
-            DRIFT,
-            Branch(
-                reading="the ratio is there",
-                cause="steps too large, or too noisy: third row",
-                remedy="a smaller optimizer.lr",
-                evidence=("study causes",),
-                command="firstorder study causes",
-            ),
-        ),
-    ),
-    Symptom(
-        seen="entropy falls, or rises",
-        numbers=("reward", "clip_upper", "update/grad_norm"),
-        branches=(
-            Branch(
-                reading="it falls, and reward rises",
-                cause="none: a policy that learns sharpens",
-                remedy="leave it",
-                evidence=("study warnings",),
-                command="firstorder study warnings",
-            ),
-            UNBOUNDED,
-            Branch(
-                reading="it rises, and reward falls",
-                cause="steps too large, or too noisy: next row",
-                remedy="a smaller optimizer.lr",
-                evidence=("study warnings", "study causes"),
-                command="firstorder study causes",
-            ),
-        ),
-    ),
-    Symptom(
-        seen="reward falls after a jump of the gradient's norm",
-        numbers=("update/grad_norm", "seq_eff_sample_size", "ratio_tail_5"),
-        branches=(
-            Branch(
-                reading="the sample size falls, the tail grows",
-                cause="variance: few responses make the update",
-                remedy="a larger schedule.group_size",
-                evidence=("study causes", "study warnings"),
-                command="firstorder study warnings",
-            ),
-            Branch(
-                reading="both stay",
-                cause="steps are too large",
-                remedy="a smaller optimizer.lr",
-                evidence=("study causes", "study regimes"),
-                command="firstorder study causes",
-            ),
-        ),
-    ),
-    Symptom(
-        seen="fine in training, worse deployed",
-        numbers=("reward_pi", "reward", "route/flip_rate"),
-        branches=(
-            Branch(
-                reading="reward_pi above reward, no replay",
-                cause="π learns, and μ is deployed",
-                remedy="finer numerics where it is served",
-                evidence=("study causes",),
-                command="firstorder study causes",
-            ),
-            Branch(
-                reading="trained with replay, served without",
-                cause="replay bias: another policy was trained",
-                remedy="router_replay.mode=disabled",
-                evidence=("claim replay-bias", "claim table-1"),
-                command="firstorder measure minirl-r3",
-            ),
-        ),
-    ),
-    Symptom(
-        seen="reward falls only with N > 1",
-        numbers=("ratio_not_one", "clip_upper", "ratio_tail_2"),
-        branches=(
-            UNBOUNDED,
-            Branch(
-                reading="many tokens are clipped",
-                cause="steps are too large for this N",
-                remedy="a smaller optimizer.lr",
-                evidence=("study causes",),
-                command="firstorder study causes",
-            ),
-        ),
-    ),
-    Symptom(
-        seen="nothing learns",
-        numbers=("reward", "update/grad_norm", "masked"),
-        branches=(
-            Branch(
-                reading="a norm of 0: all responses to a prompt earn the same",
-                cause="no advantage is left",
-                remedy="prompts of another difficulty",
-                evidence=("claim group-mean",),
-                command="firstorder measure minirl",
-            ),
-            replace(
-                DRIFT, evidence=("claim drift", "claim training-long-is"), command="firstorder validate --only drift"
-            ),
-        ),
-    ),
-)
+from drawn import COLOURS, Picture
+from firstorder.cli.report.remedies import SYMPTOMS, Symptom
 
 
 def table() -> str:
@@ -253,21 +96,4 @@ def _box(axes: Axes, left: float, width: float, y: float, words: str, colour: st
     axes.text(left + width / 2, y, words, ha="center", va="center", fontsize=9, weight="bold")
 
 
-def digest() -> str:
-    """Of the data of the picture and of what draws it."""
-    return hashlib.sha256((IMAGES / f"{NAME}.json").read_bytes() + Path(__file__).read_bytes()).hexdigest()
-
-
-def write() -> None:
-    """The picture, data first."""
-    (IMAGES / f"{NAME}.json").write_text(json.dumps(data(), indent=1, ensure_ascii=False) + "\n")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        draw(json.loads((IMAGES / f"{NAME}.json").read_text())).savefig(
-            IMAGES / f"{NAME}.svg", metadata={"Date": None, "Description": digest()}
-        )
-
-
-if __name__ == "__main__":
-    write()
+PICTURE = Picture(name="collapse-decision", data=data, draw=draw)

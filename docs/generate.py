@@ -17,10 +17,12 @@ import auditing
 import claimed
 import decision
 import found
+import landing
 import mapped
 import naming
 import orders
 import pictures
+import plots
 import results
 import rooms
 import tables
@@ -77,6 +79,7 @@ TABLES = {
     "terms": agreement.terms,
     "peers": agreement.peers,
 }
+PICTURES = (landing.PICTURE, decision.PICTURE, orders.PICTURE, *walks.PICTURES, *plots.PICTURES)
 
 
 def filled(page: str) -> str:
@@ -93,8 +96,7 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(filled(page.read_text()))
     rooms.PICTURE.write_text(rooms.picture())
-    walks.write()
-    decision.write()
     mapped.write()
+    for picture in PICTURES:
+        picture.write()
     pictures.write()
-    orders.write()

@@ -9,14 +9,22 @@ SECTION = "Claims"
 
 
 def on_config(config: Any) -> Any:
-    """Fill the section: claims about one update first, then those about training."""
+    """Fill the section, wherever it stands: claims about one update first, then those about training."""
     names = sorted(path.stem for path in (Path(config["docs_dir"]) / "claims").glob("*.md"))
     training = [name for name in names if name.startswith("training-")]
     single = [name for name in names if name not in training]
-    listed = [{"One update": [_entry(name) for name in single]}, {"Training": [_entry(name) for name in training]}]
-    config["nav"] = [{SECTION: listed} if entry == {SECTION: "claims"} else entry for entry in config["nav"]]
+    config["nav"] = filled(config["nav"], [{"One update": _listed(single)}, {"Training": _listed(training)}])
     return config
 
 
-def _entry(name: str) -> dict[str, str]:
-    return {name: f"claims/{name}.md"}
+def filled(nav: Any, pages: list[Any]) -> Any:
+    """The navigation with the section's pages in the place of its name."""
+    if isinstance(nav, list):
+        return [filled(entry, pages) for entry in nav]
+    if isinstance(nav, dict):
+        return {title: pages if title == SECTION else filled(inside, pages) for title, inside in nav.items()}
+    return nav
+
+
+def _listed(names: list[str]) -> list[dict[str, str]]:
+    return [{name: f"claims/{name}.md"} for name in names]

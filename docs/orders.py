@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 import results
+from drawn import COLOURS, GREY, Picture
 
-IMAGES = Path(__file__).parent / "images"
 PANELS = {"value": "value error", "gradient": "gradient error"}
-LINES = {"r3": ("R3", "#3b6fb6"), "flips": ("no replay", "#d1603d")}
+LINES = {"r3": ("R3", COLOURS[0]), "flips": ("no replay", COLOURS[1])}
 JUDGED = {"r3": "order", "flips": "order_where_flips"}  # what the rule of each claim reads
-GREY = "#808080"  # is read on white and on black
 
 
 def data() -> list[dict[str, Any]]:
@@ -50,14 +45,4 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def digest() -> str:
-    """Of the rows and of the code that draws them."""
-    return hashlib.sha256(json.dumps(data()).encode() + Path(__file__).read_bytes()).hexdigest()
-
-
-def write() -> None:
-    """The picture, with its rows beside."""
-    rows = data()
-    (IMAGES / "claim-orders.json").write_text(json.dumps(rows, indent=1) + "\n")
-    with matplotlib.rc_context({"svg.hashsalt": "orders"}):
-        draw(rows).savefig(IMAGES / "claim-orders.svg", metadata={"Date": None, "Description": digest()})
+PICTURE = Picture(name="claim-orders", data=data, draw=draw)

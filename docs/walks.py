@@ -1,24 +1,16 @@
-"""The pictures of docs/long.md: the contexts of a problem, responses that walk through them, errors as they get long.
-
-Each is an SVG in docs/images beside its data, a JSON of the same name. An SVG says what it was drawn from: the digest
-of its data and of this file, which a test compares.
-"""
+"""The pictures of docs/long.md: the contexts of a problem, responses that walk through them, errors over length."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from drawn import COLOURS, GREY, MARKERS, Picture
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.settings.toml import build as built
 from firstorder.core.settings.toml import read
@@ -31,29 +23,10 @@ from firstorder.sim.exact.scene import Scene, build, engines, grow
 from firstorder.sim.tasks.chain import Chain
 from firstorder.sim.tasks.places import ON, places
 
-IMAGES = Path(__file__).parent / "images"
-GREY = "#808080"  # is read on white and on black
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v")
 PROBLEM: dict[str, Any] = {"world": "graph", "task": "chain", "vocab": 8, "right": 2, "coldstart": "calibrated"}
 RECIPES = ("minirl", "minirl-r3", "minirl-no-is", "grpo", "reinforce")
 HORIZONS = (8, 32, 128, 512, 2048)
 SEEDS = 24
-STYLE: Any = {
-    "font.size": 10,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "firstorder",
-    "savefig.transparent": True,
-}
 
 
 def contexts() -> dict[str, Any]:
@@ -195,33 +168,8 @@ def draw_growth(data: dict[str, Any]) -> Figure:
 
 SHOWN = {"gradient_error": RECIPES, "value_error": ("minirl", "minirl-r3")}
 VALUE_LABEL = {"minirl": "without replay, any recipe", "minirl-r3": "with R3"}
-PICTURES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Figure]]] = {
-    "long-contexts": (contexts, draw_contexts),
-    "long-paths": (paths, draw_paths),
-    "long-growth": (growth, draw_growth),
-}
-
-
-def digest(name: str) -> str:
-    """Of the data of a picture and of what draws it."""
-    return hashlib.sha256((IMAGES / f"{name}.json").read_bytes() + Path(__file__).read_bytes()).hexdigest()
-
-
-def draw(name: str) -> None:
-    """The SVG of a picture, from its data."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = PICTURES[name][1](json.loads((IMAGES / f"{name}.json").read_text()))
-        figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None, "Description": digest(name)})
-
-
-def write() -> None:
-    """All of them, data first."""
-    for name, (make, _) in PICTURES.items():
-        (IMAGES / f"{name}.json").write_text(json.dumps(make(), indent=1) + "\n")
-        draw(name)
-
-
-if __name__ == "__main__":
-    write()
+PICTURES = (
+    Picture(name="long-contexts", data=contexts, draw=draw_contexts),
+    Picture(name="long-paths", data=paths, draw=draw_paths),
+    Picture(name="long-growth", data=growth, draw=draw_growth),
+)

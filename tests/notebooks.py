@@ -1,6 +1,6 @@
 """Notebooks without Jupyter: run their code cells, and store what they show.
 
-python tests/notebooks.py docs/notebooks/replay-bias.ipynb     # run it, and store the outputs anew
+python tests/notebooks.py docs/notebooks/r2-or-r3.ipynb     # run it, and store the outputs anew
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+COLOURS = 48  # of a stored picture
 Output = dict[str, Any]
 
 
@@ -59,7 +60,7 @@ def open_figures() -> Iterator[dict[str, Any]]:
     for number in pyplot.get_fignums():
         file = io.BytesIO()
         pyplot.figure(number).savefig(file, metadata={"Software": None})
-        yield {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": lines("<Figure>")}
+        yield {"image/png": picture(file.getvalue()), "text/plain": lines("<Figure>")}
         pyplot.close(number)
 
 
@@ -67,10 +68,19 @@ def data(value: Any) -> dict[str, Any]:
     """A value in every form in which a notebook can show it."""
     forms: dict[str, Any] = {}
     if hasattr(value, "_repr_png_"):
-        forms["image/png"] = base64.b64encode(value._repr_png_()).decode()
+        forms["image/png"] = picture(value._repr_png_())
     elif hasattr(value, "_repr_html_"):
         forms["text/html"] = lines(value._repr_html_())
     return forms | {"text/plain": lines(repr(value))}
+
+
+def picture(png: bytes) -> str:
+    """A PNG as a notebook keeps it, with the few colours that a drawing of lines needs: a third of the bytes."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def lines(text: str) -> list[str]:

@@ -7,7 +7,6 @@ import pytest
 from pyarrow import parquet
 
 import mapped
-import orders
 import pictures
 from firstorder.core.runs import alarm_table
 from firstorder.sim.studies import STUDIES
@@ -34,11 +33,6 @@ def test_a_picture_is_drawn_from_its_record(name):
     rows = json.loads((pictures.IMAGES / f"study-{name}.json").read_text())
     assert rows == pictures.record(name)["rows"], BEHIND
     assert f"images/study-{name}.svg" in PAGES["studies"]
-
-
-def test_the_picture_of_the_orders_is_drawn_from_the_record():
-    assert orders.digest() in (orders.IMAGES / "claim-orders.svg").read_text(), BEHIND
-    assert json.loads((orders.IMAGES / "claim-orders.json").read_text()) == orders.data(), BEHIND
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -26,7 +26,6 @@ from firstorder.core.settings import toml
 from firstorder.sim.sweep import plan
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs/notebooks/replay-bias.ipynb"
 notebooks = SimpleNamespace(**runpy.run_path(str(ROOT / "tests/notebooks.py")))
 TINY = {"vocab": 3, "horizon": 2, "prompts": 2, "width": 4}
 SETS = [word for key, value in TINY.items() for word in ("--set", f"sim.{key}={value}")]
@@ -268,23 +267,3 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     assert any("did you mean 'staleness'?" in text for text in shown)
     assert (tmp_path / "replay.png").stat().st_size > 10_000
     assert (tmp_path / "report/report.html").is_file()
-
-
-def numbers(outputs):
-    """All numbers of a cell's output in their order, but for times and names of folders."""
-    text = re.sub(r"[\d.]+ s\b|/tmp\S*", "", notebooks.texts(outputs))
-    return [float(each) for each in re.findall(r"-?\d+\.?\d*(?:e[+-]\d+)?", text)]
-
-
-def test_the_notebook_runs_and_shows_what_it_stores(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    cells = notebooks.read(NOTEBOOK)
-    stored = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
-    assert len(cells) == 12
-    assert "pip install" in "".join(cells[1]["source"])
-    assert sum("image/png" in each.get("data", {}) for outputs in stored for each in outputs) == 4
-    for before, now in zip(stored, notebooks.executed(cells), strict=True):
-        forms = [[sorted(each.get("data", ["text"])) for each in outputs] for outputs in (before, now)]
-        assert forms[0] == forms[1]
-        assert numbers(now) == pytest.approx(numbers(before), rel=1e-3, abs=1e-9)

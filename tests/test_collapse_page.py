@@ -30,15 +30,6 @@ def record(name):
     return json.loads((ROOT / f"tests/records/{name}.json").read_text())
 
 
-def test_the_picture_is_drawn_from_the_symptoms():
-    assert json.loads((decision.IMAGES / f"{decision.NAME}.json").read_text()) == json.loads(
-        json.dumps(decision.data())
-    ), BEHIND
-    assert decision.digest() in (decision.IMAGES / f"{decision.NAME}.svg").read_text(), BEHIND
-    assert f"images/{decision.NAME}.svg" in PAGE
-    assert f"images/{decision.NAME}.json" in PAGE
-
-
 @pytest.mark.parametrize("symptom", decision.SYMPTOMS, ids=lambda symptom: symptom.seen)
 def test_the_numbers_to_look_at_are_logged(symptom):
     logged = {name for group in ("batch", "routes", "receipts", "inert") for name in tables.groups()[group]}

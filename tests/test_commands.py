@@ -86,6 +86,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "train" | "measure":
             assert given.get("backend", "sim") == "sim"
             compose(given["recipe"], set_, given.get("settings"))
+        case "resume":
+            assert {word.partition("=")[0] for word in set_} <= {"schedule.steps"}
         case "sweep":
             grid(given["recipe"], set_, given["grid_"])
         case "probe":
@@ -101,7 +103,7 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "study":
             assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:
-            assert name in ("audit", "coldstart", "recommend", "report", "conformance")
+            assert name in ("audit", "coldstart", "recommend", "report", "conformance", "explore")
 
 
 def check(words: tuple[str, ...]) -> None:

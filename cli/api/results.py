@@ -60,17 +60,30 @@ class Printed(ABC):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Result(Printed):
-    """The result of a use case.
-
-    A subclass is a dataclass with the same arguments; it names its numbers as fields, and says in `blocks`, `records`
-    and `plot` how they are shown.
+class Documented(Printed):
+    """What also has a JSON document.
 
     Args:
         document: what the command writes with `--json`, before NaN and infinities are replaced.
     """
 
     document: dict[str, Any] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document that the command writes: NaN and infinities are None, tuples are lists."""
+        from firstorder.core.runs.files import to_json
+
+        plain: dict[str, Any] = json.loads(to_json(self.document))
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Result(Documented):
+    """The result of a use case.
+
+    A subclass is a dataclass with the same arguments; it names its numbers as fields, and says in `blocks`, `records`
+    and `plot` how they are shown.
+    """
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -83,13 +96,6 @@ class Result(Printed):
         Raises:
             ConfigError: matplotlib is not installed.
         """
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document that the command writes: NaN and infinities are None, tuples are lists."""
-        from firstorder.core.runs.files import to_json
-
-        plain: dict[str, Any] = json.loads(to_json(self.document))
-        return plain
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a table of pandas.

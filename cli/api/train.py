@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from firstorder.cli.track import openers
 
 from .compose import compose, compose_engines
+from .ended import Ended, ended
 from .overrides import laid, named
 from .results import Result, require_matplotlib
 
@@ -56,27 +57,25 @@ class TrainResult(Result):
         recipe: as resolved.
         inert: the parts of it that cannot act, one sentence each.
         steps: one a step: `step`, and its metrics and receipts by name, a list of numbers with several members.
+        ended: what became of it, what it took, and what to do next.
     """
 
     folder: Path
     recipe: Recipe
     inert: list[str]
     steps: list[Line]
-
-    @property
-    def title(self) -> str:
-        """The run in a line."""
-        return f"{self.folder}: {self.recipe.schedule.steps} steps"
+    ended: Ended
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     def blocks(self) -> Iterator[Table | Text]:
-        """Where it is, what it began and ended with (the mean over members), and the parts that cannot act."""
+        """How it ended, what it began and ended with (the mean over members), and the parts that cannot act."""
         from rich.table import Table
         from rich.text import Text
 
-        yield Text(self.title, no_wrap=True)
+        for line in self.ended.lines():
+            yield Text(line, no_wrap=True)
         table = Table(box=None, header_style="bold")
         table.add_column("quantity")
         table.add_column("first", justify="right")
@@ -157,23 +156,55 @@ def train(
         DataError: a step failed; the folder stays resumable.
         Interrupted: a signal or an alarm asked the run to stop; the step is saved.
     """
+    over = None if settings is None else os.fspath(settings)
+    run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
+    folder = Path(out or f"runs/{named(recipe)}")
+    return _trained(run, folder, resume=resume, strict=strict, track=track, alarm=alarm, dump=dump)
+
+
+def go_on(
+    folder: Path,
+    overrides: Sequence[tuple[str, Any]],
+    *,
+    backend: str,
+    longer: Sequence[str],
+    track: Sequence[str],
+    alarm: str | None,
+    dump: str | None,
+) -> TrainResult:
+    """Go on with the run in a folder, by its own settings; those in `longer` may have other values."""
+    run = _composed(backend)(folder / "config.toml", overrides, None)
+    return _trained(run, folder, resume=True, longer=longer, track=track, alarm=alarm, dump=dump)
+
+
+def _trained(
+    run: TrainingRun,
+    folder: Path,
+    *,
+    resume: bool,
+    strict: bool = False,
+    longer: Sequence[str] = (),
+    track: Sequence[str],
+    alarm: str | None,
+    dump: str | None,
+) -> TrainResult:
+    """A run from its resolved settings to its end; arguments as of `train`."""
     started = time.perf_counter()
     sinks, table = openers(track), _table(alarm)
     _check_dump(dump)
-    over = None if settings is None else os.fspath(settings)
-    run = _composed(backend)(recipe, laid(overrides, keys, simulated=backend == "sim"), over)
     from firstorder.core.training.inert import check_strict, notes
 
     inert = run.inert()
     if strict:
         check_strict(inert)
-    folder = Path(out or f"runs/{named(recipe)}")
-    session = run.prepare(folder, resume=resume)
+    session = run.prepare(folder, resume=resume, longer=longer)
     if session.ranks.is_rank0():
         for line in inert:
             log.info("inert: %s", line)
         for line in notes(run.recipe):
             log.info("note: %s", line)
+        if session.first >= session.steps:
+            log.info("%s has all its %d steps; --set schedule.steps=N makes it longer", folder, session.steps)
     _run(session, sinks, _watching(session, table, stop=alarm == STOP), _dumping(session, dump))
     return _result(folder, run, inert, time.perf_counter() - started)
 
@@ -285,10 +316,11 @@ def _run(
     except Interrupted as stopped:
         session.ranks.all_reduce_max(0)  # ranks leave together: torchrun kills those that are left when one has failed
         if rank0:
-            stopped.add_note(f"{folder}: {stopped.name} after step {stopped.step - 1}, saved; go on with --resume")
+            where = f"{stopped.name} after step {stopped.step - 1}, saved"
+            stopped.add_note(f"{folder}: {where}; go on with `firstorder resume {folder}`")
         raise
     except KeyboardInterrupt as interrupted:
-        interrupted.add_note(f"{folder}: go on with --resume")
+        interrupted.add_note(f"{folder}: go on with `firstorder resume {folder}`")
         raise
 
 
@@ -301,17 +333,19 @@ def _result(folder: Path, run: TrainingRun, inert: list[str], seconds: float) ->
     from firstorder import __version__
     from firstorder.core.runs.logs import history
 
-    steps = list(history(folder))
+    steps, settings = list(history(folder)), run.settings()
+    end = ended(folder, steps, settings)
     document = {
         "schema": SCHEMA,
         "version": __version__,
         "seconds": seconds,
         "folder": str(folder),
-        "settings": run.settings(),
+        "settings": settings,
         "inert": inert,
+        **end.document(),
         "steps": steps,
     }
-    return TrainResult(document=document, folder=folder, recipe=run.recipe, inert=inert, steps=steps)
+    return TrainResult(document=document, folder=folder, recipe=run.recipe, inert=inert, steps=steps, ended=end)
 
 
 def _mean(value: Any) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +12,9 @@ from firstorder.cli import output
 from firstorder.cli.api import train as api
 from firstorder.cli.progress import shown
 from firstorder.cli.track import SINKS
+
+if TYPE_CHECKING:
+    from firstorder.cli.api.train import TrainResult
 
 
 def train(
@@ -38,24 +43,32 @@ def train(
     ),
 ) -> None:
     """Train a recipe: sample, score, update, sync the weights, with metrics and receipts of every step."""
+    run(
+        lambda: api.train(
+            recipe,
+            set_,
+            backend=backend,
+            settings=settings,
+            out=out,
+            resume=resume,
+            strict=strict,
+            track=track,
+            alarm=alarm,
+            dump=dump_format or ("neutral" if dump else None),
+        )
+    )
+
+
+def run(training: Callable[[], TrainResult]) -> None:
+    """Run a training with its progress, and say how it ended; an interruption ends with its own code."""
     from firstorder.core.training.interrupt import Interrupted
 
     quiet = os.environ.get("RANK", "0") != "0"  # of the ranks that torchrun starts only the first one speaks
     try:
         with output.notes_told(), shown("train", quiet=quiet):
-            result = api.train(
-                recipe,
-                set_,
-                backend=backend,
-                settings=settings,
-                out=out,
-                resume=resume,
-                strict=strict,
-                track=track,
-                alarm=alarm,
-                dump=dump_format or ("neutral" if dump else None),
-            )
+            result = training()
     except Interrupted as stopped:
         raise typer.Exit(stopped.code) from None
     if not quiet:
-        typer.echo(result.title)
+        for line in result.ended.lines():
+            typer.echo(line)

@@ -45,15 +45,16 @@ def static(name: str) -> str:
     return (resources.files("firstorder.cli.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def document(title: str, parts: Sequence[str], script: str = "") -> str:
+def document(title: str, parts: Sequence[str], script: str = "", more_style: str = "") -> str:
     """A page.
 
     Args:
         title: of the page, its first heading, too.
         parts: HTML, in order.
         script: JavaScript that runs once all parts are there, ours alone: no data in it.
+        more_style: CSS after that of all pages.
     """
-    style = static("page.css")
+    style = static("page.css") + more_style
     policy = f"{CLOSED}; style-src {_hash(style)}" + (f"; script-src {_hash(script)}" if script else "")
     head = (
         f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{policy}\">"

@@ -5,7 +5,7 @@ What a run has logged says which alarms it had, so that the file is written anew
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .alarm import Change, Monitor
 from .alarm_table import Range, Table
@@ -77,6 +77,12 @@ class AlarmLog:
         for states in (self._members, self._fresh):
             state = states[change.alarm.name]
             states[change.alarm.name] = state | set(change.members) if change.started else state - set(change.members)
+
+
+def happened(lines: Iterable[Line], table: Table, minibatches: int) -> list[Event]:
+    """The alarms of a run that was not watched, from its lines; other arguments as of `AlarmLog`."""
+    monitor = Monitor(table, minibatches)
+    return [event(change) for line in lines for change in monitor.take(line)]
 
 
 def event(change: Change) -> Event:

@@ -1,8 +1,8 @@
 """A run folder: `config.toml`, `metrics.jsonl` and `receipts.jsonl` (one object a step), `quantities.json` (what their
-names mean), `checkpoints/`, and `alarms.jsonl` where alarms are watched.
+names mean), `timings.jsonl` (what each step took), `checkpoints/`, and `alarms.jsonl` where alarms are watched.
 
-A checkpoint is written whole or not at all and says which step comes next. Whatever the two logs hold beyond it is cut
-off on resume, so a run that was killed at any moment goes on bit for bit.
+A checkpoint is written whole or not at all and says which step comes next. Whatever the logs hold beyond it is cut
+off on resume, so a run that was killed at any moment goes on bit for bit, in all but its timings.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from .checkpoint import Checkpoint
 from .files import to_json, write_whole
 from .lock import NAME as LOCK
 from .lock import Lock
-from .logs import LOGS, Line, StepLog, cut, described, history, lines, read
+from .logs import LOGS, TIMINGS, Line, StepLog, cut, described, history, lines, read
 
 log = logging.getLogger("firstorder")
+NAMED = 5  # settings that an error names
 Resolved = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes of a stored configuration one with the keys that came later, at their defaults."""
 
@@ -71,13 +72,15 @@ class RunFolder:
         write_whole(self.path / "quantities.json", to_json({name: asdict(q) for name, q in quantities.items()}))
 
     def append(self, log: StepLog) -> None:
-        """Add a step to both logs, flushed to disk.
+        """Add a step to both logs, and what it took to the timings, flushed to disk.
 
         Raises:
             DiskError: the disk is full or gone; the last checkpoint is untouched.
         """
         for name, line in zip(LOGS, lines(log), strict=True):
             self.add(f"{name}.jsonl", line)
+        if log.timing is not None:
+            self.add(TIMINGS, {"step": log.step} | log.timing.line())
 
     def add(self, name: str, line: Mapping[str, Any]) -> None:
         """Add an object to a file of one a line; raises as `append`."""
@@ -126,6 +129,7 @@ class RunFolder:
                     "%s: %s; the run goes on from step %d without them", logged.path, described(logged.faults), step
                 )
             cut(logged, step)
+        cut(read(self.path / TIMINGS), step)
         events.cut(self.path, step)
         return newest
 
@@ -200,17 +204,19 @@ def _check_new(path: Path) -> None:
 
 
 def _check_same(file: Path, text: str, changeable: Collection[str], resolved: Resolved) -> None:
-    """Refuse to resume where another configuration ran, naming the first key that differs and must not."""
+    """Refuse to resume where another configuration ran, naming the keys that differ and must not."""
     path = file.parent
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; drop --resume to start one")
     before, now = flat(_stored(file, resolved)), flat(tomllib.loads(text))
-    for key in sorted((before.keys() | now.keys()) - set(changeable)):
-        if before.get(key) != now.get(key):
-            raise ConfigError(
-                f"{path} was run with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
-                "resume with the same recipe and settings, or give a new --out"
-            )
+    keys = sorted((before.keys() | now.keys()) - set(changeable))
+    apart = [f"{key} = {before.get(key)!r}, got {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    if apart:
+        more = f", and {len(apart) - NAMED} more" if len(apart) > NAMED else ""
+        raise ConfigError(
+            f"{path} was run with {'; with '.join(apart[:NAMED])}{more}; "
+            "resume with the same recipe and settings, or give a new --out"
+        )
 
 
 def _stored(file: Path, resolved: Resolved) -> dict[str, Any]:

@@ -17,18 +17,38 @@ from firstorder.core.errors import DataError
 from .files import write_whole
 
 LOGS = ("metrics", "receipts")
+TIMINGS = "timings.jsonl"  # beside them, since a run made again has the same metrics and other seconds
 
 Line = dict[str, Any]
 """One step of a log: `step`, and a number for each name, a list of them in an ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a global step took.
+
+    Args:
+        seconds: from the start of its rollout to the end of its evaluation, of all members.
+        tokens: response tokens of its batch, of all members.
+    """
+
+    seconds: float
+    tokens: int
+
+    def line(self) -> dict[str, float]:
+        """As it is written."""
+        return {"seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": self.tokens / self.seconds}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepLog:
-    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`."""
+    """What one global step is remembered by: finalised metrics and receipts, each a tensor of shape `[]` or `[M]`, and
+    what it took, None where nobody looked."""
 
     step: int
     metrics: dict[str, Tensor]
     receipts: dict[str, Tensor]
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

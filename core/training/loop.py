@@ -11,6 +11,7 @@ which recipe each member follows, and every quantity is logged per member.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -22,7 +23,7 @@ from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.method.value import explained_variance, value_moments
 from firstorder.core.quantities import Moments, Quantity, add, means
-from firstorder.core.runs.logs import StepLog
+from firstorder.core.runs.logs import StepLog, Timing
 
 from . import diagnostics, inert, kept, replay, strata
 from .arms import Arm, RecipeWeights, with_advantages
@@ -77,6 +78,7 @@ def train(
         raise ConfigError("the recipes of an ensemble must share one schedule; train the others in runs of their own")
     idle = inert.receipts(arms, backend.mismatch)
     for step in range(first, schedule.steps):
+        started = time.perf_counter()
         batch = backend.rollout(step)
         check_groups(batch, schedule.prompts, schedule.group_size)
         scored, agreement = backend.score(batch)
@@ -94,7 +96,8 @@ def train(
         backend.sync_weights()
         metrics = _finalise(add(sums, weight_fn.moments)) | _rewards(batch.rewards) | backend.evaluate(step + 1)
         acted = weight_fn.receipts | replay.arrived(batch) | _named(sums, replay.PREFIX, kept.PREFIX)
-        on_step(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle))
+        timing = Timing(seconds=time.perf_counter() - started, tokens=int(batch.mask.sum()))
+        on_step(StepLog(step=step, metrics=metrics, receipts=means(acted) | idle, timing=timing))
 
 
 def check_trainable(recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,15 +78,20 @@ class SimRun:
             except (SizeError, ConfigError) as error:
                 raise type(error)(f"{error}, or lower sim.pool, or set sim.update=sampled") from None
 
-    def prepare(self, out: Path, *, resume: bool = False) -> Session:
+    def prepare(self, out: Path, *, resume: bool = False, longer: Collection[str] = ()) -> Session:
         """Check everything, open the run folder and restore its newest checkpoint.
+
+        Args:
+            out: the folder.
+            resume: go on in it.
+            longer: dotted keys that may have other values on resuming.
 
         Raises:
             ConfigError: the recipe cannot be trained here, or the folder cannot be used.
             SizeError: the responses to the measured prompts are too many to enumerate.
         """
         self.check()
-        return start((self.recipe,), self.sim, out, self.settings(), resume=resume)
+        return start((self.recipe,), self.sim, out, self.settings(), resume=resume, longer=longer)
 
 
 def resolved_run(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +103,15 @@ def resolved_run(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @sized(lambda recipes, sim, *_, **__: _numbers(recipes, sim))
-def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any], *, resume: bool) -> Session:
+def start(
+    recipes: Sequence[Recipe],
+    sim: Sim,
+    out: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    longer: Collection[str] = (),
+) -> Session:
     """Recipes that share a schedule as the arms of one ensemble, at the newest checkpoint of their folder.
 
     Args:
@@ -107,9 +120,10 @@ def start(recipes: Sequence[Recipe], sim: Sim, out: Path, config: dict[str, Any]
         out: the run folder.
         config: the configuration that the folder is for.
         resume: go on in a folder of this configuration.
+        longer: as of `SimRun.prepare`.
     """
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
-    with opened(out, config, resume=resume, resolved=resolved_run) as (folder, checkpoint):
+    with opened(out, config, resume=resume, changeable=longer, resolved=resolved_run) as (folder, checkpoint):
         backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
         folder.describe(logged_quantities(backend))
         if checkpoint is not None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from firstorder.cli.api.audit import AuditResult, audit
     from firstorder.cli.api.coldstart import coldstart
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
+    from firstorder.cli.api.doctor import DoctorResult, doctor
+    from firstorder.cli.api.explore import ExploreResult, explore
     from firstorder.cli.api.measure import MeasureResult, measure
     from firstorder.cli.api.pair import PairResult
     from firstorder.cli.api.peers import PeersResult, conformance_peers
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.recipes import RecipesResult, recipe, recipes
     from firstorder.cli.api.recommend import RecommendResult, recommend
     from firstorder.cli.api.report import ReportResult, report
+    from firstorder.cli.api.resume import resume
     from firstorder.cli.api.study import StudiesResult, StudyResult, studies, study
     from firstorder.cli.api.sweep import SweepResult, sweep
     from firstorder.cli.api.train import TrainResult, train
@@ -52,6 +55,8 @@ __all__ = [
     "ConformanceResult",
     "DataError",
     "DiskError",
+    "DoctorResult",
+    "ExploreResult",
     "FirstOrderError",
     "Interrupted",
     "MeasureResult",
@@ -78,6 +83,8 @@ __all__ = [
     "conformance",
     "conformance_peers",
     "conformance_vectors",
+    "doctor",
+    "explore",
     "measure",
     "probe",
     "progress",
@@ -86,6 +93,7 @@ __all__ = [
     "recipes",
     "recommend",
     "report",
+    "resume",
     "studies",
     "study",
     "sweep",
@@ -97,6 +105,8 @@ _HOMES = {
     "cli.api.audit": ["AuditResult", "audit"],
     "cli.api.coldstart": ["coldstart"],
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
+    "cli.api.doctor": ["DoctorResult", "doctor"],
+    "cli.api.explore": ["ExploreResult", "explore"],
     "cli.api.measure": ["MeasureResult", "measure"],
     "cli.api.pair": ["PairResult"],
     "cli.api.peers": ["PeersResult", "conformance_peers"],
@@ -105,6 +115,7 @@ _HOMES = {
     "cli.api.recipes": ["RecipesResult", "recipe", "recipes"],
     "cli.api.recommend": ["RecommendResult", "recommend"],
     "cli.api.report": ["ReportResult", "report"],
+    "cli.api.resume": ["resume"],
     "cli.api.study": ["StudiesResult", "StudyResult", "studies", "study"],
     "cli.api.sweep": ["SweepResult", "sweep"],
     "cli.api.train": ["TrainResult", "train"],

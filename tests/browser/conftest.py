@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))  # audits.py
+sys.path.insert(0, str(Path(__file__).parent))  # driving.py
 
 CHROMIUM = "apt-get install -y --no-install-recommends chromium chromium-driver"
 

@@ -98,7 +98,9 @@ def test_a_stop_is_saved_and_the_run_goes_on_past_the_same_alarm(watched, tmp_pa
     with pytest.raises(Interrupted, match="stopped by an alarm; step 4 follows") as stopped:
         go(tmp_path / "run", alarm="stop")
     assert stopped.value.code == 3
-    assert stopped.value.__notes__ == [f"{tmp_path / 'run'}: an alarm after step 3, saved; go on with --resume"]
+    assert stopped.value.__notes__ == [
+        f"{tmp_path / 'run'}: an alarm after step 3, saved; go on with `firstorder resume {tmp_path / 'run'}`"
+    ]
     assert [line["step"] for line in history(tmp_path / "run")] == [0, 1, 2, 3]
     go(tmp_path / "run", alarm="stop", resume=True)
     for name in ("metrics.jsonl", "receipts.jsonl", events.NAME):
@@ -113,7 +115,7 @@ def test_the_command_ends_with_its_own_code(watched, tmp_path, capsys):
     assert run(command) == 3
     told = capsys.readouterr().err
     assert told.count("alarm: entropy below 10") == 1
-    assert "an alarm after step 3, saved; go on with --resume" in told
+    assert "an alarm after step 3, saved; go on with `firstorder resume " in told
     assert "interrupted" not in told
     assert run([*command, "--resume"]) == 0
     assert "alarm: entropy" not in capsys.readouterr().err

@@ -45,8 +45,9 @@ def test_a_result_is_its_folder_and_what_was_logged(trained, monkeypatch):
     assert os.fspath(trained) == str(trained.folder)
     assert [line["step"] for line in trained.to_dict()["steps"]] == [0, 1, 2]
     assert trained.records()[1].keys() >= {"kl", "exact/j_pi", "corrected"}
-    title, head, *rows = str(trained).splitlines()
-    assert title == f"{trained.folder}: 3 steps"
+    title, verdict, course, _next, head, *rows = str(trained).splitlines()
+    assert title.startswith(f"{trained.folder}: 3 steps in ")
+    assert (verdict, course) == (f"verdict: {trained.ended.outcome.headline}", f"J: {trained.ended.outcome.course}")
     assert head.split() == ["quantity", "first", "last"]
     first, last = (sum(trained.steps[step]["reward"]) / 2 for step in (0, 2))
     assert rows[0].split() == ["reward", f"{first:.6g}", f"{last:.6g}"]
@@ -93,6 +94,6 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch):
         patch.setattr(RunFolder, "append", interrupted)
         with pytest.raises(KeyboardInterrupt) as stopped:
             train("minirl", out=tmp_path / "run", schedule=SCHEDULE, **SIZES)
-    assert stopped.value.__notes__ == [f"{tmp_path / 'run'}: go on with --resume"]
+    assert stopped.value.__notes__ == [f"{tmp_path / 'run'}: go on with `firstorder resume {tmp_path / 'run'}`"]
     again = train("minirl", out=tmp_path / "run", schedule=SCHEDULE, **SIZES, resume=True)
     assert [line["step"] for line in again.steps] == [0, 1, 2]

@@ -241,7 +241,7 @@ def test_a_signal_ends_a_run_after_a_step_that_is_saved(number, code, tmp_path):
     done = len((stopped / "metrics.jsonl").read_text().splitlines())
     assert 0 < done < 1000  # so that no checkpoint was due
     assert [file.name for file in (stopped / "checkpoints").glob("*.pt")] == [f"step-{done:07d}.pt"]
-    assert f"{number.name} after step {done - 1}, saved; go on with --resume" in err
+    assert f"{number.name} after step {done - 1}, saved; go on with `firstorder resume " in err
     assert "Traceback" not in err
     fewer = ["--set", f"schedule.steps={done + 2}"]
     config = stopped / "config.toml"
