@@ -18,6 +18,7 @@ from .commands import (
     conformance,
     doctor,
     explore,
+    keys,
     measure,
     probe,
     promote,
@@ -30,11 +31,12 @@ from .commands import (
     train,
     validate,
 )
+from .complete import bash_words
 from .crash import INTERRUPTED, guarded, is_out_of_memory, tell
+from .examples import epilog
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # which takes [vllm] in a help text for a style and leaves it out
     help="Is a token-level objective still a first-order proxy of the sequence-level reward?",
@@ -55,6 +57,9 @@ app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("recipes")(recipes.recipes)
 app.command("doctor")(doctor.doctor)
+app.command("keys")(keys.keys)
+for each in app.registered_commands:
+    each.epilog = epilog(each.name or "")
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,7 +98,8 @@ def run(arguments: list[str]) -> int:
     """
     try:
         check_text(arguments)
-        code = app(arguments, standalone_mode=False, prog_name="firstorder")
+        with bash_words():
+            code = app(arguments, standalone_mode=False, prog_name="firstorder")
     except FirstOrderError as error:
         return _refuse(str(error), error.code)
     except (KeyboardInterrupt, typer.Abort):

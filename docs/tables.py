@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import typer.main
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from firstorder.backends import pair
 from firstorder.backends.tasks.config import TaskSettings
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.vllm.config import Vllm
+from firstorder.cli.api.keys import TRAINED
 from firstorder.cli.main import app
 from firstorder.cli.report.sweeps import OUTCOMES
 from firstorder.core.method import parts as method_parts
@@ -24,6 +21,7 @@ from firstorder.core.method import surrogate, term_kinds, terms, value
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.quantities import Quantity
 from firstorder.core.runs import alarm_table
+from firstorder.core.settings.described import default, takes
 from firstorder.core.settings.toml import build, read, shipped
 from firstorder.core.training import backend, diagnostics, inert, kept, loop, replay, strata
 from firstorder.sim.config import Numerics, Sim
@@ -45,8 +43,6 @@ PARTS = (
     *("ratios", "spans", "corrections", "rejections", "overs", "clips"),
     *("aggregations", "baselines", "scales", "replays", "terms", "estimators"),
 )
-TRAINING = ("pool", "members", "checkpoint_every", "evaluate_every")  # keys of [sim] that a measurement does not read
-WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "table"}
 
 
 def rows(heads: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
@@ -59,59 +55,13 @@ def rows(heads: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
 def keys(section: str, part: str = "") -> str:
     """The settings of a section; of `sim` those that a measurement reads, or with `training` the others."""
     fields = SECTIONS[section].model_fields.items()
-    wanted = [(key, field) for key, field in fields if section != "sim" or (key in TRAINING) == (part == "training")]
+    wanted = [
+        (key, field) for key, field in fields if section != "sim" or (f"sim.{key}" in TRAINED) == (part == "training")
+    ]
     return rows(
         ("key", "default", "takes", "meaning"),
-        ((f"`{key}`", _default(field.default), takes(field), field.description or "") for key, field in wanted),
+        ((f"`{key}`", default(field.default), takes(field), field.description or "") for key, field in wanted),
     )
-
-
-def _default(default: Any) -> str:
-    if isinstance(default, BaseModel):
-        return f"kind {default.model_dump()['kind']}"
-    if default is None:
-        return "unset"
-    if isinstance(default, str):
-        return f"`{default}`" if default else "none"
-    if default in ((), {}):
-        return "none"
-    return str(list(default) if isinstance(default, tuple) else default).lower()
-
-
-def takes(field: FieldInfo) -> str:
-    """The values of a setting: its type, its range and the reason for it."""
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind = _kind(field.annotation)
-    if interval := extra.get("interval"):
-        kind = f"{kind} in {re.sub(r'[0-9]{6,}', _power, str(interval))}"
-    return f"{kind}: {extra['why']}" if "why" in extra else kind
-
-
-def _power(number: re.Match[str]) -> str:
-    """A long number as the power of 2 or 10 that it is, or that it is one below."""
-    value = int(number[0])
-    for base in (2, 10):
-        for whole, less in ((value, ""), (value + 1, " - 1")):
-            exponent = round(math.log(whole, base))
-            if base**exponent == whole:
-                return f"{base}^{exponent}{less}"
-    return number[0]
-
-
-def _kind(annotation: Any) -> str:
-    """A type in words."""
-    origin, inner = get_origin(annotation), [each for each in get_args(annotation) if each is not NoneType]
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin in (Union, UnionType):
-        return ", ".join(_kind(each) for each in inner)
-    if origin is tuple:
-        return f"list of {_kind(inner[0])}s" if inner[-1] is Ellipsis else f"{len(inner)} {_kind(inner[0])}s"
-    if hasattr(annotation, "__metadata__"):
-        return _kind(annotation.__origin__)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "a section"
-    return WORDS[origin or annotation]
 
 
 def groups() -> dict[str, Mapping[str, Quantity]]:

@@ -11,8 +11,10 @@ import typer.main
 from firstorder.backends.promote import models
 from firstorder.cli.api.compose import compose, compose_engines, grid
 from firstorder.cli.api.evidence import read_source
+from firstorder.cli.api.keys import keys
 from firstorder.cli.api.overrides import laid
 from firstorder.cli.api.recipes import resolve
+from firstorder.cli.examples import EXAMPLES
 from firstorder.cli.main import app
 from firstorder.core.settings.grid import axes, points
 from firstorder.sim.claims import CLAIMS
@@ -100,6 +102,8 @@ def check_program(name: str, arguments: tuple[str, ...]) -> None:
         case "recipes":
             for each in (given["name"], given["other"]):
                 assert each is None or resolve(each)
+        case "keys":
+            assert keys(given["prefix"])
         case "study":
             assert given["name"] is None or given["name"] in {study.id for study in STUDIES}
         case _:
@@ -129,6 +133,13 @@ def check(words: tuple[str, ...]) -> None:
 def test_every_command_on_a_page_can_be_run(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     check(words)
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_every_example_of_a_help_can_be_run(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in parsed("help", line).commands:
+        check(words)
 
 
 def test_every_exception_is_still_on_a_page():

@@ -4,11 +4,13 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import rooms
+from firstorder import __version__
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("core", "sim", "backends", "cli")
@@ -47,6 +49,17 @@ def test_a_room_imports_only_from_the_rooms_below_it(room):
             if name.startswith("firstorder."):
                 assert name.split(".")[1] in ALLOWED[room], f"{file} imports {name}"
             assert name.split(".")[0] not in ROOMS, f"{file} imports {name} by its bare name"
+
+
+def test_the_wheel_holds_every_file_of_the_package_itself():
+    taken = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["only-include"]
+    here = {f"src/firstorder/{path.name}" for path in (ROOT / "src/firstorder").iterdir() if path.is_file()}
+    assert set(taken) == here | set(ROOMS)
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "firstorder", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
 
 
 def test_core_stands_on_torch_and_pydantic_alone():

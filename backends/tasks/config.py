@@ -29,8 +29,11 @@ class TaskSettings(Section):
         {},
         description="of that dataset, under its own names, as `task.options.max_terms=3`; `size` and `seed` are 10,000 "
         "and 0",
+        examples=[{"max_terms": 3}],
     )
-    files: tuple[Place, ...] = Field((), description="JSONL or Parquet files of `math`, `code` and `text`")
+    files: tuple[Place, ...] = Field(
+        (), description="JSONL or Parquet files of `math`, `code` and `text`", examples=[("problems.jsonl",)]
+    )
     prompt_column: str = Field("prompt", description="the files' column of questions")
     answer_column: str = Field("answer", description="the files' column of answers, tests or references")
     held_out: float = within(

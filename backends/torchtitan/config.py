@@ -18,7 +18,9 @@ class Torchtitan(Section):
     """The training engine. Lengths are in tokens."""
 
     model: Place = Field(
-        "", description="folder with config.json, safetensors and a tokenizer, as Hugging Face saves a Qwen3-MoE"
+        "",
+        description="folder with config.json, safetensors and a tokenizer, as Hugging Face saves a Qwen3-MoE",
+        examples=["models/terse"],
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="of the forward and backward pass; weights and optimizer are float32"

@@ -66,7 +66,7 @@ class Vllm(Section):
     )
     max_sequences: int = within(256, "[1, 65536]", "each has a thread and a slot", "responses decoded together")
     max_batched_tokens: int | None = within(
-        None, TOKENS, "no GPU runs more at once", "tokens run together; vLLM's own unless given"
+        None, TOKENS, "no GPU runs more at once", "tokens run together; vLLM's own unless given", example=2048
     )
     kv_cache_mib: int = within(64, "[1, 16777216]", "no machine has 16 TiB for it", "memory of the KV cache")
     prefix_caching: bool = Field(True, description="keep what was computed for a prefix that returns")
@@ -76,7 +76,11 @@ class Vllm(Section):
         "vLLM fails on a response with a seed whose prompt is in parts",
     )
     tensor: int = within(1, "[1, 1024]", "it is a number of GPUs", "tensor parallel degree of a server")
-    servers: tuple[str, ...] = Field((), description="addresses of replicas over HTTP; none: in this process")
+    servers: tuple[str, ...] = Field(
+        (),
+        description="addresses of replicas over HTTP; none: in this process",
+        examples=[("http://127.0.0.1:8001",)],
+    )
     timeout: float = within(
         600.0,
         "(0, 604800]",
@@ -87,6 +91,7 @@ class Vllm(Section):
         "",
         description="where weights are written for servers: a folder that they all can read, best in memory "
         "(`/dev/shm`); unset: the system's temporary folder",
+        examples=["/dev/shm"],
     )
     probe_prompts: int = within(8, "[1, 65536]", "one at least is compared", "responses that check each weight sync")
     probe_limit: float | None = within(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 120  # columns of a result where there is no terminal
+WHOLE = 1000  # columns that hold every line of a listing
 
 
 class Printed(ABC):
@@ -59,9 +60,24 @@ class Printed(ABC):
         return "\n".join(_table(block) if hasattr(block, "columns") else _paragraph(block) for block in self.blocks())
 
 
+class Listing(Printed):
+    """What is listed, a line each: cut where a terminal ends, and whole in a file or a pipe."""
+
+    def print(self, console: Console | None = None) -> None:
+        """Print what the command prints."""
+        import os
+
+        from rich.console import Console
+
+        console = console or Console()
+        if not console.is_terminal and not console.is_jupyter and "COLUMNS" not in os.environ:
+            console = Console(file=console.file, width=WHOLE)
+        super().print(console)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Documented(Printed):
-    """What also has a JSON document.
+    """What is written as JSON too.
 
     Args:
         document: what the command writes with `--json`, before NaN and infinities are replaced.
@@ -104,6 +120,27 @@ class Result(Documented):
             ConfigError: pandas is not installed.
         """
         return require("pandas", "to_pandas needs", "notebook").DataFrame(self.records())
+
+
+def listed(columns: Iterable[tuple[str, int | None]], rows: Iterable[Iterable[str]], title: str | None = None) -> Table:
+    """A table of one line a row, whose last column is cut with … where the line ends.
+
+    Args:
+        columns: their heads, with the most that each may take.
+        rows: texts, in which [clip] is no style.
+        title: of the table.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left", title_style="bold")
+    *fixed, last = columns
+    for head, most in fixed:
+        shown.add_column(head, no_wrap=True, overflow="ellipsis", max_width=most)
+    shown.add_column(last[0], overflow="ellipsis")  # the only one that may be narrowed; its cells do not wrap either
+    for row in rows:
+        shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+    return shown
 
 
 def require(module: str, what: str, extra: str) -> Any:

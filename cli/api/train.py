@@ -104,7 +104,8 @@ class TrainResult(Result):
         require_matplotlib()
         from firstorder.cli.report.catalogue import plots
         from firstorder.cli.report.curves import curve
-        from firstorder.cli.report.figures import drawn, over_steps
+        from firstorder.cli.report.figures import drawn
+        from firstorder.cli.report.panels import over_steps
         from firstorder.cli.report.runs import read_runs
         from firstorder.core.errors import ConfigError
         from firstorder.core.settings.toml import nearest

@@ -105,7 +105,7 @@ def validate(
         training: the claims about training, on ensembles of runs.
         quick: fewer policies and draws: a first look.
         expect: an earlier result, or the file of one, whose verdicts are compared with these.
-        out: a folder that keeps the runs of `training`; another call goes on there.
+        out: a folder that keeps the runs of `training` and the verdicts; another call goes on there.
 
     Raises:
         ConfigError: an unknown claim, a record that cannot be read, or a folder of other runs.
@@ -116,6 +116,7 @@ def validate(
     if out is not None and not training:
         raise ConfigError("--out keeps the runs of --training; give both or neither")
     from firstorder import __version__
+    from firstorder.cli.report.claimed import keep
     from firstorder.sim.claims.settle import here, settle
 
     started = time.perf_counter()
@@ -123,6 +124,8 @@ def validate(
     with ExitStack() as stack:
         budget = _budget(stack, out, training=training, quick=quick)
         claims = (here if training else settle)(chosen, budget)  # those about training share runs, and processes
+        if out is not None:
+            keep(Path(out), [each.json() for each in claims])
     seconds = time.perf_counter() - started
     document = {
         "schema": SCHEMA,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import measure as api
 from firstorder.cli.progress import shown
 
 
 def measure(
-    recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
-    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
+    recipe: str = typer.Argument(
+        autocompletion=complete.recipes, help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."
+    ),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="A.B=V", autocompletion=complete.settings, help="Override one setting; repeat for more."
+    ),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),
     split: bool = typer.Option(False, "--split", help="Split what is off into parts, at every minibatch of a step."),
     strict: bool = typer.Option(False, "--strict", help="Refuse a recipe with parts that cannot act."),

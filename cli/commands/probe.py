@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import pair as pairs
 from firstorder.cli.api import probe as api
 from firstorder.cli.progress import shown
@@ -23,7 +23,9 @@ def probe(
     grid_: list[str] = typer.Option(
         [], "--grid", metavar="A.B=V1,V2", help="An axis of [vllm], [torchtitan] or [task]; repeat for more."
     ),
-    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting of all points."),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="A.B=V", autocompletion=complete.settings, help="Override one setting of all points."
+    ),
     prompts: int = typer.Option(128, "--prompts", min=1, max=2**20, help="Prompts of the task."),
     responses: int = typer.Option(4, "--responses", min=1, max=2**20, help="Responses to each."),
     limit: float | None = typer.Option(

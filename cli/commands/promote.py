@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from firstorder.cli import complete
 from firstorder.cli.api import promote as api
 from firstorder.cli.progress import shown
 
 
 def promote(
-    source: str = typer.Argument(metavar="RUN|RECIPE", help="A run folder, a shipped recipe or a TOML file."),
+    source: str = typer.Argument(
+        metavar="RUN|RECIPE", autocompletion=complete.recipes, help="A run folder, a shipped recipe or a TOML file."
+    ),
     world: int = typer.Option(..., "--world", min=1, help="GPUs of the trainer."),
     out: str = typer.Option(..., "--out", metavar="DIR", help="A new or empty folder for the bundle."),
     gpu: str = typer.Option("h100", "--gpu", help="Of every node: a100-80gb, h100, h200, b200."),
@@ -31,7 +34,11 @@ def promote(
         None, "--rehearse", metavar="MODEL", help="Run the bundle's launchers for a step on this small model."
     ),
     set_: list[str] = typer.Option(
-        [], "--set", metavar="A.B=V", help="Override a key of [torchtitan], [vllm] or [task]."
+        [],
+        "--set",
+        metavar="A.B=V",
+        autocompletion=complete.settings,
+        help="Override a key of [torchtitan], [vllm] or [task].",
     ),
     account: str | None = typer.Option(None, "--account", help="That SLURM charges; a placeholder unless given."),
     partition: str | None = typer.Option(None, "--partition", help="Of SLURM's nodes; a placeholder unless given."),

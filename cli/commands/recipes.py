@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import typer
 
+from firstorder.cli import complete
 from firstorder.cli.api import recipes as api
 
 
 def recipes(
-    name: str | None = typer.Argument(None, help="Print this recipe, shipped or a file, in full as TOML."),
-    other: str | None = typer.Option(None, "--diff", help="Print where the recipe and this one differ instead."),
+    name: str | None = typer.Argument(
+        None, autocompletion=complete.recipes, help="Print this recipe, shipped or a file, in full as TOML."
+    ),
+    other: str | None = typer.Option(
+        None, "--diff", autocompletion=complete.recipes, help="Print where the recipe and this one differ instead."
+    ),
 ) -> None:
     """List the shipped recipes, or print one as TOML with its bases and defaults filled in."""
     from firstorder.core.errors import ConfigError
-    from firstorder.core.settings.toml import dump, literal
+    from firstorder.core.settings.toml import dump
 
     if name is None:
         if other is not None:
@@ -22,6 +27,4 @@ def recipes(
     elif other is None:
         typer.echo(dump(api.resolve(name)), nl=False)
     else:
-        for key, pair in api.diff(name, other).items():
-            before, after = ("unset" if value is None else literal(value) for value in pair)
-            typer.echo(f"{key}: {before} -> {after}")
+        api.compared(name, other).print()

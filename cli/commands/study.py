@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import study as api
 from firstorder.cli.progress import shown
 
 
 def study(
-    name: str | None = typer.Argument(None, help="The study; without one, the questions there are."),
+    name: str | None = typer.Argument(
+        None, autocompletion=complete.studies, help="The study; without one, the questions there are."
+    ),
     quick: bool = typer.Option(False, "--quick", help="Fewer seeds, conditions and updates: a first look."),
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="Keep the runs, and go on there."),
     json: str | None = typer.Option(None, "--json", metavar="FILE", help="Write JSON to FILE, or to stdout for -."),

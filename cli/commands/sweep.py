@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import sweep as api
 from firstorder.cli.progress import shown
 
 
 def sweep(
-    recipe: str = typer.Argument(help="The base: a shipped recipe (`firstorder recipes` lists them) or a TOML file."),
+    recipe: str = typer.Argument(
+        autocompletion=complete.recipes,
+        help="The base: a shipped recipe (`firstorder recipes` lists them) or a TOML file.",
+    ),
     grid_: list[str] = typer.Option(
         ..., "--grid", metavar="A.B=V1,V2", help="An axis; repeat for more. `recipe=NAME1,NAME2` is one of recipes."
     ),
-    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting of all cells."),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="A.B=V", autocompletion=complete.settings, help="Override one setting of all cells."
+    ),
     executor: str = typer.Option("local", "--executor", help="local, or ray."),
     out: str | None = typer.Option(None, "--out", metavar="DIR", help="The sweep's folder; sweeps/NAME unless given."),
     resume: bool = typer.Option(False, "--resume", help="Train what is missing in the folder of the same grid."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from firstorder.cli import output
+from firstorder.cli import complete, output
 from firstorder.cli.api import train as api
 from firstorder.cli.progress import shown
 from firstorder.cli.track import SINKS
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: str = typer.Argument(help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."),
-    set_: list[str] = typer.Option([], "--set", metavar="A.B=V", help="Override one setting; repeat for more."),
+    recipe: str = typer.Argument(
+        autocompletion=complete.recipes, help="A shipped recipe (`firstorder recipes` lists them) or a TOML file."
+    ),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="A.B=V", autocompletion=complete.settings, help="Override one setting; repeat for more."
+    ),
     backend: str = typer.Option("sim", "--backend", help="Where to train: sim, or torchtitan (with vLLM rollouts)."),
     settings: str | None = typer.Option(
         None, "--settings", metavar="FILE", help="TOML whose sections are laid over the recipe's, before --set."

@@ -101,7 +101,7 @@ def _figure(table: Table, svg: bytes) -> str:
     caption = (kit.note(table.note) if table.note else "") + band
     numbers = f"{_table(table)}\n{_meanings(table.columns)}"
     closed = f"<details><summary>The numbers and what they mean</summary>{numbers}</details>"
-    return f"{kit.figure(table.name, table.title, svg, shown, caption)}\n{closed}"
+    return "\n".join([kit.figure(table.name, table.title, {"svg": svg}, shown, caption), closed])
 
 
 def _tables(tables: Sequence[Table]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from firstorder.backends import pair
 from firstorder.core.method import value
 from firstorder.core.method.surrogate import RECEIPTS
 from firstorder.core.quantities import Quantity
@@ -14,6 +17,7 @@ from firstorder.sim.training.backend import EXACT
 from .runs import Run
 
 LAYER = "route/flip_rate_layer_"
+HELD_OUT = "eval/reward"
 KNOWN = (diagnostics, strata, loop, backend, halves, replay, value)
 QUANTITIES = {name: q for module in KNOWN for name, q in module.QUANTITIES.items()} | RECEIPTS | EXACT
 
@@ -41,6 +45,11 @@ class Panel:
     alarm: float | None = None
     after: int = 0
     heavy: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is an evaluation, of all responses or all held-out prompts; else it is of one sampled batch."""
+        return self.key in EXACT or self.key == HELD_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,7 @@ REWARD = (
     _panel("reward", "sampled reward"),
     _panel("exact/j_pi", "exact J of π", after=1),
     _panel("exact/j_mu", "exact J of μ", after=1),
+    _panel(HELD_OUT, "reward on held-out prompts", after=1, known=pair.QUANTITIES[HELD_OUT]),
 )
 ERRORS = (
     _panel("exact/gradient_error", "gradient error, own target", after=1, heavy=True),
@@ -169,6 +179,18 @@ def plots(runs: list[Run]) -> list[Plot]:
         for name, title, panels, shared in shown
         if panels
     ]
+
+
+def varied(shown: list[Plot], runs: list[Run]) -> list[Plot]:
+    """Without the quantities that are one number in all runs throughout."""
+    kept = [replace(plot, panels=tuple(p for p in plot.panels if _varies(p, runs))) for plot in shown]
+    return [plot for plot in kept if plot.panels]
+
+
+def _varies(panel: Panel, runs: list[Run]) -> bool:
+    values = np.concatenate([run.logged[panel.key].values.ravel() for run in runs if panel.key in run.logged])
+    known = values[np.isfinite(values)]
+    return bool((known != known[:1]).any())
 
 
 def _layer(index: int) -> Panel:

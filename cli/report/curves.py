@@ -1,12 +1,20 @@
-"""Curves of members: interquartile mean with a bootstrap interval. Shapes: S logged steps, M members."""
+"""Curves of members: interquartile mean with a bootstrap interval, of each step and of a window that ends with it.
+
+What is exact is read as it is; what is sampled varies from batch to batch, so that its mean over a window is read.
+
+Shapes: S logged steps, M members.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from firstorder.core.runs.windows import trailing, width
 from firstorder.sim.trials.statistics import interval, middle_mean
 
 from .catalogue import Panel
@@ -27,6 +35,8 @@ class Curve:
         value: the interquartile mean over members `[S]`; the value itself if there is one member.
         low: lower end of its 95% interval `[S]`; NaN if there is one member.
         high: upper end.
+        window: how many logged steps a mean is over, this one and those before it; 1 for what is exact.
+        mean: as `value`, of every member's mean over the window, `[S]`; so are its ends.
     """
 
     run: Run
@@ -36,6 +46,10 @@ class Curve:
     value: Array
     low: Array
     high: Array
+    window: int
+    mean: Array
+    mean_low: Array
+    mean_high: Array
 
     @property
     def steps_done(self) -> NDArray[np.int64]:
@@ -43,12 +57,12 @@ class Curve:
         return self.steps + self.panel.after
 
     def last(self) -> tuple[int, float, float, float] | None:
-        """Steps done, value, low and high where last known."""
-        known = np.flatnonzero(np.isfinite(self.value))
+        """Steps done, and the mean over the window with its ends, where last known."""
+        known = np.flatnonzero(np.isfinite(self.mean))
         if not len(known):
             return None
         i = known[-1]
-        return int(self.steps_done[i]), float(self.value[i]), float(self.low[i]), float(self.high[i])
+        return int(self.steps_done[i]), float(self.mean[i]), float(self.mean_low[i]), float(self.mean_high[i])
 
 
 def curve(run: Run, panel: Panel) -> Curve | None:
@@ -56,8 +70,30 @@ def curve(run: Run, panel: Panel) -> Curve | None:
     series = run.logged.get(panel.key)
     if series is None:
         return None
-    value, low, high = estimate(series.values)
-    return Curve(run=run, panel=panel, steps=series.steps, each=series.values, value=value, low=low, high=high)
+    window = 1 if panel.exact else width(run.planned)
+    value, low, high = own = estimate(series.values)
+    means = own if window == 1 else estimate(trailing(torch.from_numpy(series.values), window).numpy())
+    return Curve(
+        run=run,
+        panel=panel,
+        steps=series.steps,
+        each=series.values,
+        value=value,
+        low=low,
+        high=high,
+        window=window,
+        mean=means[0],
+        mean_low=means[1],
+        mean_high=means[2],
+    )
+
+
+def windows(curves: Sequence[Curve]) -> str:
+    """What the curves of a panel are means over; nothing where they are values as they are."""
+    widths = sorted({curve.window for curve in curves})
+    if not widths or widths[-1] == 1:
+        return ""
+    return f"mean of {widths[0]} steps" if len(widths) == 1 else f"mean of {widths[0]} to {widths[-1]} steps"
 
 
 def estimate(values: Array) -> tuple[Array, Array, Array]:

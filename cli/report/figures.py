@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,16 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .catalogue import Panel, Plot
+from .catalogue import Panel
 from .curves import Curve
-from .runs import Run
-from .warned import mark
 
 # M. Okabe and K. Ito, "Color Universal Design", without yellow, which paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-TOGETHER = 6  # runs in one axes; more are drawn side by side
 MARKED = 8  # markers on a long line
 COLUMNS = 3
 HEAVY = 30  # times the median
@@ -51,16 +48,6 @@ STYLE: Any = {
 }
 
 
-def draw(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> dict[str, bytes]:
-    """A figure of runs over their steps, as PNG and SVG, by suffix."""
-    return images(lambda: over_steps(plot, runs, curves))
-
-
-def over_steps(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
-    """A figure of runs over their steps."""
-    return (_together if len(runs) <= TOGETHER else _side_by_side)(plot, runs, curves)
-
-
 @contextmanager
 def house_style() -> Iterator[None]:
     """The look of every figure, whatever style the user has set elsewhere."""
@@ -71,11 +58,14 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def images(make: Callable[[], Figure]) -> dict[str, bytes]:
+def images(make: Callable[[], Figure], suffixes: Iterable[str] = METADATA) -> dict[str, bytes]:
     """A figure, made in the house style, as PNG and SVG, by suffix; the same figure gives the same bytes."""
     with house_style():
         figure = make()
-        return {suffix: _encoded(figure, suffix) for suffix in METADATA}
+        if figure.get_layout_engine() is not None:  # laid out once, not for each suffix
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        return {suffix: _encoded(figure, suffix) for suffix in suffixes}
 
 
 def drawn(make: Callable[[], Figure]) -> Figure:
@@ -100,92 +90,21 @@ def _encoded(figure: Figure, suffix: str) -> bytes:
     return file.getvalue()
 
 
-def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
-    """An axes for each quantity, a line for each run."""
-    columns, rows = arranged(len(plot.panels))
-    named = [_name(run) for run in runs]
-    width = max(6.0, 3.6 * columns)
-    across = _across(named, width)
-    figure = Figure(figsize=(width, 2.7 * rows + 0.2 * math.ceil(len(runs) / across) + 0.1), layout="constrained")
-    cells = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=plot.shared).flat
-    axes = list(cells)
-    for ax, panel in zip(axes, plot.panels, strict=False):
-        for place, run in enumerate(runs):
-            mine = [c for c in curves if c.panel is panel and c.run is run]
-            line(ax, mine, place, len(runs))
-            mark(ax, mine, COLOURS[place % len(COLOURS)])
-        _alarm(ax, panel)
-        dress(ax, panel.title)
-        scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
-    for ax in axes[len(plot.panels) :]:
-        ax.remove()
-    name_lines(figure, named, across)
-    return figure
-
-
-def _side_by_side(plot: Plot, runs: list[Run], curves: Sequence[Curve]) -> Figure:
-    """An axes for each run; its lines are the quantities where they share an axis, else each has a block of axes."""
-    blocks: list[tuple[Panel, ...]] = [plot.panels] if plot.shared else [(panel,) for panel in plot.panels]
-    columns, rows = arranged(len(runs))
-    width = 3.6 * columns
-    named = [panel.title for panel in plot.panels]
-    legend = len(plot.panels) > 1 and plot.shared
-    height = len(blocks) * (2.0 * rows + 0.3) + 0.4 * legend
-    figure = Figure(figsize=(width, height), layout="constrained")
-    for block, part in zip(blocks, figure.subfigures(len(blocks), 1, squeeze=False).flat, strict=True):
-        part.suptitle(block[0].title if len(block) == 1 else plot.title, fontsize=10, fontweight="bold")
-        axes = list(part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
-        for number, (ax, run) in enumerate(zip(axes, runs, strict=False)):
-            for place, panel in enumerate(block):
-                mine = [c for c in curves if c.panel is panel and c.run is run]
-                line(ax, mine, place, len(block))
-                mark(ax, mine, COLOURS[place % len(COLOURS)])
-                _alarm(ax, panel)
-            dress(ax, _name(run))
-            scale(ax, _unit(block), block, curves)
-            if not any(panel.key in run.logged for panel in block):
-                ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="0.4")
-            if number % columns:
-                ax.set_ylabel("")
-            if number + columns < len(runs):
-                ax.set_xlabel("")
-        for ax in axes[len(runs) :]:
-            ax.remove()
-    if legend:
-        name_lines(figure, named, _across(named, width))
-    return figure
-
-
 def line(ax: Axes, curves: Sequence[Curve], place: int, of: int) -> None:
-    """The curve in the look of its place, if there is one, its interval as a band."""
+    """The curve in the look of its place, if there is one: the mean of its window, that one's interval as a band, and
+    faint behind it the values of the steps alone."""
     look = _look(place)
     for curve in curves:
         x, points = curve.steps_done, len(curve.steps)
         every = max(1, points // MARKED)
         start = 0 if every == 1 else place * every // of
-        ax.plot(x, curve.value, markevery=(start, every), **look)
-        if np.isfinite(curve.low).any():
-            ax.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.12, linewidth=0)
-            for edge in (curve.low, curve.high):
+        if curve.window > 1:
+            ax.plot(x, curve.value, color=look["color"], linewidth=0.6, alpha=0.35, gid=f"each step {curve.panel.key}")
+        ax.plot(x, curve.mean, markevery=(start, every), **look)
+        if np.isfinite(curve.mean_low).any():
+            ax.fill_between(x, curve.mean_low, curve.mean_high, color=look["color"], alpha=0.12, linewidth=0)
+            for edge in (curve.mean_low, curve.mean_high):
                 ax.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, alpha=0.5)
-
-
-def _alarm(ax: Axes, panel: Panel) -> None:
-    """The level of danger of the quantity's source, if it names one; the axis reaches it."""
-    if panel.alarm is None:
-        return
-    ax.axhline(panel.alarm, color="0.25", linestyle=":", linewidth=1.2, gid=f"alarm {panel.key}")
-    ax.annotate(
-        f"alarm {panel.alarm:g}",
-        (1, panel.alarm),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, -2),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=7,
-        color="0.25",
-    )
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -216,7 +135,7 @@ def scale(ax: Axes, unit: str, panels: Sequence[Panel], curves: Sequence[Curve])
         curves: of the whole figure.
     """
     ax.set_ylabel(unit)
-    shown = [np.concatenate([c.value, c.low, c.high]) for c in curves if c.panel in panels]
+    shown = [np.concatenate([c.value, c.mean_low, c.mean_high]) for c in curves if c.panel in panels]
     sizes = np.abs(np.concatenate(shown))
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     if unit.startswith("share"):
@@ -241,21 +160,12 @@ def arranged(cells: int) -> tuple[int, int]:
     return columns, math.ceil(cells / columns)
 
 
-def _across(named: list[str], width: float) -> int:
+def across(named: list[str], width: float) -> int:
     """Columns of a legend that fits the width, in inches."""
     return max(1, min(len(named), int(width / (0.075 * max(map(len, named)) + 0.8))))
 
 
-def _unit(panels: Sequence[Panel]) -> str:
-    units = list(dict.fromkeys(panel.unit for panel in panels))
-    return units[0] if len(units) == 1 else "share"
-
-
-def _name(run: Run) -> str:
-    return short(run.label if run.label == run.recipe else f"{run.label}: {run.recipe}")
-
-
-def short(label: str) -> str:
+def short(label: str, letters: int = LABEL) -> str:
     """A label that fits; one that starts with an underscore would be left out of the legend."""
-    text = label if len(label) <= LABEL else f"{label[: LABEL // 2]}…{label[-LABEL // 2 + 1 :]}"
+    text = label if len(label) <= letters else f"{label[: letters // 2]}…{label[-letters // 2 + 1 :]}"
     return f" {text}" if text.startswith("_") else text

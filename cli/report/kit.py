@@ -22,6 +22,7 @@ from firstorder import __version__
 STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
+NARROW = 700  # pixels up to which a page is a phone's
 SHORT = 44  # letters of a cell that stay on one line: a number with its interval and where it was last known
 CLOSED = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:"
 
@@ -107,23 +108,28 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], name: str, link
     return f"{whole}\n<p class='note'>{links}</p>" if links else whole
 
 
-def figure(name: str, title: str, svg: bytes, shown: str, caption: str) -> str:
+def figure(name: str, title: str, images: Mapping[str, bytes], shown: str, caption: str, before: str = "") -> str:
     """A figure under its heading.
 
     Args:
         name: of its files.
         title: its heading.
-        svg: the image.
+        images: `svg`, and `phone`, an SVG for narrow pages, if there is one.
         shown: what it shows, for those who do not see it.
         caption: HTML below it; links to the files follow.
+        before: HTML between heading and figure.
     """
-    image = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    image = f'<img alt="{text(shown)}" src="{_source(images["svg"])}">'
+    if "phone" in images:
+        narrow = f'<source media="(max-width: {NARROW}px)" srcset="{_source(images["phone"])}">'
+        image = f"<picture>{narrow}{image}</picture>"
     links = " · ".join(link(f"{name}.{suffix}", suffix.upper()) for suffix in ("png", "svg", "csv"))
-    return section(
-        name,
-        title,
-        f'<figure>\n<img alt="{text(shown)}" src="{image}">\n<figcaption>{caption}{links}</figcaption>\n</figure>',
-    )
+    inner = f"<figure>\n{image}\n<figcaption>{caption}{links}</figcaption>\n</figure>"
+    return section(name, title, before, inner)
+
+
+def _source(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def terms(meanings: Iterable[tuple[str, str, str]]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from firstorder.core.training import inert, replay
 
+from .rows import Cell, Row
 from .runs import Run
 
 SHOWN = {
@@ -18,13 +19,13 @@ SHOWN = {
 }
 
 
-def layer_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """A row for each run and layer: means over its steps and members, as text; none where nothing was logged."""
-    rows = []
+def layer_table(runs: Sequence[Run]) -> list[Row]:
+    """A row for each run and layer: means over its steps and members; none where nothing was logged."""
+    rows: list[Row] = []
     for run in runs:
         layer = 0
         while f"{replay.PREFIX}rows_replayed{replay.LAYER}{layer}" in run.logged:
-            values = {
+            values: dict[str, Cell] = {
                 f"{title} [share of tokens]": _mean(run, f"{replay.PREFIX}{name}{replay.LAYER}{layer}")
                 for name, title in SHOWN.items()
             }
@@ -42,6 +43,6 @@ def idle_parts(run: Run) -> list[str]:
     ]
 
 
-def _mean(run: Run, name: str) -> str:
+def _mean(run: Run, name: str) -> Cell:
     values = run.logged[name].values if name in run.logged else np.empty(0)
-    return f"{np.nanmean(values):.4g}" if np.isfinite(values).any() else ""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else ""

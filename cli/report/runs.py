@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from numpy.typing import NDArray
 from firstorder.core.errors import ConfigError
 from firstorder.core.runs import events
 from firstorder.core.runs.events import Event
-from firstorder.core.runs.logs import LOGS, described, read
+from firstorder.core.runs.logs import LOGS, Line, described, read
 from firstorder.core.settings.toml import flat, parse
 
+from .outcome import RunOutcome, run_outcome
+
 Array = NDArray[np.float64]
+
+SEEDS = ("sim.seed", "torchtitan.seed")  # of the first member
 
 log = logging.getLogger("firstorder")
 
@@ -36,13 +41,15 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder holds: the flat configuration, every logged quantity of both logs by name, and its alarms."""
+    """What a run folder holds: the flat configuration, every logged quantity of both logs by name, its alarms, and what
+    became of it, None where nothing says that yet."""
 
     label: str
     config: dict[str, Any]
     logged: dict[str, Series]
     receipts: tuple[str, ...]
     alarms: tuple[Event, ...] = ()
+    outcome: RunOutcome | None = None
 
     @property
     def recipe(self) -> str:
@@ -64,6 +71,14 @@ class Run:
         """Policies trained at once."""
         logged = (int(series.values.shape[1]) for series in self.logged.values())
         return max(logged, default=int(self.config.get("sim.members", 1)))
+
+    @property
+    def seeds(self) -> str:
+        """The seeds of its members, from the first to the last."""
+        first = next((int(self.config[key]) for key in SEEDS if key in self.config), None)
+        if first is None:
+            return "not set"
+        return str(first) if self.members == 1 else f"{first} to {first + self.members - 1}"
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
@@ -97,7 +112,7 @@ def labels(paths: list[Path]) -> list[str]:
     return names
 
 
-def differences(runs: list[Run]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The configuration keys on which the runs differ, one value a run, None where not set; names aside."""
     keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith("about."))
     rows = {key: [run.config.get(key) for run in runs] for key in keys}
@@ -113,14 +128,22 @@ def read_run(path: Path, label: str) -> Run:
         config = flat(parse(file))
     except ConfigError as error:
         raise ConfigError(f"{error}; give another run") from None
-    logs = [_log(path / f"{name}.jsonl") for name in LOGS]
+    metrics, receipts = (_lines(path / f"{name}.jsonl") for name in LOGS)
+    alarms = tuple(events.read(path))
+    acted = {line["step"]: line for line in receipts}
+    both = [line | acted.get(line["step"], {}) for line in metrics]
     return Run(
-        label=label, config=config, logged=logs[0] | logs[1], receipts=tuple(logs[1]), alarms=tuple(events.read(path))
+        label=label,
+        config=config,
+        logged=_series(metrics) | _series(receipts),
+        receipts=tuple(_series(receipts)),
+        alarms=alarms,
+        outcome=run_outcome(both, config, alarms),
     )
 
 
-def _log(file: Path) -> dict[str, Series]:
-    """The quantities of a log; a last line that is only half written is left out, and steps that are missing are said.
+def _lines(file: Path) -> list[Line]:
+    """The steps of a log; a last line that is only half written is left out, and steps that are missing are said.
 
     Raises:
         ConfigError: a line is damaged.
@@ -131,8 +154,13 @@ def _log(file: Path) -> dict[str, Series]:
         raise ConfigError(f"{file} is damaged, {described(damaged)}; resume the run, or give another")
     if content.faults:
         log.warning("%s: %s; the figures have a gap there", file, described(content.faults))
+    return content.lines
+
+
+def _series(lines: list[Line]) -> dict[str, Series]:
+    """The quantities of a log by name."""
     columns: dict[str, tuple[list[int], list[list[float]]]] = {}
-    for line in content.lines:
+    for line in lines:
         for name, value in line.items():
             if name != "step":
                 steps, rows = columns.setdefault(name, ([], []))

@@ -1,20 +1,13 @@
-"""The alarms of runs: a table, and a mark on the curves where each starts."""
+"""The alarms of runs, summed up over members and episodes, and as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from matplotlib.axes import Axes
-
 from firstorder.core.runs.events import Event
 
-from .catalogue import REWARD
-from .curves import Curve
 from .runs import Run
-
-MARKED_TOO = {panel.key for panel in REWARD}  # beside the quantity that an alarm reads: what it warns of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +54,6 @@ def alarm_table(runs: Sequence[Run]) -> list[dict[str, str]]:
         for run in runs
         for each in warned(run)
     ]
-
-
-def mark(ax: Axes, curves: Sequence[Curve], colour: str) -> None:
-    """A cross on each curve where an alarm of its run starts: on that of its quantity, and on those of the reward."""
-    for curve in curves:
-        for each in warned(curve.run):
-            if curve.panel.key != each.quantity and curve.panel.key not in MARKED_TOO:
-                continue
-            place = int(np.searchsorted(curve.steps, each.start))
-            if place < len(curve.steps):
-                point = ([curve.steps_done[place]], [curve.value[place]])
-                gid = f"warned {curve.run.label}: {each.alarm}"
-                ax.plot(*point, "X", ms=9, mfc=colour, mec="black", mew=1.2, zorder=5, gid=gid)
 
 
 def _summed(events: Sequence[Event]) -> Warned:

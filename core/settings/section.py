@@ -42,7 +42,7 @@ Place = Annotated[str, AfterValidator(_named)]
 """A file or folder: what the system takes for the name of one."""
 
 
-def within(default: T, interval: str, why: str, description: str | None = None) -> T:
+def within(default: T, interval: str, why: str, description: str | None = None, example: Any = None) -> T:
     """A numeric field with its range.
 
     Args:
@@ -50,6 +50,7 @@ def within(default: T, interval: str, why: str, description: str | None = None) 
         interval: the range as mathematics writes it, such as `(0, 1]`; `inf]` and `[-inf` take infinity.
         why: what is wrong beyond it, for whoever is refused.
         description: what it means.
+        example: a value that is taken, where the default is none and the ends of the range are refused.
 
     Example:
         >>> class Step(Section):
@@ -59,13 +60,14 @@ def within(default: T, interval: str, why: str, description: str | None = None) 
     """
     bounds: dict[str, Any] = {} if isinstance(default, tuple) else _bounds(interval)
     noted: dict[str, Any] = {"interval": interval, "why": why}
-    field: T = Field(default, description=description, json_schema_extra=noted, **bounds)
+    shown = None if example is None else [example]
+    field: T = Field(default, description=description, examples=shown, json_schema_extra=noted, **bounds)
     return field
 
 
 def _bounds(interval: str) -> dict[str, Any]:
     """An interval in the words of pydantic."""
-    low, high = (_number(end) for end in interval[1:-1].split(","))
+    low, high = (number(end) for end in interval[1:-1].split(","))
     bounds: dict[str, Any] = {"gt" if interval[0] == "(" else "ge": low}
     if low == -float("inf"):
         bounds |= {"allow_inf_nan": True}  # and no NaN, which is not at least -inf
@@ -74,7 +76,8 @@ def _bounds(interval: str) -> dict[str, Any]:
     return bounds | {"lt" if interval[-1] == ")" else "le": high}
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """An end of an interval: a whole number where it is written as one."""
     try:
         return int(text)
     except ValueError:

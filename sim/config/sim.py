@@ -176,6 +176,7 @@ class Sim(Section):
         f"[1, {MAX_PROMPTS}]",
         "prompts are a table",
         "training prompts, the measured ones among them; unset: as many as there are, up to 64",
+        example=8,
     )
     members: int = within(
         1,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from firstorder.cli.api.conformance import ConformanceResult, VectorsResult, conformance, conformance_vectors
     from firstorder.cli.api.doctor import DoctorResult, doctor
     from firstorder.cli.api.explore import ExploreResult, explore
+    from firstorder.cli.api.keys import KeysResult, keys
     from firstorder.cli.api.measure import MeasureResult, measure
     from firstorder.cli.api.pair import PairResult
     from firstorder.cli.api.peers import PeersResult, conformance_peers
@@ -59,6 +60,7 @@ __all__ = [
     "ExploreResult",
     "FirstOrderError",
     "Interrupted",
+    "KeysResult",
     "MeasureResult",
     "NotFiniteError",
     "PairResult",
@@ -85,6 +87,7 @@ __all__ = [
     "conformance_vectors",
     "doctor",
     "explore",
+    "keys",
     "measure",
     "probe",
     "progress",
@@ -107,6 +110,7 @@ _HOMES = {
     "cli.api.conformance": ["ConformanceResult", "VectorsResult", "conformance", "conformance_vectors"],
     "cli.api.doctor": ["DoctorResult", "doctor"],
     "cli.api.explore": ["ExploreResult", "explore"],
+    "cli.api.keys": ["KeysResult", "keys"],
     "cli.api.measure": ["MeasureResult", "measure"],
     "cli.api.pair": ["PairResult"],
     "cli.api.peers": ["PeersResult", "conformance_peers"],

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from firstorder.cli.api.compose import compose, grid
-from firstorder.cli.api.recipes import diff, resolve, table
+from firstorder.cli.api.recipes import CORRECTED, FAMILIES, MU, NOT_RUN, OLD, diff, resolve, table
 from firstorder.cli.main import run
 from firstorder.core.method.recipe import Recipe, fingerprint
 from firstorder.core.settings.toml import build, read, shipped
@@ -40,14 +40,61 @@ def test_a_file_is_printed_with_its_base_and_the_sections_of_a_backend(capsys):
 
 def test_two_recipes_are_compared_setting_by_setting(capsys):
     assert run(["recipes", "minirl", "--diff", "mine.toml"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        'about.scope: "group" -> unset',
-        "clip.high: 0.27 -> 0.5",
-        'router_replay.mode: "disabled" -> "R3"',
-        *(f"sim.{key}: unset -> {value}" for key, value in tomllib.loads(MINE)["sim"].items()),
+    heads, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heads == ["key", "minirl", "mine.toml"]
+    assert rows == [
+        ["about.scope", '"group"', "unset"],
+        ["clip.high", "0.27", "0.5"],
+        ["router_replay.mode", '"disabled"', '"R3"'],
+        *([f"sim.{key}", "unset", str(value)] for key, value in tomllib.loads(MINE)["sim"].items()),
     ]
     assert run(["recipes", "keep-routing", "--diff", "minirl-r3"]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "keep-routing and minirl-r3 have the same settings\n"
+
+
+def test_two_files_of_one_name_have_a_column_each(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.toml").write_text(MINE.replace("0.5", "0.6"))
+    assert run(["recipes", "mine.toml", "--diff", "other/mine.toml"]) == 0
+    assert capsys.readouterr().out.split() == ["key", "mine.toml", "other/mine.toml", "clip.high", "0.5", "0.6"]
+
+
+def lines(capsys):
+    assert run(["recipes"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_recipe_is_listed_in_one_line_under_its_family(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    printed, families = lines(capsys), {}
+    for line in printed:
+        if line.strip() in FAMILIES:
+            families[heading := line.strip()] = []
+        elif line.split()[:1] and line.split()[0] in shipped():
+            families[heading].append(line)
+    assert list(families) == list(FAMILIES)
+    named = {line.split()[0]: heading for heading, each in families.items() for line in each}
+    assert len(named) == sum(map(len, families.values())) == len(shipped())
+    for row in table():
+        assert named[row.name] == row.family
+        assert any(line.split()[0] == row.name and line.rstrip().endswith(row.summary) for line in families[row.family])
+
+
+def test_a_narrow_terminal_cuts_the_summary_and_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    printed = lines(capsys)
+    assert max(map(len, printed)) <= 70
+    assert {line.split()[0] for line in printed if line.strip()} >= set(shipped())
+    (gspo,) = (line for line in printed if line.startswith("gspo "))
+    assert gspo.rstrip().endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("reinforce", "no ratio"), ("vespo", MU), ("minirl-tis", MU), ("tis", CORRECTED), ("dapo", OLD), ("pr2", NOT_RUN)],
+)
+def test_a_family_is_what_weighs_a_token(name, heading):
+    assert {row.name: row.family for row in table()}[name] == heading
 
 
 @pytest.mark.parametrize(

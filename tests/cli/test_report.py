@@ -12,7 +12,7 @@ import pytest
 
 from firstorder.cli.main import run
 from firstorder.cli.report.curves import estimate
-from firstorder.cli.report.figures import TOGETHER
+from firstorder.cli.report.panels import TOGETHER
 from firstorder.cli.report.runs import labels
 from firstorder.core.method.value import QUANTITIES as CRITIC
 from firstorder.core.training.diagnostics import QUANTITIES
@@ -110,7 +110,8 @@ def test_the_page_names_every_run_figure_and_quantity_and_fetches_nothing(report
     assert QUANTITIES["kl"].formula in page
     assert all(row["quantity"] in page for name in FIGURES for row in table(report / f"{name}.csv"))
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert all(link.startswith("data:") or (report / link).is_file() for link in links)
+    assert all(link.startswith(("data:", "#")) or (report / link).is_file() for link in links)
+    assert all(f'id="{link[1:]}"' in page for link in links if link.startswith("#"))
 
 
 def test_a_level_of_danger_is_a_line_in_the_figure_of_its_quantity_alone(report):
@@ -142,9 +143,15 @@ def test_the_table_holds_the_last_values(report, runs):
     one, many = table(report / "summary.csv")
     last = log(runs / "one")[-1]
     assert (one["run"], one["recipe"], one["steps"], one["members"]) == ("one", "grpo", "3", "1")
-    assert one["final J of π [reward]"] == f"{last['exact/j_pi']:.4g}"
-    assert one["final kl (k1) [nats/token]"] == f"{last['kl']:.4g}"
-    assert re.fullmatch(r"\S+ \[\S+, \S+\]", many["final J of μ [reward]"])
+    assert float(one["final J of π [reward]"]) == last["exact/j_pi"]
+    assert float(one["final kl (k1) [nats/token]"]) == last["kl"]
+    assert one["final J of π [reward] low"] == ""
+    low, value, high = (float(many[f"final J of μ [reward]{end}"]) for end in (" low", "", " high"))
+    assert low <= value == middle_mean(np.array(log(runs / "many")[-1]["exact/j_mu"])) <= high
+    assert many["final J of μ [reward] step"] == "3"
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert f"<td class='number'>{last['exact/j_pi']:.4g}</td>" in page
+    assert f"<td class='number'>{value:.4g} [{low:.4g}, {high:.4g}]</td>" in page
 
 
 def test_the_same_runs_give_the_same_report(report, runs, tmp_path):
@@ -190,7 +197,7 @@ def test_what_replay_did_is_shown_by_layer_and_what_could_not_act_is_named(repor
         for title, name in (("rows replayed", "rows_replayed"), ("rows changed by replay", "rows_changed")):
             lines = log(runs / row["run"], "receipts")
             logged = [line[f"replay/{name}_layer_{row['MoE layer']}"] for line in lines]
-            assert row[f"{title} [share of tokens]"] == f"{np.mean(logged):.4g}"
+            assert float(row[f"{title} [share of tokens]"]) == np.mean(logged)
             assert (float(row[f"{title} [share of tokens]"]) > 0) == (row["run"] == "many")
     assert "Could not act in the schedule: one ratio, clip." in page
     assert '<h2 id="layers">' in page
