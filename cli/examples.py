@@ -10,9 +10,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train": (
         "firstorder train minirl-r3-n2 --out runs/r3",
-        "firstorder train minirl-r3-n2 --out runs/r3 --resume",
+        "firstorder train docs/examples/collapse.toml --set clip.kind=minirl --out runs/cured",
         "firstorder train minirl-r3-n2 --backend torchtitan --set torchtitan.model=small",
     ),
+    "resume": ("firstorder resume runs/r3", "firstorder resume runs/r3 --set schedule.steps=400"),
     "sweep": ("firstorder sweep minirl-none-n2 --grid recipe=minirl-none-n2,minirl-r2-n2 --grid sim.lr=0.1,0.2",),
     "coldstart": ("firstorder coldstart steps --out small",),
     "probe": (
@@ -26,13 +27,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "firstorder recommend --kl 1.5e-3 --flips 0.10 --n 4 --horizon 8192",
         "firstorder recommend --match runs/r3",
     ),
-    "report": ("firstorder report runs/r2 runs/r3 --out report",),
+    "explore": ("firstorder explore --open", "firstorder explore --out explorer.html"),
+    "report": (
+        "firstorder report runs/r2 runs/r3 --out report --open",
+        "firstorder report runs/r3 --out report --watch",
+    ),
     "audit": ("firstorder audit dumps/ --out audit", "firstorder audit dumps/ --follow"),
     "recipes": (
         "firstorder recipes",
         "firstorder recipes grpo --diff dapo",
         "firstorder recipes minirl-r3 > mine.toml",
     ),
+    "doctor": ("firstorder doctor", "firstorder doctor --json -"),
     "keys": ("firstorder keys clip", "firstorder keys sim.staleness", "firstorder keys --json -"),
 }
 

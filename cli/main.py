@@ -34,6 +34,7 @@ from .commands import (
 from .complete import bash_words
 from .crash import INTERRUPTED, guarded, is_out_of_memory, tell
 from .examples import epilog
+from .pages import guided
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> int:
         with bash_words():
             code = app(arguments, standalone_mode=False, prog_name="firstorder")
     except FirstOrderError as error:
-        return _refuse(str(error), error.code)
+        return _refuse(guided(str(error)), error.code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:

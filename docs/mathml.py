@@ -19,6 +19,7 @@ GUARDED = re.compile(r"\$`([^`\n]+)`\$")
 ENVIRONMENTS = {"aligned", "array", "cases"}
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
 SCRIPTS = ("msub", "msup", "msubsup", "munder")
+OPENING, CLOSING, BREAKING = ("(", "[", "{"), (")", "]", "}"), ("=", "≤", "≥", "≈", "<", ">", "+", "−")
 FENCE = re.compile(r"\\(l|r)[vV]ert(?![a-zA-Z])")
 SIDES = {"l": r"\left", "r": r"\right"}
 
@@ -63,7 +64,25 @@ def mathml(tex, *, block):
         set_prime(parent)
         set_code(parent)
         set_names(parent)
-    return ElementTree.tostring(tree, encoding="unicode")
+    parts = [tree] if block else lines(tree)
+    return "".join(ElementTree.tostring(part, encoding="unicode") for part in parts)
+
+
+def lines(tree):
+    """A formula in a line as the parts between which the line may break: TeX breaks after = and +, browsers do not."""
+    nodes = list(tree[0])
+    parts, depth = [[]], 0
+    for node in nodes:
+        sign = node.text if local(node) == "mo" else ""
+        depth += (sign in OPENING) - (sign in CLOSING) if sign else 0
+        parts[-1].append(node)
+        if sign in BREAKING and depth == 0 and len(parts[-1]) > 1 and node is not nodes[-1]:
+            node.set("form", "infix")
+            parts.append([])
+    for part in parts:
+        row = ElementTree.Element(f"{{{NAMESPACE}}}math", tree.attrib)
+        ElementTree.SubElement(row, f"{{{NAMESPACE}}}mrow").extend(part)
+        yield row
 
 
 def check_source(tex):
@@ -110,6 +129,8 @@ def set_names(row):
     for node in row:
         if node.text in ("⏟", "⏞"):
             node.set("stretchy", "true")
+        if local(node) == "mo" and node.text == "/":
+            node.set("lspace", "0"), node.set("rspace", "0")
         if local(node) == "mi" and node.text == "~":  # \sim
             node.tag, node.text = f"{{{NAMESPACE}}}mo", "∼"
     if local(row) not in ("mrow", "mtd", "math"):

@@ -144,6 +144,12 @@ def test_a_key_is_one_word_a_prime_is_raised_once_and_bars_are_brackets():
     assert children(r"\lvert y \rvert_1 \sim \mu") == [("msub", "|y|1"), ("mo", "∼"), ("mi", "μ")]
 
 
+def test_a_line_may_break_after_a_relation_or_a_sum_outside_brackets_of_a_formula_in_it():
+    parts = mathml.mathml("a = -b + f(c = d) = e", block=False).split("<math")
+    assert [re.sub("<.*?>", "", part).split(">")[-1] for part in parts[1:]] == ["a=", "−b+", "f(c=d)=", "e"]
+    assert mathml.mathml("a = b", block=True).count("<math") == 1
+
+
 @pytest.fixture(scope="module")
 def markdown():
     config = load_config(str(ROOT / "mkdocs.yml"))

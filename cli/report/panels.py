@@ -54,7 +54,7 @@ def _together(plot: Plot, runs: list[Run], curves: Sequence[Curve], phone: bool)
             line(ax, mine, place, len(runs))
             mark(ax, mine, COLOURS[place % len(COLOURS)], place)
         _alarm(ax, panel)
-        dress(ax, _title(panel, curves))
+        dress(ax, _title(panel, curves, "\n"))
         scale(ax, panel.unit, plot.panels if plot.shared else (panel,), curves)
     for ax in axes[len(plot.panels) :]:
         ax.remove()
@@ -113,10 +113,10 @@ def _of(curves: Sequence[Curve], panel: Panel, run: Run) -> list[Curve]:
     return [curve for curve in curves if curve.panel is panel and curve.run is run]
 
 
-def _title(panel: Panel, curves: Sequence[Curve]) -> str:
+def _title(panel: Panel, curves: Sequence[Curve], between: str = ", ") -> str:
     """Its name, and over how many steps it is a mean."""
     over = windows([curve for curve in curves if curve.panel is panel])
-    return f"{panel.title}, {over}" if over else panel.title
+    return f"{panel.title}{between}{over}" if over else panel.title
 
 
 def _alarm(ax: Axes, panel: Panel) -> None:

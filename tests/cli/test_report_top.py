@@ -15,6 +15,8 @@ from firstorder.cli.report.panels import TOGETHER
 from firstorder.cli.report.remedies import UNBOUNDED
 from firstorder.cli.report.rows import Number, csv_of, shown
 from firstorder.core.runs.windows import width
+from firstorder.sim.claims import settle
+from firstorder.sim.claims.claim import Outcome
 
 
 def reported(out, *folders):
@@ -109,7 +111,7 @@ def test_what_is_sampled_is_drawn_as_the_mean_of_a_window_before_its_own_values(
             assert float(row["value"]) == pytest.approx(values[i].mean(), rel=1e-12)
         svg = (out / f"{name}.svg").read_text()
         assert f'id="each step {quantity}"' in svg
-        assert f", mean of {window} steps -->" in svg
+        assert f"<!-- mean of {window} steps -->" in svg
     (last,) = table(out / "summary.csv")
     assert float(last["final kl (k1) [nats/token]"]) == pytest.approx(values[-window:].mean(), rel=1e-12)
 
@@ -212,3 +214,16 @@ def test_a_damaged_file_of_verdicts_is_refused_in_one_line(claims, tmp_path, cap
         assert run(["report", str(claims), "--out", str(tmp_path / "out")]) == 2
         assert "claims.json is damaged; remove it" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_validate_keeps_the_verdicts_in_the_folder_of_its_runs(tmp_path, monkeypatch):
+    def settled(chosen, budget):
+        outcome = Outcome(verdict="inconclusive", headline="made up", measured={})
+        return [settle.Settled(claim=each, outcome=outcome, seconds=0.0) for each in chosen]
+
+    monkeypatch.setattr(settle, "here", settled)
+    for name in ("training-stale", "training-no-is"):
+        assert run(["validate", "--training", "--quick", "--only", name, "--out", str(tmp_path)]) == 0
+    assert {each.id: each.headline for each in claimed.read(tmp_path)} == dict.fromkeys(
+        ("training-stale", "training-no-is"), "made up"
+    )

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {word for each in command.params for word in each.opts} for name, command in COMMANDS.items()}
 EVERYWHERE = set.union(*OPTIONS.values(), {"--help", "--version"})
-OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus"} | {
+OTHERS = {"--nproc-per-node", "--no-python", "--flags", "--any-model", "--gpus", "--no-install-recommends"} | {
     *("--save-debug-rollout-data", "--save-debug-train-data", "--dump-details"),  # slime and miles
 }  # of other programs
+NAMED = {"report": {"--training"}, "keys": {"--set"}}  # options of other commands that a command speaks of
 # modules whose words are heard under some commands alone; every other advice must hold under one command at least
 HEARD = {
     "core/runs/folder.py": ("train", "sweep"),
@@ -57,7 +58,7 @@ def test_every_option_that_is_advised_exists_where_it_is_heard():
     assert len(found) > 20
     for module, word in found:
         if module.startswith("cli/") and (name := Path(module).stem) in OPTIONS:
-            known = OPTIONS[name] | ({"--training"} if name == "report" else set())
+            known = OPTIONS[name] | NAMED.get(name, set())
         elif module in HEARD:
             known = set.intersection(*(OPTIONS[each] for each in HEARD[module]))
         else:
