@@ -9,11 +9,12 @@ from typing import Any
 
 import results
 import tables
+from wording import estimate as _estimate
+from wording import short as _short
 
 FOLDER = results.RECORDS / "studies"
 FIRST = 12  # rows of a long table that are shown
 NOISE = "0.1"  # of the responses whose bounds are shown
-TINY = 1e-9  # what is smaller is rounding
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -57,15 +58,15 @@ def causes() -> str:
         ("run", lambda row: row["condition"]),
         ("taken out", lambda row: "nothing" if row["suspect"] is None else f"{row['suspect']}: {row['removal']}"),
         ("recipe", lambda row: f"`{row['recipe']}`"),
-        ("J at the end", lambda row: _interval(row, "j_pi")),
-        ("share of the loss that goes", lambda row: _interval(row, "share")),
+        ("J at the end", lambda row: interval(row, "j_pi")),
+        ("share of the loss that goes", lambda row: interval(row, "share")),
         ("a cause", lambda row: row["verdict"] or ("" if row["suspect"] is None else "is the reference")),
     )
 
 
 def claims() -> str:
     """What each published claim about causes came to."""
-    found = _record("causes")
+    found = record("causes")
     if found is None:
         return _missing("causes")
     rows = found["measured"]["claims"]
@@ -74,7 +75,7 @@ def claims() -> str:
 
 def deployed() -> str:
     """Whether what is deployed gets worse where what is trained gets better."""
-    found = _record("causes")
+    found = record("causes")
     if found is None:
         return _missing("causes")
     return _rows(
@@ -89,7 +90,7 @@ def deployed() -> str:
 
 def warnings() -> str:
     """The alarms, or where none passed the rule, what came nearest to one."""
-    found = _record("warnings")
+    found = record("warnings")
     if found is None:
         return _missing("warnings")
     points = {alarm["name"]: alarm for alarm in found["measured"]["table"]["alarms"]}
@@ -97,10 +98,10 @@ def warnings() -> str:
     return _rows(
         rows,
         ("reading", lambda row: f"`{row['quantity']}`"),
-        ("AUC", lambda row: _interval(row, "auc")),
-        ("collapses warned of", lambda row: _interval(row, "hits")),
-        ("false alarms", lambda row: _interval(row, "false_alarms")),
-        ("updates ahead", lambda row: _interval(row, "lead")),
+        ("AUC", lambda row: interval(row, "auc")),
+        ("collapses warned of", lambda row: interval(row, "hits")),
+        ("false alarms", lambda row: interval(row, "false_alarms")),
+        ("updates ahead", lambda row: interval(row, "lead")),
         ("points to", lambda row: points[row["quantity"]]["cause"] if row["quantity"] in points else "no alarm"),
     )
 
@@ -111,7 +112,7 @@ BASELINES = ("b published", "b best of a position", "b = E[R | context]", "b bes
 
 def replayed() -> str:
     """What each way to replay brings and costs in the long world, at the first mini-batch and at the eighth."""
-    found = _record("replay")
+    found = record("replay")
     if found is None:
         return _missing("replay")
     return _rows(
@@ -140,7 +141,7 @@ def baselines() -> str:
 
 
 def _by_condition(recipes: Iterable[str], *columns: tuple[str, Callable[[dict[str, Row]], str]]) -> str:
-    found = _record("frontier")
+    found = record("frontier")
     if found is None:
         return _missing("frontier")
     conditions: dict[str, dict[str, Row]] = {}
@@ -175,7 +176,7 @@ def samples() -> str:
     return _table(
         "samples",
         ("T", lambda row: str(row["T"])),
-        ("lead", lambda row: _interval(row, "lead")),
+        ("lead", lambda row: interval(row, "lead")),
         ("above 0.05", lambda row: {True: "yes", False: "no", None: "open"}[row["holds"]]),
         ("`minirl`", lambda row: _short(row["j_pi minirl"])),
         ("`minirl-no-is`", lambda row: _short(row["j_pi minirl-no-is"])),
@@ -185,7 +186,7 @@ def samples() -> str:
 
 def bounded() -> str:
     """Every bound: the largest share of it that was found, where, and what it says of the longest responses."""
-    found = _record("bounds")
+    found = record("bounds")
     if found is None:
         return _missing("bounds")
     measured = found["measured"]
@@ -211,7 +212,7 @@ def bounded() -> str:
 
 def thin() -> str:
     """Boundary mass and flips of every router."""
-    found = _record("bounds")
+    found = record("bounds")
     if found is None:
         return _missing("bounds")
     return _rows(
@@ -227,7 +228,7 @@ def thin() -> str:
 
 def findings() -> str:
     """What each finding of the regimes is, and when it holds at a point."""
-    found = _record("regimes")
+    found = record("regimes")
     if found is None:
         return _missing("regimes")
     rule = found["study"]["rule"].split(": ", 1)[1]
@@ -266,7 +267,7 @@ def _side(row: Row) -> str:
 
 
 def _table(name: str, *columns: Column) -> str:
-    found = _record(name)
+    found = record(name)
     return _missing(name) if found is None else _rows(found["rows"], *columns)
 
 
@@ -274,7 +275,8 @@ def _rows(rows: Iterable[Row], *columns: Column) -> str:
     return tables.rows((head for head, _ in columns), ([cell(row) for _, cell in columns] for row in rows))
 
 
-def _record(name: str) -> dict[str, Any] | None:
+def record(name: str) -> dict[str, Any] | None:
+    """What a study wrote, if it has been asked."""
     place = FOLDER / f"{name}.json"
     return _read(place) if place.is_file() else None
 
@@ -288,22 +290,7 @@ def _missing(name: str) -> str:
     return f"Not recorded yet: `firstorder study {name}` answers it."
 
 
-def _interval(row: Row, name: str) -> str:
+def interval(row: Row, name: str) -> str:
     """A value with its interval; nothing where there is none."""
     value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return "" if value is None else _estimate({"value": value, "low": low, "high": high})
-
-
-def _estimate(of: Row) -> str:
-    """A value, with its interval if it has one."""
-    if of["low"] is None or of["high"] is None:
-        return _short(of["value"])
-    return f"{_short(of['value'])} [{_short(of['low'])}, {_short(of['high'])}]"
-
-
-def _short(value: float) -> str:
-    """Two decimals of a share, two digits of what is smaller, three of what is larger."""
-    size = abs(value)
-    if size < TINY:
-        return "0"
-    return f"{value:.2f}" if 0.1 <= size < 1 else f"{value:.3g}" if size >= 1 else f"{value:.2g}"

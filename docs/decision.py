@@ -46,7 +46,7 @@ def _links(evidence: tuple[str, ...]) -> str:
 def _anchor(kind: str, name: str) -> str:
     if kind == "study":
         return f"studies.md#{name}" if name == "regimes" else f"#{name}"
-    return f"validate.md#{'training' if name.startswith('training-') else name}"
+    return f"claims/{name}.md"
 
 
 def data() -> list[dict[str, Any]]:

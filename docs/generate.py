@@ -14,9 +14,13 @@ from pathlib import Path
 import agreement
 import answers
 import auditing
+import claimed
 import decision
+import found
 import landing
 import mapped
+import naming
+import orders
 import pictures
 import plots
 import results
@@ -25,8 +29,8 @@ import tables
 import walks
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *claimed.pages()]
+MARKED = re.compile(r"(<!-- table: (\w+)((?: [\w./-]+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 TABLES = {
     "keys": tables.keys,
     "quantities": tables.quantities,
@@ -39,7 +43,13 @@ TABLES = {
     "rooms": rooms.table,
     "verdicts": results.verdicts,
     "conditions": results.conditions,
-    "leads": results.leads,
+    "every": found.every,
+    "found": found.found,
+    "unsettled": found.unsettled,
+    "bibtex": found.bibtex,
+    "claim": claimed.claim,
+    "measured": claimed.measured,
+    "logged": claimed.logged,
     "symptoms": decision.table,
     "mismatch": answers.mismatch,
     "drift": answers.drift,
@@ -61,13 +71,15 @@ TABLES = {
     "formats": auditing.formats,
     "detectors": auditing.detectors,
     "caught": auditing.caught,
+    "named": naming.named,
+    "sources": naming.sources,
     "cases": agreement.cases,
     "conventions": agreement.conventions,
     "added": agreement.added,
     "terms": agreement.terms,
     "peers": agreement.peers,
 }
-PICTURES = (landing.PICTURE, decision.PICTURE, *walks.PICTURES, *plots.PICTURES)
+PICTURES = (landing.PICTURE, decision.PICTURE, orders.PICTURE, *walks.PICTURES, *plots.PICTURES)
 
 
 def filled(page: str) -> str:

@@ -22,7 +22,7 @@ def verdicts(name: str) -> str:
     """Every claim of a record with its verdict."""
     return tables.rows(
         ("claim", "kind", "verdict", "measured"),
-        ((f"`{c['id']}`", c["kind"], c["verdict"], c["headline"]) for c in record(name)),
+        ((f"[`{c['id']}`](claims/{c['id']}.md)", c["kind"], c["verdict"], c["headline"]) for c in record(name)),
     )
 
 
@@ -33,18 +33,4 @@ def conditions(name: str) -> str:
     return tables.rows(
         ("condition", *(f"`{claim}`" for claim in claims)),
         ((f"`{p}`", *(STATES[j[p]["holds"]] if p in j else "" for j in claims.values())) for p in places),
-    )
-
-
-def leads(name: str) -> str:
-    """Every difference whose interval leaves 0 out, which is what the runs do settle."""
-    settled = {}
-    for claim in record(name):
-        for place, judged in claim["measured"].get("conditions", {}).items():
-            for title, e in judged["differences"].items():
-                if "collapsed" not in title and (e["low"] > 0 or e["high"] < 0):
-                    settled.setdefault((place, title), f"{e['value']:+.2f} [{e['low']:.2f}, {e['high']:.2f}]")
-    return tables.rows(
-        ("condition", "difference in final exact J", "value"),
-        ((f"`{place}`", title, value) for (place, title), value in settled.items()),
     )

@@ -11,15 +11,19 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 import typer.main
+import yaml
+from packaging.requirements import Requirement
 
+import claimed
 import generate
 import rooms
 import tables
+from firstorder import __version__
 from firstorder.cli.api.compose import compose_engines
 from firstorder.cli.main import app, run
 from firstorder.cli.track import SINKS
 from firstorder.core.training import diagnostics
-from firstorder.sim.claims import CLAIMS
+from firstorder.sim.claims import CLAIMS, FULL, identities
 from firstorder.sim.claims.training import TRAINING
 from firstorder.sim.config import Sim
 from firstorder.sim.exact import quantities
@@ -89,19 +93,45 @@ def test_the_record_holds_every_claim_with_its_rule(name):
     ]
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
-def test_every_claim_has_its_section(claim):
-    assert f"### {claim.id}" in page("validate")
-    assert claim.rule in page("validate")
+def test_every_claim_has_a_page_of_its_own_and_no_other_has():
+    assert {path.stem for path in claimed.pages()} == {claim.id for claim in (*CLAIMS, *TRAINING)}
+    for claim in (*CLAIMS, *TRAINING):
+        text = page(f"claims/{claim.id}")
+        assert re.findall(r"<!-- table: (\w+) ([\w-]+)", text)[:2] == [("claim", claim.id), ("measured", claim.id)]
+        assert "<!-- table: logged " in text
+        assert "```text\n" in text
+
+
+def test_the_citation_is_of_this_version_under_its_licence():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["cff-version"], cited["version"], cited["license"]) == ("1.2.0", __version__, project["license"])
+    assert cited["authors"] == project["authors"]
+    assert {"title", "message", "type"} <= set(cited)
+    (paper,) = cited["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2512.01374"
+    assert len(paper["authors"]) == 13
+
+
+def test_the_seeds_on_a_page_are_those_that_the_claim_is_settled_on(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(identities, "ensemble", lambda budget: drawn.append(budget) or 1 / 0)
+    identities.stale_scene.cache_clear()
+    with pytest.raises(ZeroDivisionError):
+        identities.stale_scene(FULL)
+    (budget,) = drawn
+    assert f"| seeds | {budget.first_seed} to {budget.first_seed + budget.policies - 1} |" in page("claims/two-errors")
 
 
 def test_every_table_that_can_be_made_stands_on_a_page():
     marked = set(re.findall(r"<!-- table: (.*) -->", "".join(path.read_text() for path in generate.PAGES)))
+    marked = {name for name in marked if name.split()[0] not in ("claim", "measured", "logged", "found", "named")}
     known = {f"keys {name}" for name in tables.SECTIONS} | {f"parts {name}" for name in tables.PARTS}
     known |= {f"quantities {name}" for name in tables.groups()} | {f"options {name}" for name in COMMANDS}
     assert marked - known == {
         *("keys sim training", "recipes", "outcomes", "forms", "alarms", "samples"),
-        *("verdicts validate", "verdicts training", "conditions training", "leads training"),
+        *("verdicts validate", "verdicts training", "conditions training"),
+        *("every", "unsettled not-reproduced", "unsettled inconclusive", "bibtex", "sources"),
         *("symptoms", "mismatch", "drift", "causes", "claims", "deployed", "warnings", "regimes", "findings", "alarms"),
         *("map", "anchors", "paper", "frontier", "baselines", "bounded", "thin", "replayed"),
         *("cases", "conventions", "added", "terms", "peers"),
@@ -119,6 +149,18 @@ def test_every_number_of_a_measurement_is_in_a_table(tmp_path):
     nested |= {"seconds", "terms"}
     assert sorted(set(result) - nested) == sorted(quantities.QUANTITIES)
     assert sorted(result["diagnostics"]) == sorted(diagnostics.QUANTITIES)
+
+
+def test_every_extra_can_be_resolved_from_an_index_alone_and_the_sdist_names_what_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for needs in (*extras.values(), project["project"]["dependencies"]):
+        for need in map(Requirement, needs):
+            assert need.url is None
+            assert need.name != "firstorder" or need.extras <= set(extras)
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]
+    assert all((ROOT / path).exists() for path in included)
+    assert {"tests", "docs", "CITATION.cff"} <= set(included)
 
 
 @pytest.mark.parametrize("sink", SINKS)

@@ -55,9 +55,10 @@ def notebook(text):
 
 
 def build(folder, text, of_notebook="# A notebook\n\n[theory](../theory.md)"):
-    for page in PAGES:
-        (folder / "docs").mkdir(exist_ok=True)
-        (folder / "docs" / page.name).write_text(f"# {page.stem}\n")
+    for page in (ROOT / "docs").rglob("*.md"):
+        place = folder / page.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"# {page.stem}\n")
     (folder / "docs/theory.md").write_text(f"# Theory\n\n{text}\n")
     (folder / "docs/notebooks").mkdir()
     for page in (ROOT / "docs/notebooks").iterdir():

@@ -115,8 +115,8 @@ def keys(prefix: str = "") -> KeysResult:
         ConfigError: no key begins so; the nearest is named.
 
     Example:
-        >>> [key.example for key in keys("clip.high")]
-        ['clip.high=0.27']
+        >>> next(key.example for key in keys("clip.high"))
+        'clip.high=0.27'
     """
     from firstorder import __version__
 

@@ -22,12 +22,13 @@ from .claim import EXACT, Claim, Outcome, theorem
 from .ensemble import Ensemble, ensemble, recipe
 
 SCALE, STALENESS = 0.1, 2  # large enough for every term to matter
+POLICIES = 16
 
 
 @lru_cache(maxsize=1)
 def stale_scene(budget: Budget, scale: float = SCALE, steps: int = STALENESS) -> tuple[Ensemble, Scene]:
     """A scene whose engines differ and whose target has moved: the general case of every identity."""
-    group = ensemble(Budget(policies=min(budget.policies, 16), draws=1, first_seed=budget.first_seed))
+    group = ensemble(Budget(policies=min(budget.policies, POLICIES), draws=1, first_seed=budget.first_seed))
     *_, theta = path(group.sim, group.engines(scale), group.weights, steps)
     return group, group.scene(scale, MODES, theta=theta)
 

@@ -69,13 +69,13 @@ def _plain(orders: dict[str, object]) -> dict[str, object]:
 
 
 def _claim(mode: str, quantity: str, key: str, low: float, high: float, budget: Budget) -> Outcome:
-    orders = _orders(ensemble(_spend(budget, quantity)), mode, quantity)
+    orders = _orders(ensemble(spend(budget, quantity)), mode, quantity)
     order = orders[key]
     assert isinstance(order, Estimate)
     return Outcome(verdict=_verdict(order, low, high), headline=f"order {order}", measured=_plain(orders))
 
 
-def _spend(budget: Budget, quantity: str) -> Budget:
+def spend(budget: Budget, quantity: str) -> Budget:
     """Values need no gradient and their errors are heavy-tailed: three times the policies."""
     policies = budget.policies * (3 if quantity == "value" else 1)
     return Budget(policies=policies, draws=budget.draws, first_seed=budget.first_seed)

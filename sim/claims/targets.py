@@ -15,7 +15,7 @@ from firstorder.sim.trials.budget import Budget
 
 from .claim import EXACT, Claim, Outcome, theorem
 from .ensemble import Ensemble, ensemble
-from .identities import SCALE, expansion_error, off, ratios, stale_scene
+from .identities import POLICIES, SCALE, expansion_error, off, ratios, stale_scene
 
 
 def _factorisation(budget: Budget) -> Outcome:
@@ -46,7 +46,7 @@ def _spread(scene: Scene, log: torch.Tensor) -> float:
 
 def _table_one(budget: Budget) -> Outcome:
     """R2 leaves the first mini-batch's target alone, bit for bit; R3 moves it; once stale, R2 moves it too."""
-    fresh_group = ensemble(Budget(policies=min(budget.policies, 16), draws=1, first_seed=budget.first_seed))
+    fresh_group = ensemble(Budget(policies=min(budget.policies, POLICIES), draws=1, first_seed=budget.first_seed))
     fresh = fresh_group.scene(SCALE, MODES)
     _, stale = stale_scene(budget)
     same_logp = torch.equal(fresh.target["R2"].logp, fresh.target["disabled"].logp)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from firstorder.core.method.recipe import Recipe
     from firstorder.core.training.interrupt import Interrupted
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if "torch" not in sys.modules:  # which reads it when it is imported; see core.threads
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

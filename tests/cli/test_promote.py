@@ -86,7 +86,8 @@ def test_the_wheel_is_this_package(tmp_path):
         )
         assert there == here
     with zipfile.ZipFile(file) as archive:
-        rows = archive.read("firstorder-0.1.0.dist-info/RECORD").decode().splitlines()
+        about = f"firstorder-{environment.installed('firstorder').version}.dist-info"
+        rows = archive.read(f"{about}/RECORD").decode().splitlines()
         assert {row.split(",")[0] for row in rows} == set(archive.namelist())
         name, hashed, size = next(row for row in rows if row.startswith("firstorder/core/training/loop.py")).split(",")
         data = archive.read(name)
