@@ -1,15 +1,13 @@
-"""Pictures of what a method, the discrepancy and an engine's arithmetic do: computed here, by the shipped code."""
+"""Pictures of what a method and an engine's arithmetic do: computed here, by the shipped code."""
 
 from __future__ import annotations
 
-import json
 from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-import results
 from drawn import COLOURS, GREY, MARKERS, Picture
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.method.stats import TokenStats
@@ -77,32 +75,6 @@ def draw_weights(data: dict[str, Any]) -> Figure:
     return figure
 
 
-def errors() -> dict[str, Any]:
-    """Both errors of the first-order expansion over the scale of the noise, as the claims have measured them."""
-    claims = {
-        claim["id"]: claim["measured"]
-        for claim in json.loads((results.RECORDS / "validate.json").read_text())["claims"]
-    }
-    return {
-        quantity: {label: claims[f"{name}-{quantity}-order"] for label, name in (("no replay", "flips"), ("R3", "r3"))}
-        for quantity in ("value", "gradient")
-    }
-
-
-def draw_errors(data: dict[str, Any]) -> Figure:
-    """Mean over policies, solid, and median, dashed; lines of slope 1 and 2 beside."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for ax, (quantity, found) in zip(figure.subplots(1, 2), data.items(), strict=True):
-        for place, (label, claim) in enumerate(found.items()):
-            order, look = claim["order"]["value"], {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 5}
-            ax.plot(claim["scale"], claim["mean_error"], label=f"{label}, mean: order {order:.2f}", **look)
-            ax.plot(claim["scale"], claim["median_error"], label="median", linestyle="--", alpha=0.6, **look)
-        ax.set(xscale="log", yscale="log", xlabel="noise of the rollout engine")
-        ax.set_title(f"{quantity}_error", loc="left")
-        ax.legend(fontsize=8)
-    return figure
-
-
 def kinds() -> dict[str, Any]:
     """KL, flips and the error of the gradient by the arithmetic of the rollout engine, a number a policy."""
     found = {name: {kind: [measured(name, kind, seed) for seed in SEEDS] for kind in KINDS} for name in TARGETS}
@@ -153,6 +125,5 @@ def draw_kinds(data: dict[str, Any]) -> Figure:
 
 PICTURES = (
     Picture(name="weights", data=weights, draw=draw_weights),
-    Picture(name="errors", data=errors, draw=draw_errors),
     Picture(name="numerics", data=kinds, draw=draw_kinds),
 )

@@ -76,10 +76,15 @@ def _check_longer(path: Path, tables: dict[str, Any], given: Sequence[tuple[str,
     """Refuse to make a run shorter."""
     from firstorder.core.errors import ConfigError
 
-    before = tables["schedule"].get("steps")
-    for key, value in given:
-        if key == STEPS and isinstance(value, int) and isinstance(before, int) and value < before:
+    before, warmup = tables["schedule"].get("steps"), tables.get("torchtitan", {}).get("warmup_steps", 0)
+    for value in (value for key, value in given if key == STEPS and isinstance(value, int) and isinstance(before, int)):
+        if value < before:
             raise ConfigError(f"{path} was run with {STEPS} = {before}, got {value}; a run can only be made longer")
+        if value > before and warmup > before * tables["schedule"]["minibatches"]:
+            raise ConfigError(
+                f"{path} has warmed up over all its updates, fewer than torchtitan.warmup_steps = {warmup}; "
+                "start a longer run instead"
+            )
 
 
 def _sinks(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import json
 
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 SENT = "Network.requestWillBeSent"
@@ -69,3 +70,8 @@ def read(browser, script):
 def press(browser, *keys):
     for key in keys:
         ActionChains(browser).send_keys(key).perform()
+
+
+def slid(browser, name, value, values):
+    """Move a slider to a value with the keyboard."""
+    one(browser, f"#{name}").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * values.index(value))

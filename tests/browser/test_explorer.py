@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from driving import LEGIBLE, all_of, one, opened, press, read, requests
+from driving import LEGIBLE, all_of, one, opened, press, read, requests, slid
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
@@ -20,12 +20,6 @@ def page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data():
     return explorer.read()
-
-
-def slid(browser, name, value, values):
-    """Move a slider to a value with the keyboard."""
-    slider = one(browser, f"#{name}")
-    slider.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * values.index(value))
 
 
 def number(text):

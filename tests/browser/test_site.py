@@ -1,46 +1,13 @@
 """The built site in a browser: it fits a phone, in both schemes, and asks nobody for anything."""
 
 import json
-import subprocess
-import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 SCHEMES = {"light": "default", "dark": "slate"}
 TRIED = ("index.html", "theory.html", "recipes.html", "numerics.html")
 UNSEEN = "return [...document.querySelectorAll('math')].filter(e => !e.getBoundingClientRect().width).length"
 COLOURS = "return [...document.querySelectorAll('math, article')].map(e => getComputedStyle(e).color)"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files without a line for each of them."""
-
-    def log_message(self, *_):
-        """Says nothing."""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def asked(browser):

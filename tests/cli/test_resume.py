@@ -15,6 +15,7 @@ from firstorder.cli.api.ended import ended
 from firstorder.cli.main import run
 from firstorder.core.errors import ConfigError
 from firstorder.core.runs.logs import LOGS, TIMINGS, history
+from firstorder.core.settings.toml import dump
 
 SIZES = {"vocab": 3, "horizon": 2, "prompts": 2, "width": 4, "evaluate_every": 2, "checkpoint_every": 3, "members": 2}
 SCHEDULE = {"prompts": 4, "group_size": 4, "minibatches": 2}
@@ -91,6 +92,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     (tmp_path / "config.toml").write_text("[study]\nquick = true\n")
     with pytest.raises(ConfigError, match="holds no run of `firstorder train`"):
         fo.resume(tmp_path)
+
+
+def test_a_run_that_its_warm_up_was_cut_to_is_not_made_longer(tmp_path):
+    tables = {"schedule": {"steps": 4, "minibatches": 2}, "torchtitan": {"warmup_steps": 9}}
+    (tmp_path / "config.toml").write_text(dump(tables))
+    with pytest.raises(ConfigError, match="has warmed up over all its updates"):
+        fo.resume(tmp_path, {"schedule.steps": 8})
 
 
 def test_every_setting_that_was_forgotten_is_named(tmp_path, capsys):
