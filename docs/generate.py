@@ -79,7 +79,7 @@ TABLES = {
     "terms": agreement.terms,
     "peers": agreement.peers,
 }
-PICTURES = (landing.PICTURE, decision.PICTURE, orders.PICTURE, *walks.PICTURES, *plots.PICTURES)
+PICTURES = (*landing.PICTURES, decision.PICTURE, orders.PICTURE, *walks.PICTURES, *plots.PICTURES)
 
 
 def filled(page: str) -> str:

@@ -1,4 +1,4 @@
-"""The picture of the first page: a collapse with its one-line cure, and which replay each regime asks for.
+"""The pictures of the first page: a collapse with its one-line cure, and which replay each regime asks for.
 
 The data are those of two records: the runs of docs/examples/mismatch.toml, and the map of `firstorder recommend`.
 """
@@ -24,42 +24,26 @@ TITLES = {1: "N = 1, a batch is used once", 4: "N = 4 updates a batch"}
 REPLAYS = ("none", "R2", "R3")
 
 
-def data() -> dict[str, Any]:
-    """J of every seed at every evaluation, and the advice in every cell of a part of the map."""
+def collapse() -> dict[str, Any]:
+    """J of every seed at every evaluation, by the setting."""
     runs = json.loads((results.RECORDS / "mismatch.json").read_text())["runs"]
-    rows = [row for row in atlas.read().rows() if all(row[key] == value for key, value in SHOWN.items())]
     return {
         "updates": [EVERY * place for place in range(len(runs[0]["j"]))],
         "runs": {run["set"]: run["j_of_members"] for run in runs},
-        "map": [
-            {key: row[key] for key in ("kl", "flips", "updates", "advice", "gradient_error_natural")}
-            for row in rows
-            if row["updates"] in UPDATES
-        ],
     }
 
 
-def draw(found: dict[str, Any]) -> Figure:
-    """J over updates on the left, a map for each N beside."""
-    figure = Figure(figsize=(10, 3.3), layout="constrained")
-    left, *maps = figure.subplots(1, 1 + len(UPDATES), width_ratios=(1.25, 1, 1))
-    _collapse(left, found)
-    for ax, n in zip(maps, UPDATES, strict=True):
-        _map(ax, [row for row in found["map"] if row["updates"] == n])
-        ax.set_title(TITLES[n], loc="left")
-    maps[0].set_ylabel("experts that differ")
-    maps[0].sharey(maps[1])
-    keys = [_key(MARKERS[place], COLOURS[place], label) for place, label in enumerate(("no replay", "R2", "R3"))]
-    keys.append(_key("o", GREY, "Qwen3-30B-A3B, FP8", markerfacecolor="none", markersize=12))
-    figure.legend(handles=keys, loc="outside lower right", ncols=4)
-    return figure
+def advice() -> list[dict[str, Any]]:
+    """The advice in every cell of a part of the map."""
+    rows = [row for row in atlas.read().rows() if all(row[key] == value for key, value in SHOWN.items())]
+    names = ("kl", "flips", "updates", "advice", "gradient_error_natural")
+    return [{key: row[key] for key in names} for row in rows if row["updates"] in UPDATES]
 
 
-def _key(marker: str, colour: str, label: str, **more: Any) -> Line2D:
-    return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label, **more)
-
-
-def _collapse(ax: Axes, found: dict[str, Any]) -> None:
+def draw_collapse(found: dict[str, Any]) -> Figure:
+    """J over updates: thin the seeds, thick their mean."""
+    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    ax = figure.subplots()
     for place, (setting, runs) in enumerate(found["runs"].items()):
         colour = COLOURS[1 - place]
         for run in runs:
@@ -69,6 +53,25 @@ def _collapse(ax: Axes, found: dict[str, Any]) -> None:
         ax.annotate(setting, (9, 0.36 if place == 0 else 0.76), color=colour, weight="bold")
     ax.set(ylim=(0, 1.02), xlabel="updates", ylabel="J, reward")
     ax.set_title("a collapse, and its one-line cure", loc="left")
+    return figure
+
+
+def draw_advice(rows: list[dict[str, Any]]) -> Figure:
+    """A map for each N."""
+    figure = Figure(figsize=(5.8, 3.3), layout="constrained")
+    maps = figure.subplots(1, len(UPDATES), sharey=True)
+    for ax, n in zip(maps, UPDATES, strict=True):
+        _map(ax, [row for row in rows if row["updates"] == n])
+        ax.set_title(TITLES[n], loc="left")
+    maps[0].set_ylabel("experts that differ")
+    keys = [_key(MARKERS[place], COLOURS[place], label) for place, label in enumerate(("no replay", "R2", "R3"))]
+    keys.append(_key("o", GREY, "Qwen3-30B-A3B, FP8", markerfacecolor="none", markersize=12))
+    figure.legend(handles=keys, loc="outside lower right", ncols=4, columnspacing=1.0, handletextpad=0.3)
+    return figure
+
+
+def _key(marker: str, colour: str, label: str, **more: Any) -> Line2D:
+    return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label, **more)
 
 
 def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -77,8 +80,11 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
         x, y = ([row[key] for row in mine] for key in ("kl", "flips"))
         ax.scatter(x, y, s=60, color=COLOURS[place], marker=MARKERS[place])
     ax.plot(*ENGINES, "o", color=GREY, markersize=15, markeredgewidth=1.5, markerfacecolor="none")
-    ax.set(xscale="log", yscale="log", xlabel="KL of the engines, nats a token")
+    ax.set(xscale="log", yscale="log", xlabel="KL, nats a token")
     ax.margins(0.15)
 
 
-PICTURE = Picture(name="landing", data=data, draw=draw)
+PICTURES = (
+    Picture(name="landing-collapse", data=collapse, draw=draw_collapse),
+    Picture(name="landing-map", data=advice, draw=draw_advice),
+)

@@ -14,7 +14,7 @@ import plots
 ROOT = Path(__file__).parents[1]
 PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 BEHIND = "run `make docs-tables`"
-AT_ONCE = [landing.PICTURE, decision.PICTURE, *plots.PICTURES[:1]]
+AT_ONCE = [*landing.PICTURES, decision.PICTURE, *plots.PICTURES[:1]]
 
 
 def named(picture):

@@ -1,12 +1,13 @@
 """A stranger goes from the first page to a decision for engines of their own, without a manual."""
 
 import pytest
-from driving import one, slid, waited
+from driving import all_of, one, slid, waited
 
 import firstorder as fo
 from firstorder.cli.report import explorer
 
 MINE = {"kl": 5e-3, "flips": 0.2, "n": 8, "horizon": 8192}
+PICTURES = ("landing-collapse.svg", "landing-map.svg")
 SHOWN = {"none": "no replay"}
 
 
@@ -16,9 +17,10 @@ def test_from_the_first_page_to_a_decision(browser, address, width):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(f"{address}/index.html")
     assert one(browser, "h1").text.startswith("Is my RL recipe stable")
-    picture = one(browser, "article img")
-    assert picture.get_attribute("src").endswith("landing.svg")
-    assert int(picture.get_attribute("naturalWidth")) > 0
+    pictures = all_of(browser, "article img")
+    assert [each.get_attribute("src").rpartition("/")[2] for each in pictures[:2]] == list(PICTURES)
+    assert all(int(each.get_attribute("naturalWidth")) > 0 for each in pictures)
+    assert all(each.rect["width"] > 250 for each in pictures)  # or its words are too small to read
     button = one(browser, "a.md-button--primary")
     assert "R2, R3 or none" in button.text
     button.click()
