@@ -29,7 +29,6 @@ EXCEPTIONS = {
     "firstorder measure RECIPE [--set A.B=V ...] [--split] [--json FILE] [--strict]": SYNOPSIS,
     "firstorder validate [--training] [--quick] [--only ID ...] [--expect FILE] [--json FILE]": SYNOPSIS,
     "firstorder measure minirl --set clip.hihg=0.3": REFUSED,
-    "firstorder measure mine.toml --set ratio.span=prefix": MADE,
     "firstorder measure minirl-root": MADE,
     "firstorder measure minirl-r3 --set sim.task=count --set sim.coldstart=terse --set schedule.group_size=8": MADE,
     "firstorder measure minirl --set sim.router=softmax_raw": MADE,

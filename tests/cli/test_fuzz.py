@@ -1,6 +1,7 @@
 """Ten thousand command lines through parsing and validation, and a hundred to their end: none meets a fault of ours."""
 
 import os
+import webbrowser
 from types import SimpleNamespace
 
 import fuzz
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from firstorder.backends import probe as engines
 from firstorder.backends.peers import environment
 from firstorder.cli import progress
-from firstorder.cli.api import follow, recommend, selftest
+from firstorder.cli.api import follow, recommend, selftest, watch
 from firstorder.cli.report import files
 from firstorder.core import memory
 from firstorder.core.formats import registry
@@ -34,8 +35,8 @@ def furnished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     kept = fuzz.furnish(folder)
 
-    def start(recipes, sim, out, config, *, resume):
-        RunFolder(out, config, resume=resume)
+    def start(recipes, sim, out, config, *, resume, longer):
+        RunFolder(out, config, resume=resume, changeable=longer)
         raise fuzz.Worked
 
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +56,8 @@ def furnished(tmp_path_factory):
         patch.setattr(engines, "measure_all", fuzz.work)
         patch.setattr(progress, "PATIENCE", 3600.0)  # seconds; a slow machine says how long it takes
         patch.setattr(follow, "follow", fuzz.work)
+        patch.setattr(watch, "_sizes", fuzz.work)  # of a run that goes on for ever, it waits for ever
+        patch.setattr(webbrowser, "open", lambda address: True)
         patch.setattr(recommend, "_exact", fuzz.work)
         patch.setattr(recommend, "answered", fuzz.work)
         patch.setattr(selftest, "self_test", fuzz.work)
