@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from firstorder.backends import probe as engines
 from firstorder.backends.peers import environment
 from firstorder.cli import progress
-from firstorder.cli.api import follow, recommend, selftest, watch
-from firstorder.cli.report import files
+from firstorder.cli.api import doctor, follow, recommend, selftest, watch
+from firstorder.cli.report import explorer, files
 from firstorder.core import memory
 from firstorder.core.formats import registry
 from firstorder.core.runs.folder import RunFolder
@@ -53,6 +53,8 @@ def furnished(tmp_path_factory):
         patch.setattr(runs, "conditions", lambda *, quick: {})
         patch.setattr(files, "run_report", fuzz.work)
         patch.setattr(files, "sweep_report", fuzz.work)
+        patch.setattr(explorer, "page", fuzz.work)
+        patch.setattr(doctor, "machine", fuzz.work)
         patch.setattr(engines, "measure_all", fuzz.work)
         patch.setattr(progress, "PATIENCE", 3600.0)  # seconds; a slow machine says how long it takes
         patch.setattr(follow, "follow", fuzz.work)
