@@ -51,10 +51,11 @@ def test_a_room_imports_only_from_the_rooms_below_it(room):
             assert name.split(".")[0] not in ROOMS, f"{file} imports {name} by its bare name"
 
 
-def test_the_wheel_holds_every_file_of_the_package_itself():
-    taken = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["only-include"]
+def test_wheel_and_sdist_hold_every_file_of_the_package_itself():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     here = {f"src/firstorder/{path.name}" for path in (ROOT / "src/firstorder").iterdir() if path.is_file()}
-    assert set(taken) == here | set(ROOMS)
+    assert set(build["only-include"]) == here | set(ROOMS)
+    assert set(build["targets"]["sdist"]["only-include"]) > here | set(ROOMS)  # the wheel is built of it
 
 
 def test_the_package_runs_as_a_module():
