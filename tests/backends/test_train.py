@@ -142,7 +142,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(pair.EnginePair, "sync_weights", sync_weights)
         assert run([*command, "--out", str(out)]) == 130
-    assert run([*command, "--out", str(out), "--resume"]) == 0
+    assert run(["resume", str(out)] if last else [*command, "--out", str(out), "--resume"]) == 0
+    assert lines(out, "metrics") == lines(whole, "metrics")
+    assert lines(out, "receipts") == lines(whole, "receipts")
+
+
+def test_a_finished_run_is_made_longer_and_is_the_one_that_was_longer_from_the_start(command, whole, tmp_path):
+    out = tmp_path / "run"
+    assert run([*command, *sets("schedule.steps=2"), "--out", str(out)]) == 0
+    assert run(["resume", str(out), *sets("schedule.steps=4")]) == 0
     assert lines(out, "metrics") == lines(whole, "metrics")
     assert lines(out, "receipts") == lines(whole, "receipts")
 
@@ -180,7 +188,7 @@ def test_sigterm_ends_a_run_after_a_step_that_is_saved(command, whole, tmp_path)
     done = len(lines(out, "metrics"))
     assert 0 < done < 4
     assert [file.name for file in (out / "checkpoints").glob("*.pt")] == [f"step-{done:07d}.pt"]
-    assert f"SIGTERM after step {done - 1}, saved; go on with --resume" in err
+    assert f"SIGTERM after step {done - 1}, saved; go on with `firstorder resume {out}`" in err
     assert run([*rare, "--resume"]) == 0
     assert lines(out, "metrics") == lines(whole, "metrics")
     assert lines(out, "receipts") == lines(whole, "receipts")
