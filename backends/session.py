@@ -70,13 +70,13 @@ class EngineRun:
         """
         self._tasks()
 
-    def prepare(self, out: Path, *, resume: bool = False, longer: Collection[str] = ()) -> Session:
+    def prepare(self, out: Path, *, resume: bool = False, changeable: Collection[str] = ()) -> Session:
         """Check everything, open the run folder, start both engines and restore the newest checkpoint.
 
         Args:
             out: the folder.
             resume: go on in it.
-            longer: dotted keys that may have other values on resuming, besides those that always may.
+            changeable: dotted keys that may have other values on resuming, besides those that always may.
 
         Raises:
             ConfigError: the recipe cannot be trained here, or the folder cannot be used.
@@ -87,13 +87,13 @@ class EngineRun:
 
         start_process_group(self.torchtitan.timeout)
         config = self.settings()
-        changeable = [*longer, *(f"torchtitan.{key}" for key in CHANGEABLE), *(f"vllm.{key}" for key in REACHED)]
+        may = [*changeable, *(f"torchtitan.{key}" for key in CHANGEABLE), *(f"vllm.{key}" for key in REACHED)]
         with detect_lost_rank():
             if self.vllm.servers:
                 from .vllm.replicas import check_servers
 
                 broadcast_from_rank0(lambda: check_servers(self.vllm, self.torchtitan.model))
-            with opened(out, config, resume=resume, changeable=changeable, resolved=resolved_run, ranks=ranks) as (
+            with opened(out, config, resume=resume, changeable=may, resolved=resolved_run, ranks=ranks) as (
                 folder,
                 checkpoint,
             ):

@@ -25,6 +25,7 @@ import pictures
 import plots
 import results
 import rooms
+import shown
 import tables
 import walks
 
@@ -100,3 +101,4 @@ if __name__ == "__main__":
     for picture in PICTURES:
         picture.write()
     pictures.write()
+    shown.write()

@@ -10,6 +10,7 @@ import drawn
 import generate
 import landing
 import plots
+import shown
 
 ROOT = Path(__file__).parents[1]
 PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
@@ -48,3 +49,25 @@ def test_a_picture_knows_what_it_was_drawn_from(tmp_path, monkeypatch):
     assert plots.PICTURES[0].digest in plots.PICTURES[0].svg
     (tmp_path / "weights.json").write_text("{}")
     assert plots.PICTURES[0].digest not in plots.PICTURES[0].svg
+
+
+@pytest.mark.parametrize("name", shown.FIGURES)
+def test_the_numbers_of_a_figure_of_a_result_are_those_of_the_code(name):
+    figure = shown.FIGURES[name]
+    held = json.loads((ROOT / f"docs/images/{name}.json").read_text())
+    found = json.loads(json.dumps(figure.data(figure.make())))
+    assert parts(found) == pytest.approx(parts(held), rel=1e-6, abs=1e-12), BEHIND
+    assert f"images/{name}.svg" in PAGES
+    assert f"images/{name}.json" in PAGES
+
+
+def parts(tree):
+    """The numbers of nested tables and lists, by the way that leads to each."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    found = {}
+    for key, value in pairs:
+        if isinstance(value, (dict, list)):
+            found |= {(key, *more): number for more, number in parts(value).items()}
+        elif isinstance(value, (int, float)):
+            found[(key,)] = value
+    return found

@@ -11,7 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from .advised import answered
-from .recommend import DEFAULTS
+from .recommend import DEFAULTS, point_of
 
 if TYPE_CHECKING:
     from firstorder.sim.trials.atlas import Atlas, Point
@@ -57,22 +57,7 @@ def decision() -> dict[str, Any]:
 def points() -> Iterator[Point]:
     """The regimes of the grid, in order."""
     for values in product(*AXES.values()):
-        yield point_of(dict(zip(AXES, values, strict=True)))
-
-
-def point_of(at: Mapping[str, float]) -> Point:
-    """The regime of a place on the grid."""
-    from firstorder.sim.trials.atlas import Point
-
-    return Point(
-        kl=at["kl"],
-        flips=at["flips"],
-        updates=round(at["n"]),
-        horizon=round(at["horizon"]),
-        group=round(DEFAULTS["group"]),
-        entropy=DEFAULTS["entropy"],
-        step=at["step"],
-    )
+        yield point_of({**DEFAULTS, **dict(zip(AXES, values, strict=True))})
 
 
 def regime(atlas: Atlas, point: Point) -> Row:

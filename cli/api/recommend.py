@@ -161,15 +161,7 @@ def recommend(
     options = {"kl": kl, "flips": flips, "n": n, "horizon": horizon, "group": group, "entropy": entropy, "step": step}
     numbers, given = _numbers(options, match)
     _check(numbers)
-    point = maps.Point(
-        kl=numbers["kl"],
-        flips=numbers["flips"],
-        updates=round(numbers["n"]),
-        horizon=round(numbers["horizon"]),
-        group=round(numbers["group"]),
-        entropy=numbers["entropy"],
-        step=numbers["step"],
-    )
+    point = point_of(numbers)
     atlas = maps.read()
     found = _exact(point) if exact else atlas.numbers(point)
     answer = answered(atlas, point, found, exact=exact)
@@ -182,6 +174,21 @@ def recommend(
         "result": {"point": numbers} | answer,
     }
     return RecommendResult(document=document, point=numbers, given=given, **answer)
+
+
+def point_of(numbers: Mapping[str, float]) -> Point:
+    """The regime of numbers by the names of the options."""
+    from firstorder.sim.trials.atlas import Point
+
+    return Point(
+        kl=numbers["kl"],
+        flips=numbers["flips"],
+        updates=round(numbers["n"]),
+        horizon=round(numbers["horizon"]),
+        group=round(numbers["group"]),
+        entropy=numbers["entropy"],
+        step=numbers["step"],
+    )
 
 
 def _numbers(options: Mapping[str, float | None], match: str | None) -> tuple[dict[str, float], dict[str, str]]:

@@ -41,10 +41,8 @@ def resume(
         DataError: it has checkpoints, and none is whole.
         Interrupted: a signal or an alarm asked the run to stop; the step is saved.
     """
-    from firstorder.core.settings.toml import parse
-
     path = Path(folder)
-    tables = parse(_configuration(path))
+    tables = _configuration(path)
     backend = "sim" if "sim" in tables else "torchtitan"
     given = laid(overrides, keys, simulated=backend == "sim")
     _check_longer(path, tables, given)
@@ -52,24 +50,25 @@ def resume(
         path,
         given,
         backend=backend,
-        longer=(STEPS,) if any(key == STEPS for key, _ in given) else (),
+        changeable=(STEPS,) if any(key == STEPS for key, _ in given) else (),
         track=[*dict.fromkeys([*_sinks(path), *track])],
         alarm=alarm or ("watch" if (path / "alarms.jsonl").is_file() else None),
         dump=_dumped(path),
     )
 
 
-def _configuration(path: Path) -> Path:
-    """The configuration of a run that `train` started."""
+def _configuration(path: Path) -> dict[str, Any]:
+    """The settings of a run that `train` started."""
     from firstorder.core.errors import ConfigError
     from firstorder.core.settings.toml import parse
 
     file = path / "config.toml"
     if not file.is_file():
         raise ConfigError(f"{path} holds no run to resume, no {file.name}; `firstorder train RECIPE` starts one")
-    if "schedule" not in parse(file):
+    tables = parse(file)
+    if "schedule" not in tables:
         raise ConfigError(f"{path} holds no run of `firstorder train`, but something else; give the folder of one")
-    return file
+    return tables
 
 
 def _check_longer(path: Path, tables: dict[str, Any], given: Sequence[tuple[str, Any]]) -> None:

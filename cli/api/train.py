@@ -168,14 +168,14 @@ def go_on(
     overrides: Sequence[tuple[str, Any]],
     *,
     backend: str,
-    longer: Sequence[str],
+    changeable: Sequence[str],
     track: Sequence[str],
     alarm: str | None,
     dump: str | None,
 ) -> TrainResult:
-    """Go on with the run in a folder, by its own settings; those in `longer` may have other values."""
+    """Go on with the run in a folder, by its own settings; those in `changeable` may have other values."""
     run = _composed(backend)(folder / "config.toml", overrides, None)
-    return _trained(run, folder, resume=True, longer=longer, track=track, alarm=alarm, dump=dump)
+    return _trained(run, folder, resume=True, changeable=changeable, track=track, alarm=alarm, dump=dump)
 
 
 def _trained(
@@ -184,7 +184,7 @@ def _trained(
     *,
     resume: bool,
     strict: bool = False,
-    longer: Sequence[str] = (),
+    changeable: Sequence[str] = (),
     track: Sequence[str],
     alarm: str | None,
     dump: str | None,
@@ -198,7 +198,7 @@ def _trained(
     inert = run.inert()
     if strict:
         check_strict(inert)
-    session = run.prepare(folder, resume=resume, longer=longer)
+    session = run.prepare(folder, resume=resume, changeable=changeable)
     if session.ranks.is_rank0():
         for line in inert:
             log.info("inert: %s", line)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from firstorder.core.errors import DataError
+from firstorder.core.runs.files import shipped_text
 from firstorder.sim.trials.options import OPTIONS
 
 from . import kit
@@ -41,11 +42,7 @@ def read() -> dict[str, Any]:
     Raises:
         DataError: they cannot be read, or are none.
     """
-    try:
-        text = SHIPPED.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{SHIPPED} holds no data of the explorer ({error}); install firstorder again") from None
-    return parse(text, str(SHIPPED))
+    return parse(shipped_text(SHIPPED, "data of the explorer"), str(SHIPPED))
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 State = Literal["collapsed", "fell", "flat", "learned"]
 STATES: tuple[State, ...] = ("collapsed", "fell", "flat", "learned")  # of two that are as frequent, the first
 JUDGED = {"exact/j_pi": 1, "eval/reward": 1, "reward": 0}  # what says J, best first: steps done after the line's step
+WRITTEN = ("state", "members", "quantity", "window", "first", "last", "best", "steps_done", "since")
 SAMPLED = "reward"  # of each batch, so that its mean over a window of steps is read
 
 
@@ -78,6 +79,11 @@ class RunOutcome:
             f"{self.quantity}{mean}: {self.first:.3g} at step {first}, {self.last:.3g} at step {last}, "
             f"best {self.best:.3g} at step {best}"
         )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; of a remedy what to change."""
+        own = {name: getattr(self, name) for name in WRITTEN}
+        return own | {"remedies": [remedy for remedy, _ in self.remedies]}
 
     @property
     def advice(self) -> str:

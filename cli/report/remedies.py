@@ -177,7 +177,8 @@ def lost(config: Mapping[str, Any], lines: Sequence[Line]) -> Branch:
         config: its settings by dotted key.
         lines: its steps, both logs together.
     """
-    if config.get("schedule.minibatches", 1) > 1 and not _ever(lines, "clip_upper", "clip_lower"):
+    unclipped = config.get("clip.kind", "none") == "none" and not _ever(lines, "clip_upper", "clip_lower")
+    if config.get("schedule.minibatches", 1) > 1 and unclipped:
         return UNBOUNDED
     return CORRECTED if _has_ratio(config) else DRIFT
 

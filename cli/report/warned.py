@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from firstorder.core.runs.events import Event
+if TYPE_CHECKING:
+    from firstorder.core.runs.events import Event
 
-from .runs import Run
+    from .runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,13 @@ class Warned:
 
 def warned(run: Run) -> list[Warned]:
     """The alarms of a run, in the order in which they started."""
+    return summed(run.alarms)
+
+
+def summed(alarms: Sequence[Event]) -> list[Warned]:
+    """Alarms in the order in which they started, each over all its members and episodes."""
     by_alarm: dict[str, list[Event]] = {}
-    for event in run.alarms:
+    for event in alarms:
         by_alarm.setdefault(event.alarm, []).append(event)
     return [_summed(events) for events in by_alarm.values()]
 

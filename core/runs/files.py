@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from firstorder.core.errors import ConfigError
+from firstorder.core.errors import ConfigError, DataError
 
 SHORT = 32  # characters of a name that stand in that of its temporary file, which must not be too long itself
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,6 +50,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
             raise
         remedy = "free some space" if error.errno in FULL else "give a file that can be replaced"
         raise ConfigError(f"cannot write {path}: {error.strerror}; {remedy}") from None
+
+
+def shipped_text(file: Path, what: str) -> str:
+    """The text of a file of the package.
+
+    Raises:
+        DataError: it cannot be read; `what` it should hold is named.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} holds no {what} ({error}); install firstorder again") from None
 
 
 def check_folder(out: Path) -> None:

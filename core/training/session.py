@@ -207,6 +207,6 @@ class TrainingRun(Protocol):
     def inert(self) -> list[str]:
         """The parts of the recipe that cannot act in its schedule, one sentence each."""
 
-    def prepare(self, out: Path, *, resume: bool = False, longer: Collection[str] = ()) -> Session:
+    def prepare(self, out: Path, *, resume: bool = False, changeable: Collection[str] = ()) -> Session:
         """Check everything, open the run folder `out`, start the engines and restore the newest checkpoint; on resuming
-        the keys `longer` may have other values."""
+        the keys `changeable` may have other values."""

@@ -78,20 +78,20 @@ class SimRun:
             except (SizeError, ConfigError) as error:
                 raise type(error)(f"{error}, or lower sim.pool, or set sim.update=sampled") from None
 
-    def prepare(self, out: Path, *, resume: bool = False, longer: Collection[str] = ()) -> Session:
+    def prepare(self, out: Path, *, resume: bool = False, changeable: Collection[str] = ()) -> Session:
         """Check everything, open the run folder and restore its newest checkpoint.
 
         Args:
             out: the folder.
             resume: go on in it.
-            longer: dotted keys that may have other values on resuming.
+            changeable: dotted keys that may have other values on resuming.
 
         Raises:
             ConfigError: the recipe cannot be trained here, or the folder cannot be used.
             SizeError: the responses to the measured prompts are too many to enumerate.
         """
         self.check()
-        return start((self.recipe,), self.sim, out, self.settings(), resume=resume, longer=longer)
+        return start((self.recipe,), self.sim, out, self.settings(), resume=resume, changeable=changeable)
 
 
 def resolved_run(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def start(
     config: dict[str, Any],
     *,
     resume: bool,
-    longer: Collection[str] = (),
+    changeable: Collection[str] = (),
 ) -> Session:
     """Recipes that share a schedule as the arms of one ensemble, at the newest checkpoint of their folder.
 
@@ -120,10 +120,10 @@ def start(
         out: the run folder.
         config: the configuration that the folder is for.
         resume: go on in a folder of this configuration.
-        longer: as of `SimRun.prepare`.
+        changeable: as of `SimRun.prepare`.
     """
     arms = tuple(Arm(recipe=recipe, members=sim.members) for recipe in recipes)
-    with opened(out, config, resume=resume, changeable=longer, resolved=resolved_run) as (folder, checkpoint):
+    with opened(out, config, resume=resume, changeable=changeable, resolved=resolved_run) as (folder, checkpoint):
         backend = SimBackend(sim, arms, (sim.seed + torch.arange(sim.members)).repeat(len(arms)))
         folder.describe(logged_quantities(backend))
         if checkpoint is not None:

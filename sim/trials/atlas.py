@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from firstorder.core.errors import DataError
+from firstorder.core.runs.files import shipped_text
 
 from .options import OPTIONS, Option
 
@@ -283,11 +284,7 @@ def read(file: Path = SHIPPED) -> Atlas:
     Raises:
         DataError: it cannot be read, or is none.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} holds no map ({error}); install firstorder again") from None
-    return parse(text, str(file))
+    return parse(shipped_text(file, "map"), str(file))
 
 
 def parse(text: str, where: str) -> Atlas:

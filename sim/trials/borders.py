@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from firstorder.core.errors import DataError
 from firstorder.core.method.recipe import Recipe
+from firstorder.core.runs.files import shipped_text
 
 from .neighbours import corrected, correction
 
@@ -145,11 +146,7 @@ def read(file: Path = SHIPPED) -> tuple[Border, ...]:
     Raises:
         DataError: it cannot be read, or is damaged as `parse` says.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} holds no borders ({error}); install firstorder again") from None
-    return parse(text, str(file))
+    return parse(shipped_text(file, "borders"), str(file))
 
 
 def parse(text: str, where: str) -> tuple[Border, ...]:

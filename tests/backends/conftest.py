@@ -14,8 +14,9 @@ import torch
 from firstorder.backends.coldstart import initial_weights
 from firstorder.backends.folder import SHARD, Shape, write_config, write_weights
 from firstorder.backends.tasks import sums
+from firstorder.cli.main import run
 
-sys.path.insert(0, str(Path(__file__).parent))  # reference.py
+sys.path.insert(0, str(Path(__file__).parent))  # reference.py, small_runs.py
 
 FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign.py"))["FOREIGN"]
 
@@ -78,3 +79,25 @@ def same():
         assert apart <= tolerance * expected.double().abs().max(), float(apart)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def solver(tmp_path_factory):
+    made = tmp_path_factory.mktemp("made") / "model"
+    assert run(["coldstart", "steps", "--out", str(made), "--steps", "100"]) == 0  # it solves a few sums
+    return made
+
+
+@pytest.fixture(scope="session")
+def command(solver):
+    from small_runs import ENGINES, SMALL, sets
+
+    model = sets(f"torchtitan.model={solver}")
+    return ["train", "minirl-r3-n2", "--backend", "torchtitan", *model, *sets(*SMALL, *ENGINES)]
+
+
+@pytest.fixture(scope="session")
+def whole(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert run([*command, "--dump", "--out", str(out)]) == 0
+    return out

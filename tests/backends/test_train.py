@@ -1,70 +1,32 @@
-"""Whole runs through the command line: cold start, training, an interruption, bad input."""
+"""Whole runs through the command line: cold start, training, export, bad input."""
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from reference import Reference
 from safetensors.torch import load_file
+from small_runs import SMALL, lines, sets, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firstorder.backends import export, extras, pair
+from firstorder.backends import export, extras
 from firstorder.backends.tasks import sums
 from firstorder.backends.torchtitan.config import Torchtitan
 from firstorder.backends.torchtitan.trainer import Trainer
 from firstorder.cli.main import run
-from firstorder.core.errors import DataError, DiskError
+from firstorder.core.errors import DiskError
 from firstorder.core.formats.chunk import chunks
 from firstorder.core.formats.registry import open_dump
 from firstorder.core.method.recipe import Recipe
 from firstorder.core.routing import flips
 from firstorder.core.training.diagnostics import diagnose
 
-SMALL = ["schedule.steps=4", "schedule.prompts=8", "schedule.group_size=4", "optimizer.lr=1e-3"]
-ENGINES = [
-    *("torchtitan.dtype=float32", "torchtitan.pack_length=64", "torchtitan.checkpoint_every=1"),
-    *("torchtitan.evaluate_every=2", "torchtitan.evaluate_prompts=8"),
-    *("vllm.dtype=float32", "vllm.max_prompt=40", "vllm.kv_cache_mib=16", "task.kind=sums"),
-]
 
-
-def sets(*assignments):
-    return [word for one in assignments for word in ("--set", one)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("made") / "model"
-    assert run(["coldstart", "steps", "--out", str(made), "--steps", "100"]) == 0  # it solves a few sums
-    return made
-
-
-@pytest.fixture(scope="module")
-def command(folder):
-    model = sets(f"torchtitan.model={folder}")
-    return ["train", "minirl-r3-n2", "--backend", "torchtitan", *model, *sets(*SMALL, *ENGINES)]
-
-
-@pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert run([*command, "--dump", "--out", str(out)]) == 0
-    return out
-
-
-def lines(out, name):
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
-
-
-def test_a_cold_start_is_a_folder_that_transformers_loads(folder):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+def test_a_cold_start_is_a_folder_that_transformers_loads(solver):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(solver), AutoTokenizer.from_pretrained(solver)
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 5e6
     assert model.config.num_experts == 8
     assert tokenizer("1+1=")["input_ids"] == sums.encode("1+1=")
@@ -129,113 +91,15 @@ def test_a_run_is_shown_in_a_sink(command, whole, tmp_path):
     assert [e.step for e in events.Scalars("reward")] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("last", [0, 2])
-def test_an_interrupted_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, last):
-    out = tmp_path / "run"
-    save = pair.EnginePair.sync_weights
-
-    def sync_weights(self):
-        save(self)
-        if self._next == last + 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pair.EnginePair, "sync_weights", sync_weights)
-        assert run([*command, "--out", str(out)]) == 130
-    assert run(["resume", str(out)] if last else [*command, "--out", str(out), "--resume"]) == 0
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    assert lines(out, "receipts") == lines(whole, "receipts")
-
-
-def test_a_finished_run_is_made_longer_and_is_the_one_that_was_longer_from_the_start(command, whole, tmp_path):
-    out = tmp_path / "run"
-    assert run([*command, *sets("schedule.steps=2"), "--out", str(out)]) == 0
-    assert run(["resume", str(out), *sets("schedule.steps=4")]) == 0
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    assert lines(out, "receipts") == lines(whole, "receipts")
-
-
-@pytest.mark.parametrize("moment", ["checkpoints/torchtitan/step-2/__0_0.distcp", "checkpoints/step-0000002.pt"])
-def test_a_killed_run_goes_on_bit_for_bit(command, whole, tmp_path, moment):
-    out = tmp_path / "run"
-    words = [sys.executable, "-c", "from firstorder.cli.main import main; main()", *command, "--out", str(out)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (out / moment).exists():
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        assert time.monotonic() < deadline
-    process.kill()  # the first moment is in the middle of a checkpoint, the second in the middle of the next step
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert (out / "metrics.jsonl").read_text().count("\n") < 4
-    assert run([*command, "--out", str(out), "--resume"]) == 0
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    assert lines(out, "receipts") == lines(whole, "receipts")
-
-
-def test_sigterm_ends_a_run_after_a_step_that_is_saved(command, whole, tmp_path):
-    out = tmp_path / "run"
-    rare = [*command, *sets("torchtitan.checkpoint_every=1000"), "--out", str(out)]
-    words = [sys.executable, "-c", "from firstorder.cli.main import main; main()", *rare]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        assert time.monotonic() < deadline
-    process.terminate()  # at a step's end or in the next step
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 128 + signal.SIGTERM, err[-2000:]
-    done = len(lines(out, "metrics"))
-    assert 0 < done < 4
-    assert [file.name for file in (out / "checkpoints").glob("*.pt")] == [f"step-{done:07d}.pt"]
-    assert f"SIGTERM after step {done - 1}, saved; go on with `firstorder resume {out}`" in err
-    assert run([*rare, "--resume"]) == 0
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    assert lines(out, "receipts") == lines(whole, "receipts")
-
-
-def test_a_step_that_fails_is_named_and_the_run_goes_on_bit_for_bit(command, whole, tmp_path, monkeypatch, capsys):
-    out, forward, taken = tmp_path / "run", Trainer._forward, []
-    broken = {5: lambda logp: logp + torch.empty(2**50), 9: lambda logp: logp * float("nan")}
-
-    def failing(self, packed, tokens, *kept, **wanted):
-        logp, *rest = forward(self, packed, tokens, *kept, **wanted)
-        taken.append(logp.requires_grad)
-        return broken.pop(sum(taken))(logp) if sum(taken) in broken and logp.requires_grad else logp, *rest
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_forward", failing)
-        for words, remedy in (([], "lower torchtitan.microbatch_rows"), (["--resume"], "lower optimizer.lr or bound")):
-            capsys.readouterr()
-            assert run([*command, "--out", str(out), *words]) == 2
-            err = capsys.readouterr().err
-            assert remedy in err
-            assert "Traceback" not in err
-    assert not broken
-    assert not (out / "model").exists()
-    assert run([*command, "--out", str(out), "--resume", *sets("torchtitan.checkpoint_every=2")]) == 0
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    assert lines(out, "receipts") == lines(whole, "receipts")
-    assert "checkpoint_every = 2\n" in (out / "config.toml").read_text()
-
-
-def trained(folder, whole, **changes):
-    """The trainer of a finished run."""
-    settings = Torchtitan(model=str(folder), dtype="float32", pack_length=64, **changes)
-    made = Trainer(settings, Recipe(), 1.0, whole / "checkpoints")
-    made.load(4)
-    return made
-
-
-def test_a_finished_run_holds_a_model_that_transformers_loads_with_the_trainers_log_probs(folder, whole):
+def test_a_finished_run_holds_a_model_that_transformers_loads_with_the_trainers_log_probs(solver, whole):
     lengths, g = torch.tensor([30, 12, 21]), torch.Generator().manual_seed(0)
     tokens = torch.where(torch.arange(30) < lengths[:, None], torch.randint(2, 30, (3, 30), generator=g), 0)
     expected = Reference(whole / "model").score(tokens, 1.0)[0]
     batch = SimpleNamespace(tokens=tokens, lengths=lengths, kept=None)
-    found = trained(folder, whole).score(batch)
+    found = trained(solver, whole).score(batch)
     run = torch.arange(30) < lengths[:, None]
     torch.testing.assert_close(found.logp[run], expected[run], rtol=0, atol=2e-5)
-    start = Trainer(Torchtitan(model=str(folder), dtype="float32", pack_length=64), Recipe(), 1.0, whole).score(batch)
+    start = Trainer(Torchtitan(model=str(solver), dtype="float32", pack_length=64), Recipe(), 1.0, whole).score(batch)
     assert (start.logp - expected)[run].abs().max() > 1e-3
     assert AutoTokenizer.from_pretrained(whole / "model")("1+1=")["input_ids"] == sums.encode("1+1=")
 
@@ -246,8 +110,8 @@ def test_both_engines_load_a_finished_run(command, whole, tmp_path):
     assert abs(lines(out, "metrics")[0]["kl"]) < 1e-5
 
 
-def test_an_export_is_whole_or_not_there(folder, whole, tmp_path, monkeypatch):
-    trainer, written = trained(folder, whole), export.write_weights
+def test_an_export_is_whole_or_not_there(solver, whole, tmp_path, monkeypatch):
+    trainer, written = trained(solver, whole), export.write_weights
 
     def stop(error):
         def write(folder, weights):
@@ -269,42 +133,12 @@ def test_an_export_is_whole_or_not_there(folder, whole, tmp_path, monkeypatch):
     }
 
 
-def test_a_model_trained_in_bfloat16_is_exported_in_it(folder, whole, tmp_path):
-    settings = Torchtitan(model=str(folder), dtype="bfloat16", pack_length=64)
+def test_a_model_trained_in_bfloat16_is_exported_in_it(solver, whole, tmp_path):
+    settings = Torchtitan(model=str(solver), dtype="bfloat16", pack_length=64)
     export.export(Trainer(settings, Recipe(), 1.0, whole), tmp_path)
     weights = load_file(tmp_path / "model/model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
-
-
-def test_a_checkpoint_of_another_model_is_named(folder, whole):
-    held = pair.EnginePair(trained(folder, whole), None, None, None)
-    state = held.state() | {"shape": vars(held.trainer.shape) | {"num_hidden_layers": 6}}
-    with pytest.raises(DataError, match=r"of a model with num_hidden_layers = 6, and .* has 4; put the model back"):
-        held.load(state)
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(command, whole, tmp_path, capsys, caplog):
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    shards = [out / f"checkpoints/torchtitan/step-{step}/__0_0.distcp" for step in (3, 4)]
-    flip(shards[1])
-    more = [*command, "--out", str(out), "--resume"]
-    assert run(more) == 0
-    assert f"{shards[1]} is damaged; resuming from step 3" in caplog.text
-    capsys.readouterr()
-    assert lines(out, "metrics") == lines(whole, "metrics")
-    for shard in shards:
-        flip(shard)
-    assert run(more) == 2
-    assert f"every checkpoint is damaged: {shards[1]} is damaged" in capsys.readouterr().err
-    assert len(lines(out, "metrics")) == 4
 
 
 WRONG = {
@@ -382,9 +216,9 @@ def test_missing_engines_say_how_to_get_them(command, monkeypatch, capsys, tmp_p
         ("topk_method", "noaux_tc", "a bias that balances the experts"),
     ],
 )
-def test_a_model_that_does_not_fit_is_named(command, folder, tmp_path, capsys, key, value, remedy):
+def test_a_model_that_does_not_fit_is_named(command, solver, tmp_path, capsys, key, value, remedy):
     copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
+    shutil.copytree(solver, copy)
     config = json.loads((copy / "config.json").read_text())
     config = {name: v for name, v in (config | {key: value}).items() if v is not None or name != key}
     (copy / "config.json").write_text(json.dumps(config))
@@ -393,9 +227,9 @@ def test_a_model_that_does_not_fit_is_named(command, folder, tmp_path, capsys, k
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_another_model_are_named(command, folder, tmp_path, capsys):
+def test_weights_of_another_model_are_named(command, solver, tmp_path, capsys):
     copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
+    shutil.copytree(solver, copy)
     config = json.loads((copy / "config.json").read_text()) | {"moe_intermediate_size": 64}
     (copy / "config.json").write_text(json.dumps(config))
     assert run([*command, *sets(f"torchtitan.model={copy}"), "--out", str(tmp_path / "run")]) == 2

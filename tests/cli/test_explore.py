@@ -144,7 +144,7 @@ def test_the_advice_is_among_the_tied_and_the_tied_among_the_allowed(data):
 
 def test_a_regime_is_made_anew_as_it_is_stored(data):
     at = REGIMES[2]
-    made = gridded.regime(maps.read(), gridded.point_of(at))
+    made = gridded.regime(maps.read(), gridded.point_of({**gridded.DEFAULTS, **at}))
     stored = {name: shown(data, name, place(data, **at)) for name in made}
     assert json.loads(json.dumps(made)) == stored
     assert {name: list(values) for name, values in gridded.AXES.items()} == data["decision"]["axes"]

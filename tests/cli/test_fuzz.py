@@ -35,8 +35,8 @@ def furnished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     kept = fuzz.furnish(folder)
 
-    def start(recipes, sim, out, config, *, resume, longer):
-        RunFolder(out, config, resume=resume, changeable=longer)
+    def start(recipes, sim, out, config, *, resume, changeable):
+        RunFolder(out, config, resume=resume, changeable=changeable)
         raise fuzz.Worked
 
     with pytest.MonkeyPatch.context() as patch:

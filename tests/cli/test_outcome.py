@@ -68,6 +68,7 @@ def test_the_remedy_is_a_row_of_the_page():
     for config, logged, row in (
         (STALE, lines(FALLS, clip_upper=0.0), remedies.UNBOUNDED),
         (STALE, clipped, remedies.DRIFT),
+        (STALE | {"clip.kind": "minirl"}, lines(FALLS, clip_upper=0.0), remedies.DRIFT),  # it has the clip already
         (STALE | {"ratio.of": "theta/old"}, clipped, remedies.DRIFT),
         (STALE | {"schedule.minibatches": 1}, lines(FALLS), remedies.DRIFT),
         (STALE | {"ratio.of": "theta/mu"}, clipped, remedies.CORRECTED),

@@ -1,5 +1,6 @@
 """The collapse that ships, and its cure, as a user runs them."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -7,9 +8,18 @@ import pytest
 import torch
 
 from firstorder.cli.main import run
-from firstorder.core.settings.toml import flat, read
+from firstorder.cli.report.outcome import run_outcome
+from firstorder.core.runs.logs import history
+from firstorder.core.settings.toml import flat, parse, read
 
-EXAMPLE = Path(__file__).parents[2] / "docs/examples/collapse.toml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/collapse.toml"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("collapse")
+    return folder / "collapse", folder / "cured"
 
 
 def trained(folder, *more):
@@ -19,9 +29,8 @@ def trained(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("collapse")
-    return trained(folder / "collapse"), trained(folder / "cured", "--set", "clip.kind=minirl")
+def runs(folders):
+    return trained(folders[0]), trained(folders[1], "--set", "clip.kind=minirl")
 
 
 def test_without_a_clip_what_was_known_is_lost_and_with_it_the_task_is_learnt(runs):
@@ -42,3 +51,23 @@ def test_the_example_is_the_shipped_recipe():
     method = {key for key in mine if key.split(".")[0] not in ("about", "sim", "optimizer")}
     assert {key for key in method if mine[key] != shipped.get(key)} == {"schedule.steps"}
     assert mine["schedule.steps"] == 12
+
+
+def test_the_pages_show_how_it_ends(runs, folders):
+    outcome = run_outcome(list(history(folders[0])), flat(parse(folders[0] / "config.toml")))
+    page = (ROOT / "docs/train.md").read_text()
+    seeds = ", ".join(str(1000 + place) for place in outcome.collapsed)
+    for line in (f"verdict: {outcome.headline}", f"J: {outcome.course}", f"collapsed seeds: {seeds}"):
+        assert f"\n{line}\n" in page
+    assert f"\nwhat to do: {outcome.advice}; docs/collapse.md says why\n" in page
+    ((remedy, cause),) = outcome.remedies
+    capital = f"{outcome.headline[0].upper()}{outcome.headline[1:]}"
+    top = (capital, f"{outcome.course}.", f"Try {remedy}, against {cause} (why).")
+    assert "\n".join(top) in (ROOT / "docs/report.md").read_text()
+
+
+def test_the_figure_on_the_page_is_of_this_run(runs):
+    with (ROOT / "docs/images/train-reward.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "exact/j_pi"]
+    shown = torch.tensor([[float(x) for x in row["each"].split()] for row in rows]).T
+    assert torch.allclose(shown.double(), runs[0]["exact/j_pi"].double(), rtol=1e-3, atol=1e-3)
